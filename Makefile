@@ -1,0 +1,99 @@
+# Plateau's commands. `make help` lists them; README.md says what they print.
+
+# The environment. An existing one may be named too: it is used as it is, and a torch found in it stays.
+VENV ?= .venv
+# The interpreter that a new environment is made from: the first one that is new enough.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
+	$$name -c "$(NEW_ENOUGH)" >/dev/null 2>&1 && { echo $$name; break; }; done)
+# The torch to install. Empty: the torch that PYTHON has already, else TORCH_DEFAULT, as a CPU build if there is one.
+TORCH_SPEC ?=
+# More words for pip while it installs torch, such as --index-url.
+TORCH_ARGS ?=
+# More words for the program that a target runs: make run ARGS="--subjects all", make test ARGS="-m slow".
+ARGS ?=
+
+TORCH_DEFAULT := torch==2.13.0
+TORCH_MINIMUM := 2, 6
+NEW_ENOUGH := import sys; sys.exit(None if sys.version_info >= (3, 11) else 'too old')
+HAS_TORCH := import torch; assert tuple(map(int, torch.__version__.split('.')[:2])) >= ($(TORCH_MINIMUM))
+SITE_OF_TORCH := import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test lint types check format evidence pocket
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+	@echo
+	@echo '  ARGS="..."       more flags for the program:  make run ARGS="--dry-run"'
+	@echo '  VENV=FOLDER      the environment to make or to use (now $(VENV)); a torch in it stays'
+	@echo '  PYTHON=NAME      the interpreter to make it from; if that one has torch, its torch is used'
+	@echo '  TORCH_SPEC=...   install this torch instead (default $(TORCH_DEFAULT), a CPU build); TORCH_ARGS=... for pip'
+
+run: $(VENV)/.plateau-run ## the main job: DeLoRA over learning rates on the pocket pipeline, minutes on a CPU
+	$(BIN)/python sweeps/lr_robustness.py --method delora $(ARGS)
+
+test: $(VENV)/.plateau-test ## the default tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.plateau-test ## style and format
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: $(VENV)/.plateau-test ## static types
+	$(BIN)/python -m mypy
+
+check: lint types test ## what CI runs: lint, types, tests
+
+format: $(VENV)/.plateau-test ## put style and format right
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+evidence: $(VENV)/.plateau-run ## the figure in the README: four methods over eight rates, an hour or two on a CPU
+	$(BIN)/python sweeps/lr_robustness.py --method lora dora delora etherplus \
+		--multipliers 0.25 0.5 1 2 4 8 16 32 --sweep evidence --docs docs/evidence $(ARGS)
+
+pocket: $(VENV)/.plateau-run ## remake the pocket pipeline from its picture packages (needs npm, hours)
+	$(BIN)/python -m training.pocket.build $(ARGS)
+
+# Setting up: environment, torch, everything else. The stamps make the second call instant and the broken one repeat.
+
+$(VENV)/.plateau-run: $(VENV)/.plateau-torch pyproject.toml constraints.txt
+	$(PIP) --constraint constraints.txt --editable '.[train]'
+	@touch $@
+
+$(VENV)/.plateau-test: $(VENV)/.plateau-torch pyproject.toml constraints.txt
+	$(PIP) --constraint constraints.txt --editable '.[test]'
+	@touch $(VENV)/.plateau-run $@
+
+$(VENV)/.plateau-torch: | $(VENV)/.plateau-venv
+	@if $(BIN)/python -c "$(HAS_TORCH)" 2>/dev/null; then \
+		echo "Keeping the torch in $(VENV)."; \
+	elif [ -n "$(TORCH_SPEC)" ]; then \
+		$(PIP) $(TORCH_ARGS) "$(TORCH_SPEC)"; \
+	elif [ -z "$(TORCH_ARGS)" ] && "$(PYTHON)" -c "$(HAS_TORCH)" 2>/dev/null; then \
+		echo "Using the torch of $(PYTHON) (TORCH_SPEC=$(TORCH_DEFAULT) installs one of its own)."; \
+		"$(PYTHON)" -c "$(SITE_OF_TORCH)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch_of_python.pth"; \
+		$(BIN)/python -c "$(HAS_TORCH)"; \
+	elif $(PIP) $(TORCH_ARGS) "$(TORCH_DEFAULT)+cpu" 2>/dev/null; then \
+		echo "Installed a CPU build of torch."; \
+	else \
+		[ "$$(uname -sm)" != "Linux x86_64" ] || { \
+			echo "No CPU build of torch in pip's indexes: taking the ordinary build, which brings several GB of CUDA."; \
+			echo "If you have the address of an index of CPU builds: make run TORCH_ARGS='--index-url ADDRESS'."; }; \
+		$(PIP) $(TORCH_ARGS) "$(TORCH_DEFAULT)"; \
+	fi
+	@touch $@
+
+$(VENV)/.plateau-venv:
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		[ -n "$(PYTHON)" ] || { echo "Plateau needs Python 3.11 or newer, and none is on the PATH (on Debian: apt install python3 python3-venv). Another place: make PYTHON=/path/to/python3." >&2; exit 2; }; \
+		"$(PYTHON)" -c "$(NEW_ENOUGH)" || { echo "Plateau needs Python 3.11 or newer; $(PYTHON) is not." >&2; exit 2; }; \
+		"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make a virtual environment: its venv or ensurepip is missing (on Debian: apt install python3-venv)." >&2; exit 2; }; \
+		echo "Making $(VENV) with $(PYTHON)."; \
+		"$(PYTHON)" -m venv "$(VENV)"; \
+	fi
+	@$(BIN)/python -c "$(NEW_ENOUGH)" || { echo "Plateau needs Python 3.11 or newer; the one in $(VENV) is older." >&2; exit 2; }
+	@touch $@

@@ -1,0 +1,270 @@
+"""The contract of an adapter: one class per method, three views of the same mathematics, K replicas in each.
+
+An :class:`Adapter` takes the place of one frozen ``nn.Linear`` and holds K replicas of a method's parameters. The same
+code serves one matrix (leading dimensions ``[k]``) and a stack of m equally shaped ones (``[k, m]``), so that whatever
+is read off the weights at every step costs a few operations per stack.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adapters import BadInput
+from adapters.low_rank import LowRank, low_rank_linear
+
+Role = Literal["factors", "magnitude", "lambda"]
+ROLE_ORDER: tuple[Role, ...] = ("factors", "magnitude", "lambda")
+
+
+class Adapter(nn.Module):
+    """K replicas of one method around one frozen linear layer.
+
+    A method defines ``draw`` (its parameters at the start), ``weight`` (the definition, literal), ``low_rank`` (what
+    the fast path computes), ``readings`` (distance and gauges) and ``directions``.
+
+    Args:
+        base: The frozen layer; kept as it is, never written to.
+        path: Its name in the model; it goes into the random start and into errors.
+        seeds: One per replica. A replica's start depends on its seed and the path only, never on K or its position.
+        rank: Number of directions; methods without a rank ignore it.
+        boundary: DeLoRA's lambda at the start, one per replica; None for methods without one.
+        options: The method's options, as :class:`adapters.MethodSpec` holds them.
+
+    Raises:
+        BadInput: The rank does not fit the matrix, or an option or boundary does not suit the method.
+    """
+
+    ROLES: ClassVar[Mapping[str, Role]] = {}
+    """Trainable tensors by name, each with the learning-rate group it belongs to."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Tensors that belong to a replica, are saved with it, but do not train (the start of DeLoRA)."""
+    constants: ClassVar[tuple[str, ...]] = ()
+    """Tensors read off the frozen weight, shared by the replicas."""
+    starts_at_base: ClassVar[bool] = True
+    bound_kind: ClassVar[Literal["none", "distance", "transform"]] = "none"
+    packable: ClassVar[bool] = True
+    uses_rank: ClassVar[bool] = True
+    has_small_work: ClassVar[bool] = True
+    """Whether ``low_rank`` computes anything, so that doing it once for a whole stack pays."""
+    uses_boundary: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        base: nn.Linear,
+        *,
+        path: str,
+        seeds: Sequence[int],
+        rank: int,
+        boundary: Sequence[float] | None = None,
+        options: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.path, self.rank, self.options = path, rank, dict(options)
+        self.num_replicas = len(seeds)
+        self.pack_storage: int | None = None
+        self.prepared: LowRank | None = None
+        self._check(base, boundary)
+        self.configure()
+        self.base = base
+        self.weight0, self.bias0 = base.weight.detach(), None if base.bias is None else base.bias.detach()
+        self.hold(self.measure())
+        starts = [self.draw(self._generator(seed)) for seed in seeds]
+        self.hold({name: torch.stack([start[name] for start in starts]) for name in starts[0]})
+        if boundary is not None and self.uses_boundary:
+            self.set_boundary(torch.tensor(list(boundary), dtype=torch.float64))
+
+    # What a method defines.
+
+    def configure(self) -> None:
+        """Turn options into attributes; called first, before any tensor exists."""
+
+    def measure(self) -> dict[str, Tensor]:
+        """Read the constants off the frozen weight."""
+        return {}
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw one replica's tensors, trainable and frozen, in double precision on the CPU."""
+        raise NotImplementedError
+
+    def weight(self) -> Float[Tensor, "*batch out in"]:
+        """The effective weight of every replica, materialised from the method's definition."""
+        raise NotImplementedError
+
+    def low_rank(self) -> LowRank:
+        """The effective weight as the fast path takes it."""
+        raise NotImplementedError
+
+    def readings(self) -> dict[str, Float[Tensor, "*batch"]]:
+        """``distance`` and every gauge, computed together in double precision."""
+        raise NotImplementedError
+
+    def bounds(self) -> dict[str, Float[Tensor, "*batch"]]:
+        """An upper bound for each reading that has one, keyed by the reading's name."""
+        return {}
+
+    def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
+        """The method's factors as rows: ``a`` on the input side, ``b`` on the output side."""
+        raise NotImplementedError
+
+    # What every method offers.
+
+    def forward(self, x: Float[Tensor, "rows *tokens in"]) -> Float[Tensor, "rows *tokens out"]:
+        """Apply each replica to its own rows; rows lie replica-major (``[k*b, ..., in]``).
+
+        Raises:
+            ValueError: The number of rows is not a multiple of the number of replicas.
+        """
+        if x.shape[0] % self.num_replicas:
+            raise ValueError(f"{self.path}: {x.shape[0]} rows do not divide among {self.num_replicas} replicas")
+        change = self.prepared or self._compute_change(x)
+        dtype = self._compute_dtype(x)
+        rows = x.to(dtype).reshape(self.num_replicas, -1, x.shape[-1])
+        bias = None if self.bias0 is None else self.bias0.to(dtype)
+        out = low_rank_linear(rows, self.weight0.to(dtype), bias, _cast(change, dtype))
+        return out.view(*x.shape[:-1], -1)
+
+    @torch.no_grad()
+    def distance(self) -> Float[Tensor, "*batch"]:
+        """Frobenius norm of W_t - W_0 in closed form, double precision; finite wherever the parameters are."""
+        return self.readings()["distance"]
+
+    @torch.no_grad()
+    def gauges(self) -> dict[str, Float[Tensor, "*batch"]]:
+        """The method's own dials (among ``lambda``, ``bound``, ``saturation``, ``transform_distance`` and others)."""
+        return {name: value for name, value in self.readings().items() if name != "distance"}
+
+    @torch.no_grad()
+    def bound(self) -> Float[Tensor, "*batch"] | None:
+        """The bound that ``bound_kind`` names, or None."""
+        bounded = {"none": "", "distance": "distance", "transform": "transform_distance"}[self.bound_kind]
+        return self.bounds().get(bounded)
+
+    @torch.no_grad()
+    def factors(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
+        """The factors as rows, without gradient: what mean norms and angular steps are computed from."""
+        return self.directions()
+
+    def count_parameters(self) -> int:
+        """Number of trainable values of one replica."""
+        return sum(getattr(self, name)[0].numel() for name in self.ROLES)
+
+    # How tensors are held.
+
+    def hold(self, tensors: Mapping[str, Tensor]) -> None:
+        """Register tensors by name: trainable ones as parameters, the others as buffers, in the adapter's dtype."""
+        for name, tensor in tensors.items():
+            tensor = tensor.to(self.weight0.device, self.dtype if name in {*self.ROLES, *self.frozen} else None)
+            if name in self.ROLES:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+
+    def set_boundary(self, boundary: Float[Tensor, " k"]) -> None:
+        """Start from the given boundary; only methods with one define it."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the adapter's tensors: the frozen weight's, but never below single precision."""
+        return torch.float64 if self.weight0.dtype == torch.float64 else torch.float32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(out, in)`` of the frozen weight."""
+        return self.weight0.shape[-2], self.weight0.shape[-1]
+
+    def base_weight(self) -> Float[Tensor, "*m out in"]:
+        """The frozen weight in the adapter's dtype."""
+        return self.weight0.to(self.dtype)
+
+    def _check(self, base: nn.Linear, boundary: Sequence[float] | None) -> None:
+        num_out, num_in = base.weight.shape
+        if self.uses_rank and not 1 <= self.rank <= min(num_out, num_in):
+            raise BadInput(
+                f"rank {self.rank} does not fit matrix {self.path!r} of {num_out} x {num_in}: "
+                f"allowed are 1 to {min(num_out, num_in)}"
+            )
+        if self.num_replicas < 1:
+            raise BadInput(f"matrix {self.path!r} was given no seeds: one per replica is needed")
+        if self.uses_boundary:
+            _check_boundary(boundary, self.num_replicas)
+
+    def _generator(self, seed: int) -> torch.Generator:
+        digest = hashlib.sha256(f"{seed}/{self.path}".encode()).digest()
+        return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def _compute_dtype(self, x: Tensor) -> torch.dtype:
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+            return torch.get_autocast_dtype(x.device.type)
+        return x.dtype
+
+    def _compute_change(self, x: Tensor) -> LowRank:
+        if not torch.is_autocast_enabled(x.device.type):
+            return self.low_rank()
+        with torch.autocast(x.device.type, enabled=False):
+            return self.low_rank()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        """Refuse what would tear the parameters out of their pack's buffer; elsewhere move and cast as usual."""
+        own = next(iter(self.parameters(recurse=False)))
+        packed = self.pack_storage is not None and own.untyped_storage().data_ptr() == self.pack_storage
+        probe = fn(own.detach()[:0])
+        if packed and (probe.dtype, probe.device) != (own.dtype, own.device):
+            raise RuntimeError(f"{self.path}: move or cast the model before attach, not after")
+        super()._apply(fn, recurse)
+        self.weight0 = self.base.weight.detach()
+        self.bias0 = None if self.base.bias is None else self.base.bias.detach()
+        return self
+
+
+def _cast(change: LowRank, dtype: torch.dtype) -> LowRank:
+    if change.a.dtype == dtype:
+        return change
+    return LowRank(*(part.to(dtype) if isinstance(part, Tensor) else part for part in change))
+
+
+def _check_boundary(boundary: Sequence[float] | None, num_replicas: int) -> None:
+    if boundary is None or len(boundary) != num_replicas:
+        given = "none" if boundary is None else len(boundary)
+        raise BadInput(
+            f"a boundary (lambda at the start) is needed for each of {num_replicas} replicas, given: {given}"
+        )
+    for value in boundary:
+        if not (math.isfinite(value) and value > 0):
+            raise BadInput(f"boundary {value} is not allowed: it must be a positive number")
+
+
+# Products that serve one matrix and a stack alike.
+
+
+def times_base(
+    rows: Float[Tensor, "*batch n in"], weight0: Float[Tensor, "*m out in"]
+) -> Float[Tensor, "*batch n out"]:
+    """``rows W0^T`` for ``[k, n, in]`` rows and one weight, or ``[k, m, n, in]`` rows and m stacked weights."""
+    if weight0.ndim == 2:
+        return nn.functional.linear(rows, weight0)
+    return torch.einsum("kmni,moi->kmno", rows, weight0)
+
+
+def row_norms(rows: Float[Tensor, "*batch n dim"], floor: float = 0.0) -> Float[Tensor, "*batch n"]:
+    """Euclidean norms of rows, at least ``floor``."""
+    return torch.linalg.vector_norm(rows, dim=-1).clamp_min(floor)
+
+
+def gram(rows: Float[Tensor, "*batch n dim"]) -> Float[Tensor, "*batch n n"]:
+    """Inner products of rows with each other."""
+    return rows @ rows.mT
+
+
+def norm_of_product(
+    left: Float[Tensor, "*batch n out"], right: Float[Tensor, "*batch n in"]
+) -> Float[Tensor, "*batch"]:
+    """Frobenius norm of ``left^T right`` from its factors' Grams, without forming it: sqrt(tr(L L^T R R^T))."""
+    return (gram(left) * gram(right)).sum((-2, -1)).clamp_min(0).sqrt()

@@ -1,0 +1,140 @@
+"""A small, shareable copy of a results folder: what the figures and tables need, in a handful of Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adapters import BadInput
+from analysis.folders import dynamics_columns
+from training.store import SCHEMA, read_table, writing
+
+if TYPE_CHECKING:
+    from analysis.load import Results
+
+TABLES = ("runs", "scores", "matrices", "dynamics_final", "trajectories", "norms")
+MAX_POINTS = 200  # steps of a run that a trajectory keeps
+
+
+def is_compact(folder: Path) -> bool:
+    """Whether the folder holds a compact copy."""
+    return (folder / "runs.parquet").is_file()
+
+
+def export_compact(results: Results, folder: Path | str, *, kept_matrices: Sequence[str] = ()) -> list[Path]:
+    """Write a compact copy that `load` reads like the run folders themselves.
+
+    Args:
+        results: what to copy.
+        folder: where the Parquet files go.
+        kept_matrices: matrices whose own trajectories are kept beside the means over all matrices.
+
+    Returns:
+        The files: runs, scores, matrices, the dynamics' last step of every matrix, trajectories (means over the
+        matrices and `kept_matrices`, at most `MAX_POINTS` steps a run), and the first and last norms.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    base = results.base[["run_id", "metric", "prompt", "value"]].assign(step=0)
+    shapes = [results.trajectories(name).assign(matrix=name) for name in ("mean", *kept_matrices)]
+    norms = results.norms()
+    ends = norms.groupby("run_id", observed=True)["step"].agg(["min", "max"])
+    last = norms["run_id"].astype(object).map(ends["max"])
+    tables = {
+        "runs": results.all_runs.drop(columns=["source", "series"]).assign(path=""),
+        "scores": pd.concat([results.scores, base], ignore_index=True),
+        "matrices": results.matrices,
+        "dynamics_final": results.final_dynamics,
+        "trajectories": thin(pd.concat(shapes, ignore_index=True)),
+        "norms": norms[(norms["step"] == 0) | (norms["step"] == last)],
+    }
+    return [_write(Path(folder) / f"{name}.parquet", frame) for name, frame in tables.items()]
+
+
+def thin(frame: pd.DataFrame, max_points: int = MAX_POINTS) -> pd.DataFrame:
+    """Keep at most `max_points` steps of every run, evenly spaced, the first and the last among them."""
+    rank = frame.groupby(["run_id", "matrix"], observed=True, sort=False).cumcount()
+    count = frame.groupby(["run_id", "matrix"], observed=True, sort=False)["step"].transform("size")
+    cell = np.floor(rank * (max_points - 1) / (count - 1).clip(lower=1))
+    before = np.floor((rank - 1) * (max_points - 1) / (count - 1).clip(lower=1))
+    return frame[(count <= max_points) | (cell != before)].reset_index(drop=True)
+
+
+def _write(path: Path, frame: pd.DataFrame) -> Path:
+    text = [name for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)]
+    frame = frame.assign(**{name: frame[name].astype(object) for name in text})
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata({b"plateau_schema": str(SCHEMA).encode()})
+    with writing(path) as aside:
+        pq.write_table(table, aside, compression="zstd")
+    return path
+
+
+class CompactSource:
+    """The frames of a compact copy."""
+
+    def __init__(self, folder: Path) -> None:
+        if missing := [name for name in TABLES if not (folder / f"{name}.parquet").is_file()]:
+            raise BadInput(f"{folder} is no whole compact copy: {missing[0]}.parquet is missing; export it again")
+        self.folder = folder
+        self.runs = self._table("runs")
+        self.matrices = self._table("matrices")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        frame: pd.DataFrame = read_table(self.folder / f"{name}.parquet").to_pandas()
+        return frame
+
+    def scores(self) -> pd.DataFrame:
+        """Rows run_id, step, metric, prompt, value."""
+        return self._table("scores")
+
+    def dynamics(self, run_ids: Collection[str], columns: Sequence[str] | None) -> pd.DataFrame:
+        """Refuse: a compact copy holds the last step and the trajectories only.
+
+        Raises:
+            BadInput: always.
+        """
+        dynamics_columns(columns)
+        raise BadInput(f"{self.folder} is a compact copy without the full dynamics: load the runs folder itself")
+
+    def final_dynamics(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """The dynamics' rows of the last step of every run."""
+        return self._table("dynamics_final")
+
+    def trajectories(self, run_ids: Collection[str], matrix: str, columns: Sequence[str] | None) -> pd.DataFrame:
+        """Rows run_id, step and the gauges of one of the kept matrices, or of their mean.
+
+        Raises:
+            BadInput: if that matrix was not kept; the message lists those that were.
+        """
+        dynamics_columns(columns)
+        frame = self._table("trajectories")
+        kept = frame[frame["matrix"] == matrix]
+        if kept.empty and len(frame):
+            raise BadInput(f"matrix {matrix!r} is not in {self.folder}; allowed: {', '.join(frame['matrix'].unique())}")
+        return kept[["run_id", "step", *(columns or kept.columns.drop(["run_id", "step", "matrix"]))]].reset_index(
+            drop=True
+        )
+
+    def norms(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """The first and the last norms of every run."""
+        return self._table("norms")
+
+    def steps(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """Refuse: losses are not copied.
+
+        Raises:
+            BadInput: always.
+        """
+        raise BadInput(f"{self.folder} is a compact copy without the losses: load the runs folder itself")
+
+    def images(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """No pictures are copied."""
+        return pd.DataFrame(columns=["run_id", "step", "prompt", "seed", "file"])

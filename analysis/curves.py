@@ -1,0 +1,264 @@
+"""Curves with honest bands: pictures averaged inside a prompt, prompts inside a seed, seeds inside a subject.
+
+One rule for divergence: a diverged run scores, for every metric, the lower of what its frozen weights draw and what the
+untouched base scores on that subject. It is never dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from adapters import METHODS, BadInput
+from analysis.load import BASE_KEY, ENDED, METRICS, Results
+from analysis.statistics import Interval, log_interval, paired_difference, t_interval
+
+__all__ = [
+    "base_line",
+    "distance_curve",
+    "gauge_curve",
+    "paired_curve",
+    "score_curve",
+    "subject_distances",
+    "subject_scores",
+]
+
+
+def subject_scores(results: Results, x: str = "multiplier") -> pd.DataFrame:
+    """One score for each subject: the table that every interval, difference and plateau starts from.
+
+    Args:
+        results: the runs; only those that ended (finished or diverged) count.
+        x: "multiplier" or another column of the runs, scored at the end; or "step", scored at every evaluation.
+
+    Returns:
+        Rows series, method, x, subject, metric, value, base (the untouched base's score of that subject, NaN if it was not
+        scored), num_seeds, num_diverged.
+
+    Raises:
+        BadInput: if no run has ended, or a diverged run has neither pictures nor a base to stand for it.
+    """
+    runs = _ended(results, x)
+    scores = results.scores.groupby(["run_id", "step", "metric"], observed=True)["value"].mean().reset_index()
+    scores = _at_step(runs, scores) if x == "step" else _at_end(runs, scores)
+    table = scores.merge(_base_scores(runs, results), on=["run_id", "metric"], how="left")
+    table["value"] = _floored(table)
+    keys = ["series", "method", x, "subject", "metric"]
+    table = table.astype({"metric": object}).groupby(keys, sort=False, observed=True)
+    named = {"value": ("value", "mean"), "base": ("base", "mean"), "num_seeds": ("seed", "nunique")}
+    return in_order(table.agg(**named, num_diverged=("diverged", "sum")).reset_index(), x)
+
+
+def score_curve(results: Results, x: str = "multiplier") -> pd.DataFrame:
+    """Mean scores with 95 % t intervals on subject means.
+
+    Returns:
+        Rows series, method, x, metric, mean, low, high, num_subjects, num_diverged (runs), num_runs; low and high are NaN for
+        one subject.
+    """
+    return summarise(subject_scores(results, x), x, ["metric"], t_interval)
+
+
+def subject_distances(results: Results, matrix: str = "mean", x: str = "multiplier") -> pd.DataFrame:
+    """The final relative distance ‖W_t - W_0‖_F / ‖W_0‖_F of one matrix, or its mean over the matrices, by subject.
+
+    Returns:
+        Rows series, method, x, subject, value, num_seeds, num_diverged.
+
+    Raises:
+        BadInput: if there is no such matrix.
+    """
+    runs = _ended(results, x)
+    frame = results.final_dynamics
+    if matrix != "mean":
+        if matrix not in (known := frame["matrix"].unique()):
+            raise BadInput(
+                f"unknown matrix {matrix!r}; allowed: mean, {', '.join(map(str, known[:4]))} ... ({len(known)} in all)"
+            )
+        frame = frame[frame["matrix"] == matrix]
+    final = frame.groupby("run_id", observed=True)["distance_rel"].mean().astype(float).rename("value")
+    table = runs.merge(final, left_on="run_id", right_index=True)
+    return (
+        table.groupby(["series", "method", x, "subject"], sort=False, observed=True)
+        .agg(value=("value", "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
+        .reset_index()
+    )
+
+
+def distance_curve(results: Results, matrix: str = "mean", x: str = "multiplier") -> pd.DataFrame:
+    """The final relative distance: geometric mean over the subjects, its t interval taken on the logarithms.
+
+    Returns:
+        Rows series, method, x, mean, low, high, num_subjects, num_diverged, num_runs.
+    """
+    return summarise(subject_distances(results, matrix, x), x, [], log_interval)
+
+
+def gauge_curve(results: Results, gauge: str = "distance_rel", matrix: str = "mean") -> pd.DataFrame:
+    """One gauge of the dynamics against the step; a diverged run keeps the value at which it was frozen.
+
+    Args:
+        results: the runs.
+        gauge: a column of the dynamics, such as distance_rel, lambda, saturation.
+        matrix: one matrix, or "mean" for the mean over all of them.
+
+    Returns:
+        Rows series, method, step, mean, low, high, num_subjects, num_diverged, num_runs; empty if no run has that gauge.
+
+    Raises:
+        BadInput: if there is no such gauge or matrix.
+    """
+    runs = _ended(results, "step")
+    frame = results.trajectories(matrix, [gauge])
+    wide = frame.assign(run_id=frame["run_id"].astype(str)).pivot(index="step", columns="run_id", values=gauge)
+    frozen = [run for run in runs.loc[runs["diverged"], "run_id"] if run in wide]
+    wide[frozen] = wide[frozen].ffill()
+    table = (
+        wide.melt(ignore_index=False, value_name="value")
+        .dropna(subset=["value"])
+        .reset_index()
+        .merge(runs, on="run_id")
+    )
+    table = (
+        table.groupby(["series", "method", "step", "subject"], sort=False, observed=True)
+        .agg(value=("value", "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
+        .reset_index()
+    )
+    return summarise(table.astype({"value": float}), "step", [], t_interval)
+
+
+def paired_curve(table: pd.DataFrame, a: str, b: str, x: str = "multiplier") -> pd.DataFrame:
+    """Differences `a - b` of two series, paired by subject: same pictures, same noise.
+
+    Args:
+        table: what `subject_scores` or `subject_distances` returned.
+        a, b: names of the series.
+        x: the column along which they are compared.
+
+    Returns:
+        Rows x, metric (if the table has it), mean, low, high, num_subjects.
+
+    Raises:
+        BadInput: if a series is not in the table.
+    """
+    for name in (a, b):
+        if name not in set(table["series"]):
+            raise BadInput(f"no series {name!r}; allowed: {', '.join(map(str, table['series'].unique()))}")
+    keys = [x, "metric"] if "metric" in table else [x]
+    first, second = (table[table["series"] == name].set_index([*keys, "subject"])["value"] for name in (a, b))
+    rows = []
+    for key, group in first.groupby(keys, sort=True):
+        key = key if isinstance(key, tuple) else (key,)
+        other = second[[index[:-1] == key for index in second.index]]
+        if len(other):
+            drop = list(range(len(keys)))
+            rows.append([*key, *paired_difference(group.droplevel(drop), other.droplevel(drop))])
+    return pd.DataFrame(rows, columns=[*keys, *Interval._fields])
+
+
+def base_line(results: Results) -> pd.DataFrame:
+    """The untouched base's scores: rows metric, mean, low, high, num_subjects over the subjects of the runs."""
+    base = results.base
+    if len(results.runs):
+        base = base[base["subject"].isin(results.runs["subject"])]
+    means = base.groupby(["metric", "subject"], observed=True)["value"].mean().astype(float)
+    rows = [[metric, *t_interval(means[metric])] for metric in METRICS if metric in means.index.get_level_values(0)]
+    return pd.DataFrame(rows, columns=["metric", *Interval._fields])
+
+
+def summarise(
+    table: pd.DataFrame, x: str, by: Sequence[str], interval: Callable[[np.ndarray], Interval]
+) -> pd.DataFrame:
+    """Reduce a subject-level table to one row for each series and x."""
+    rows = []
+    for key, group in table.groupby(["series", "method", x, *by], sort=False, observed=True):
+        counts = [int(group["num_diverged"].sum()), int(group["num_seeds"].sum())]
+        rows.append([*key, *interval(group["value"].to_numpy(dtype=float)), *counts])
+    columns = ["series", "method", x, *by, *Interval._fields, "num_diverged", "num_runs"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return in_order(frame, x)
+
+
+def in_order(frame: pd.DataFrame, x: str) -> pd.DataFrame:
+    """Sort by method (as registered), series, metric (DINO first), and x."""
+    ranks = {name: number for number, name in enumerate([*METHODS, *METRICS])}
+    keys = ["method", "series", *(["metric"] if "metric" in frame else []), x]
+
+    def rank(column: pd.Series) -> pd.Series:
+        return (
+            column.astype(object).map(lambda v: ranks.get(v, len(ranks)))
+            if column.name in ("method", "metric")
+            else column
+        )
+
+    return frame.sort_values(keys, key=rank, kind="stable", ignore_index=True)
+
+
+def _ended(results: Results, x: str) -> pd.DataFrame:
+    """The runs that count, with `diverged`; several multipliers on an axis of something else name their own series."""
+    runs = results.runs[results.runs["status"].isin(ENDED)]
+    runs = runs.assign(diverged=runs["status"] == "diverged")
+    if x != "step":
+        if x not in runs:
+            raise BadInput(f"unknown axis {x!r}; allowed: step, {', '.join(results.runs.columns)}")
+        runs = runs[runs[x].notna()]
+    if runs.empty:
+        raise BadInput(f"no run of {len(results.runs)} has ended with a {x}: run the sweep on, then draw")
+    if x != "multiplier":
+        named = runs.groupby("series")["multiplier"].transform("nunique") > 1
+        runs = runs.assign(
+            series=runs["series"].where(~named, runs["series"] + runs["multiplier"].map(", {:g}x".format))
+        )
+    columns = dict.fromkeys(["run_id", "series", "method", "subject", "seed", "diverged", "diverged_step", *BASE_KEY])
+    extra = ["steps", "eval_steps"] if x == "step" else [x]
+    return runs[[*dict.fromkeys([*columns, *extra])]].reset_index(drop=True)
+
+
+def _at_end(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Every run's scores at its last evaluation; every metric of every diverged run, NaN where it left none."""
+    last = scores[scores["step"] == scores.groupby("run_id", observed=True)["step"].transform("max")]
+    table = runs.merge(last.drop(columns="step"), on="run_id")
+    return pd.concat([table, _missing(runs[runs["diverged"]], table, ["run_id", "metric"])], ignore_index=True)
+
+
+def _at_step(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Every run's scores at every evaluation; a diverged run keeps its last ones until the planned end."""
+    table = runs.merge(scores, on="run_id")
+    frozen = runs[runs["diverged"]]
+    planned = [
+        sorted({*eval_steps, steps}) for eval_steps, steps in zip(frozen["eval_steps"], frozen["steps"], strict=True)
+    ]
+    expected = frozen.assign(step=planned).explode("step").astype({"step": scores["step"].dtype})
+    rest = _missing(expected, table, ["run_id", "metric", "step"])
+    table = pd.concat([table, rest], ignore_index=True).sort_values("step", kind="stable")
+    carried = table.groupby(["run_id", "metric"], observed=True)["value"].ffill()
+    table["value"] = table["value"].where(~table["diverged"], carried)
+    return table.drop(columns=["steps", "eval_steps"])
+
+
+def _missing(runs: pd.DataFrame, table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The rows (run, metric) that `table` lacks, without a value."""
+    wanted = runs.merge(pd.DataFrame({"metric": list(METRICS)}), how="cross")
+    there = pd.MultiIndex.from_frame(table[keys].astype({"metric": object}))
+    return wanted[~pd.MultiIndex.from_frame(wanted[keys]).isin(there)].assign(value=np.nan)
+
+
+def _base_scores(runs: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """Rows run_id, metric, base: the untouched base scored on the run's subject in the run's way."""
+    base = results.base.groupby([*BASE_KEY, "metric"], observed=True, dropna=False)["value"].mean().astype(float)
+    merged = runs[["run_id", *BASE_KEY]].merge(base.rename("base").reset_index(), on=list(BASE_KEY))
+    return merged[["run_id", "metric", "base"]]
+
+
+def _floored(table: pd.DataFrame) -> pd.Series:
+    """The divergence rule: the lower of the run's own score and the base's."""
+    floor = table[["value", "base"]].astype(float).min(axis=1)
+    lost = table[table["diverged"] & floor.isna()]
+    if len(lost):
+        raise BadInput(
+            f"run {lost['run_id'].iloc[0]} diverged and left no {lost['metric'].iloc[0]}, and the untouched base has no score "
+            f"of subject {lost['subject'].iloc[0]!r}: run the sweep again, it scores the base first"
+        )
+    return table["value"].astype(float).where(~table["diverged"], floor)

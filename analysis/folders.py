@@ -1,0 +1,198 @@
+"""Frames read from run folders through `training.store`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from adapters import BadInput
+from training.store import COLUMNS, RunFolder, find_runs, read_table
+
+# Columns of the runs' frame that are there even where no run has them.
+RUN_COLUMNS = (
+    "run_id", "sweep", "path", "method", "options", "rank", "subject", "seed", "steps", "lr", "lr_lambda",
+    "lr_magnitude", "boundary", "eval_steps", "resolution", "num_prompts", "num_images", "num_inference_steps",
+    "guidance_scale", "mixed_precision", "model_hash", "subject_hash", "scorer_hash", "multiplier", "scale", "model",
+    "status", "diverged_step", "num_parameters", "seconds",
+)  # fmt: skip
+NUMBERS = (
+    "rank", "seed", "steps", "lr", "lr_lambda", "lr_magnitude", "boundary", "multiplier", "diverged_step",
+    "num_parameters", "seconds", "guidance_scale",
+)  # fmt: skip
+MATRIX_COLUMNS = ("run_id", "matrix", "block", "kind", "attention", "num_out", "num_in", "base_norm")
+
+
+class FolderSource:
+    """The frames of a runs folder."""
+
+    def __init__(self, root: Path) -> None:
+        folders = find_runs(root)
+        if not folders:
+            raise BadInput(f"no runs in {root}: train some with python sweeps/lr_robustness.py, or name another folder")
+        read = [(folder, folder.read()) for folder in folders]
+        self.folders = {folder.run_id: folder for folder in folders}
+        self.runs = runs_frame([run_row(folder, run) for folder, run in read])
+        self.matrices = matrices_frame(
+            [{"run_id": folder.run_id, **matrix} for folder, run in read for matrix in run.get("matrices") or []]
+        )
+        self._scores: pd.DataFrame | None = None
+
+    def scores(self) -> pd.DataFrame:
+        """Rows run_id, step, metric, prompt, value."""
+        if self._scores is None:
+            self._scores = self._read(self.folders, RunFolder.read_scores, COLUMNS["scores"])
+        return self._scores
+
+    def dynamics(self, run_ids: Collection[str], columns: Sequence[str] | None) -> pd.DataFrame:
+        """Rows run_id, step, matrix and the wanted gauges, with `distance_rel` derived from the base's norm."""
+        return self._dynamics(run_ids, columns, lambda frame: frame)
+
+    def final_dynamics(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """The rows of the last step of every run."""
+        return self._dynamics(run_ids, None, lambda frame: frame[frame["step"] == frame["step"].max()], last_part)
+
+    def trajectories(self, run_ids: Collection[str], matrix: str, columns: Sequence[str] | None) -> pd.DataFrame:
+        """Rows run_id, step and the gauges of one matrix, or their means over the matrices."""
+        return self._dynamics(run_ids, columns, lambda frame: pick_matrix(frame, matrix))
+
+    def norms(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """Rows run_id, step, matrix and the weight norms."""
+        return self._read(run_ids, RunFolder.read_norms, COLUMNS["norms"])
+
+    def steps(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """Rows run_id, step, loss, grad_norm and rates."""
+        return self._read(run_ids, RunFolder.read_steps, COLUMNS["steps"])
+
+    def images(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """Rows run_id, step, prompt, seed, file."""
+
+        def read(folder: RunFolder) -> pd.DataFrame:
+            rows = [{**row, "file": str(folder.path / row["file"])} for row in folder.images()]
+            return pd.DataFrame(rows, columns=["step", "prompt", "seed", "file"])
+
+        return self._read(run_ids, read, ("step", "prompt", "seed", "file"))
+
+    @cached_property
+    def _base_norms(self) -> dict[str, pd.Series]:
+        return {str(run): group.set_index("matrix")["base_norm"] for run, group in self.matrices.groupby("run_id")}
+
+    def _dynamics(
+        self,
+        run_ids: Collection[str],
+        columns: Sequence[str] | None,
+        keep: Callable[[pd.DataFrame], pd.DataFrame],
+        read_rows: Callable[[RunFolder, list[str]], pd.DataFrame] = RunFolder.read_dynamics,
+    ) -> pd.DataFrame:
+        stored = dynamics_columns(columns)
+
+        def read(folder: RunFolder) -> pd.DataFrame:
+            frame = read_rows(folder, stored)
+            norms = self._base_norms.get(folder.run_id)
+            if norms is not None and "distance" in frame and len(frame):
+                frame["distance_rel"] = (frame["distance"] / frame["matrix"].map(norms).astype(float)).astype("float32")
+            return keep(frame[frame.columns if columns is None else ["step", "matrix", *columns]])
+
+        return self._read(run_ids, read, ("step", "matrix", *(columns or [*stored[2:], "distance_rel"])))
+
+    def _read(
+        self, run_ids: Collection[str], read: Callable[[RunFolder], pd.DataFrame], columns: Sequence[str]
+    ) -> pd.DataFrame:
+        """Read one frame a run and put them below each other, with the column `run_id` in front."""
+        names = [name for name in self.folders if name in run_ids]
+        frames = [read(self.folders[name]) for name in names]
+        if not sum(len(frame) for frame in frames):
+            return pd.DataFrame({"run_id": pd.Series(dtype=str), **{name: pd.Series(dtype=float) for name in columns}})
+        return concat_runs(names, frames)
+
+
+def concat_runs(names: Sequence[str], frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Frames of several runs below each other, `run_id` and other text as categories."""
+    filled = [(name, frame) for name, frame in zip(names, frames, strict=True) if len(frame)]
+    run_id = pd.Categorical.from_codes(
+        np.repeat(np.arange(len(filled)), [len(frame) for _, frame in filled]), [name for name, _ in filled]
+    )
+    columns = {}
+    for column in filled[0][1].columns:
+        parts = [frame[column] for _, frame in filled]
+        if isinstance(parts[0].dtype, pd.CategoricalDtype):
+            columns[column] = pd.Series(pd.api.types.union_categoricals(parts))
+        else:
+            columns[column] = pd.concat(parts, ignore_index=True)
+    return pd.DataFrame({"run_id": run_id, **columns})
+
+
+def last_part(folder: RunFolder, columns: list[str]) -> pd.DataFrame:
+    """The last part of a run's dynamics, which holds its last step."""
+    parts = folder.parts("dynamics")
+    frame: pd.DataFrame = read_table(parts[-1], columns).to_pandas() if parts else folder.read_dynamics(columns)
+    return frame
+
+
+def pick_matrix(frame: pd.DataFrame, matrix: str) -> pd.DataFrame:
+    """One matrix' rows of a run's dynamics, or, for "mean", the mean of every gauge over the matrices of a step.
+
+    Raises:
+        BadInput: if there is no such matrix; the message names some that there are.
+    """
+    if matrix == "mean" or frame.empty:
+        return frame.groupby("step", sort=True).mean(numeric_only=True).reset_index()
+    rows = frame[frame["matrix"] == matrix]
+    if rows.empty:
+        known = [str(name) for name in frame["matrix"].unique()]
+        raise BadInput(f"unknown matrix {matrix!r}; allowed: mean, {', '.join(known[:4])} ... ({len(known)} in all)")
+    return rows.drop(columns="matrix").reset_index(drop=True)
+
+
+def dynamics_columns(columns: Sequence[str] | None) -> list[str]:
+    """The stored columns that are needed for the wanted ones.
+
+    Raises:
+        BadInput: if a column is unknown; the message lists the known ones.
+    """
+    known = list(COLUMNS["dynamics"])
+    if columns is None:
+        return known
+    if unknown := [name for name in columns if name not in [*known, "distance_rel"]]:
+        raise BadInput(f"unknown column {unknown[0]!r} of the dynamics; known: {', '.join([*known, 'distance_rel'])}")
+    wanted = ["distance" if name == "distance_rel" else name for name in columns]
+    return list(dict.fromkeys(["step", "matrix", *wanted]))
+
+
+def run_row(folder: RunFolder, run: dict[str, Any]) -> dict[str, Any]:
+    """One run as a flat row: cell fields, labels, status; lists become tuples."""
+    cell = {name: tuple(value) if isinstance(value, list) else value for name, value in (run.get("cell") or {}).items()}
+    provenance = run.get("provenance") or {}
+    return {
+        **(run.get("labels") or {}),
+        **cell,
+        "run_id": folder.run_id,
+        "sweep": run.get("sweep") or folder.path.parent.name,
+        "path": str(folder.path),
+        "status": run.get("status"),
+        "diverged_step": run.get("diverged_step"),
+        "num_parameters": run.get("num_parameters"),
+        "seconds": provenance.get("seconds"),
+    }
+
+
+def runs_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a frame that has every column of `RUN_COLUMNS`, numbers as float64 where they may be missing."""
+    names = list(dict.fromkeys([*RUN_COLUMNS, *(name for row in rows for name in row)]))
+    frame = pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names})
+    for name in names:
+        frame[name] = pd.to_numeric(frame[name]) if name in NUMBERS else frame[name].infer_objects()
+    for name in ("rank", "seed", "steps"):
+        if frame[name].notna().all():
+            frame[name] = frame[name].astype(int)
+    return frame
+
+
+def matrices_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The adapted matrices of every run, text as categories."""
+    frame = pd.DataFrame(list(rows), columns=list(MATRIX_COLUMNS))
+    return frame.astype(dict.fromkeys(("run_id", "matrix", "block", "kind", "attention"), "category"))

@@ -1,0 +1,58 @@
+"""The pictures that runs made, beside their scores."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from adapters import METHODS, BadInput
+from analysis.load import BASE, ENDED, Results
+
+
+def pictures(
+    results: Results, *, metric: str = "dino", prompt: int = 0, image: int = 0, step: int | None = None
+) -> pd.DataFrame:
+    """One picture for each run: the same prompt and the same noise in all of them.
+
+    Args:
+        results: the runs.
+        metric: whose score of that prompt stands with the picture.
+        prompt: number of the prompt, in the order in which each run drew them.
+        image: number of the picture of that prompt.
+        step: the evaluation; None for every evaluation, -1 for the last of each run.
+
+    Returns:
+        Rows run_id, series ("untouched base" for the base), method, subject, multiplier, seed, step, prompt, file, value (the
+        score, NaN if there is none), diverged.
+
+    Raises:
+        BadInput: if no run has left such a picture.
+    """
+    rows = results.images()
+    number = rows.groupby(["run_id", "step"], observed=True)["prompt"].transform(
+        lambda prompts: pd.factorize(prompts)[0]
+    )
+    again = rows.groupby(["run_id", "step", "prompt"], observed=True).cumcount()
+    rows = rows[(number.astype("float64") == prompt) & (again == image)].drop(columns="seed")
+    if step is not None:
+        wanted = rows.groupby("run_id", observed=True)["step"].transform("max") if step < 0 else step
+        rows = rows[rows["step"] == wanted]
+    if rows.empty:
+        raise BadInput(
+            f"no run has left picture {image} of prompt {prompt}: pictures lie in the runs folder, not in a compact copy"
+        )
+    runs = results.all_runs[results.all_runs["status"].isin(ENDED)]
+    runs = runs[["run_id", "series", "method", "subject", "multiplier", "seed", "status"]]
+    rows = rows.assign(run_id=rows["run_id"].astype(str)).merge(runs, on="run_id")
+    base = results.base.assign(step=0)
+    scores = pd.concat([results.scores, base], ignore_index=True)
+    scores = scores.loc[scores["metric"] == metric, ["run_id", "step", "prompt", "value"]]
+    scores = scores.astype({"run_id": str, "prompt": str}).drop_duplicates(["run_id", "step", "prompt"])
+    rows = rows.astype({"prompt": str}).merge(scores, on=["run_id", "step", "prompt"], how="left")
+    rows["series"] = rows["series"].where(rows["method"] != BASE, "untouched base")
+    rows = rows.assign(diverged=rows["status"] == "diverged").drop(columns="status")
+    place = rows["method"].map({name: number for number, name in enumerate([BASE, *METHODS])})
+    return (
+        rows.assign(place=place)
+        .sort_values(["place", "series", "subject", "multiplier", "seed", "step"], ignore_index=True)
+        .drop(columns="place")
+    )

@@ -1,0 +1,107 @@
+"""What a curve is called: the method's label, its options that are not the default, and the settings that vary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from adapters import METHODS
+
+# Settings that may differ between runs of one method and would otherwise be averaged over without a word.
+SETTINGS = {
+    "rank": "rank {}",
+    "steps": "{} steps",
+    "scale": "{} scaled",
+    "boundary": "lambda {}",
+    "adam_weight_decay": "weight decay {}",
+    "max_grad_norm": "clip {}",
+    "train_batch_size": "batch {}",
+    "gradient_accumulation_steps": "accumulation {}",
+    "lr_scheduler": "{}",
+    "lr_warmup_steps": "warm-up {}",
+    "prior_loss_weight": "prior {}",
+    "num_class_images": "{} class pictures",
+    "snr_gamma": "SNR gamma {}",
+    "mixed_precision": "precision {}",
+    "resolution": "{} px",
+    "num_prompts": "{} prompts",
+    "num_images": "{} pictures",
+    "num_inference_steps": "{} sampler steps",
+    "guidance_scale": "guidance {}",
+    "base_lr": "base rate {}",
+    "base_lr_lambda": "lambda's base rate {}",
+    "base_lr_magnitude": "m's base rate {}",
+}
+RATES = {"lr": "factors", "lr_lambda": "lambda", "lr_magnitude": "magnitude"}
+
+
+def parse_options(options: Any) -> dict[str, str]:
+    """Read a cell's `options`, `key=value,key=value` or a mapping, as text to text."""
+    if isinstance(options, Mapping):
+        return {str(key): str(value) for key, value in options.items()}
+    pairs = [part.split("=", 1) for part in str(options or "").split(",") if "=" in part]
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def method_label(method: str, options: Any = "") -> str:
+    """The method's label, with those options that are not the default in brackets: `DeLoRA (start=live)`."""
+    if method not in METHODS:
+        return str(method)
+    known = METHODS[method].options
+    changed = [
+        f"{key}={value}"
+        for key, value in parse_options(options).items()
+        if key not in known or value != str(known[key][0])
+    ]
+    return METHODS[method].label + (f" ({', '.join(sorted(changed))})" if changed else "")
+
+
+def base_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rates at multiplier 1, columns base_lr, base_lr_lambda, base_lr_magnitude, to 6 digits.
+
+    A rate that the label `scale` leaves alone ("lambda" or "factors" instead of "both") is its own base rate.
+    """
+    scale = runs["scale"].fillna("both")
+    multiplier = runs["multiplier"].astype(float).fillna(1.0)
+    columns = {}
+    for rate, part in RATES.items():
+        scaled = scale.isin(["both", part]) | ((part == "magnitude") & (scale == "factors"))
+        base = runs[rate].astype(float) / multiplier.where(scaled, 1.0)
+        columns[f"base_{rate}"] = base.map(lambda value: float(f"{value:.6g}"))
+    return pd.DataFrame(columns, index=runs.index)
+
+
+def name_series(runs: pd.DataFrame) -> pd.Series:
+    """Name the series of every run.
+
+    Args:
+        runs: one row a run, with the cell's fields and labels.
+
+    Returns:
+        The method's label with its non-default options, then every setting of `SETTINGS` that takes more than one
+        value among the runs of that name: runs that differ in anything but subject, seed and multiplier are never
+        averaged together.
+    """
+    names = pd.Series(
+        [method_label(m, o) for m, o in zip(runs["method"], runs["options"], strict=True)], runs.index, dtype=object
+    )
+    frame = pd.concat([runs, base_rates(runs)], axis=1)
+    result = names.copy()
+    for _, group in frame.groupby(names, sort=False):
+        for setting, text in SETTINGS.items():
+            if setting in group and group[setting].map(_key).nunique() > 1:
+                result[group.index] += ", " + group[setting].map(lambda value, text=text: text.format(_short(value)))
+    return result
+
+
+def _key(value: Any) -> str:
+    return json.dumps(None if value is None or value != value else value, default=str)
+
+
+def _short(value: Any) -> str:
+    if value is None or value != value:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

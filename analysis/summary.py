@@ -1,0 +1,182 @@
+"""The table and the sentences that a sweep ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis.curves import base_line, distance_curve, score_curve, subject_scores
+from analysis.load import METRICS, Results
+from analysis.plateau import TOLERANCE, plateau
+from training.store import writing
+
+TITLES = {
+    "dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "distance": "distance / ‖W0‖", "num_subjects": "n",
+    "width": "plateau (octaves)", "best_multiplier": "best multiplier", "low_edge": "from", "high_edge": "to",
+    "num_runs": "runs", "lambda": "lambda",
+}  # fmt: skip
+
+
+class Robustness(NamedTuple):
+    """What Fig. 2 shows: `score_curve`, `distance_curve`, `base_line` and `plateau` of the same runs."""
+
+    scores: pd.DataFrame
+    distances: pd.DataFrame
+    base: pd.DataFrame
+    plateaus: pd.DataFrame
+
+
+def robustness(results: Results, tolerance: float = TOLERANCE, matrix: str = "mean") -> Robustness:
+    """Scores, distances, base line and plateaus against the multiplier of the learning rate.
+
+    Raises:
+        BadInput: if no run has ended, or a subject has no score of the untouched base.
+    """
+    plateaus = plateau(subject_scores(results), tolerance)
+    return Robustness(score_curve(results), distance_curve(results, matrix), base_line(results), plateaus)
+
+
+def summary(curves: Robustness, x: str = "multiplier") -> pd.DataFrame:
+    """The table at the end of a sweep: one row for each series and multiplier, the untouched base first.
+
+    Returns:
+        Columns series, multiplier, then dino, clip_i, clip_t and distance each with _low and _high (NaN for one subject),
+        diverged ("2/8": diverged runs of all), num_subjects.
+    """
+    keys = ["series", x]
+    wide = curves.scores[keys].drop_duplicates().reset_index(drop=True)
+    for metric in METRICS:
+        wide = _beside(wide, curves.scores[curves.scores["metric"] == metric], metric, keys)
+    wide = _beside(wide, curves.distances, "distance", keys)
+    counts = curves.scores.drop_duplicates(keys).set_index(keys).loc[pd.MultiIndex.from_frame(wide[keys])]
+    wide["diverged"] = [f"{d}/{n}" for d, n in zip(counts["num_diverged"], counts["num_runs"], strict=True)]
+    wide["num_subjects"] = counts["num_subjects"].to_numpy()
+    first = _base_row(curves.base, wide)
+    return pd.concat([first, wide], ignore_index=True) if len(curves.base) else wide
+
+
+def _beside(wide: pd.DataFrame, curve: pd.DataFrame, name: str, keys: list[str]) -> pd.DataFrame:
+    columns = {"mean": name, "low": f"{name}_low", "high": f"{name}_high"}
+    return wide.merge(curve[[*keys, *columns]].rename(columns=columns), on=keys, how="left")
+
+
+def _base_row(base: pd.DataFrame, wide: pd.DataFrame) -> pd.DataFrame:
+    row: dict[str, Any] = dict.fromkeys(wide.columns, np.nan)
+    row |= {"series": "untouched base", "diverged": ""}
+    for _, line in base.iterrows():
+        metric = str(line["metric"])
+        row |= {metric: line["mean"], f"{metric}_low": line["low"], f"{metric}_high": line["high"]}
+        row["num_subjects"] = line["num_subjects"]
+    return pd.DataFrame([row]).astype({"num_subjects": wide["num_subjects"].dtype}) if len(base) else wide[:0]
+
+
+def plateau_sentence(row: Mapping[str, Any] | pd.Series, tolerance: float = TOLERANCE) -> str:
+    """One sentence that says what the plateau is, from a row of `plateau`."""
+    name, metric, n = row["series"], TITLES.get(row["metric"], row["metric"]), int(row["num_subjects"])
+    who = f"n = {n} subjects" if n > 1 else "one subject, so no interval"
+    if np.isnan(row["peak"]):
+        return f"{name}: some run diverged at every multiplier tried, so there is no plateau ({who})."
+    if not row["peak"] > row["base"]:
+        return f"{name}: {metric} never exceeds the untouched base ({row['base']:.3f}) on this grid, so there is no plateau ({who})."
+    width = f"{'at least ' if row['open_low'] or row['open_high'] else ''}{row['width_octaves']:.1f} octaves"
+    interval = f" [{row['width_low']:.1f}, {row['width_high']:.1f}]" if n > 1 else ""
+    low = f"below {_times(row['low_edge'])} (the smallest tried)" if row["open_low"] else _times(row["low_edge"])
+    high = f"beyond {_times(row['high_edge'])} (the largest tried)" if row["open_high"] else _times(row["high_edge"])
+    return (
+        f"{name}: {metric} peaks at {row['peak']:.3f} at {_times(row['best_multiplier'])} its base rate and keeps "
+        f"{100 * (1 - tolerance):g} % of its gain over the untouched base ({row['base']:.3f}) from {low} to {high}: "
+        f"a plateau of {width}{interval} ({who})."
+    )
+
+
+def _times(multiplier: float) -> str:
+    return f"{multiplier:.2g}x"
+
+
+def format_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same table for people: numbers as short text, and `name`, `name_low`, `name_high` in one column `0.61 [0.58, 0.64]`.
+
+    In a curve's frame `mean`, `low`, `high` are put together as well. A missing interval leaves the number alone.
+    """
+    columns: dict[str, list[str]] = {}
+    for name in map(str, frame.columns):
+        low, high = ("low", "high") if name == "mean" else (f"{name}_low", f"{name}_high")
+        if name == "width_octaves":
+            low, high = "width_low", "width_high"
+        if low in frame and high in frame:
+            cells = zip(frame[name], frame[low], frame[high], strict=True)
+            columns[_title(name)] = [_with_interval(*cell) for cell in cells]
+        elif not _is_end(name, frame):
+            text = _rate if name in ("multiplier", "best_multiplier", "lr") else _number
+            columns[_title(name)] = [text(value) for value in frame[name]]
+    return pd.DataFrame(columns)
+
+
+def _is_end(name: str, frame: pd.DataFrame) -> bool:
+    """Whether a column is the end of another column's interval."""
+    stem = name.removesuffix("_low") if name.endswith("_low") else name.removesuffix("_high")
+    return (name in ("low", "high") and "mean" in frame) or (stem != name and (stem in frame or stem == "width"))
+
+
+def _title(name: str) -> str:
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def _with_interval(value: Any, low: Any, high: Any) -> str:
+    return _number(value) + ("" if pd.isna(low) else f" [{_number(low)}, {_number(high)}]")
+
+
+def _rate(value: Any) -> str:
+    return "" if pd.isna(value) else f"{value:g}"
+
+
+def _number(value: Any) -> str:
+    """Text of a cell: three decimals for ordinary numbers, three digits for the small and large, nothing for a missing one."""
+    if isinstance(value, str | bool | np.bool_):
+        return str(value)
+    if value is None or pd.isna(value):
+        return ""
+    if float(value).is_integer():
+        return f"{value:.0f}"
+    return f"{value:.3f}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """A frame as a Markdown table, intervals put together (`format_table`), numbers to the right."""
+    table = format_table(frame)
+    numeric = [frame.columns[0] != name and name != "series" for name in table.columns]
+    widths = [max(3, len(str(name)), *(len(value) for value in table[name])) for name in table.columns]
+
+    def line(cells: list[str]) -> str:
+        padded = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(cells, widths, numeric, strict=True)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = (
+        "|" + "|".join("-" * (w + 1) + (":" if right else "-") for w, right in zip(widths, numeric, strict=True)) + "|"
+    )
+    return "\n".join(
+        [line([str(name) for name in table.columns]), rule, *(line(list(row)) for row in table.itertuples(index=False))]
+    )
+
+
+def write_tables(folder: Path | str, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
+    """Write every table as `<name>.md` (for people) and `<name>.csv` (every digit), each atomically.
+
+    Returns:
+        The files.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    texts = {}
+    for name, frame in tables.items():
+        texts[Path(folder) / f"{name}.md"] = to_markdown(frame) + "\n"
+        texts[Path(folder) / f"{name}.csv"] = frame.to_csv(index=False, lineterminator="\n")
+    for path, text in texts.items():
+        with writing(path) as aside:
+            aside.write_text(text, encoding="utf-8")
+    return list(texts)

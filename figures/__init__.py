@@ -1,0 +1,26 @@
+"""Frames to axes: one file for each figure. Imports no torch, and matplotlib only when something is drawn."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = ("fig2_lr_robustness", "fig3_prolonged_training", "fig4_weight_norms", "fig5_dora_magnitude", "picture_sheet")
+
+
+def save(figure: Figure, stem: Path | str) -> list[Path]:
+    """Write `<stem>.png` and `<stem>.pdf` (see `figures.style.save`)."""
+    from figures.style import save as save_figure
+
+    return save_figure(figure, stem)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a figure's module at its first use: `figures.fig2_lr_robustness.draw(...)`."""
+    if name in (*FIGURES, "style", "panels"):
+        return importlib.import_module(f"figures.{name}")
+    raise AttributeError(f"module 'figures' has no attribute {name!r}; figures: {', '.join(FIGURES)}")

@@ -1,0 +1,137 @@
+"""Fig. 2 of the DeLoRA paper: scores and weight distances against the learning rate's multiplier.
+
+The paper's claim: LoRA and DoRA degrade from 4x on, LoRA's distance keeps growing, DoRA's stops, DeLoRA stays.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adapters import BadInput
+from analysis import Robustness
+from figures.panels import (
+    draw_background,
+    draw_base_line,
+    draw_curves,
+    draw_legend,
+    draw_plateaus,
+    label_ends,
+    limit_to_means,
+    plain_log_axis,
+)
+from figures.style import BACKGROUND, METRIC_TITLES, MUTED, Look, looks, multiplier_axis, new_figure, styled
+
+
+@styled
+def draw(
+    curves: Robustness, background: Robustness | None = None, *, tolerance: float = 0.05, title: str | None = None
+) -> Figure:
+    """DINO with its plateaus, CLIP-I over CLIP-T, and the distance, against the multiplier.
+
+    Args:
+        curves: what `analysis.robustness` returned.
+        background: the same of other runs of the same model, drawn behind in grey; series of the same name are left out.
+        tolerance: with which the plateaus were measured, for the label.
+        title: above the legend; None for none.
+
+    Raises:
+        BadInput: if there is nothing to draw.
+    """
+    if curves.scores.empty:
+        raise BadInput("no finished run to draw: run python sweeps/lr_robustness.py first")
+    behind = _without(background, set(curves.scores["series"]))
+    styles = looks(pd.concat([curves.scores, *([behind.scores] if behind else [])]))
+    dino = curves.plateaus[curves.plateaus["metric"] == "dino"]
+    figure = new_figure(11.0, 4.3 + 0.19 * len(dino))
+    grid = figure.add_gridspec(2, 3, width_ratios=[1.35, 1.0, 1.25], height_ratios=[1, 1])
+    left = grid[:, 0].subgridspec(2, 1, height_ratios=[8, 0.5 + 0.5 * len(dino)], hspace=0.06)
+    axes = {
+        "dino": figure.add_subplot(left[0]),
+        "plateau": figure.add_subplot(left[1]),
+        "clip_i": figure.add_subplot(grid[0, 1]),
+        "clip_t": figure.add_subplot(grid[1, 1]),
+        "distance": figure.add_subplot(grid[:, 2]),
+    }
+    for name, ax in axes.items():
+        ax.set_label(name)
+        multiplier_axis(ax, curves.scores["multiplier"])
+    for metric in METRIC_TITLES:
+        _draw_scores(axes[metric], metric, curves, behind, styles)
+    _draw_plateau_strip(axes["dino"], axes["plateau"], dino, styles, tolerance)
+    axes["clip_i"].set_xlabel("")
+    figure.get_layout_engine().set(wspace=0.06)
+    _draw_distances(axes["distance"], curves, behind, styles)
+    draw_legend(figure, curves.scores, styles, behind=behind.scores if behind else None)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    _label_series(axes["distance"], curves, behind, styles)
+    return figure
+
+
+def _without(background: Robustness | None, drawn: set[str]) -> Robustness | None:
+    if background is None:
+        return None
+    kept = Robustness(*(f[~f["series"].isin(drawn)] if "series" in f else f for f in background))
+    return kept if len(kept.scores) else None
+
+
+def _draw_scores(ax: Axes, metric: str, curves: Robustness, behind: Robustness | None, styles: dict[str, Look]) -> None:
+    scores = curves.scores[curves.scores["metric"] == metric]
+    if behind is not None:
+        draw_background(ax, _on_grid(behind.scores[behind.scores["metric"] == metric], scores), "multiplier", styles)
+    draw_curves(ax, scores, "multiplier", styles)
+    draw_base_line(ax, curves.base, metric, label=metric == "dino")
+    grey = [behind.scores.loc[behind.scores["metric"] == metric, ["mean"]]] if behind else []
+    limit_to_means(ax, [scores, *grey], float(curves.base.set_index("metric")["mean"].get(metric, np.nan)))
+    ax.set_title(
+        METRIC_TITLES[metric]
+        + {"dino": ": likeness to the subject", "clip_t": ": likeness to the prompt"}.get(metric, "")
+    )
+
+
+def _draw_plateau_strip(ax: Axes, strip: Axes, dino: pd.DataFrame, styles: dict[str, Look], tolerance: float) -> None:
+    """The plateaus' bars share DINO's x axis and stand on it."""
+    ax.set_xlabel("")
+    ax.tick_params(labelbottom=False)
+    strip.spines["left"].set_visible(False)
+    strip.grid(True, axis="x")
+    draw_plateaus(strip, dino, styles)
+    strip.grid(True, axis="x")
+    strip.text(
+        0, 1.0, f"plateau: ≥ {100 * (1 - tolerance):g} % of the best gain over the base", transform=strip.transAxes, fontsize=7.5,
+        color=MUTED, va="bottom",
+    )  # fmt: skip
+
+
+def _draw_distances(ax: Axes, curves: Robustness, behind: Robustness | None, styles: dict[str, Look]) -> None:
+    plain_log_axis(ax)
+    if behind is not None:
+        draw_background(ax, _on_grid(behind.distances, curves.distances), "multiplier", styles)
+    draw_curves(ax, curves.distances, "multiplier", styles)
+    ax.set_title("distance ‖W$_t$ − W$_0$‖ / ‖W$_0$‖")
+
+
+def _on_grid(frame: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
+    """Background points beyond the axis' limits would widen it."""
+    low, high = shown["multiplier"].min(), shown["multiplier"].max()
+    return frame[frame["multiplier"].between(low / 1.2, high * 1.2)]
+
+
+def _label_series(ax: Axes, curves: Robustness, behind: Robustness | None, styles: dict[str, Look]) -> None:
+    """Every series' name at the right end of its distance, the ones behind in grey."""
+    ends = [
+        (*_last(curve), str(series), styles[str(series)].color)
+        for series, curve in curves.distances.groupby("series", sort=False)
+    ]
+    if behind is not None:
+        shown = _on_grid(behind.distances, curves.distances)
+        ends += [(*_last(curve), str(series), BACKGROUND) for series, curve in shown.groupby("series", sort=False)]
+    label_ends(ax, ends)
+
+
+def _last(curve: pd.DataFrame) -> tuple[float, float]:
+    row = curve.sort_values("multiplier").iloc[-1]
+    return float(row["multiplier"]), float(row["mean"])

@@ -1,0 +1,109 @@
+"""Fig. 3 of the DeLoRA paper: what happens when training goes on long after the optimum.
+
+The paper's claim: DeLoRA moves away quickly until it reaches its boundary and stays there; LoRA goes on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adapters import BadInput
+from figures.panels import draw_base_line, draw_curves, draw_legend, label_ends, limit_to_means
+from figures.style import METRIC_TITLES, MUTED, Look, looks, new_figure, styled
+
+
+@styled
+def draw(
+    scores: pd.DataFrame,
+    distances: pd.DataFrame,
+    lambdas: pd.DataFrame | None,
+    base: pd.DataFrame,
+    *,
+    matrix: str = "mean over matrices",
+    title: str | None = None,
+) -> Figure:
+    """DINO over CLIP-T, and distance over lambda, against the training step.
+
+    Args:
+        scores: `analysis.score_curve(results, "step")`.
+        distances: `analysis.gauge_curve(results)`.
+        lambdas: `analysis.gauge_curve(results, "lambda")`; None or empty leaves its panel out.
+        base: `analysis.base_line(results)`.
+        matrix: which matrix the distances are of, for the label.
+        title: above the legend; None for none.
+
+    Raises:
+        BadInput: if there is nothing to draw.
+    """
+    if scores.empty:
+        raise BadInput("no finished run to draw: run python sweeps/prolonged_training.py first")
+    styles = looks(pd.concat([scores, distances]))
+    has_lambda = lambdas is not None and len(lambdas) > 0
+    figure = new_figure(9.2, 5.6)
+    grid = figure.add_gridspec(2, 2, height_ratios=[1.5, 1.0], width_ratios=[1.0, 1.0])
+    for metric, place in (("dino", grid[0, 0]), ("clip_t", grid[1, 0])):
+        ax = figure.add_subplot(place, label=metric)
+        _draw_scores(ax, scores[scores["metric"] == metric], base, metric, styles)
+    distance = figure.add_subplot(grid[0, 1] if has_lambda else grid[:, 1], label="distance")
+    _draw_gauge(distance, distances, styles, f"distance ‖W$_t$ − W$_0$‖ / ‖W$_0$‖, {matrix}")
+    distance.set_ylim(bottom=0)
+    if has_lambda:
+        _draw_gauge(figure.add_subplot(grid[1, 1], label="lambda"), lambdas, styles, f"λ, {matrix}")
+    last = float(max(scores["step"].max(), distances["step"].max() if len(distances) else 0))
+    for ax in figure.axes:
+        ax.set_xlim(-0.02 * last, 1.02 * last)
+        ax.set_xlabel("training step")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    draw_legend(figure, scores, styles)
+    label_ends(
+        distance,
+        [(*_last(curve), str(s), styles[str(s)].color) for s, curve in distances.groupby("series", sort=False)],
+    )
+    return figure
+
+
+def _draw_scores(ax: Axes, scores: pd.DataFrame, base: pd.DataFrame, metric: str, styles: dict[str, Look]) -> None:
+    draw_curves(ax, scores, "step", styles)
+    draw_base_line(ax, base, metric, label=metric == "dino")
+    limit_to_means(ax, [scores], float(base.set_index("metric")["mean"].get(metric, np.nan)))
+    ax.set_title(
+        METRIC_TITLES[metric] + {"dino": ": likeness to the subject", "clip_t": ": likeness to the prompt"}[metric]
+    )
+    if metric == "dino":
+        _mark_best(ax, scores, styles)
+
+
+def _mark_best(ax: Axes, scores: pd.DataFrame, styles: dict[str, Look]) -> None:
+    """A tick on the x axis at the step of every series' best mean, and what it means."""
+    for series, curve in scores.groupby("series", sort=False):
+        best = curve.loc[curve["mean"].idxmax(), "step"]
+        ax.plot(
+            [best], [0.0], transform=ax.get_xaxis_transform(), marker=6, ms=9, color=styles[str(series)].color, clip_on=False,
+            zorder=6, label=f"_best {series}",
+        )  # fmt: skip
+    ax.text(
+        0.99,
+        0.02,
+        "▴ each method's best step",
+        transform=ax.transAxes,
+        ha="right",
+        va="bottom",
+        fontsize=7.5,
+        color=MUTED,
+    )
+
+
+def _draw_gauge(ax: Axes, curve: pd.DataFrame, styles: dict[str, Look], title: str) -> None:
+    draw_curves(ax, curve, "step", styles, markers=False)
+    if len(curve):
+        limit_to_means(ax, [curve])
+    ax.set_title(title)
+
+
+def _last(curve: pd.DataFrame) -> tuple[float, float]:
+    row = curve.sort_values("step").iloc[-1]
+    return float(row["step"]), float(row["mean"])

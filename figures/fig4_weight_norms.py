@@ -1,0 +1,148 @@
+"""Fig. 4 of the DeLoRA paper: the mean column norms of the attention matrices differ by block and kind, hence ‖W‖ in DeLoRA.
+
+The paper does not say whether attn1 or attn2, rows or columns: both attentions are shown, the axis is a choice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adapters import BadInput
+from figures.panels import series_handle
+from figures.style import INK, MUTED, Look, looks, new_figure, styled
+
+KINDS = {"to_q": "Q", "to_k": "K", "to_v": "V", "to_out": "Out", "to_out.0": "Out"}
+ATTENTIONS = {"attn1": "self-attention (attn1)", "attn2": "cross-attention (attn2)"}
+BEFORE = "untouched base"
+
+
+@styled
+def draw(norms: pd.DataFrame, *, axis: str = "columns", title: str | None = None) -> Figure:
+    """Bars of the base's norms by block and kind; beside them, where runs are, how much training changed each.
+
+    Args:
+        norms: what `analysis.weight_norms` returned, for the same axis.
+        axis: "columns" or "rows", for the label.
+        title: above the legend; None for none.
+
+    Raises:
+        BadInput: if the base's norms are missing.
+    """
+    before = norms[norms["series"] == BEFORE]
+    after = name_multipliers(norms[norms["series"] != BEFORE])
+    if before.empty:
+        raise BadInput("no weight norms of the untouched base: run python sweeps/weight_norms.py first")
+    attentions = [
+        name for name in dict.fromkeys(["attn1", "attn2", *before["attention"]]) if name in set(before["attention"])
+    ]
+    figure = new_figure(10.4 if len(after) else 6.2, 1.0 + 2.3 * len(attentions))
+    grid = figure.add_gridspec(len(attentions), 2 if len(after) else 1)
+    styles = looks(after) if len(after) else {}
+    blocks = list(dict.fromkeys(before["block"]))
+    tops = []
+    for i, attention in enumerate(attentions):
+        bars = figure.add_subplot(grid[i, 0], label=f"{attention} before")
+        _draw_bars(bars, before[before["attention"] == attention], blocks)
+        bars.set_title(ATTENTIONS.get(attention, attention))
+        bars.set_ylabel(f"mean {axis.removesuffix('s')} norm")
+        tops.append(bars)
+        if len(after):
+            dots = figure.add_subplot(grid[i, 1], label=f"{attention} after")
+            _draw_change(dots, after[after["attention"] == attention], blocks, styles)
+            dots.set_title("change by training" if i == 0 else "")
+    top = max(ax.get_ylim()[1] for ax in tops)
+    for ax in tops:
+        ax.set_ylim(0, top)
+    _draw_legends(figure, tops[0], after, styles)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return figure
+
+
+def name_multipliers(after: pd.DataFrame) -> pd.DataFrame:
+    """Put the multiplier into the series' name where there are several."""
+    several = after.groupby("series")["multiplier"].transform("nunique") > 1
+    names = after["series"] + after["multiplier"].map(", {:g}x".format)
+    return after.assign(series=after["series"].where(~several, names))
+
+
+def kind_colors() -> dict[str, tuple[float, float, float, float]]:
+    """Four shades that grey print keeps apart."""
+    return {
+        kind: colormaps["cividis"](shade)
+        for kind, shade in zip(("Q", "K", "V", "Out"), (0.05, 0.38, 0.68, 0.97), strict=True)
+    }
+
+
+def _slots(frame: pd.DataFrame, blocks: list[str], kind: str) -> tuple[np.ndarray, pd.DataFrame]:
+    """Where the bars of one kind stand: block number plus the kind's place in the group of four."""
+    rows = frame[frame["kind"].map(lambda name: KINDS.get(name, name)) == kind]
+    place = list(kind_colors()).index(kind)
+    return rows["block"].map(blocks.index).to_numpy(dtype=float) + 0.2 * (place - 1.5), rows
+
+
+def _draw_bars(ax: Axes, before: pd.DataFrame, blocks: list[str]) -> None:
+    for kind, color in kind_colors().items():
+        x, rows = _slots(before, blocks, kind)
+        ax.bar(x, rows["mean"], width=0.19, color=color, edgecolor=INK, linewidth=0.5, label=kind, zorder=3)
+        ax.errorbar(x, rows["mean"], yerr=rows["sd"], fmt="none", ecolor=MUTED, elinewidth=1.0, zorder=4)
+    _name_blocks(ax, blocks)
+
+
+def _draw_change(ax: Axes, after: pd.DataFrame, blocks: list[str], styles: dict[str, Look]) -> None:
+    names = list(dict.fromkeys(after["series"]))
+    for number, series in enumerate(names):
+        look, shift = styles[series], 0.12 * (number - (len(names) - 1) / 2) / max(len(names) - 1, 1)
+        for kind in kind_colors():
+            x, rows = _slots(after[after["series"] == series], blocks, kind)
+            ax.plot(
+                x + shift,
+                100 * rows["change"],
+                ls="none",
+                marker=look.marker,
+                color=look.color,
+                mfc=look.face,
+                ms=4.5,
+                zorder=3,
+            )
+    ax.axhline(0, color=INK, lw=0.9)
+    ax.set_ylabel("change of the mean norm (%)")
+    _name_blocks(ax, blocks)
+    for place in range(len(blocks)):
+        for slot, kind in enumerate(kind_colors()):
+            ax.text(
+                place + 0.2 * (slot - 1.5),
+                0.985,
+                kind,
+                transform=ax.get_xaxis_transform(),
+                fontsize=6,
+                color=MUTED,
+                ha="center",
+                va="top",
+            )
+    ax.margins(y=0.14)
+
+
+def _name_blocks(ax: Axes, blocks: list[str]) -> None:
+    ax.set_xticks(range(len(blocks)), [block.replace("_blocks", "").replace("_block", "") for block in blocks])
+    ax.set_xlim(-0.6, len(blocks) - 0.4)
+    ax.grid(False, axis="x")
+    ax.tick_params(axis="x", length=0)
+    for edge in range(1, len(blocks)):
+        ax.axvline(edge - 0.5, color="#eeeeee", lw=0.8, zorder=0)
+
+
+def _draw_legends(figure: Figure, bars: Axes, after: pd.DataFrame, styles: dict[str, Look]) -> None:
+    handles, labels = bars.get_legend_handles_labels()
+    for series, rows in after.groupby("series", sort=False):
+        runs = int(rows["num_runs"].max())
+        handles.append(series_handle("", styles[str(series)]._replace(line_style="none")))
+        labels.append(f"{series} (n = {runs} run{'s' if runs > 1 else ''})")
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=min(len(handles), 6), alignment="left", title_fontsize=8.5,
+        title="Whiskers: standard deviation inside a matrix, mean over the block's matrices",
+    )  # fmt: skip

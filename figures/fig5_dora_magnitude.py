@@ -1,0 +1,88 @@
+"""Fig. 5 and App. C of the DeLoRA paper: does DoRA's trained magnitude matter for robustness?
+
+The paper's claim: fixing the magnitude does not alter DoRA's robustness. Runs are paired by subject: same pictures, same noise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adapters import BadInput
+from analysis import Robustness
+from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means, plain_log_axis
+from figures.style import INK, METRIC_TITLES, MUTED, looks, multiplier_axis, new_figure, styled
+
+DIFFERENCE_STYLES = {"dino": ("#222222", "o"), "clip_i": ("#6f6f6f", "s"), "clip_t": ("#a0a0a0", "D")}
+
+
+@styled
+def draw(
+    curves: Robustness,
+    differences: pd.DataFrame,
+    *,
+    first: str = "DoRA",
+    second: str = "fixed magnitude",
+    title: str | None = None,
+) -> Figure:
+    """DINO and the distance of both methods, and their paired difference with its interval, against the multiplier.
+
+    Args:
+        curves: `analysis.robustness` of both methods' runs.
+        differences: `analysis.paired_curve` of their `subject_scores`, first minus second.
+        first, second: what the two are called beside the difference's zero line.
+        title: above the legend; None for none.
+
+    Raises:
+        BadInput: if there is nothing to draw.
+    """
+    if curves.scores.empty:
+        raise BadInput("no finished run to draw: run python sweeps/dora_magnitude.py first")
+    styles = looks(curves.scores)
+    figure = new_figure(11.0, 4.0)
+    score, distance, paired = (
+        figure.add_subplot(1, 3, i + 1, label=name) for i, name in enumerate(("dino", "distance", "difference"))
+    )
+    for ax in (score, distance, paired):
+        multiplier_axis(ax, curves.scores["multiplier"])
+    scores = curves.scores[curves.scores["metric"] == "dino"]
+    draw_curves(score, scores, "multiplier", styles)
+    draw_base_line(score, curves.base, "dino", label=True)
+    limit_to_means(score, [scores], float(curves.base.set_index("metric")["mean"].get("dino", np.nan)))
+    score.set_title("DINO: likeness to the subject")
+    plain_log_axis(distance)
+    draw_curves(distance, curves.distances, "multiplier", styles)
+    distance.set_title("distance ‖W$_t$ − W$_0$‖ / ‖W$_0$‖")
+    _draw_differences(paired, differences, first, second)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    draw_legend(figure, curves.scores, styles)
+    return figure
+
+
+def _draw_differences(ax: Axes, differences: pd.DataFrame, first: str, second: str) -> None:
+    """One point with its interval for each metric and multiplier, the metrics side by side."""
+    ax.axhline(0, color=INK, lw=0.9, zorder=2)
+    shown = [metric for metric in DIFFERENCE_STYLES if metric in set(differences["metric"])]
+    for place, metric in enumerate(shown):
+        rows = differences[differences["metric"] == metric]
+        color, marker = DIFFERENCE_STYLES[metric]
+        shift = 2 ** (0.22 * (place - (len(shown) - 1) / 2))
+        bars = np.nan_to_num(np.stack([rows["mean"] - rows["low"], rows["high"] - rows["mean"]]).astype(float))
+        ax.errorbar(
+            rows["multiplier"] * shift, rows["mean"], yerr=bars, fmt=marker, color=color, ms=4.5, elinewidth=1.2, capsize=2,
+            label=METRIC_TITLES[metric], zorder=3,
+        )  # fmt: skip
+    ax.set_title(f"paired difference, {first} − {second}")
+    limit_to_means(ax, [differences], 0.0)
+    for text, place, va in ((f"{first} higher", 0.985, "top"), (f"{second} higher", 0.015, "bottom")):
+        ax.text(0.99, place, text, transform=ax.transAxes, ha="right", va=va, fontsize=7.5, color=MUTED)
+    n = int(differences["num_subjects"].min()) if len(differences) else 0
+    ax.legend(
+        loc="lower left",
+        title=f"n = {n} pairs, 95 % t intervals" if n > 1 else "one pair: no interval",
+        title_fontsize=7.5,
+        fontsize=8,
+    )

@@ -1,0 +1,164 @@
+"""One look for all figures: Okabe and Ito's palette, markers and line styles that stay apart in grey print, saved files."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adapters import METHODS
+from training.store import writing
+
+INK = "#222222"
+MUTED = "#6b6b6b"
+GRID = "#e3e3e3"
+BACKGROUND = "#a8a8a8"
+ALARM = "#b00020"  # divergence
+METRIC_TITLES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+SPARE_COLORS = ("#56B4E9", "#000000", "#8C6D31", "#7A5195", "#999933")
+SPARE_MARKERS = ("P", "X", "h", "*", "p")
+DPI = 180
+
+RC = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "figure.dpi": 100,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "plateau",
+    "text.color": INK,
+    "xtick.color": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.color": INK,
+    "ytick.labelsize": 8.5,
+}
+
+P = ParamSpec("P")
+
+
+class Look(NamedTuple):
+    """How one series is drawn."""
+
+    color: str
+    line_style: Any
+    marker: str
+    face: str  # marker's face: the colour, or white for a method's further variants
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw under this module's settings, whatever the caller's own are."""
+
+    @wraps(draw)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with mpl.rc_context():
+            mpl.rcdefaults()
+            mpl.rcParams.update(RC)
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+def looks(frame: pd.DataFrame) -> dict[str, Look]:
+    """The look of every series of a frame with the columns series and method.
+
+    A method has the colour and marker of `METHODS`, and a line style by its place there, so that lines differ in grey as
+    well; further series of one method (options, ranks) keep its colour and take hollow markers and other line styles.
+    """
+    result: dict[str, Look] = {}
+    seen: dict[str, int] = {}
+    names = list(METHODS)
+    for series, method in frame[["series", "method"]].drop_duplicates().itertuples(index=False):
+        variant = seen[method] = seen.get(method, -1) + 1
+        number = names.index(method) if method in names else len(names) + len(seen)
+        spare = number % len(SPARE_COLORS)
+        color = METHODS[method].color if method in METHODS else SPARE_COLORS[spare]
+        marker = METHODS[method].marker if method in METHODS else SPARE_MARKERS[spare]
+        dashes = DASHES[(number + variant) % len(DASHES)]
+        result[series] = Look(
+            color, dashes, marker if variant < 2 else SPARE_MARKERS[variant % 5], "white" if variant else color
+        )
+    return result
+
+
+def new_figure(width_in: float, height_in: float) -> Figure:
+    """An empty figure that lays itself out."""
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05, wspace=0.03, hspace=0.03)
+    return figure
+
+
+def multiplier_text(value: float) -> str:
+    """A multiplier as people write it: 1/4, 1/2, 1, 2, ... 32."""
+    inverse = 1 / value
+    if value < 1 and abs(inverse - round(inverse)) < 1e-9 * inverse:
+        return f"1/{round(inverse)}"
+    return f"{value:.3g}"
+
+
+def multiplier_axis(ax: Axes, values: Sequence[float], label: str = "multiple of the base learning rate") -> None:
+    """A log2 axis with a tick at every multiplier that was tried (every second one if there are many)."""
+    grid = sorted({float(value) for value in values})
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(grid[:: 1 + (len(grid) - 1) // 12], [multiplier_text(v) for v in grid[:: 1 + (len(grid) - 1) // 12]])
+    ax.minorticks_off()
+    ax.set_xlim(grid[0] / 2**0.35, grid[-1] * 2**0.35)
+    ax.set_xlabel(label)
+
+
+def count_text(frame: pd.DataFrame) -> str:
+    """The number of subjects behind a curve: `n = 8`, or `n = 6 to 8` where points differ."""
+    low, high = int(frame["num_subjects"].min()), int(frame["num_subjects"].max())
+    return f"n = {high}" if low == high else f"n = {low} to {high}"
+
+
+def text_color(background: Sequence[float]) -> str:
+    """Black or white, whichever reads better on an RGB colour."""
+    return "white" if float(np.dot(background[:3], (0.299, 0.587, 0.114))) < 0.55 else INK
+
+
+def save(figure: Figure, stem: Path | str) -> list[Path]:
+    """Write `<stem>.png` and `<stem>.pdf`, each whole or not at all, with the same bytes whenever the figure is the same.
+
+    Returns:
+        The two paths, the PNG first.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    paths = []
+    for suffix, metadata in ((".png", {"Software": "Plateau"}), (".pdf", {"Creator": "Plateau", "CreationDate": None})):
+        path = Path(f"{os.fspath(stem)}{suffix}")
+        content = io.BytesIO()
+        with mpl.rc_context(RC):
+            figure.savefig(content, format=suffix[1:], dpi=DPI, metadata=metadata)
+        with writing(path) as aside:
+            aside.write_bytes(content.getvalue())
+        paths.append(path)
+    return paths

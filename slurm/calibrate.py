@@ -1,0 +1,145 @@
+"""How many runs a pack should hold on this machine, and how long they will take: measured once, and remembered.
+
+The frozen U-Net with LoRA on it is timed at growing pack sizes; the smallest size within 5 % of the best time for each
+run is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters import BadInput
+from slurm.job import Setting
+from training.cell import BASE, Cell
+from training.store import StoreError, writing
+
+SIZES = (1, 2, 4, 8, 16, 32)
+WITHIN = 1.05
+START_S = 8.0  # seconds until a worker has loaded everything
+PASSES = 3.0  # a training step costs about three forward passes
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Seconds of one training step at each pack size, and the size chosen."""
+
+    step_s: dict[int, float]
+    pack_size: int
+
+    def predict(self, cells: Sequence[Cell], workers: int) -> float:
+        """Expected seconds until all cells are done.
+
+        A cell costs its steps, and its pictures' passes through the U-Net: two for each sampler step with guidance.
+        """
+        each = self.step_s[max(size for size in self.step_s if size <= self.pack_size)]
+        each /= max(size for size in self.step_s if size <= self.pack_size)
+        total = 0.0
+        for cell in cells:
+            rows = cell.train_batch_size * cell.gradient_accumulation_steps * (2 if cell.prior_loss_weight > 0 else 1)
+            evaluations = len(cell.evaluated_steps()) if cell.method != BASE else 1
+            passes = 2 * cell.num_inference_steps * cell.num_prompts * cell.num_images * evaluations
+            total += each * (cell.steps * rows + passes / PASSES)
+        return START_S + total / workers if cells else 0.0
+
+
+def calibrate(setting: Setting, cell: Cell, pack_size: str) -> Calibration:
+    """The calibration of this machine for a model and a shape of batch, from the cache or measured now.
+
+    Args:
+        setting: model and device.
+        cell: says resolution, precision and rows of a batch.
+        pack_size: "auto", or the number that the user wants.
+    """
+    key = _key(setting, cell)
+    path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plateau" / "calibration" / f"{key}.json"
+    try:
+        times = {int(size): seconds for size, seconds in json.loads(path.read_text()).items()}
+    except (OSError, ValueError):
+        times = _measure_elsewhere(setting, cell)
+        try:
+            with writing(path) as aside:
+                aside.write_text(json.dumps(times))
+        except StoreError:
+            pass  # measured again next time
+    best = min(seconds / size for size, seconds in times.items())
+    auto = min(size for size, seconds in times.items() if seconds / size <= WITHIN * best)
+    return Calibration(times, auto if pack_size == "auto" else int(pack_size))
+
+
+def _key(setting: Setting, cell: Cell) -> str:
+    cpu = next((line for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    parts = (cell.model_hash, setting.device, cell.resolution, cell.mixed_precision, cell.prior_loss_weight > 0, cpu)
+    return hashlib.sha256(repr((*parts, os.cpu_count())).encode()).hexdigest()[:16]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _measure_elsewhere(setting: Setting, cell: Cell) -> dict[int, float]:
+    """Measure in a process of its own, so that this one stays small."""
+    rows = cell.train_batch_size * (2 if cell.prior_loss_weight > 0 else 1)
+    command = [sys.executable, "-m", "slurm.calibrate", setting.model, setting.device, str(cell.resolution), str(rows),
+               cell.mixed_precision]  # fmt: skip
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        raise BadInput(f"cannot measure the model's speed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    return {int(size): seconds for size, seconds in json.loads(done.stdout.strip().splitlines()[-1]).items()}
+
+
+def measure(model: str, device: str, resolution: int, rows: int, precision: str) -> dict[int, float]:
+    """Median seconds of a training step at each pack size, on one thread of a CPU, or a GPU.
+
+    Stops growing when a size is no longer worth it, or memory ends.
+    """
+    import torch
+
+    from adapters import parse_method
+    from adapters.inject import attach
+    from training.tasks import pipeline as pipelines
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+    parts = pipelines.load(Path(model), torch.device(device))
+    side = resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    text = parts.encode_text([""])
+    times: dict[int, float] = {}
+    for size in SIZES:
+        pack = attach(parts.unet, parse_method("lora"), seeds=[0] * size, rank=4)
+        noise = torch.randn(size * rows, parts.unet.config.in_channels, side, side, device=device)
+        context, steps = text.expand(size * rows, -1, -1), torch.zeros(size * rows, dtype=torch.long, device=device)
+        laps = []
+        try:
+            for _ in range(4):
+                began = time.perf_counter()
+                with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                    output = parts.unet(noise, steps, encoder_hidden_states=context).sample
+                output.float().square().sum().backward()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                laps.append(time.perf_counter() - began)
+        except (torch.OutOfMemoryError, MemoryError):
+            break
+        finally:
+            pack.detach()
+        times[size] = sorted(laps[1:])[1]
+        if size >= 8 and times[size] / size > 0.97 * min(t / s for s, t in times.items() if s < size):
+            break
+    return times
+
+
+if __name__ == "__main__":
+    model, device, resolution, rows, precision = sys.argv[1:]
+    print(json.dumps(measure(model, device, int(resolution), int(rows), precision)))

@@ -1,0 +1,134 @@
+"""Send packs to where they run. Inline: worker processes of this machine, which share the packs by locks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters import BadInput
+from training.store import StoreError
+
+WORKER_GIB = 2.0  # memory set aside for one worker when their number is chosen
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that a worker says.
+
+    Attributes:
+        kind: "progress", "done", "failed", "error" (stops everything) or "stopped".
+        worker: number of the worker.
+        value: a `training.loop.Progress`, a pack's name, or a text.
+    """
+
+    kind: str
+    worker: int
+    value: object
+
+
+def choose_workers(num_packs: int, device: str) -> tuple[int, int]:
+    """How many worker processes, and threads for each.
+
+    On a CPU, one-thread processes side by side beat one process with many threads (`benchmarks/packs.py`); memory
+    and the number of packs limit them.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if device != "cpu":
+        return 1, 0
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    workers = max(1, min(num_packs, cores, int(memory / WORKER_GIB)))
+    return workers, max(1, cores // workers)
+
+
+def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event], None]) -> str:
+    """Run packs in worker processes until all have ended.
+
+    Args:
+        specs: the packs' JSON specifications.
+        workers: number of processes.
+        listen: called with every event.
+
+    Returns:
+        "done", or "stopped" after a signal; what was computed is checkpointed.
+
+    Raises:
+        StoreError: as the worker that met it says; the others have stopped with checkpoints.
+    """
+    context = multiprocessing.get_context("spawn")
+    events = context.Queue()
+    paths = [str(path) for path in specs]
+    team = [context.Process(target=work, args=(paths, n, events), daemon=False) for n in range(workers)]
+    outcome, error = "done", None
+    before = signal.signal(signal.SIGINT, lambda number, frame: _pass_on(team, signal.SIGINT))
+    also = signal.signal(signal.SIGTERM, lambda number, frame: _pass_on(team, signal.SIGTERM))
+    try:
+        for process in team:
+            process.start()
+        while any(process.is_alive() for process in team) or not events.empty():
+            try:
+                event = events.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            listen(event)
+            if event.kind == "stopped":
+                outcome = "stopped"
+            if event.kind == "error":
+                error = str(event.value)
+                _pass_on(team, signal.SIGTERM)
+    finally:
+        _pass_on(team, signal.SIGTERM)
+        for process in team:
+            process.join()
+        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, also)
+    if error:
+        raise StoreError(error)
+    killed = [process.exitcode for process in team if process.exitcode not in (0, None)]
+    if killed and outcome == "done":
+        raise StoreError(
+            f"a worker was killed (exit code {killed[0]}; out of memory?); nothing computed is lost: "
+            "run the same command again, with a smaller --pack-size or fewer --workers if it happens again"
+        )
+    return outcome
+
+
+def _pass_on(team: Sequence[multiprocessing.process.BaseProcess], number: int) -> None:
+    for process in team:
+        if process.pid is not None and process.is_alive():
+            os.kill(process.pid, number)
+
+
+def work(paths: Sequence[str], worker: int, events: multiprocessing.Queue) -> None:
+    """A worker process: take every pack that nobody holds, then wait for those that others hold."""
+    stopped = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.append(True))
+    from slurm.job import quiet_libraries, run_pack
+    from training.loop import Interrupted
+
+    quiet_libraries()
+
+    pending = list(paths[worker:]) + list(paths[:worker])
+    try:
+        while pending:
+            for path in list(pending):
+                if stopped:
+                    raise Interrupted
+                outcome = run_pack(Path(path), lambda p: events.put(Event("progress", worker, p)))
+                if outcome != "busy":
+                    pending.remove(path)
+                    events.put(Event(outcome, worker, Path(path).stem))
+            time.sleep(0.5 if pending else 0)  # others hold the rest
+    except (Interrupted, KeyboardInterrupt):
+        events.put(Event("stopped", worker, ""))
+    except BadInput as error:
+        events.put(Event("error", worker, str(error)))
+    finally:
+        events.close()
+        events.join_thread()

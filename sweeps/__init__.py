@@ -1,0 +1,1 @@
+"""One driver for each question, and what they share: options, grids, base rates, progress."""

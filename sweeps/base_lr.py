@@ -1,0 +1,71 @@
+"""Find each method's base rate on a model: the same number of trials for each, on the tuning subjects alone.
+
+The rule: of the settings tried, the one with the highest mean DINO over the tuning subjects at the last step; a setting
+at which any run diverged is out. LoRA, DoRA and ETHER+ are tried at twelve rates, DeLoRA at four rates of B and A times
+three starts of lambda; lambda's rate is that of B and A.
+
+    python sweeps/base_lr.py --method lora dora delora etherplus
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from sweeps.options import Options, run_driver
+
+NAME = "base_lr"
+RULE = "highest mean DINO over the tuning subjects at the last step; settings with a diverged run are out"
+
+
+@dataclass(frozen=True)
+class TuningOptions(Options):
+    """Flags of the search."""
+
+    method: tuple[str, ...] = ("lora", "dora", "delora", "etherplus")
+    """Methods to tune: names, `name:option=value,...`, or `all`."""
+    rates: tuple[float, ...] = tuple(float(f"{2.0**-i:.6g}") for i in range(12, 0, -1))
+    """Rates tried for methods without a boundary."""
+    boundary_rates: tuple[float, ...] = (0.001, 0.004, 0.016, 0.064)
+    """Rates of B and A tried for methods with a boundary, each with every start of it."""
+    boundaries: tuple[float, ...] = (1.0, 4.0, 16.0)
+    """Starts of lambda tried for DeLoRA."""
+    write: bool = True
+    """Write the rates found to `sweeps/base_rates.toml`."""
+
+
+def drive(options: TuningOptions) -> int:
+    """Try every setting on the tuning subjects and keep the best."""
+    from adapters import BadInput, get_class
+    from sweeps.driver import run_sweep
+    from sweeps.grid import plan_cell, set_scene
+    from sweeps.report import report_tuning
+
+    if len(options.rates) != len(options.boundary_rates) * len(options.boundaries):
+        raise BadInput(
+            f"--rates has {len(options.rates)} values, --boundary-rates x --boundaries "
+            f"{len(options.boundary_rates) * len(options.boundaries)}: every method gets the same number of trials"
+        )
+    scene = set_scene(options, num_subjects=4, split="tuning")
+    planned = []
+    for spec in options.specs():
+        if get_class(spec.name).uses_boundary:
+            trials = [
+                {"lr": r, "lr_lambda": r, "boundary": b} for r in options.boundary_rates for b in options.boundaries
+            ]
+        else:
+            trials = [{"lr": rate} for rate in options.rates]
+        for subject in scene.subjects:
+            for seed in options.seeds:
+                planned += [plan_cell(scene, spec, subject, seed, {"multiplier": None}, **trial) for trial in trials]
+    outcome = run_sweep(options, scene, planned, NAME)
+    if outcome is not None:
+        report_tuning(outcome, scene, options.write, RULE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_driver(TuningOptions, drive, __doc__ or ""))

@@ -1,0 +1,165 @@
+"""What every driver does with its cells: plan, show, run, and hand the results to its figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters import BadInput
+from analysis import Results, load
+from slurm import submit
+from slurm.calibrate import Calibration, calibrate
+from slurm.job import Setting, read_spec
+from sweeps.grid import Plan, Planned, Scene, base_cells, check_ended, open_sweep
+from sweeps.options import Options, Stopped
+from sweeps.progress import ProgressDisplay, duration
+from training.cell import BASE
+from training.store import ENDED, RunFolder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep leaves.
+
+    Attributes:
+        results: frames of the planned runs and of the untouched base.
+        folder: `<runs>/<sweep>`, where tables and figures go.
+        trained: how many cells were trained now.
+    """
+
+    results: Results
+    folder: Path
+    trained: int
+
+
+def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: str) -> Outcome | None:
+    """Train what is missing and load everything; None after `--dry-run`.
+
+    Args:
+        options: the flags.
+        scene: model, scorers and subjects.
+        planned: the cells of the driver's question.
+        name: the driver's name, which names the sweep's folder unless `--sweep` does.
+
+    Raises:
+        BadInput: for a folder that cannot be used, or a worker that was killed.
+        Stopped: after Ctrl-C.
+    """
+    folder = open_sweep(options.runs, options.sweep or name, scene)
+    cells = [*base_cells(planned), *planned]
+    plan = Plan.read(folder)
+    wanted = {p.cell.identity() for p in cells}
+    for line in check_ended(folder, [run_id for identity, run_id in plan.run_ids().items() if identity in wanted]):
+        print(line, file=sys.stderr)
+    missing = [p for p in cells if p.cell.identity() not in plan.run_ids()]
+    measured = calibrate(scene.setting, cells[-1].cell, options.pack_size) if missing or _todo(plan, wanted) else None
+    workers, threads = _workers(options, scene.setting, len(cells))
+    setting = dataclasses.replace(scene.setting, threads=threads)
+    if missing and not options.dry_run:
+        assert measured is not None
+        plan.add(missing, setting, measured.pack_size, workers)
+    packs = _todo(plan, wanted)
+    todo = [p for p in cells if not _ended(folder, plan, p)]
+    estimate = measured.predict([p.cell for p in todo], workers) if measured else 0.0
+    _show_plan(options, scene, cells, todo, len(packs), workers, measured, estimate)
+    if options.dry_run:
+        return None
+    if packs:
+        plan.refresh(setting, packs)
+        _run(plan, packs, min(workers, len(packs)), len(cells) - len(todo), estimate)
+    _report_failures(plan, folder, packs)
+    ids = plan.run_ids()
+    labels = {ids[p.cell.identity()]: p.labels for p in cells}
+    return Outcome(relabel(load(folder).select(list(labels)), labels), folder, len(todo))
+
+
+def relabel(results: Results, labels: dict[str, dict]) -> Results:
+    """Give runs the names that they go by in this call: a run may have been trained under another multiplier."""
+    runs = results.all_runs.copy()
+    for name in ("multiplier", "scale"):
+        runs[name] = [labels[run_id].get(name) for run_id in runs["run_id"]]
+    runs["multiplier"] = runs["multiplier"].astype("float64")
+    return dataclasses.replace(results, all_runs=runs)
+
+
+def _workers(options: Options, setting: Setting, num_cells: int) -> tuple[int, int]:
+    workers, threads = submit.choose_workers(max(2, num_cells), setting.device)
+    if options.workers != "auto":
+        cores = workers * threads
+        workers = int(options.workers)
+        threads = max(1, cores // workers) if setting.device == "cpu" else 0
+    return workers, threads
+
+
+def _ended(folder: Path, plan: Plan, planned: Planned) -> bool:
+    run_id = plan.run_ids().get(planned.cell.identity())
+    return run_id is not None and RunFolder(folder / run_id).status() in ENDED
+
+
+def _todo(plan: Plan, wanted: set[str]) -> list[str]:
+    """Packs that hold a wanted cell which has not ended, the untouched base's last: they are short."""
+    packs = [
+        pack
+        for pack, rows in plan.packs.items()
+        if any(identity in wanted and RunFolder(plan.folder / r).status() not in ENDED for identity, r in rows)
+    ]
+    return sorted(packs, key=lambda pack: pack.startswith(f"{BASE}-"))
+
+
+def _show_plan(
+    options: Options,
+    scene: Scene,
+    cells: Sequence[Planned],
+    todo: Sequence[Planned],
+    num_packs: int,
+    workers: int,
+    measured: Calibration | None,
+    estimate: float,
+) -> None:
+    train = [p for p in cells if p.cell.method != BASE]
+    left = sum(p.cell.method != BASE for p in todo)
+    names = sorted({p.cell.method for p in train})
+    subjects = sorted({p.cell.subject for p in train})
+    print(f"{scene.model_name}: {', '.join(names)} on {len(subjects)} subjects ({', '.join(subjects)})")
+    print(
+        f"{len(train)} cells: {len(train) - left} done, {left} to train, {max(p.cell.steps for p in train)} steps each"
+    )
+    if todo and measured is not None:
+        where = (
+            f"{num_packs} packs of up to {measured.pack_size}" if num_packs else f"packs of up to {measured.pack_size}"
+        )
+        print(f"{where}, {workers} workers on {scene.setting.device}: about {duration(estimate)}")
+
+
+def _run(plan: Plan, packs: Sequence[str], workers: int, num_done: int, estimate: float) -> None:
+    cells = {pack: len(plan.packs[pack]) for pack in packs}
+    work = {pack: _work(plan, pack) for pack in packs}
+    with ProgressDisplay(num_done, cells, work, estimate) as display:
+        outcome = submit.run_inline([plan.spec(pack) for pack in packs], workers=workers, listen=display.listen)
+    if outcome == "stopped":
+        raise Stopped("stopped; everything computed is checkpointed: the same command goes on from here")
+
+
+def _work(plan: Plan, pack: str) -> float:
+    """Relative cost of a pack: steps and pictures of all its cells."""
+    _, _, runs = read_spec(plan.spec(pack))
+    return sum(r.cell.steps + 3.0 * r.cell.num_prompts * r.cell.num_images for r in runs)
+
+
+def _report_failures(plan: Plan, folder: Path, packs: Sequence[str]) -> None:
+    """Stop with the last line of the first failure, if a run failed.
+
+    Raises:
+        BadInput: naming the run, the error and where its traceback lies.
+    """
+    for pack in packs:
+        for _, run_id in plan.packs[pack]:
+            run = RunFolder(folder / run_id)
+            if run.status() == "failed":
+                last = run.read()["error"].strip().splitlines()[-1]
+                raise BadInput(
+                    f"run {run_id} failed: {last} (traceback in {run.path / 'run.json'}); the others are done"
+                )

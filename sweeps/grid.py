@@ -1,0 +1,346 @@
+"""From flags to cells, from cells to packs, and the stored plan that every resume reuses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from adapters import BadInput, MethodSpec, get_class
+from slurm.job import Setting, spec_id
+from sweeps.options import Options
+from sweeps.rates import Rates, base_rates
+from training.cell import BASE, Cell, by_pack_key
+from training.store import RunFolder, StoreError, read_json, store_error, write_json
+from training.tasks import pipeline as pipelines
+from training.tasks import scorers as scoring
+from training.tasks import subjects as subject_folders
+
+SCHEMA = 1
+BASE_PACK = 8  # subjects of the untouched base that are scored together
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell that a driver wants, with the names that it goes by in this sweep."""
+
+    cell: Cell
+    label: str
+    labels: dict
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Model, scorers and subjects of a sweep, located and hashed; what every cell shares.
+
+    Attributes:
+        setting: what every pack shares.
+        shared: fields of every cell.
+        subjects: the subjects, checked, in order.
+        model_name: as the user called it.
+    """
+
+    setting: Setting
+    shared: dict
+    subjects: list[subject_folders.Subject]
+    model_name: str
+
+    @property
+    def model_hash(self) -> str:
+        """Contents of the model."""
+        return self.shared["model_hash"]
+
+
+def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -> Scene:
+    """Locate and check model, scorers and subjects.
+
+    Args:
+        options: the flags.
+        num_subjects: how many subjects of `split` are used where the flags name none.
+        split: which split they come from.
+
+    Raises:
+        BadInput: for anything that is missing or broken.
+    """
+    model = pipelines.locate(options.model)
+    defaults = pipelines.model_defaults(model)
+    dino = scoring.locate(options.dino, scoring.POCKET_DINO)
+    clip = scoring.locate(options.clip, scoring.POCKET_CLIP)
+    folder, names = choose_subjects(options.subjects, num_subjects, split)
+    prompt = defaults["instance_prompt"]
+    subjects = [subject_folders.load(folder, n, token=options.token, instance_prompt=prompt) for n in names]
+    few = min(subjects, key=lambda s: len(s.prompts))
+    if options.num_prompts > len(few.prompts):
+        raise BadInput(f"--num-prompts is {options.num_prompts}; {few.name} has {len(few.prompts)} prompts")
+    setting = Setting(
+        model=str(model), dino=dino, clip=clip, subjects=str(folder.resolve()), token=options.token,
+        instance_prompt=prompt, runs=str(options.runs.resolve()), device=choose_device(options.device),
+        gradient_checkpointing=options.gradient_checkpointing,
+    )  # fmt: skip
+    hashed = [Path(path) for path in (dino, clip) if Path(path).exists()]
+    shared = {
+        "model_hash": pipelines.content_hash(model),
+        "scorer_hash": pipelines.content_hash(*hashed) if hashed else f"{dino},{clip}",
+        "resolution": options.resolution or defaults["resolution"],
+        "num_inference_steps": options.num_inference_steps or defaults["num_inference_steps"],
+        "guidance_scale": options.guidance_scale or defaults["guidance_scale"],
+    }
+    for name in (
+        "rank", "steps", "train_batch_size", "gradient_accumulation_steps", "adam_weight_decay", "max_grad_norm",
+        "lr_scheduler", "lr_warmup_steps", "prior_loss_weight", "snr_gamma", "mixed_precision", "num_prompts",
+        "num_images", "gauge_every", "norms_every", "eval_steps",
+    ):  # fmt: skip
+        shared[name] = getattr(options, name)
+    shared["num_class_images"] = options.num_class_images if options.prior_loss_weight > 0 else 0
+    return Scene(setting, shared, subjects, options.model)
+
+
+def choose_device(device: str) -> str:
+    """The device asked for, or the best there is.
+
+    Raises:
+        BadInput: if CUDA is asked for and not there.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device is cuda; no CUDA device is usable here: use auto or cpu")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def choose_subjects(asked: Sequence[str], count: int, split: str) -> tuple[Path, list[str]]:
+    """The folder of subjects and the names of those to use.
+
+    Args:
+        asked: `--subjects`: an optional folder first, then names, or one number.
+        count: how many are used where no name and no number is given.
+        split: the split that unnamed subjects come from, where the folder has a table of splits.
+
+    Raises:
+        BadInput: unknown folder, or more subjects asked for than there are.
+    """
+    folder, rest = pipelines.POCKET_SUBJECTS, list(asked)
+    if rest and ("/" in rest[0] or Path(rest[0]).is_dir()):
+        folder = Path(rest.pop(0))
+    if rest and not (len(rest) == 1 and rest[0].isdigit()):
+        return folder, list(dict.fromkeys(rest))
+    pool = subject_folders.names(folder, split if subject_folders.read_table(folder) else None)
+    wanted = int(rest[0]) if rest else min(count, len(pool))
+    if not 1 <= wanted <= len(pool):
+        raise BadInput(f"--subjects is {wanted}; {folder} has {len(pool)} subjects of split {split!r}")
+    return folder, pool[:wanted]
+
+
+def rates_of(options: Options, spec: MethodSpec, scene: Scene) -> Rates:
+    """A method's base rates: the flags', else those of the data file."""
+    uses_boundary = get_class(spec.name).uses_boundary
+    if options.base_lr is not None and (not uses_boundary or (options.boundary and options.lr_lambda)):
+        found = Rates(options.base_lr)
+    else:
+        found = base_rates(spec, scene.model_name, scene.model_hash)
+    has_magnitude = "magnitude" in get_class(spec.name).ROLES.values()
+    return Rates(
+        lr=options.base_lr or found.lr,
+        lr_lambda=(options.lr_lambda or found.lr_lambda) if uses_boundary else None,
+        lr_magnitude=(options.lr_magnitude or found.lr_magnitude) if has_magnitude else None,
+        boundary=(options.boundary or found.boundary) if uses_boundary else None,
+    )
+
+
+def scaled(rates: Rates, multiplier: float, scale: str = "both") -> dict:
+    """Absolute rates at a multiplier of the base; `scale` says which groups it scales."""
+
+    def times(rate: float | None, on: bool) -> float | None:
+        return None if rate is None else float(f"{rate * (multiplier if on else 1):.6g}")
+
+    return {
+        "lr": times(rates.lr, scale != "lambda"),
+        "lr_lambda": times(
+            rates.lr_lambda if rates.lr_lambda or rates.boundary is None else rates.lr, scale != "factors"
+        ),
+        "lr_magnitude": times(rates.lr_magnitude, scale != "lambda"),
+        "boundary": rates.boundary,
+    }
+
+
+def expand(options: Options, scene: Scene, specs: Iterable[MethodSpec] | None = None) -> list[Planned]:
+    """Every cell of methods x subjects x seeds x multipliers; cells of one subject stand together.
+
+    Raises:
+        BadInput: if a rank does not fit the model, or a base rate is missing.
+    """
+    specs = list(options.specs() if specs is None else specs)
+    check_rank(options.rank, Path(scene.setting.model), specs)
+    planned = []
+    for spec in specs:
+        rates = rates_of(options, spec, scene)
+        for subject in scene.subjects:
+            for seed in options.seeds:
+                for multiplier in dict.fromkeys(options.multipliers):
+                    labels = {"multiplier": multiplier, "scale": options.scale, "base_lr": rates.lr}
+                    planned.append(
+                        plan_cell(scene, spec, subject, seed, labels, **scaled(rates, multiplier, options.scale))
+                    )
+    return planned
+
+
+def plan_cell(
+    scene: Scene, spec: MethodSpec, subject: subject_folders.Subject, seed: int, labels: dict, **own: object
+) -> Planned:
+    """One cell of a scene; `own` are the fields in which it differs from the shared ones."""
+    fields = scene.shared | own
+    if not get_class(spec.name).uses_rank:
+        fields = fields | {"rank": 0}
+    cell = Cell(
+        method=spec.name, options=spec.canonical, subject=subject.name, seed=seed,
+        subject_hash=subject.content_hash(), **fields,
+    )  # fmt: skip
+    label = f"x{labels['multiplier']:g}" if labels.get("multiplier") is not None else f"lr{cell.lr:g}"
+    return Planned(cell, label, labels | {"model": scene.model_name, "class": subject.cls, "split": subject.split})
+
+
+def base_cells(planned: Iterable[Planned]) -> list[Planned]:
+    """The untouched base's cells that the planned ones are compared with, each once."""
+    cells = {p.cell.base().identity(): (p.cell.base(), p.labels) for p in planned}
+    return [
+        Planned(
+            cell,
+            "base",
+            {"multiplier": None, "model": labels["model"], "class": labels["class"], "split": labels["split"]},
+        )
+        for cell, labels in cells.values()
+    ]
+
+
+def check_rank(rank: int, model: Path, specs: Iterable[MethodSpec]) -> None:
+    """Refuse a rank above the smallest adapted matrix before anything is loaded.
+
+    Raises:
+        BadInput: naming the rank and the matrix.
+    """
+    if not any(get_class(spec.name).uses_rank for spec in specs):
+        return
+    shapes = pipelines.attention_shapes(model)
+    path, shape = min(shapes.items(), key=lambda item: min(item[1]))
+    if rank > min(shape):
+        raise BadInput(
+            f"--rank is {rank}; the smallest matrix, {path}, is {shape[0]} x {shape[1]}: at most {min(shape)}"
+        )
+
+
+# The stored plan
+
+
+@dataclass
+class Plan:
+    """The packs of one sweep folder. Stored as one JSON file a pack; a stored pack never changes its members.
+
+    Attributes:
+        folder: `<runs>/<sweep>`.
+        packs: pack name -> its runs, as (cell identity, run_id).
+    """
+
+    folder: Path
+    packs: dict[str, list[tuple[str, str]]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Plan:
+        """The plan stored in a sweep's folder; empty if there is none."""
+        packs = {}
+        for path in sorted((folder / "packs").glob("*.json")):
+            rows = read_json(path)["runs"]
+            packs[path.stem] = [(Cell.from_dict(row["cell"]).identity(), row["run_id"]) for row in rows]
+        return cls(folder, packs)
+
+    def run_ids(self) -> dict[str, str]:
+        """Folder name of every planned cell, by identity."""
+        return {identity: run_id for rows in self.packs.values() for identity, run_id in rows}
+
+    def spec(self, pack: str) -> Path:
+        """Where a pack's specification lies."""
+        return self.folder / "packs" / f"{pack}.json"
+
+    def add(self, planned: Sequence[Planned], setting: Setting, pack_size: int, workers: int) -> None:
+        """Put cells that no pack holds yet into new packs of one group each."""
+        known = self.run_ids()
+        new = {p.cell.identity(): p for p in planned if p.cell.identity() not in known}
+        for group in by_pack_key([p.cell for p in new.values()]).values():
+            size = BASE_PACK if group[0].method == BASE else pack_size
+            for cells in even_chunks(group, size, workers):
+                self._store([new[cell.identity()] for cell in cells], setting)
+
+    def _store(self, members: Sequence[Planned], setting: Setting) -> None:
+        run_ids = [p.cell.run_id(p.label) for p in members]
+        pack = f"{members[0].cell.method}-{spec_id(run_ids)}"
+        runs = [
+            {"run_id": run_id, "cell": p.cell.to_dict(), "labels": p.labels}
+            for run_id, p in zip(run_ids, members, strict=True)
+        ]
+        spec = {"schema": SCHEMA, "pack": pack, "setting": dataclasses.asdict(setting), "runs": runs}
+        write_json(self.spec(pack), spec)
+        self.packs[pack] = [(p.cell.identity(), run_id) for p, run_id in zip(members, run_ids, strict=True)]
+
+    def refresh(self, setting: Setting, packs: Iterable[str]) -> None:
+        """Point stored packs at where model, scorers and subjects lie now; threads stay as planned."""
+        for pack in packs:
+            spec = read_json(self.spec(pack))
+            now = dataclasses.asdict(setting) | {
+                "threads": spec["setting"]["threads"],
+                "device": spec["setting"]["device"],
+            }
+            if spec["setting"] != now:
+                write_json(self.spec(pack), spec | {"setting": now})
+
+
+def even_chunks(cells: Sequence[Cell], size: int, workers: int) -> list[Sequence[Cell]]:
+    """Chunks of at most `size`, as equal as can be, and as many as there are workers where there are cells enough."""
+    count = -(-len(cells) // size)
+    if workers > 1 and count % workers and len(cells) >= 2 * workers:
+        count += workers - count % workers
+    count = min(count, len(cells))
+    bounds = [round(i * len(cells) / count) for i in range(count + 1)]
+    return [cells[a:b] for a, b in zip(bounds, bounds[1:])]
+
+
+def open_sweep(runs: Path, sweep: str, scene: Scene) -> Path:
+    """Make or check a sweep's folder.
+
+    Raises:
+        BadInput: if it cannot be written, is no folder, or belongs to another model.
+    """
+    folder = runs.resolve() / sweep
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "packs").mkdir(exist_ok=True)
+        with FileLock(folder / ".plan.lock"):
+            path = folder / "sweep.json"
+            if not path.exists():
+                write_json(path, {"schema": SCHEMA, "model": scene.model_name, "model_hash": scene.model_hash})
+            stored = read_json(path)
+    except OSError as error:
+        raise store_error(error, folder) from None
+    if stored.get("model_hash") != scene.model_hash:
+        raise BadInput(
+            f"runs folder {folder} belongs to model {stored.get('model')!r} ({stored.get('model_hash')}), not to "
+            f"{scene.model_name!r} ({scene.model_hash}): give another --runs or --sweep"
+        )
+    return folder
+
+
+def check_ended(folder: Path, run_ids: Iterable[str]) -> list[str]:
+    """Set damaged runs aside so that they are trained again; returns one line for each."""
+    lines = []
+    for run_id in run_ids:
+        run = RunFolder(folder / run_id)
+        try:
+            if run.exists() and run.status() in ("finished", "diverged"):
+                run.verify()
+        except StoreError as error:
+            if "version" in str(error) or "schema" in str(error):
+                raise
+            kept = run.set_aside()
+            lines.append(f"{error}: run {run_id} is trained again; what is left of it is kept in {kept.name}")
+    return lines

@@ -1,0 +1,204 @@
+"""The flags that every driver shares. Names follow diffusers' training scripts where those have one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from adapters import METHODS, BadInput, MethodSpec, parse_method
+
+DEFAULT_MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of a sweep."""
+
+    method: tuple[str, ...] = ("delora",)
+    """Methods to train: names, `name:option=value,...`, or `all`."""
+    model: str = "pocket"
+    """`pocket`, a diffusers pipeline folder, or a hub id."""
+    subjects: tuple[str, ...] = ()
+    """Names of subjects, or how many of the evidence split (default: the driver's); a folder may come first."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; each is one run of every setting."""
+    multipliers: tuple[float, ...] = DEFAULT_MULTIPLIERS
+    """Learning rates as multiples of each method's base rate."""
+    base_lr: float | None = None
+    """Base learning rate, in place of the tuned one of `sweeps/base_rates.toml`."""
+    lr_lambda: float | None = None
+    """Base learning rate of DeLoRA's lambda, in place of the tuned one."""
+    lr_magnitude: float | None = None
+    """Base learning rate of DoRA's magnitudes; default: that of the factors."""
+    boundary: float | None = None
+    """DeLoRA's lambda at the start, in place of the tuned one."""
+    scale: Literal["both", "lambda", "factors"] = "both"
+    """Which rates the multiplier scales."""
+    rank: int = 8
+    """Rank of the low-rank factors."""
+    steps: int = 200
+    """Optimiser steps."""
+    eval_steps: tuple[int, ...] = ()
+    """Steps after which pictures are made and scored, besides the last."""
+    train_batch_size: int = 1
+    """Subject pictures in one micro-batch."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches in one step."""
+    adam_weight_decay: float = 0.01
+    """Decoupled weight decay on every adapter parameter."""
+    max_grad_norm: float = 1.0
+    """Largest gradient norm of one run; 0 switches clipping off."""
+    lr_scheduler: Literal["constant", "cosine"] = "constant"
+    """Learning-rate schedule after the warm-up."""
+    lr_warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    prior_loss_weight: float = 0.0
+    """Weight of the prior-preservation loss; 0 switches it off."""
+    num_class_images: int = 64
+    """Class pictures for that loss, made once by the base."""
+    snr_gamma: float = 0.0
+    """Gamma of the min-SNR loss weight; 0 is the plain loss."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """bf16 autocast of the frozen base; adapters stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations instead of keeping them."""
+    resolution: int | None = None
+    """Side of the pictures in pixels; default: the model's."""
+    num_prompts: int = 8
+    """Evaluation prompts of each subject."""
+    num_images: int = 2
+    """Pictures for each prompt."""
+    num_inference_steps: int | None = None
+    """Sampler steps; default: the model's."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; default: the model's."""
+    gauge_every: int = 1
+    """Steps between two rows of the dynamics."""
+    norms_every: int = 50
+    """Steps between two snapshots of the weight norms."""
+    dino: str = "pocket"
+    """DINO scorer: `pocket`, a folder, or a hub id."""
+    clip: str = "pocket"
+    """CLIP scorer: `pocket`, a folder, or a hub id."""
+    token: str = "sks"
+    """The rare token that stands for the subject."""
+    runs: Path = Path("runs")
+    """Folder of all runs; what is there is never trained twice."""
+    sweep: str | None = None
+    """Name of the sweep's folder in it; default: the driver's name."""
+    docs: Path | None = None
+    """Also write tables, figures and compact Parquet to this folder, to be committed."""
+    cluster: Literal["inline"] = "inline"
+    """Where packs run."""
+    pack_size: str = "auto"
+    """Runs in one pack: a number, or `auto` (measured once on each machine)."""
+    workers: str = "auto"
+    """Worker processes: a number, or `auto`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    dry_run: bool = False
+    """Show the plan and exit."""
+
+    def specs(self) -> list[MethodSpec]:
+        """The methods asked for, parsed.
+
+        Raises:
+            BadInput: for an unknown method or option, naming near matches.
+        """
+        names = [n for m in self.method for n in (METHODS if m == "all" else (m,))]
+        if not names:
+            raise BadInput(f"--method got no name (methods: {', '.join(METHODS)})")
+        specs = {(s.name, s.canonical): s for s in map(parse_method, names)}
+        return list(specs.values())
+
+    def check(self) -> None:
+        """Check every number.
+
+        Raises:
+            BadInput: naming the flag, its value, and what is allowed.
+        """
+        for flag in ("rank", "steps", "train_batch_size", "gradient_accumulation_steps", "num_prompts", "num_images",
+                     "gauge_every", "norms_every"):  # fmt: skip
+            _need(getattr(self, flag) >= 1, flag, getattr(self, flag), "a whole number from 1 on")
+        for flag in ("base_lr", "lr_lambda", "lr_magnitude", "boundary", "resolution", "num_inference_steps"):
+            value = getattr(self, flag)
+            _need(value is None or (math.isfinite(value) and value > 0), flag, value, "a positive number")
+        for flag in ("adam_weight_decay", "max_grad_norm", "lr_warmup_steps", "prior_loss_weight", "snr_gamma"):
+            value = getattr(self, flag)
+            _need(math.isfinite(value) and value >= 0, flag, value, "0 or a positive number")
+        for value in self.multipliers:
+            _need(math.isfinite(value) and value > 0, "multipliers", value, "positive numbers")
+        for value in self.seeds:
+            _need(value >= 0, "seeds", value, "whole numbers from 0 on")
+        for value in self.eval_steps:
+            _need(0 <= value <= self.steps, "eval-steps", value, f"steps from 0 to {self.steps}")
+        _need(bool(self.multipliers), "multipliers", "nothing", "at least one positive number")
+        _need(bool(self.seeds), "seeds", "nothing", "at least one whole number from 0 on")
+        for flag in ("pack_size", "workers"):
+            value = getattr(self, flag)
+            _need(value == "auto" or (value.isdigit() and int(value) > 0), flag, value, "auto or a number from 1 on")
+
+
+def _need(holds: bool, flag: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise BadInput(f"--{flag.replace('_', '-')} is {value}; allowed: {allowed}")
+
+
+Parsed = TypeVar("Parsed", bound=Options)
+
+
+class Stopped(Exception):
+    """The user stopped the sweep; its text says how to go on."""
+
+
+def run_driver(options: type[Parsed], drive: Callable[[Parsed], int], description: str) -> int:
+    """Parse the command line, run a driver, and turn bad input into one line on stderr and exit code 2."""
+    try:
+        parsed = parse(options, description)
+        parsed.check()
+        return drive(parsed)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 130
+
+
+def parse(options: type[Parsed], description: str) -> Parsed:
+    """Read `sys.argv` into a dataclass with tyro, whose boxes of errors become one line.
+
+    Raises:
+        BadInput: for anything that cannot be read.
+        SystemExit: after `--help`.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options, description=description)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise BadInput(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The text of tyro's box of an error, without frame, rules, and the pointer to the help text."""
+    lines = [line.strip(" │") for line in box.splitlines()]
+    text = [line for line in lines if line and not set(line) <= set("─╭╮╰╯ ") and not line.startswith("╭")]
+    kept = [line for line in text if not line.startswith(("For full helptext", "Argument helptext", "╰"))]
+    return " ".join(kept) or "the command line cannot be read; see --help"
+
+
+def with_defaults(options: Parsed, **changes: object) -> Parsed:
+    """A copy of the options with some fields replaced."""
+    return dataclasses.replace(options, **changes)

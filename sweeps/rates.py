@@ -1,0 +1,75 @@
+"""Base learning rates: of the pocket, as `sweeps/base_lr.py` found them, and of Stable Diffusion 1.5, as published."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters import BadInput, MethodSpec
+from training.store import writing
+
+RATES = Path(__file__).with_name("base_rates.toml")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The base setting of one method on one model.
+
+    Attributes:
+        lr: rate of the factors or vectors.
+        lr_lambda: rate of DeLoRA's lambda, None elsewhere.
+        lr_magnitude: rate of DoRA's m, None elsewhere.
+        boundary: DeLoRA's lambda at the start, None elsewhere.
+    """
+
+    lr: float
+    lr_lambda: float | None = None
+    lr_magnitude: float | None = None
+    boundary: float | None = None
+
+
+def read_rates(path: Path = RATES) -> dict:
+    """The tables of the data file by name: `pocket`, `sd15`, `sd15-table`."""
+    return tomllib.loads(path.read_text()) if path.exists() else {}
+
+
+def base_rates(spec: MethodSpec, model: str, model_hash: str, path: Path = RATES) -> Rates:
+    """The base setting of a method: that of the model's own table, else of Stable Diffusion 1.5 as published.
+
+    Raises:
+        BadInput: if no table has the method; give --base-lr then.
+    """
+    tables = read_rates(path)
+    own = [name for name, table in tables.items() if table.get("model_hash") == model_hash]
+    name = own[0] if own else "pocket" if model == "pocket" else "sd15"
+    methods = tables.get(name, {}).get("methods", {})
+    row = methods.get(spec.name) or methods.get({"dora-fixed": "dora"}.get(spec.name, ""))
+    if row is None:
+        raise BadInput(f"no base rate of {spec.name} for model {model!r} in {path.name}; give --base-lr")
+    fields = Rates.__dataclass_fields__
+    return Rates(**{key: value for key, value in row.items() if key in fields})
+
+
+def write_rates(name: str, table: dict, path: Path = RATES) -> None:
+    """Replace one table of the data file, keeping the others."""
+    tables = read_rates(path) | {name: table}
+    lines = ["# Base learning rates. The pocket's come from `python sweeps/base_lr.py`; do not edit them by hand.", ""]
+    for key, values in tables.items():
+        lines.append(f"[{key}]")
+        lines += [f"{k} = {_toml(v)}" for k, v in values.items() if not isinstance(v, dict)]
+        for method, row in values.get("methods", {}).items():
+            lines += ["", f"[{key}.methods.{method}]", *(f"{k} = {_toml(v)}" for k, v in row.items())]
+        lines.append("")
+    with writing(path) as aside:
+        aside.write_text("\n".join(lines))
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value)

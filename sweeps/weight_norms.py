@@ -1,0 +1,58 @@
+"""How different are the weight norms of a U-Net's blocks, before and after training?
+
+Rebuilds Fig. 4 of DeLoRA (arXiv 2503.18225): of any diffusers model in seconds, and of what methods make of it:
+
+    python sweeps/weight_norms.py
+    python sweeps/weight_norms.py --method lora delora
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from sweeps.options import Options, run_driver
+
+NAME = "weight_norms"
+NUM_SUBJECTS = 2
+
+
+@dataclass(frozen=True)
+class NormOptions(Options):
+    """Flags of the weight norms."""
+
+    method: tuple[str, ...] = ()
+    """Methods to train and to measure after; none: the untouched model alone, in seconds."""
+    multipliers: tuple[float, ...] = (1.0,)
+    """Learning rates as multiples of each method's base rate."""
+    axis: Literal["columns", "rows"] = "columns"
+    """Norms over torch's columns (one for each input) or rows (one for each output)."""
+
+
+def drive(options: NormOptions) -> int:
+    """Measure the model's norms, train if methods are named, draw the norms by block."""
+    from sweeps.report import report_norms
+
+    if not options.method:
+        from training.base_norms import base_norms
+        from training.tasks.pipeline import locate
+
+        report_norms(base_norms(locate(options.model), options.axis), options.runs / NAME, options.docs)
+        return 0
+    from analysis import weight_norms
+    from sweeps.driver import run_sweep
+    from sweeps.grid import expand, set_scene
+
+    scene = set_scene(options, num_subjects=NUM_SUBJECTS)
+    outcome = run_sweep(options, scene, expand(options, scene), NAME)
+    if outcome is not None:
+        report_norms(weight_norms(outcome.results, options.axis), outcome.folder, options.docs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_driver(NormOptions, drive, __doc__ or ""))

@@ -1,0 +1,258 @@
+"""The house keeps its shape: arrows between the rooms, no torch where none belongs, documents that name real files."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = PROJECT["tool"]["setuptools"]["packages"]
+ROOMS = sorted({name.split(".")[0] for name in PACKAGES})
+
+# adapters -> training -> slurm -> sweeps, and training.store -> analysis -> figures -> sweeps. Read: a room may import
+# the modules beginning with these names, itself among them.
+ARROWS = {
+    "adapters": ["adapters"],
+    "training": ["adapters", "training"],
+    "slurm": ["adapters", "training", "slurm"],
+    "analysis": ["adapters", "training.store", "analysis"],
+    "figures": ["adapters", "training.store", "analysis", "figures"],
+    "sweeps": ["adapters", "training", "slurm", "analysis", "figures", "sweeps"],
+}
+TORCH_FREE = ["analysis", "figures", "training/store.py", "adapters/__init__.py"]
+TRAINING_ONLY = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers", "peft"}
+DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "stuff"}
+# Spelled in halves, so that this file may stand in the repository too.
+FORBIDDEN = [
+    first + second
+    for first, second in [
+        ("pypi", ".org"), ("python", "hosted"), ("npm", "js"), ("download.py", "torch"), ("deb.", "debian"),
+        ("/wo", "rk/"),
+    ]
+]  # fmt: skip
+
+
+def list_files(*suffixes: str) -> list[Path]:
+    """Files that git has or would take, in the checkout's order; all files where there is no git."""
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    if listed.returncode == 0:
+        paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:
+        paths = [path for path in ROOT.rglob("*") if not {".venv", ".git", "runs"} & set(path.parts)]
+    return sorted({path for path in paths if path.is_file() and (not suffixes or path.suffix in suffixes)})
+
+
+def list_modules(*places: str) -> list[Path]:
+    """Python files of the given rooms (or single files), relative to the checkout."""
+    names = [path.relative_to(ROOT) for path in list_files(".py")]
+    return [name for name in names if any(name.as_posix() == p or name.parts[0] == p for p in places)]
+
+
+def find_imports(name: Path) -> Iterator[tuple[int, str]]:
+    """(line, absolute module name) of every import in a file, inside functions too; `from a import b` gives `a.b`."""
+    package = name.with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse((ROOT / name).read_text(), str(name))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            base += node.module.split(".") if node.module else []
+            for alias in node.names:
+                yield node.lineno, ".".join([*base, alias.name])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from ((node.lineno, str(word.value)) for word in node.args if isinstance(word, ast.Constant))
+
+
+def begins_with(module: str, names: list[str]) -> bool:
+    """Whether a module is one of the names or lies inside one."""
+    return any(module == name or module.startswith(name + ".") for name in names)
+
+
+# Arrows.
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows_never_point_back(room: str) -> None:
+    ours = [*ROOMS, "benchmarks", "tests"]
+    wrong = [
+        f"{name}:{line}: {room} imports {module}"
+        for name in list_modules(room)
+        for line, module in find_imports(name)
+        if module.split(".")[0] in ours and not begins_with(module, ARROWS[room])
+    ]
+    assert not wrong, f"{room} may import {ARROWS[room]} only:\n" + "\n".join(wrong)
+
+
+def test_torch_is_not_imported_when_only_reading_results() -> None:
+    wrong = [
+        f"{name}:{line}: imports {module}"
+        for name in list_modules(*TORCH_FREE)
+        for line, module in find_imports(name)
+        if module.split(".")[0] in TRAINING_ONLY
+        or (name.parts[0] in ("analysis", "figures") and module.startswith("adapters.") and "." in module[9:])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_analysis_and_figures_import_when_torch_is_absent() -> None:
+    program = f"""
+import importlib, pkgutil, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {TRAINING_ONLY!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+for room in ("analysis", "figures"):
+    package = importlib.import_module(room)
+    for module in pkgutil.walk_packages(package.__path__, room + "."):
+        importlib.import_module(module.name)
+for name in ("adapters", "training.store"):
+    importlib.import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_adapters_is_ours_when_imported() -> None:
+    import adapters
+
+    assert Path(str(adapters.__file__)) == ROOT / "adapters" / "__init__.py"
+
+
+# Packages and dependencies.
+
+
+def test_packages_exist_when_listed() -> None:
+    missing = [name for name in PACKAGES if not (ROOT / name.replace(".", "/") / "__init__.py").is_file()]
+    assert not missing, f"pyproject.toml lists packages that have no __init__.py: {missing}"
+
+
+def test_packages_are_listed_when_they_hold_modules() -> None:
+    found = {".".join(name.parent.parts) for name in list_modules(*ROOMS)}
+    assert found <= set(PACKAGES), f"pyproject.toml does not list {sorted(found - set(PACKAGES))}"
+
+
+def test_dependencies_are_declared_and_pinned_when_imported() -> None:
+    distribution = {"PIL": "pillow", "mpl_toolkits": "matplotlib"}
+    extras = PROJECT["project"]["optional-dependencies"]
+    base, train = (
+        {re.split(r"[^\w-]", line)[0].lower() for line in lines}
+        for lines in (PROJECT["project"]["dependencies"], extras["train"])
+    )
+    pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    for name in list_modules(*ROOMS):
+        allowed = base if name.parts[0] in ("analysis", "figures") else base | train
+        for line, module in find_imports(name):
+            top = module.split(".")[0]
+            if top in sys.stdlib_module_names or top in ROOMS:
+                continue
+            wanted = distribution.get(top, top).lower()
+            assert wanted in allowed, f"{name}:{line}: {top} is not among pyproject.toml's dependencies"
+            assert wanted in pins | {"torch"}, f"{name}:{line}: constraints.txt pins no {wanted}"
+
+
+# Names, docstrings, words.
+
+
+def test_names_are_not_drawers() -> None:
+    wrong = [name for path in list_files() if DRAWERS & set((name := path.relative_to(ROOT)).with_suffix("").parts)]
+    assert not wrong, f"call a file by its one idea: {[str(name) for name in wrong]}"
+
+
+def test_public_names_have_docstrings() -> None:
+    missing = []
+    for name in list_modules(*ROOMS, "benchmarks"):
+        tree = ast.parse((ROOT / name).read_text())
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        public = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+        silent = [node for node in [tree, *public] if not ast.get_docstring(node)]
+        missing += [f"{name}: {getattr(node, 'name', 'the module')}" for node in silent]
+    assert not missing, "no docstring:\n" + "\n".join(missing)
+
+
+def test_forbidden_words_are_absent() -> None:
+    found = []
+    for path in list_files():
+        content = path.read_bytes()
+        if b"\0" in content[:4096] or path.suffix in {".safetensors", ".png", ".pdf", ".parquet"}:
+            continue
+        text = content.decode(errors="replace")
+        found += [f"{path.relative_to(ROOT)}: {word}" for word in FORBIDDEN if word in text]
+    assert not found, "\n".join(found)
+
+
+# Documents.
+
+
+def read_tree() -> list[str]:
+    """Paths of README's captioned tree: two blanks a level, folders end in a slash, names may share a line."""
+    block = re.search(r"^## The house\n.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.S | re.M)
+    assert block, "README.md has no tree under '## The house'"
+    paths, folders = [], []
+    for line in block[1].splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.match(r"\s*((?:\S+ )*\S+)(?:\s{2,}|$)", line)
+        for name in names[1].split() if names else []:
+            folders[depth:] = []
+            paths.append("".join([*folders, name]))
+            folders += [name] if name.endswith("/") else []
+    return paths
+
+
+def test_readme_tree_names_what_exists() -> None:
+    paths = read_tree()
+    assert {f"{room}/" for room in ROOMS} <= set(paths), "a room is missing from README's tree"
+    absent = [path for path in paths if not (ROOT / path).exists()]
+    assert not absent, f"README's tree names what is not there: {absent}"
+
+
+def test_readme_tree_captions_every_module() -> None:
+    modules = {name.as_posix() for name in list_modules(*ROOMS) if name.name != "__init__.py"}
+    silent = modules - set(read_tree())
+    assert not silent, f"README's tree has no caption for {sorted(silent)}"
+
+
+def test_readme_gives_a_command_for_every_figure() -> None:
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `figures/")]
+    listed = {match[1] for line in rows if (match := re.match(r"\| `(figures/\w+\.py)`", line))}
+    drawn = {name.as_posix() for name in list_modules("figures") if name.name.startswith(("fig", "picture"))}
+    assert drawn <= listed, f"README's table has no row for {sorted(drawn - listed)}"
+    for line in rows:
+        assert re.search(r"`(python sweeps/\w+\.py|make \w+)", line), f"no command: {line}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_documents_name_files_that_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S)) + re.findall(r"\]\(([^)#]+)\)", text)
+    rooms = "|".join([*ROOMS, "benchmarks", "docs", "tests"])
+    named = {word for span in spans for word in re.findall(rf"(?<![\w./-])(?:{rooms})/[\w./-]*(?![\w./<-])", span)}
+    absent = sorted(name for name in named if not (ROOT / name.rstrip(".")).exists())
+    assert not absent, f"{document} names what is not there: {absent}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_documents_name_make_targets_that_exist(document: str) -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    code = "\n".join(re.findall(r"`[^`]*`", (ROOT / document).read_text()))
+    named = set(re.findall(r"\bmake ([a-z]+)\b(?=[`\s])", code))
+    assert named <= targets, f"{document} names make targets that are not there: {sorted(named - targets)}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_documents_name_flags_that_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--help"}
+    program = [sys.executable, str(ROOT / "sweeps" / "lr_robustness.py"), "--help"]
+    offered = set(re.findall(r"--[a-z][a-z-]+", subprocess.run(program, capture_output=True, text=True).stdout))
+    assert named <= offered, f"{document} names flags that lr_robustness.py does not have: {sorted(named - offered)}"

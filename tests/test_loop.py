@@ -1,0 +1,292 @@
+"""The packed loop on a tiny pipeline: same results in a pack and alone, exact distances, resumption, divergence."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from adapters import METHODS, parse_method
+from tests.make_pipeline import make_pipeline, make_scorers, make_subjects
+from training.cell import Cell
+from training.loop import Interrupted, Run, train_pack
+from training.store import KINDS, RunFolder
+from training.tasks import pipeline as pipelines
+from training.tasks import subjects as subject_folders
+from training.tasks.scorers import Scorers
+from training.tasks.subject import SubjectTask
+
+BOUNDARY = {"delora": 1.0}
+RATE = {"lora": 1e-3, "dora": 1e-3, "dora-fixed": 1e-3, "delora": 1e-2, "etherplus": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny pipeline, its scorers and subjects."""
+    folder = tmp_path_factory.mktemp("studio")
+    make_pipeline(folder / "pipeline")
+    make_scorers(folder)
+    make_subjects(folder / "subjects")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parts(studio: Path) -> tuple[pipelines.Pipeline, Scorers]:
+    """The loaded pipeline and scorers."""
+    device = torch.device("cpu")
+    return (
+        pipelines.load(studio / "pipeline", device),
+        Scorers(str(studio / "dino"), str(studio / "clip"), device),
+    )
+
+
+def make_cell(method: str = "lora", **changes: object) -> Cell:
+    """A short cell on the tiny pipeline."""
+    spec = parse_method(method)
+    fields: dict = {
+        "method": spec.name, "options": spec.canonical, "rank": 4, "subject": "cup", "seed": 0, "steps": 6,
+        "lr": RATE[spec.name], "boundary": BOUNDARY.get(spec.name), "resolution": 16, "num_prompts": 2,
+        "num_images": 1, "num_inference_steps": 2, "norms_every": 3, "guidance_scale": 2.0,
+    }  # fmt: skip
+    return Cell(**(fields | changes))
+
+
+def make_task(studio: Path, parts: tuple, cells: list[Cell]) -> SubjectTask:
+    """The task of a pack."""
+    subjects = {
+        cell.subject: subject_folders.load(
+            studio / "subjects", cell.subject, token="sks", instance_prompt="a {token} {cls}"
+        )
+        for cell in cells
+    }
+    return SubjectTask(parts[0], parts[1], cells, subjects)
+
+
+def train(studio: Path, parts: tuple, folder: Path, cells: list[Cell], **options: object) -> list[RunFolder]:
+    """Train a pack and return its folders."""
+    runs = [Run(cell, RunFolder(folder / f"run-{cell.identity()[:10]}"), {"multiplier": 1.0}) for cell in cells]
+    train_pack(runs, make_task(studio, parts, cells), **options)
+    return [run.folder for run in runs]
+
+
+def rows(folder: RunFolder) -> dict[str, pd.DataFrame]:
+    """Every table of a run, sorted, without what a clock decides."""
+    tables = {kind: folder.read_table(kind) for kind in KINDS} | {"scores": folder.read_scores()}
+    for name, table in tables.items():
+        keys = [key for key in ("step", "matrix", "metric", "prompt") if key in table]
+        table = table.astype({key: str for key in keys if key != "step"})
+        tables[name] = table.sort_values(keys, ignore_index=True).drop(columns="seconds", errors="ignore")
+    return tables
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    """The stored adapter's tensors."""
+    from safetensors.torch import load_file
+
+    files = sorted(folder.adapter.glob("*.safetensors"))
+    assert files, f"no adapter in {folder.adapter}"
+    return {f"{file.name}/{name}": t for file in files for name, t in load_file(file).items()}
+
+
+def assert_same(left: RunFolder, right: RunFolder) -> None:
+    """Bit for bit the same adapters and rows."""
+    one, two = weights(left), weights(right)
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+    for name, table in rows(left).items():
+        pd.testing.assert_frame_equal(table, rows(right)[name], check_exact=True, obj=name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_leaves_a_whole_run(method: str, studio: Path, parts: tuple, tmp_path: Path) -> None:
+    cells = [make_cell(method), make_cell(method, lr=2 * RATE[method])]
+    for folder, cell in zip(train(studio, parts, tmp_path, cells), cells, strict=True):
+        run = folder.read()
+        assert run["status"] == "finished"
+        assert run["diverged_step"] is None
+        assert run["num_parameters"] > 0
+        assert run["provenance"]["pack_size"] == 2
+        assert len(run["matrices"]) == 32
+        dynamics, norms, steps = folder.read_dynamics(), folder.read_norms(), folder.read_steps()
+        assert sorted(dynamics["step"].unique()) == list(range(cell.steps + 1))
+        assert (dynamics.groupby("step")["matrix"].nunique() == 32).all()
+        assert np.isfinite(dynamics["distance"]).all()
+        assert (dynamics.loc[dynamics["step"] == 6, "distance"] > 0).all()
+        assert sorted(norms["step"].unique()) == [0, 3, 6]
+        assert len(steps) == cell.steps
+        assert np.isfinite(steps["loss"]).all()
+        assert set(folder.read_scores()["metric"]) == {"dino", "clip_i", "clip_t"}
+        assert len(folder.images()) == 2
+        assert all((folder.path / row["file"]).exists() for row in folder.images())
+        assert not folder.checkpoints()
+        assert weights(folder)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "delora", "etherplus"])
+def test_stored_distance_is_that_of_the_stored_weights(method: str, studio: Path, parts: tuple, tmp_path: Path) -> None:
+    """Float64 merge-and-subtract, from weights that are caught in the act at steps 0, 1, 2 and at the end."""
+    from adapters.inject import Attached
+
+    caught: list[tuple[int, dict[str, float]]] = []
+    originals = {name: m.weight.double() for name, m in parts[0].unet.named_modules() if isinstance(m, torch.nn.Linear)}
+
+    def catch(self: object, step: int) -> None:
+        attached: Attached = self.attached  # type: ignore[attr-defined]
+        with torch.no_grad():
+            exact = {}
+            for path, adapter in attached.adapters.items():
+                twin = double(adapter)
+                exact[path] = float((twin.weight()[0] - originals[path]).norm())
+        caught.append((step, exact))
+        record(self, step)
+
+    from training.dynamics import Dynamics
+
+    record = Dynamics.record
+    try:
+        Dynamics.record = catch  # type: ignore[method-assign, assignment]
+        folder = train(studio, parts, tmp_path, [make_cell(method)])[0]
+    finally:
+        Dynamics.record = record  # type: ignore[method-assign]
+    table = folder.read_dynamics().astype({"matrix": str}).set_index(["step", "matrix"])["distance"]
+    for step, exact in caught:
+        for path, value in exact.items():
+            allowed = 1e-6 * value + 1e-7 * float(originals[path].norm())
+            assert abs(table[step, path] - value) <= allowed, (step, path, table[step, path], value)
+
+
+def double(adapter: torch.nn.Module) -> torch.nn.Module:
+    """The same adapter around the same weights, in float64."""
+    base = torch.nn.Linear(adapter.base.in_features, adapter.base.out_features, bias=adapter.base.bias is not None)
+    base.load_state_dict(adapter.base.state_dict())
+    twin = type(adapter)(
+        base.double(), path=adapter.path, seeds=[0] * adapter.num_replicas, rank=adapter.rank,
+        boundary=[1.0] * adapter.num_replicas, options=adapter.options,
+    )  # fmt: skip
+    with torch.no_grad():
+        for name in (*adapter.ROLES, *adapter.frozen):
+            getattr(twin, name).copy_(getattr(adapter, name))
+    return twin
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "delora", "etherplus"])
+def test_pack_and_alone_agree(method: str, studio: Path, parts: tuple, tmp_path: Path) -> None:
+    cells = [
+        make_cell(method, seed=s, lr=m * RATE[method], subject=b)
+        for s, m, b in ((0, 1, "cup"), (1, 2, "cup2"), (0, 3, "cup"))
+    ]
+    together = train(studio, parts, tmp_path / "pack", cells)
+    for cell, packed in zip(cells, together, strict=True):
+        alone = train(studio, parts, tmp_path / "alone", [cell])[0]
+        for name, tensor in weights(packed).items():
+            other = weights(alone)[name]
+            assert (tensor - other).norm() <= 1e-4 * other.norm() + 1e-12, name
+
+
+def test_killed_pack_goes_on_bit_for_bit(
+    studio: Path, parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [make_cell("delora", steps=12, eval_steps=(5,), lr=r) for r in (1e-2, 3e-2)]
+    undisturbed = train(studio, parts, tmp_path / "whole", cells, checkpoint_every_s=0.0)
+    for fall in (1, 4, 5, 9, 12):
+
+        class Killed(Exception):
+            pass
+
+        task = SubjectTask.losses
+
+        def losses(self: SubjectTask, step: int, micro: int = 0, fall: int = fall, task=task) -> torch.Tensor:
+            if step == fall:
+                raise Killed
+            return task(self, step, micro)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SubjectTask, "losses", losses)
+            with pytest.raises(Killed):
+                train(studio, parts, tmp_path / f"fall-{fall}", cells, checkpoint_every_s=0.0)
+        resumed = train(studio, parts, tmp_path / f"fall-{fall}", cells, checkpoint_every_s=0.0)
+        for left, right in zip(undisturbed, resumed, strict=True):
+            assert_same(left, right)
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(studio: Path, parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture) -> None:  # fmt: skip
+    cells = [make_cell("lora", steps=8)]
+    undisturbed = train(studio, parts, tmp_path / "whole", cells, checkpoint_every_s=0.0)[0]
+    task = SubjectTask.losses
+
+    def losses(self: SubjectTask, step: int, micro: int = 0) -> torch.Tensor:
+        if step == 7:
+            raise RuntimeError("killed")
+        return task(self, step, micro)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SubjectTask, "losses", losses)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(studio, parts, tmp_path / "cut", cells, checkpoint_every_s=0.0)
+    folder = RunFolder(tmp_path / "cut" / undisturbed.run_id)
+    assert folder.checkpoints() == [5, 6]
+    damaged = folder.checkpoint(6)
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    assert_same(undisturbed, train(studio, parts, tmp_path / "cut", cells, checkpoint_every_s=0.0)[0])
+    assert "damaged checkpoint of step 6" in capsys.readouterr().err
+
+
+def test_divergence_is_a_result_and_leaves_neighbours_alone(studio: Path, parts: tuple, tmp_path: Path) -> None:
+    cells = [make_cell("lora", steps=30), make_cell("lora", steps=30, lr=1e38), make_cell("lora", steps=30, lr=2e-3)]
+    calm = [cells[0], make_cell("lora", steps=30, lr=1e-4), cells[2]]
+    wild, tame = train(studio, parts, tmp_path / "wild", cells), train(studio, parts, tmp_path / "tame", calm)
+    assert [folder.status() for folder in wild] == ["finished", "diverged", "finished"]
+    run = wild[1].read()
+    assert 1 <= run["diverged_step"] <= 30
+    assert not wild[1].read_dynamics()["distance"].isna().any()
+    assert set(wild[1].read_scores()["metric"]) == {"dino", "clip_i", "clip_t"}
+    for left, right in ((wild[0], tame[0]), (wild[2], tame[2])):
+        assert_same(left, right)
+
+
+def test_runs_of_one_seed_see_the_same_noise_and_pictures(studio: Path, parts: tuple) -> None:
+    task = make_task(studio, parts, [make_cell(seed=3), make_cell(seed=3, lr=1.0), make_cell(seed=4)])
+    first = task.losses(1)
+    assert first[0] == first[1]
+    assert first[0] != first[2]
+    torch.testing.assert_close(task.losses(1), first, rtol=0, atol=0)
+
+
+def test_micro_batches_and_prior_loss_are_means_within_a_replica(studio: Path, parts: tuple, tmp_path: Path) -> None:
+    cell = make_cell(train_batch_size=2, prior_loss_weight=0.5, num_class_images=3)
+    plain = dataclasses.replace(cell, prior_loss_weight=0.0)
+    from training.tasks.class_pictures import class_latents
+
+    task = make_task(studio, parts, [cell, dataclasses.replace(cell, seed=1)])
+    task.class_latents = {"cup": class_latents(parts[0], "cup", cell, tmp_path)}
+    alone = make_task(studio, parts, [cell])
+    alone.class_latents = task.class_latents
+    torch.testing.assert_close(task.losses(1)[:1], alone.losses(1), rtol=1e-5, atol=1e-6)
+    assert task.losses(1)[0] > make_task(studio, parts, [plain]).losses(1)[0]
+    again = class_latents(parts[0], "cup", cell, tmp_path)
+    assert torch.equal(again, task.class_latents["cup"]), "class pictures are not kept"
+
+
+def test_stop_signal_checkpoints_and_resumes(studio: Path, parts: tuple, tmp_path: Path) -> None:
+    import os
+    import signal
+
+    cells = [make_cell("dora", steps=10)]
+    undisturbed = train(studio, parts, tmp_path / "whole", cells)[0]
+
+    def stop(progress: object) -> None:
+        if progress.step == 1:  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(studio, parts, tmp_path / "cut", cells, report=stop)
+    folder = RunFolder(tmp_path / "cut" / undisturbed.run_id)
+    assert folder.status() == "preempted"
+    assert folder.checkpoints()
+    assert_same(undisturbed, train(studio, parts, tmp_path / "cut", cells)[0])

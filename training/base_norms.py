@@ -1,0 +1,43 @@
+"""Weight norms of an untouched U-Net, read straight from its safetensors: seconds on any diffusers folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from safetensors import safe_open
+
+from training.tasks.pipeline import attention_shapes
+
+
+def base_norms(folder: Path, axis: str = "columns") -> pd.DataFrame:
+    """The norms of every attention projection by block, attention and kind, in `analysis.weight_norms`' columns.
+
+    Args:
+        folder: a diffusers pipeline folder.
+        axis: "columns" (one norm for each input) or "rows" (one for each output).
+    """
+    dim = 0 if axis == "columns" else 1
+    wanted, rows = set(attention_shapes(folder)), []
+    for path in sorted((folder / "unet").glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for stem in sorted(wanted & {name.removesuffix(".weight") for name in file.keys()}):  # noqa: SIM118
+                norms = file.get_tensor(f"{stem}.weight").double().norm(dim=dim)
+                rows.append(where(stem) | {"norm": norms.mean().item(), "within": norms.std(correction=0).item()})
+    grouped = pd.DataFrame(rows).groupby(["block", "attention", "kind"], sort=False)
+    norm = grouped["norm"]
+    frame = pd.DataFrame(
+        {"mean": norm.mean(), "sd": grouped["within"].mean(), "cv": norm.std() / norm.mean(), "base": norm.mean(),
+         "change": 0.0, "num_matrices": norm.size(), "num_runs": 1}
+    ).reset_index()  # fmt: skip
+    return frame.assign(series="untouched base", method="base", multiplier=float("nan"))
+
+
+def where(path: str) -> dict[str, str]:
+    """Block, attention and kind of an adapted matrix, from its path in the U-Net."""
+    parts = path.split(".")
+    return {
+        "block": parts[0] if parts[0] == "mid_block" else ".".join(parts[:2]),
+        "kind": next((p for p in reversed(parts) if p.startswith("to_")), parts[-1]),
+        "attention": next((p for p in parts if p.startswith("attn")), ""),
+    }

@@ -1,0 +1,132 @@
+"""What is read off the weights while they train: distances, gauges, angular steps, and snapshots of the norms.
+
+Every quantity is computed for all same-shaped matrices of a pack at once and kept on the device until it is flushed,
+so that recording never waits for an accelerator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from adapters.base import Adapter
+from adapters.inject import Attached
+from training.store import COLUMNS, RunFolder
+
+
+class Dynamics:
+    """Rows (step, matrix) of one pack, buffered between flushes.
+
+    Args:
+        attached: the pack's adapters.
+    """
+
+    columns = tuple(name for name in COLUMNS["dynamics"] if name not in ("step", "matrix"))
+
+    def __init__(self, attached: Attached) -> None:
+        self.attached = attached
+        self.paths = [path for stack in attached.stacks for path in stack.paths]
+        self._rows: list[tuple[int, dict[str, Tensor]]] = []
+        self._snapshots: list[tuple[int, dict[str, Tensor]]] = []
+        self._before: list[dict[str, Tensor]] = [{} for _ in attached.stacks]
+        self._last = [0.0] * attached.num_replicas
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Take the present directions as those that the next angular step starts from."""
+        for number, stack in enumerate(self.attached.stacks):
+            self._before[number] = {name: f.clone() for name, f in stack.adapter.factors().items()}
+
+    @torch.no_grad()
+    def record(self, step: int) -> None:
+        """Read every gauge of every matrix after `step`."""
+        measured = [self._measure(number, stack.adapter) for number, stack in enumerate(self.attached.stacks)]
+        names = {name for gauges in measured for name in gauges}
+        blank = [next(iter(gauges.values())) for gauges in measured]
+        row = {
+            name: torch.cat([g.get(name, torch.full_like(b, torch.nan)) for g, b in zip(measured, blank)], dim=1)
+            for name in names
+        }
+        self._rows.append((step, row))
+
+    def _measure(self, number: int, adapter: Adapter) -> dict[str, Float[Tensor, "k m"]]:
+        values = dict(adapter.readings())
+        before = self._before[number]
+        for name, directions in adapter.factors().items():
+            norms, angles = norms_and_angles(directions, before.get(name))
+            values[f"norm_{name}"] = norms
+            if angles is not None:
+                values[f"angle_{name}"] = angles
+                before[name].copy_(directions)
+        return {name: value.float() for name, value in values.items() if name in self.columns}
+
+    @torch.no_grad()
+    def snapshot(self, step: int) -> None:
+        """Read the weight norms of every matrix, and how far magnitudes and directions have moved (DoRA's analysis)."""
+        blocks = [norm_statistics(stack.adapter) for stack in self.attached.stacks]
+        self._snapshots.append((step, {name: torch.cat([b[name] for b in blocks], dim=1) for name in blocks[0]}))
+
+    def last_distances(self) -> list[float]:
+        """The mean distance over the matrices at the last record, for a progress display."""
+        if self._rows:
+            self._last = self._rows[-1][1]["distance"].mean(dim=1).tolist()
+        return self._last
+
+    def flush(self, folders: Sequence[RunFolder | None], last_step: int) -> None:
+        """Write what is buffered as one part of each run, and forget it. A run given as None is not written."""
+        for kind, rows in (("dynamics", self._rows), ("norms", self._snapshots)):
+            if not rows:
+                continue
+            steps = np.repeat(np.array([step for step, _ in rows], dtype=np.int32), len(self.paths))
+            names = pa.array(np.tile(np.arange(len(self.paths), dtype=np.int32), len(rows)))
+            matrix = pa.DictionaryArray.from_arrays(names, pa.array(self.paths))
+            stacked = {name: torch.stack([row[name] for _, row in rows]).cpu().numpy() for name in rows[0][1]}
+            for replica, folder in enumerate(folders):
+                if folder is not None:
+                    values = {name: array[:, replica].reshape(-1) for name, array in stacked.items()}
+                    folder.append(kind, {"step": steps, "matrix": matrix, **values}, last_step)
+        self.last_distances()
+        self._rows.clear()
+        self._snapshots.clear()
+
+
+def norms_and_angles(
+    directions: Float[Tensor, "k m n dim"], before: Float[Tensor, "k m n dim"] | None
+) -> tuple[Float[Tensor, "k m"], Float[Tensor, "k m"] | None]:
+    """Mean norm of the directions, and the mean angle in radians that they turned since `before`.
+
+    The angle comes from the change itself, not from a cosine, so that a turn of 1e-6 is still seen in float32:
+    tan(angle) = ‖rejection of the new direction from the old‖ / projection.
+    """
+    squared = directions.square().sum(dim=-1)
+    if before is None:
+        return squared.sqrt().mean(dim=-1), None
+    change = directions - before
+    along = (change * before).sum(dim=-1)
+    old = before.square().sum(dim=-1).clamp(min=torch.finfo(directions.dtype).tiny)
+    rejected = (change.square().sum(dim=-1) - along.square() / old).clamp(min=0)
+    angles = torch.atan2(rejected.sqrt(), (old + along) / old.sqrt())
+    return squared.sqrt().mean(dim=-1), angles.mean(dim=-1)
+
+
+def norm_statistics(adapter: Adapter) -> dict[str, Float[Tensor, "k m"]]:
+    """Mean and spread of column and row norms, and DoRA's ΔM and ΔD along both axes (arXiv 2402.09353, Eq. 3 and 4).
+
+    Rows are the output axis, columns the input axis, of torch's `[out, in]`. ΔM is the mean absolute change of the
+    norms, ΔD the mean of 1 - cos between present and pretrained vectors.
+    """
+    weight, base = adapter.weight(), adapter.base_weight()
+    values: dict[str, Tensor] = {}
+    for axis, name, dim in (("cols", "colnorm", -2), ("rows", "rownorm", -1)):
+        now, start = weight.norm(dim=dim), base.norm(dim=dim)
+        values[f"{name}_mean"], values[f"{name}_sd"] = now.mean(dim=-1), now.std(dim=-1, correction=0)
+        values[f"dm_{axis}"] = (now - start).abs().mean(dim=-1)
+        tiny = torch.finfo(weight.dtype).tiny
+        chord = weight / now.clamp(min=tiny).unsqueeze(dim) - base / start.clamp(min=tiny).unsqueeze(dim)
+        values[f"dd_{axis}"] = chord.square().sum(dim=dim).mean(dim=-1) / 2  # 1 - cos = ‖chord‖² / 2
+    return {name: value.float() for name, value in values.items()}

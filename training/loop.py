@@ -1,0 +1,374 @@
+"""Train one pack of cells, from wherever it was left, and leave one run folder for each."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from adapters import parse_method
+from adapters.inject import Attached, attach
+from training.base_norms import where
+from training.cell import BASE, Cell
+from training.dynamics import Dynamics
+from training.optimizer import PackedAdamW, schedule_factor
+from training.provenance import provenance
+from training.store import ENDED, RunFolder, writing
+from training.tasks.subject import SubjectTask
+
+
+@dataclass(frozen=True)
+class Run:
+    """One replica's place in a pack.
+
+    Attributes:
+        cell: what to train.
+        folder: where it goes.
+        labels: names that do not change the result (multiplier, model's name, sweep), kept for the reader.
+    """
+
+    cell: Cell
+    folder: RunFolder
+    labels: dict
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress display needs to know about a pack.
+
+    Attributes:
+        pack: the pack's name.
+        phase: "training", "pictures" or "done".
+        step, steps: where it is.
+        losses, distances: last values of each replica.
+        diverged: how many replicas have diverged.
+    """
+
+    pack: str
+    phase: str
+    step: int
+    steps: int
+    losses: list[float]
+    distances: list[float]
+    diverged: int
+
+
+class Interrupted(Exception):
+    """The pack was asked to stop; everything is checkpointed."""
+
+
+def train_pack(
+    runs: Sequence[Run],
+    task: SubjectTask,
+    *,
+    pack: str = "pack",
+    report: Callable[[Progress], None] = lambda progress: None,
+    checkpoint_every_s: float = 30.0,
+    keep_adapters: bool = True,
+) -> None:
+    """Train, measure, evaluate and store a pack; go on where a killed process left it.
+
+    Args:
+        runs: the pack's cells with their folders; they share everything that `Cell.pack_key` holds.
+        task: batches, losses and evaluation for these cells, in this order.
+        pack: name of the pack, for provenance and progress.
+        report: called with the progress, at most a few times a second.
+        checkpoint_every_s: seconds between checkpoints.
+        keep_adapters: whether to store the trained adapters.
+
+    Raises:
+        Interrupted: after SIGINT, SIGTERM or SIGUSR2, with a checkpoint written.
+        StoreError: if a folder cannot be written.
+    """
+    # Build the pack.
+    shared, device = runs[0].cell, task.pipeline.device
+    attached = _attach(runs, task) if shared.method != BASE else None
+    open_runs = [run.folder if run.folder.status() not in ENDED else None for run in runs]
+    began, spent = time.monotonic(), _seconds_spent(runs)
+    try:
+        if attached is None:
+            _start(runs, open_runs, [], provenance(device) | {"pack": pack, "pack_size": len(runs)})
+            _evaluate(task, open_runs, 0)
+            _finish(runs, open_runs, None, None, spent + time.monotonic() - began, keep_adapters)
+            report(Progress(pack, "done", 0, 0, [], [], 0))
+            return
+        optimizer = PackedAdamW(
+            attached.flat, attached.grad, attached.segments, rates=_rates(runs, attached),
+            weight_decay=[run.cell.adam_weight_decay for run in runs], clip=[run.cell.max_grad_norm for run in runs],
+        )  # fmt: skip
+        dynamics, log = Dynamics(attached), StepLog(len(runs))
+
+        # Take up where it was left.
+        resumed_at = _resume(runs, optimizer)
+        made = provenance(device) | {"pack": pack, "pack_size": len(runs), "resumed_at": resumed_at}
+        _start(runs, open_runs, _matrices(attached), made)
+        dynamics.remember()
+        step = resumed_at or 0
+        if resumed_at is None:
+            dynamics.record(0)
+            dynamics.snapshot(0)
+        evaluated, reported, saved = set(shared.evaluated_steps()), 0.0, time.monotonic()
+        with _stop_signals() as stop:
+            while True:
+                # Make pictures and score them.
+                if step in evaluated:
+                    _save(runs, open_runs, optimizer, dynamics, log, step)
+                    report(Progress(pack, "pictures", step, shared.steps, *_state(log, dynamics, optimizer)))
+                    _evaluate(task, open_runs, step)
+                    saved = time.monotonic()
+                if step == shared.steps:
+                    break
+
+                # One step of every replica.
+                step, started = step + 1, time.perf_counter()
+                attached.zero_grad()
+                losses = torch.zeros(len(runs), device=device)
+                for micro in range(shared.gradient_accumulation_steps):
+                    part = task.losses(step, micro) / shared.gradient_accumulation_steps
+                    part.sum().backward()
+                    losses += part.detach()
+                factor = schedule_factor(shared.lr_scheduler, step, shared.steps, shared.lr_warmup_steps)
+                norms = optimizer.step(losses, factor)
+
+                # Read the weights.
+                if step % shared.gauge_every == 0 or step == shared.steps:
+                    dynamics.record(step)
+                if step % shared.norms_every == 0 or step == shared.steps:
+                    dynamics.snapshot(step)
+                log.record(step, losses, norms, optimizer, factor, time.perf_counter() - started)
+
+                # Report and save.
+                now = time.monotonic()
+                if now - reported > 0.2:
+                    reported = now
+                    report(Progress(pack, "training", step, shared.steps, *_state(log, dynamics, optimizer)))
+                if stop.asked or now - saved > checkpoint_every_s:
+                    _save(runs, open_runs, optimizer, dynamics, log, step)
+                    saved = time.monotonic()
+                if stop.asked and step < shared.steps:
+                    for folder in filter(None, open_runs):
+                        folder.update(status="preempted")
+                    raise Interrupted(pack)
+        _finish(runs, open_runs, attached, optimizer, spent + time.monotonic() - began, keep_adapters)
+        report(Progress(pack, "done", step, shared.steps, *_state(log, dynamics, optimizer)))
+    finally:
+        if attached is not None:
+            attached.detach()
+
+
+class StepLog:
+    """Loss, gradient norm and rates of every step, buffered on the device between flushes."""
+
+    def __init__(self, num_replicas: int) -> None:
+        self._rows: list[tuple[int, torch.Tensor, torch.Tensor, list[float], list[float], float]] = []
+        self.last = [float("nan")] * num_replicas
+
+    def record(
+        self,
+        step: int,
+        losses: torch.Tensor,
+        norms: torch.Tensor,
+        optimizer: PackedAdamW,
+        factor: float,
+        seconds: float,
+    ) -> None:
+        """Keep one step."""
+        rates = [[rate * factor for rate in optimizer.rates.get(role, [])] for role in ("factors", "lambda")]
+        self._rows.append((step, losses, norms, *rates, seconds))
+
+    def last_losses(self) -> list[float]:
+        """Losses of the last step."""
+        if self._rows:
+            self.last = self._rows[-1][1].tolist()
+        return self.last
+
+    def flush(self, folders: Sequence[RunFolder | None], last_step: int) -> None:
+        """Write one part for each run, and forget it."""
+        if not self._rows:
+            return
+        self.last_losses()
+        losses, norms = (torch.stack([row[i] for row in self._rows]).cpu().numpy() for i in (1, 2))
+        steps = np.array([row[0] for row in self._rows], dtype=np.int32)
+        seconds = np.array([row[5] for row in self._rows], dtype=np.float32)
+        for replica, folder in enumerate(folders):
+            if folder is not None:
+                columns = {
+                    "step": steps,
+                    "loss": losses[:, replica],
+                    "grad_norm": norms[:, replica],
+                    "seconds": seconds,
+                }
+                for name, place in (("lr", 3), ("lr_lambda", 4)):
+                    if self._rows[0][place]:
+                        columns[name] = np.array([row[place][replica] for row in self._rows], dtype=np.float32)
+                folder.append("steps", columns, last_step)
+        self._rows.clear()
+
+
+def _attach(runs: Sequence[Run], task: SubjectTask) -> Attached:
+    cells = [run.cell for run in runs]
+    spec = parse_method(f"{cells[0].method}:{cells[0].options}" if cells[0].options else cells[0].method)
+    boundary = [cell.boundary for cell in cells] if cells[0].boundary is not None else None
+    return attach(task.pipeline.unet, spec, seeds=[cell.seed for cell in cells], rank=cells[0].rank, boundary=boundary)
+
+
+def _rates(runs: Sequence[Run], attached: Attached) -> dict[str, list[float]]:
+    """Each role's rate of each replica; a role without a rate of its own takes that of the factors."""
+    fields = {"factors": "lr", "lambda": "lr_lambda", "magnitude": "lr_magnitude"}
+
+    def rate(cell: Cell, role: str) -> float:
+        own = getattr(cell, fields[role])
+        return cell.lr if own is None else own
+
+    return {role: [rate(run.cell, role) for run in runs] for role in attached.segments}
+
+
+def _matrices(attached: Attached) -> list[dict]:
+    """One row for each adapted matrix: where it lies in the U-Net, its shape and its pretrained norm."""
+    rows = []
+    for path, adapter in attached.adapters.items():
+        num_out, num_in = adapter.shape
+        norm = float(adapter.base_weight().double().norm())
+        rows.append({"matrix": path, **where(path), "num_out": num_out, "num_in": num_in, "base_norm": norm})
+    return rows
+
+
+def _seconds_spent(runs: Sequence[Run]) -> float:
+    """Seconds that earlier, interrupted attempts at this pack have cost."""
+    return max((run.folder.read().get("pack_seconds", 0.0) for run in runs if run.folder.exists()), default=0.0)
+
+
+def _start(runs: Sequence[Run], open_runs: Sequence[RunFolder | None], matrices: list[dict], made: dict) -> None:
+    for run, folder in zip(runs, open_runs):
+        if folder is not None:
+            folder.write(
+                {
+                    "sweep": folder.path.parent.name, "cell": run.cell.to_dict(), "labels": run.labels,
+                    "status": "running", "diverged_step": None, "num_parameters": None, "matrices": matrices,
+                    "provenance": made, "pack_seconds": _seconds_spent([run]), "error": None,
+                }
+            )  # fmt: skip
+
+
+def _resume(runs: Sequence[Run], optimizer: PackedAdamW) -> int | None:
+    """Load the newest checkpoint that every run of the pack has whole; returns its step, None if there is none."""
+    common = set.intersection(*(set(run.folder.checkpoints()) for run in runs))
+    for step in sorted(common, reverse=True):
+        try:
+            states = [_load_checkpoint(run, step) for run in runs]
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            print(f"damaged checkpoint of step {step} ({error}); going on from an earlier one", file=sys.stderr)
+            continue
+        for row, state in enumerate(states):
+            optimizer.load_state(row, state, step)
+        break
+    else:
+        step = None
+    for run in runs:
+        if run.folder.status() not in ENDED:
+            run.folder.rewind(-1 if step is None else step)
+    return step
+
+
+def _load_checkpoint(run: Run, step: int) -> dict[str, torch.Tensor]:
+    path = run.folder.checkpoint(step)
+    with safe_open(path, framework="pt") as file:
+        if (file.metadata() or {}).get("cell") != run.cell.identity():
+            raise ValueError(f"{path} belongs to another cell")
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+
+
+def _save(
+    runs: Sequence[Run],
+    open_runs: Sequence[RunFolder | None],
+    optimizer: PackedAdamW,
+    dynamics: Dynamics,
+    log: StepLog,
+    step: int,
+) -> None:
+    """Flush the rows, then write the checkpoint that stands behind them; two generations are kept."""
+    dynamics.flush(open_runs, step)
+    log.flush(open_runs, step)
+    for row, run in enumerate(runs):
+        if run.folder.checkpoint(step).exists():
+            continue
+        with writing(run.folder.checkpoint(step)) as aside:
+            save_file(optimizer.state(row), aside, metadata={"cell": run.cell.identity(), "step": str(step)})
+        run.folder.keep_checkpoints(2)
+
+
+def _evaluate(task: SubjectTask, open_runs: Sequence[RunFolder | None], step: int) -> None:
+    for folder, evaluation in zip(open_runs, task.evaluate(step)):
+        if folder is not None:
+            pictures = ((p, s, lambda path, i=i: i.save(path, format="PNG")) for p, s, i in evaluation.pictures)
+            folder.add_images(step, pictures)
+            folder.add_scores(evaluation.scores, step)
+
+
+def _state(log: StepLog, dynamics: Dynamics, optimizer: PackedAdamW) -> tuple[list[float], list[float], int]:
+    return log.last_losses(), dynamics.last_distances(), int(optimizer.frozen.sum())
+
+
+def _finish(
+    runs: Sequence[Run],
+    open_runs: Sequence[RunFolder | None],
+    attached: Attached | None,
+    optimizer: PackedAdamW | None,
+    seconds: float,
+    keep_adapters: bool,
+) -> None:
+    """Store the adapters, mark every run as ended, and only then remove the pack's checkpoints."""
+    for row, (run, folder) in enumerate(zip(runs, open_runs)):
+        if folder is None:
+            continue
+        if attached is not None and keep_adapters:
+            from adapters import peft_format
+
+            peft_format.save(folder.adapter, attached, row, base_model=str(run.labels.get("model", "")))
+        at = int(optimizer.frozen_at[row]) if optimizer is not None else -1
+        folder.write(
+            folder.read()
+            | {
+                "status": "finished" if at < 0 else "diverged",
+                "diverged_step": at if at >= 0 else None,
+                "num_parameters": attached.num_parameters() if attached is not None else 0,
+                "pack_seconds": seconds,
+                "seconds": seconds / len(runs),
+            }
+        )
+    for run in runs:
+        run.folder.drop_checkpoints()
+
+
+class _Stop:
+    asked = False
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Turn the first SIGINT, SIGTERM or SIGUSR2 into a request to stop after the present step."""
+    stop = _Stop()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    try:
+        before = {number: signal.signal(number, ask) for number in signals}
+    except ValueError:  # not the main thread: its owner handles signals
+        before = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,112 @@
+"""Remake the pocket pipeline from the packages.
+
+python -m training.pocket.build                       # everything, in order
+python -m training.pocket.build --stage unet          # one stage; a stopped stage goes on where it was
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from training.pocket.pictures import PACKAGES, Pictures, build_pictures
+from training.pocket.studio import open_studio
+
+STAGES = ("pictures", "vae", "clip", "dino", "unet", "subjects", "export")
+TIME_MIN = {"vae": 14.0, "clip": 8.0, "dino": 8.0, "unet": 40.0}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES, help="what to make; default: all")
+    parser.add_argument("--work", type=Path, default=Path("~/.cache/plateau/pocket"), help="checkpoints, logs, caches")
+    parser.add_argument("--packages", type=Path, help="folder with the three .tgz; default: npm pack")
+    parser.add_argument("--time-min", type=float, help="minutes of training of the chosen stages; default: per stage")
+    parser.add_argument("--threads", type=int, help="torch threads; default: torch's")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def run_stage(stage: str, arguments: argparse.Namespace) -> None:
+    """Make one stage; imports late, so that a stage loads only what it needs."""
+    work, seed = arguments.work.expanduser(), arguments.seed
+    work.mkdir(parents=True, exist_ok=True)
+    time_min = arguments.time_min or TIME_MIN.get(stage)
+    pictures = build_pictures(work, arguments.packages)
+    record_versions(work, stage, seed, time_min)
+    {"vae": _vae, "clip": _clip, "dino": _dino, "unet": _unet}.get(stage, _nothing)(pictures, work, time_min, seed)
+
+
+def record_versions(work: Path, stage: str, seed: int, time_min: float | None) -> None:
+    """Append what ran, with which versions and on which machine, to ``work/provenance.jsonl``."""
+    row = {
+        "stage": stage,
+        "seed": seed,
+        "time_min": time_min,
+        "machine": _processor(),
+        "threads": torch.get_num_threads(),
+    }
+    row |= {name: version(name) for name in ("torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow")}
+    row |= {"python": platform.python_version(), "packages": PACKAGES}
+    with (work / "provenance.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return f"{names[0]} x {len(names)}" if names else platform.processor()
+
+
+def _nothing(*_) -> None:
+    """The pictures stage is over once the pictures are read."""
+
+
+def _vae(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+    from training.pocket.vae import train_vae
+
+    train_vae(open_studio(pictures), work, time_min=time_min, seed=seed)
+
+
+def _clip(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+    from training.pocket.clip import train_clip
+
+    train_clip(open_studio(pictures), work, time_min=time_min, seed=seed)
+
+
+def _dino(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+    from training.pocket.dino import train_dino
+
+    train_dino(open_studio(pictures), work, time_min=time_min, seed=seed)
+
+
+def _unet(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+    from training.pocket.unet import load_frozen, train_unet, view_cache
+
+    views = view_cache(open_studio(pictures, only_classes=True), *load_frozen(work), work, seed=seed)
+    train_unet(views, work, time_min=time_min, seed=seed)
+
+
+def main() -> None:
+    """Run the chosen stages in order."""
+    arguments = parse_arguments()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    for stage in STAGES:
+        if stage in arguments.stage:
+            print(f"== {stage}", flush=True)
+            run_stage(stage, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Stage ``subjects``: five photographs each of pictures of the held-out vendor, in DreamBooth's folder layout.
+
+``subjects/<subject>/00.png`` .. ``04.png``, ``subjects/subjects.csv`` (subject, class, kind, split), ``subjects/prompts.json``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import zlib
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from training.pocket.pictures import HELD_OUT_VENDOR, Pictures, read_classes
+from training.pocket.runs import seeded
+from training.pocket.scenes import make_scenes, random_scene
+from training.pocket.sheets import to_bytes
+from training.pocket.views import Placement, light, over, place, premultiply, to_model
+
+PHOTOGRAPHS = 5
+SPLITS = {
+    "tuning": ("dog", "mushroom", "penguin", "teapot"),
+    "evidence": (),
+    "test": (),
+}
+PROMPTS: tuple[str, ...] = ()
+
+
+def photograph(rgba: Float[Tensor, "1 4 64 64"], seed: int) -> Float[Tensor, "5 3 64 64"]:
+    """Five views of one thing: background, size, place, tilt and light differ."""
+    g = seeded(seed, 0)
+    scale = 0.62 + 0.28 * torch.rand(PHOTOGRAPHS, generator=g)
+    spot = Placement.jitter(scale, g, shift=5, zoom=0, turn=0.10, flip=0)
+    scenes = list(make_scenes().values())
+    pick = torch.randperm(len(scenes), generator=g)[: PHOTOGRAPHS - 2].tolist()
+    below = torch.stack([scenes[i] for i in pick] + [random_scene(g) for _ in range(2)])
+    return to_model(light(over(place(rgba.expand(PHOTOGRAPHS, -1, -1, -1), spot), below), g, 0.12))
+
+
+def photograph_class(
+    pictures: Pictures, name: str, seed: int = 0, vendor: str = HELD_OUT_VENDOR
+) -> Float[Tensor, "5 3 64 64"]:
+    """Five photographs of the class's picture by ``vendor``; the seed depends on the name alone."""
+    row = pictures.where((pictures.names == name) & (pictures.vendors == vendor))
+    return photograph(premultiply(torch.from_numpy(row.pixels)), zlib.crc32(name.encode()) % 100_000 + seed)
+
+
+def write_subjects(pictures: Pictures, folder: Path, seed: int = 0) -> None:
+    """Write photographs, table and prompts to ``folder``, replacing what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    rows = [(name, split) for split, names in SPLITS.items() for name in names]
+    for name, _ in rows:
+        (folder / name).mkdir(parents=True)
+        for i, image in enumerate(to_bytes(photograph_class(pictures, name, seed))):
+            Image.fromarray(image).save(folder / name / f"{i:02d}.png", optimize=True)
+    _write_table(rows, folder / "subjects.csv")
+    (folder / "prompts.json").write_text(json.dumps({"live": PROMPTS, "object": PROMPTS}, indent=1) + "\n")
+
+
+def _write_table(rows: list[tuple[str, str]], path: Path) -> None:
+    kinds = dict(read_classes().values())
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("subject", "class", "kind", "split"))
+        writer.writerows((name, name, kinds[name], split) for name, split in rows)

@@ -1,0 +1,51 @@
+"""Class pictures for DreamBooth's prior preservation: made once by the untouched base, and kept as latents."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.cell import Cell
+from training.store import writing
+from training.tasks.pipeline import Pipeline
+from training.tasks.sampling import sample, seed_of, start_noise
+
+CHUNK = 64
+
+
+def class_latents(pipeline: Pipeline, cls: str, cell: Cell, folder: Path) -> Float[Tensor, "n c h w"]:
+    """Latents of `cell.num_class_images` pictures of a class, from the cache or made now.
+
+    Args:
+        pipeline: the model, without adapters.
+        cls: the class in words.
+        cell: says how many, at what resolution, and by which sampler setting.
+        folder: where they are kept.
+    """
+    sampler = (cell.num_inference_steps, cell.guidance_scale, cell.resolution)
+    key = hashlib.sha256(repr((cls, cell.num_class_images, sampler, cell.model_hash)).encode()).hexdigest()[:12]
+    path = folder / f"{cls.replace(' ', '_').replace('/', '_')}-{cell.num_class_images}-{key}.safetensors"
+    try:
+        return load_file(path)["latents"].to(pipeline.device)
+    except (FileNotFoundError, SafetensorError, KeyError):
+        latents = _make(pipeline, f"a {cls}", cell)
+        with writing(path) as aside:
+            save_file({"latents": latents.cpu().contiguous()}, aside, metadata={"class": cls})
+        return latents
+
+
+def _make(pipeline: Pipeline, prompt: str, cell: Cell) -> Float[Tensor, "n c h w"]:
+    text = pipeline.encode_text([prompt])[None]
+    made = []
+    for start in range(0, cell.num_class_images, CHUNK):
+        count = min(CHUNK, cell.num_class_images - start)
+        noise = start_noise(pipeline, [seed_of("class", prompt, start + i) for i in range(count)], cell.resolution)
+        context = text.expand(1, count, -1, -1)
+        made.append(sample(pipeline, context, noise, steps=cell.num_inference_steps, guidance=cell.guidance_scale)[0])
+    return torch.cat(made)

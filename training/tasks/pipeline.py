@@ -1,0 +1,198 @@
+"""A Stable Diffusion pipeline folder (or hub id) as the parts that training needs, with a hash of its weights."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from adapters import BadInput
+
+POCKET = Path(__file__).resolve().parents[1] / "pocket"
+POCKET_MODEL, POCKET_SUBJECTS = POCKET / "pipeline", POCKET / "subjects"
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+@dataclass
+class Pipeline:
+    """The frozen parts of a text-to-image pipeline on one device.
+
+    Attributes:
+        unet, vae, text_encoder, tokenizer: diffusers' and transformers' objects, in evaluation mode, frozen.
+        scheduler_config: configuration of the noise schedule, read by the training loss and by the sampler.
+        device: where everything lies.
+    """
+
+    unet: torch.nn.Module
+    vae: torch.nn.Module
+    text_encoder: torch.nn.Module
+    tokenizer: object
+    scheduler_config: dict
+    device: torch.device
+
+    @functools.cached_property
+    def alphas_cumprod(self) -> Float[Tensor, " t"]:
+        """The noise schedule's cumulative alphas, one for each training time step."""
+        from diffusers import DDPMScheduler
+
+        return DDPMScheduler.from_config(self.scheduler_config).alphas_cumprod.to(self.device)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the U-Net predicts: "epsilon" or "v_prediction"."""
+        return self.scheduler_config.get("prediction_type", "epsilon")
+
+    @torch.no_grad()
+    def encode_text(self, prompts: list[str]) -> Float[Tensor, "n length dim"]:
+        """Text embeddings of prompts, padded to the tokenizer's full length."""
+        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
+        return self.text_encoder(tokens.input_ids.to(self.device))[0]
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c hh ww"]:
+        """Latents (the posterior's mean, scaled) of pictures in [-1, 1]."""
+        latents = self.vae.encode(pictures.to(self.device)).latent_dist.mode()
+        return (latents - self._shift) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Float[Tensor, "n c hh ww"]) -> Float[Tensor, "n 3 h w"]:
+        """Pictures in [0, 1] of latents; what is not finite becomes mid-grey."""
+        decoded = self.vae.decode(latents / self.vae.config.scaling_factor + self._shift).sample
+        return torch.nan_to_num(decoded / 2 + 0.5, nan=0.5, posinf=1.0, neginf=0.0).clamp(0, 1)
+
+    @property
+    def _shift(self) -> float:
+        return getattr(self.vae.config, "shift_factor", None) or 0.0
+
+
+def locate(model: str) -> Path:
+    """The folder of a model: "pocket", a path, or a hub id that is in the local cache or can be downloaded.
+
+    Raises:
+        BadInput: if it is not there, or has no U-Net.
+    """
+    if model == "pocket":
+        return check_parts(POCKET_MODEL)
+    if Path(model).exists():
+        return check_parts(Path(model).resolve())
+    if model.count("/") != 1 or model.startswith((".", "/")):
+        raise BadInput(f"no model folder {model!r}; give 'pocket', a diffusers pipeline folder, or a hub id ORG/NAME")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = [f"{part}/*{end}" for part in PARTS for end in (".json", ".txt", ".safetensors", ".model")]
+        return check_parts(Path(snapshot_download(model, allow_patterns=["model_index.json", *patterns])))
+    except BadInput:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"model {model!r} is neither a folder nor a hub id that can be had here: {reason}") from None
+
+
+def check_parts(folder: Path) -> Path:
+    """Check that a folder is a Stable Diffusion pipeline in the diffusers layout.
+
+    Raises:
+        BadInput: naming the part that is missing.
+    """
+    for part in PARTS:
+        if not (folder / part).is_dir():
+            raise BadInput(f"model folder {folder} has no {part}/; a diffusers pipeline folder has {', '.join(PARTS)}")
+    for part in ("unet", "vae", "text_encoder"):
+        if not list((folder / part).glob("*.safetensors")):
+            raise BadInput(f"model folder {folder} has no {part}/*.safetensors; only safetensors are read")
+    return folder
+
+
+def content_hash(*folders: Path) -> str:
+    """A hash of every weight and configuration file in folders; large files' hashes are remembered by size and time."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json", ".txt"}):
+            digest.update(f"{path.relative_to(folder)}:{_file_hash(path)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _file_hash(path: Path) -> str:
+    stat = path.stat()
+    if stat.st_size < 64 << 20:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plateau" / "hashes"
+    key = hashlib.sha256(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
+    if (home / key).exists():
+        return (home / key).read_text()
+    with open(path, "rb") as file:
+        value = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        (home / key).write_text(value)
+    except OSError:
+        pass  # a cache that cannot be written costs time, never a result
+    return value
+
+
+def load(folder: Path, device: torch.device) -> Pipeline:
+    """Load the parts of a pipeline folder as float32, frozen.
+
+    Raises:
+        BadInput: if a part cannot be loaded; the message names it.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    def part(cls: type, name: str, **options: object) -> torch.nn.Module:
+        try:
+            module = cls.from_pretrained(folder / name, torch_dtype=torch.float32, **options)
+        except Exception as error:
+            raise BadInput(f"cannot load {folder / name}: {(str(error).splitlines() or ['?'])[0]}") from None
+        return module.to(device).eval().requires_grad_(False)
+
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    return Pipeline(
+        unet=part(UNet2DConditionModel, "unet"),
+        vae=part(AutoencoderKL, "vae"),
+        text_encoder=part(CLIPTextModel, "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        scheduler_config={k: v for k, v in config.items() if not k.startswith("_")},
+        device=device,
+    )
+
+
+def model_defaults(folder: Path) -> dict:
+    """Sampler setting, resolution and instance prompt of a model: the pocket's own file, else Stable Diffusion's.
+
+    For other models: 25 steps of DPM-Solver at guidance 7.5 as in OFT's DreamBooth scripts, the resolution that the
+    U-Net's `sample_size` says, and "a photo of {token} {cls}".
+    """
+    own = folder.parent / "defaults.json"
+    if own.exists():
+        return json.loads(own.read_text())
+    unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+    side = int(unet.get("sample_size") or 64) * 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
+    return {
+        "num_inference_steps": 25, "guidance_scale": 7.5, "resolution": side,
+        "instance_prompt": "a photo of {token} {cls}",
+    }  # fmt: skip
+
+
+def attention_shapes(folder: Path) -> dict[str, tuple[int, int]]:
+    """`(out, in)` of every attention projection, read from the weights' headers alone."""
+    from safetensors import safe_open
+
+    shapes = {}
+    for path in sorted((folder / "unet").glob("*.safetensors")):
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                stem = name.removesuffix(".weight")
+                if stem != name and ".attn" in stem and stem.endswith(("to_q", "to_k", "to_v", "to_out.0")):
+                    shapes[stem] = tuple(file.get_slice(name).get_shape())
+    if not shapes:
+        raise BadInput(f"the U-Net in {folder / 'unet'} has no attention projections (attn1/attn2.to_q, to_k, ...)")
+    return shapes

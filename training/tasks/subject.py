@@ -1,0 +1,203 @@
+"""The DreamBooth task: learn a subject from a few pictures (Ruiz et al. 2023, arXiv 2208.12242).
+
+Rows of every batch are replica-major: all rows of the first cell, then all of the second. What is random (pictures,
+noise, time steps) is a function of (cell seed, step), never of the place in the pack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from training.cell import Cell
+from training.tasks.pipeline import Pipeline
+from training.tasks.sampling import sample, seed_of, start_noise
+from training.tasks.scorers import Scorers, to_tensor
+from training.tasks.subjects import Subject, open_pictures
+
+MAX_ROWS = 128  # rows of one sampler call on a CPU: larger ones are no faster
+
+
+@dataclass
+class Evaluation:
+    """What one evaluation of one replica leaves: score rows and (prompt, seed, picture) triples."""
+
+    scores: pd.DataFrame
+    pictures: list[tuple[str, int, Image.Image]]
+
+
+class SubjectTask:
+    """Losses and evaluations of one pack.
+
+    Args:
+        pipeline: the model; its U-Net may carry adapters.
+        scorers: DINO and CLIP; None if nothing is ever scored.
+        cells: the cells of the pack, in its order.
+        subjects: the cells' subjects, by name.
+        class_latents: latents of class pictures by class, where a cell wants prior preservation.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        scorers: Scorers | None,
+        cells: Sequence[Cell],
+        subjects: dict[str, Subject],
+        class_latents: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.pipeline, self.scorers, self.cells = pipeline, scorers, list(cells)
+        self.shared = self.cells[0]  # fields that a pack's cells have in common are read here
+        self.subjects = [subjects[cell.subject] for cell in cells]
+        self.pictures = {s.name: self._open(s) for s in subjects.values()}
+        self.latents = {name: pipeline.encode_pictures(p * 2 - 1) for name, p in self.pictures.items()}
+        self.class_latents = class_latents or {}
+        self._texts: dict[str, Tensor] = {}
+        self._real: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def _open(self, subject: Subject) -> Float[Tensor, "n 3 h w"]:
+        return to_tensor(open_pictures(subject.pictures, self.shared.resolution))
+
+    def text(self, prompt: str) -> Float[Tensor, "length dim"]:
+        """The embedding of a prompt, computed once."""
+        if prompt not in self._texts:
+            self._texts[prompt] = self.pipeline.encode_text([prompt])[0]
+        return self._texts[prompt]
+
+    # Training
+
+    def losses(self, step: int, micro: int = 0) -> Float[Tensor, " k"]:
+        """The loss of each replica on its micro-batch of `step`: the mean over its own rows.
+
+        With prior preservation each replica's batch is its subject's rows, then as many rows of its class.
+        """
+        batch, prior = self.shared.train_batch_size, self.shared.prior_loss_weight > 0
+        draws = {seed: self._draw(seed, step, micro) for seed in {cell.seed for cell in self.cells}}
+        latents, text = zip(*(self._rows(cell, s, draws[cell.seed]) for cell, s in zip(self.cells, self.subjects)))
+        clean, context = torch.cat(latents), torch.cat(text)
+        noise = torch.cat([draws[cell.seed]["noise"] for cell in self.cells]).to(clean)
+        times = torch.cat([draws[cell.seed]["times"] for cell in self.cells]).to(clean.device)
+        alpha = self.pipeline.alphas_cumprod[times][:, None, None, None]
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        v_prediction = self.pipeline.prediction_type == "v_prediction"
+        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if v_prediction else noise
+        with self.autocast():
+            output = self.pipeline.unet(noisy, times, encoder_hidden_states=context).sample
+        errors = F.mse_loss(output.float(), target, reduction="none").mean(dim=(1, 2, 3))
+        if self.shared.snr_gamma > 0:
+            errors = errors * _snr_weight(alpha.flatten(), self.shared.snr_gamma, v_prediction)
+        rows = errors.unflatten(0, (len(self.cells), -1))
+        if not prior:
+            return rows.mean(dim=1)
+        return rows[:, :batch].mean(dim=1) + self.shared.prior_loss_weight * rows[:, batch:].mean(dim=1)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """bf16 autocast where the pack asks for it."""
+        if self.shared.mixed_precision == "no":
+            return contextlib.nullcontext()
+        return torch.autocast(self.pipeline.device.type, dtype=torch.bfloat16)
+
+    def _draw(self, seed: int, step: int, micro: int) -> dict[str, Tensor]:
+        """Noise, time steps and order numbers of one micro-batch; drawn on the CPU."""
+        generator = torch.Generator().manual_seed(seed_of("batch", seed, step, micro))
+        rows = self.shared.train_batch_size * (2 if self.shared.prior_loss_weight > 0 else 1)
+        shape = next(iter(self.latents.values())).shape[1:]
+        times = torch.randint(0, len(self.pipeline.alphas_cumprod), (rows,), generator=generator)
+        first = ((step - 1) * self.shared.gradient_accumulation_steps + micro) * self.shared.train_batch_size
+        order = torch.arange(first, first + self.shared.train_batch_size)
+        return {"times": times, "noise": torch.randn(rows, *shape, generator=generator), "order": order}
+
+    def _rows(self, cell: Cell, subject: Subject, draw: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Clean latents and text embeddings of one replica's rows."""
+        chosen = [_shuffled(cell.seed, "subject", int(i), len(subject.pictures)) for i in draw["order"]]
+        latents = [self.latents[subject.name][chosen]]
+        text = [self.text(subject.instance_prompt).expand(len(chosen), -1, -1)]
+        if cell.prior_loss_weight > 0:
+            pool = self.class_latents[subject.cls]
+            chosen = [_shuffled(cell.seed, "class", int(i), len(pool)) for i in draw["order"]]
+            latents.append(pool[chosen])
+            text.append(self.text(class_prompt(subject.cls)).expand(len(chosen), -1, -1))
+        return torch.cat(latents), torch.cat(text)
+
+    # Evaluation
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> list[Evaluation]:
+        """Pictures and scores of every replica, with starting noise that is the same for all runs."""
+        count, side = self.shared.num_images, self.shared.resolution
+        seeds = [seed_of("picture", p, i) for p in range(self.num_prompts) for i in range(count)]
+        noise = start_noise(self.pipeline, seeds, side)
+        text = torch.stack([self._prompt_texts(subject) for subject in self.subjects])
+        rows = max(1, MAX_ROWS // (2 * len(self.cells)))
+        parts = [
+            sample(
+                self.pipeline, text[:, a : a + rows], noise[a : a + rows],
+                steps=self.shared.num_inference_steps, guidance=self.shared.guidance_scale,
+            )
+            for a in range(0, len(seeds), rows)
+        ]  # fmt: skip
+        latents = torch.cat(parts, dim=1)
+        return [self._score(step, s, latents[row], seeds) for row, s in enumerate(self.subjects)]
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts each subject is asked: the same for all of a pack."""
+        return min(self.shared.num_prompts, *(len(s.prompts) for s in self.subjects), self.shared.num_prompts)
+
+    def _prompt_texts(self, subject: Subject) -> Float[Tensor, "n length dim"]:
+        prompts = subject.prompts[: self.num_prompts]
+        return torch.stack([self.text(prompt) for prompt in prompts]).repeat_interleave(self.shared.num_images, dim=0)
+
+    def _score(self, step: int, subject: Subject, latents: Tensor, seeds: list[int]) -> Evaluation:
+        pictures = (self.pipeline.decode_latents(latents) * 255).round().to(torch.uint8).cpu()
+        images = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures]
+        prompts, count = subject.prompts[: self.num_prompts], self.shared.num_images
+        triples = [(prompts[i // count], seeds[i], image) for i, image in enumerate(images)]
+        return Evaluation(self._score_rows(step, subject, pictures / 255), triples)
+
+    def _score_rows(self, step: int, subject: Subject, pictures: Float[Tensor, "n 3 h w"]) -> pd.DataFrame:
+        """Scores by prompt: DINO and CLIP-I over all (real, generated) pairs, CLIP-T over the pictures of the prompt."""
+        if self.scorers is None:
+            return pd.DataFrame({"step": [], "metric": [], "prompt": [], "value": []})
+        if subject.name not in self._real:
+            real = self.pictures[subject.name]
+            self._real[subject.name] = self.scorers.dino_features(real), self.scorers.clip_features(real)
+        real_dino, real_clip = self._real[subject.name]
+        clip = self.scorers.clip_features(pictures)
+        text = self.scorers.text_features(list(subject.plain_prompts[: self.num_prompts]))
+        values = {
+            "dino": (self.scorers.dino_features(pictures) @ real_dino.T).mean(dim=1),
+            "clip_i": (clip @ real_clip.T).mean(dim=1),
+            "clip_t": (clip * text.repeat_interleave(self.shared.num_images, dim=0)).sum(dim=1),
+        }
+        rows = [
+            (step, metric, prompt, float(value))
+            for metric, by_picture in values.items()
+            for prompt, value in zip(subject.prompts, by_picture.unflatten(0, (self.num_prompts, -1)).mean(dim=1))
+        ]
+        return pd.DataFrame(rows, columns=["step", "metric", "prompt", "value"])
+
+
+def class_prompt(cls: str) -> str:
+    """The prompt of a class's pictures."""
+    return f"a {cls}"
+
+
+def _shuffled(seed: int, pool: str, index: int, size: int) -> int:
+    """The picture at place `index` of an endless order that goes through the whole pool, shuffled anew each time."""
+    epoch, place = divmod(index, size)
+    generator = torch.Generator().manual_seed(seed_of(pool, seed, epoch))
+    return int(torch.randperm(size, generator=generator)[place])
+
+
+def _snr_weight(alpha: Float[Tensor, " n"], gamma: float, v_prediction: bool) -> Float[Tensor, " n"]:
+    """Min-SNR weights (Hang et al. 2023, arXiv 2303.09556): min(snr, gamma) / snr, over snr + 1 for v-prediction."""
+    snr = alpha / (1 - alpha)
+    return snr.clamp(max=gamma) / (snr + 1 if v_prediction else snr)
