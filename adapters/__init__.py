@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "BadInput", "Method", "MethodSpec", "get_class", "parse_method"]
 
 OptionValue = str | int | float
+Options = Mapping[str, tuple[OptionValue | type, ...]]
 
 
 class BadInput(ValueError):
@@ -46,25 +47,30 @@ class Method:
     color: str
     line_style: str
     marker: str
-    options: Mapping[str, tuple[OptionValue | type, ...]] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
+
+    @property
+    def defaults(self) -> dict[str, OptionValue]:
+        """The value of every option that nobody sets."""
+        return {key: first for key, (first, *_) in self.options.items() if not isinstance(first, type)}
 
 
-_LORA_OPTIONS = {"alpha": ("2r", float), "init": ("kaiming", "gaussian")}
-_DORA_OPTIONS = {**_LORA_OPTIONS, "norm_grad": ("detached", "full")}
+_LORA_OPTIONS: Options = {"alpha": ("2r", float), "init": ("kaiming", "gaussian")}
+_DORA_OPTIONS: Options = {**_LORA_OPTIONS, "norm_grad": ("detached", "full")}
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "lora": Method("adapters.lora", "Lora", "LoRA", "#0072B2", "-", "o", _LORA_OPTIONS),
-        "dora": Method("adapters.dora", "Dora", "DoRA", "#D55E00", "-", "s", _DORA_OPTIONS),
+        "dora": Method("adapters.dora", "Dora", "DoRA", "#D55E00", "--", "s", _DORA_OPTIONS),
         "dora-fixed": Method(
-            "adapters.dora", "FixedDora", "DoRA (fixed magnitude)", "#CC79A7", "--", "D", _DORA_OPTIONS
+            "adapters.dora", "FixedDora", "DoRA (fixed magnitude)", "#CC79A7", ":", "D", _DORA_OPTIONS
         ),
         "delora": Method(
             "adapters.delora",
             "Delora",
             "DeLoRA",
             "#009E73",
-            "-",
+            "-.",
             "^",
             {"start": ("eq9", "live", "zero_b"), "norm": ("columns", "scalar")},
         ),
@@ -73,7 +79,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "EtherPlus",
             "ETHER+",
             "#E69F00",
-            "-",
+            ":",
             "v",
             {"sides": ("two", "one"), "blocks": (1, int)},
         ),
@@ -98,7 +104,7 @@ class MethodSpec:
         """The method's label, followed by the options that differ from their defaults."""
         method = METHODS[self.name]
         changed = [
-            f"{key}={_format(value)}" for key, value in sorted(self.options.items()) if value != method.options[key][0]
+            f"{key}={_format(value)}" for key, value in sorted(self.options.items()) if value != method.defaults[key]
         ]
         return f"{method.label} ({', '.join(changed)})" if changed else method.label
 
@@ -125,8 +131,7 @@ def parse_method(text: str) -> MethodSpec:
         if key in options:
             raise BadInput(f"option {key!r} of method {name!r} is given twice")
         options[key] = _parse_option(name, method, key, value)
-    defaults = {key: allowed[0] for key, allowed in method.options.items()}
-    return MethodSpec(name.strip(), MappingProxyType({**defaults, **options}))
+    return MethodSpec(name.strip(), MappingProxyType({**method.defaults, **options}))
 
 
 def get_class(name: str) -> type[Adapter]:
@@ -173,4 +178,6 @@ def _describe(allowed: tuple[OptionValue | type, ...]) -> str:
 
 
 def _format(value: OptionValue) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """As short as may be, and exact: two settings never share a text."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) and float(short) != value else short

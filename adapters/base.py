@@ -54,6 +54,8 @@ class Adapter(nn.Module):
     has_small_work: ClassVar[bool] = True
     """Whether ``low_rank`` computes anything, so that doing it once for a whole stack pays."""
     uses_boundary: ClassVar[bool] = False
+    weight0: Tensor
+    bias0: Tensor | None
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class Adapter(nn.Module):
         return {}
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw one replica's tensors, trainable and frozen, in double precision on the CPU."""
+        """Draw one replica's tensors, trainable and frozen, on the CPU, so that they are the same on every device."""
         raise NotImplementedError
 
     def weight(self) -> Float[Tensor, "*batch out in"]:
@@ -227,7 +229,7 @@ class Adapter(nn.Module):
 def _cast(change: LowRank, dtype: torch.dtype) -> LowRank:
     if change.a.dtype == dtype:
         return change
-    return LowRank(*(part.to(dtype) if isinstance(part, Tensor) else part for part in change))
+    return LowRank._make(part.to(dtype) if isinstance(part, Tensor) else part for part in change)
 
 
 def _check_boundary(boundary: Sequence[float] | None, num_replicas: int) -> None:

@@ -1,4 +1,4 @@
-"""ETHER+: relaxed hyperplane reflections (Bini, Roth, Tejero, Akata 2024, arXiv 2405.20271, Section 3.3)."""
+"""ETHER+: relaxed hyperplane reflections (Bini, Roth, Akata, Khoreva 2024, arXiv 2405.20271, Section 3.3)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class EtherPlus(Adapter):
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         num_out, num_in = self.shape
         sizes = {"in": num_in, "out": num_out} if self.two_sided else {"in": num_in}
-        start = {}
+        start: dict[str, Tensor] = {}
         for side, size in sizes.items():
             width = size // self.blocks
             u = (2 * torch.rand(self.blocks, width, generator=generator) - 1) / width**0.5

@@ -121,6 +121,7 @@ def gauge_curve(results: Results, gauge: str = "distance_rel", matrix: str = "me
         .reset_index()
         .merge(runs, on="run_id")
     )
+    table["diverged"] &= ~(table["step"] < table["diverged_step"])
     table = (
         table.groupby(["series", "method", "step", "subject"], sort=False, observed=True)
         .agg(value=("value", "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
@@ -224,7 +225,10 @@ def _at_end(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _at_step(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Every run's scores at every evaluation; a diverged run keeps its last ones until the planned end."""
+    """Every run's scores at every evaluation; a diverged run keeps its last ones until the planned end.
+
+    Before the step at which it diverged such a run counts like any other.
+    """
     table = runs.merge(scores, on="run_id")
     frozen = runs[runs["diverged"]]
     planned = [
@@ -235,6 +239,7 @@ def _at_step(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     table = pd.concat([table, rest], ignore_index=True).sort_values("step", kind="stable")
     carried = table.groupby(["run_id", "metric"], observed=True)["value"].ffill()
     table["value"] = table["value"].where(~table["diverged"], carried)
+    table["diverged"] &= ~(table["step"] < table["diverged_step"])
     return table.drop(columns=["steps", "eval_steps"])
 
 

@@ -166,7 +166,6 @@ def dynamics_columns(columns: Sequence[str] | None) -> list[str]:
 def run_row(folder: RunFolder, run: dict[str, Any]) -> dict[str, Any]:
     """One run as a flat row: cell fields, labels, status; lists become tuples."""
     cell = {name: tuple(value) if isinstance(value, list) else value for name, value in (run.get("cell") or {}).items()}
-    provenance = run.get("provenance") or {}
     return {
         **(run.get("labels") or {}),
         **cell,
@@ -176,7 +175,7 @@ def run_row(folder: RunFolder, run: dict[str, Any]) -> dict[str, Any]:
         "status": run.get("status"),
         "diverged_step": run.get("diverged_step"),
         "num_parameters": run.get("num_parameters"),
-        "seconds": provenance.get("seconds"),
+        "seconds": run.get("seconds"),
     }
 
 

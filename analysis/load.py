@@ -46,13 +46,16 @@ class Results:
 
     Attributes:
         all_runs: one row a run (the untouched base's included): run_id, sweep, path, every field of the cell, every
-            label (multiplier, scale, model, ...), status, diverged_step, num_parameters, seconds, and `series`, the
-            name under which the run is drawn.
+            label (multiplier, scale, model, ...), status, diverged_step, num_parameters, seconds. The column `series`,
+            the name under which the run is drawn, is worked out here from the others.
         sources: where the other frames are read from, each at its first use.
     """
 
     all_runs: pd.DataFrame
     sources: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "all_runs", _named(self.all_runs))
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -130,7 +133,7 @@ class Results:
         if not wanted.any():
             asked = ", ".join(f"{name}={value}" for name, value in fields.items()) or "the given run ids"
             raise BadInput(f"no run matches {asked}; there are {len(self.runs)} runs of {_list(self.runs['series'])}")
-        return Results(_named(self.all_runs[kept | wanted]), self.sources)
+        return Results(self.all_runs[kept | wanted], self.sources)
 
     def _matches(self, name: str, value: Any) -> pd.Series:
         if name not in self.all_runs:
@@ -165,7 +168,7 @@ def load(*roots: Path | str, model: str | None = None) -> Results:
         raise BadInput("no results folder given; allowed: one or more runs folders")
     runs = _stack([source.runs.assign(source=number) for number, source in enumerate(sources)])
     runs = _one_model(runs.drop_duplicates("run_id", ignore_index=True), model)
-    return Results(_named(runs), sources)
+    return Results(runs, sources)
 
 
 def _source(root: Path) -> Source:

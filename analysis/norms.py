@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 
-from adapters import BadInput
+from adapters import METHODS, BadInput
 from analysis.load import BASE, ENDED, Results
 
 AXES = {"columns": "colnorm", "rows": "rownorm"}
@@ -24,7 +24,7 @@ def weight_norms(results: Results, axis: str = "columns") -> pd.DataFrame:
         Rows series ("untouched base" before training), method, multiplier, block, attention, kind, mean (over the block's
         matrices of that kind, and over runs), sd (within a matrix), cv (coefficient of variation over the block's matrices;
         NaN for one), base (the same mean before training), change (mean / base - 1, per run, then averaged), num_matrices,
-        num_runs. Blocks stand in the order of the U-Net.
+        num_runs. Methods stand as registered, blocks in the order of the U-Net.
 
     Raises:
         BadInput: if the axis is unknown, or no run left norms.
@@ -37,7 +37,12 @@ def weight_norms(results: Results, axis: str = "columns") -> pd.DataFrame:
     norms = norms.rename(columns={f"{AXES[axis]}_mean": "norm", f"{AXES[axis]}_sd": "within"})
     norms = norms.merge(results.matrices[["run_id", "matrix", "block", "attention", "kind"]], on=["run_id", "matrix"])
     rows = pd.concat([_before(norms), _after(norms, results)], ignore_index=True)
-    return rows.sort_values("block", key=lambda blocks: blocks.map(block_order), kind="stable", ignore_index=True)
+    methods = {name: number for number, name in enumerate([BASE, *METHODS])}
+    place = {"method": methods.get, "block": block_order}
+    return rows.sort_values(
+        ["method", "series", "multiplier", "block"], kind="stable", ignore_index=True,
+        key=lambda column: column.map(place[column.name]) if column.name in place else column,
+    )  # fmt: skip
 
 
 KEYS = ["block", "attention", "kind"]

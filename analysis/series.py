@@ -88,7 +88,7 @@ def name_series(runs: pd.DataFrame) -> pd.Series:
     names = pd.Series(
         [method_label(m, o) for m, o in zip(runs["method"], runs["options"], strict=True)], runs.index, dtype=object
     )
-    frame = pd.concat([runs, base_rates(runs)], axis=1)
+    frame = runs.assign(**base_rates(runs))  # in place of a label of the same name, which may be of another call
     result = names.copy()
     for _, group in frame.groupby(names, sort=False):
         for setting, text in SETTINGS.items():

@@ -81,7 +81,8 @@ def plateau_sentence(row: Mapping[str, Any] | pd.Series, tolerance: float = TOLE
     if np.isnan(row["peak"]):
         return f"{name}: some run diverged at every multiplier tried, so there is no plateau ({who})."
     if not row["peak"] > row["base"]:
-        return f"{name}: {metric} never exceeds the untouched base ({row['base']:.3f}) on this grid, so there is no plateau ({who})."
+        base = f"the untouched base ({row['base']:.3f})"
+        return f"{name}: {metric} never exceeds {base} on this grid, so there is no plateau ({who})."
     width = f"{'at least ' if row['open_low'] or row['open_high'] else ''}{row['width_octaves']:.1f} octaves"
     interval = f" [{row['width_low']:.1f}, {row['width_high']:.1f}]" if n > 1 else ""
     low = f"below {_times(row['low_edge'])} (the smallest tried)" if row["open_low"] else _times(row["low_edge"])

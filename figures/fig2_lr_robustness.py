@@ -22,20 +22,17 @@ from figures.panels import (
     limit_to_means,
     plain_log_axis,
 )
-from figures.style import BACKGROUND, METRIC_TITLES, MUTED, Look, looks, multiplier_axis, new_figure, styled
+from figures.style import METRIC_TITLES, MUTED, Look, looks, multiplier_axis, new_figure, styled
 
 
 @styled
-def draw(
-    curves: Robustness, background: Robustness | None = None, *, tolerance: float = 0.05, title: str | None = None
-) -> Figure:
+def draw(curves: Robustness, background: Robustness | None = None, *, tolerance: float = 0.05) -> Figure:
     """DINO with its plateaus, CLIP-I over CLIP-T, and the distance, against the multiplier.
 
     Args:
         curves: what `analysis.robustness` returned.
         background: the same of other runs of the same model, drawn behind in grey; series of the same name are left out.
         tolerance: with which the plateaus were measured, for the label.
-        title: above the legend; None for none.
 
     Raises:
         BadInput: if there is nothing to draw.
@@ -45,7 +42,7 @@ def draw(
     behind = _without(background, set(curves.scores["series"]))
     styles = looks(pd.concat([curves.scores, *([behind.scores] if behind else [])]))
     dino = curves.plateaus[curves.plateaus["metric"] == "dino"]
-    figure = new_figure(11.0, 4.3 + 0.19 * len(dino))
+    figure = new_figure(11.0, 4.3 + 0.19 * len(dino), wspace=0.06)
     grid = figure.add_gridspec(2, 3, width_ratios=[1.35, 1.0, 1.25], height_ratios=[1, 1])
     left = grid[:, 0].subgridspec(2, 1, height_ratios=[8, 0.5 + 0.5 * len(dino)], hspace=0.06)
     axes = {
@@ -62,11 +59,8 @@ def draw(
         _draw_scores(axes[metric], metric, curves, behind, styles)
     _draw_plateau_strip(axes["dino"], axes["plateau"], dino, styles, tolerance)
     axes["clip_i"].set_xlabel("")
-    figure.get_layout_engine().set(wspace=0.06)
     _draw_distances(axes["distance"], curves, behind, styles)
     draw_legend(figure, curves.scores, styles, behind=behind.scores if behind else None)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     _label_series(axes["distance"], curves, behind, styles)
     return figure
 
@@ -87,8 +81,7 @@ def _draw_scores(ax: Axes, metric: str, curves: Robustness, behind: Robustness |
     grey = [behind.scores.loc[behind.scores["metric"] == metric, ["mean"]]] if behind else []
     limit_to_means(ax, [scores, *grey], float(curves.base.set_index("metric")["mean"].get(metric, np.nan)))
     ax.set_title(
-        METRIC_TITLES[metric]
-        + {"dino": ": likeness to the subject", "clip_t": ": likeness to the prompt"}.get(metric, "")
+        METRIC_TITLES[metric] + {"clip_t": ": likeness to the prompt"}.get(metric, ": likeness to the subject")
     )
 
 
@@ -100,17 +93,19 @@ def _draw_plateau_strip(ax: Axes, strip: Axes, dino: pd.DataFrame, styles: dict[
     strip.grid(True, axis="x")
     draw_plateaus(strip, dino, styles)
     strip.grid(True, axis="x")
-    strip.text(
-        0, 1.0, f"plateau: ≥ {100 * (1 - tolerance):g} % of the best gain over the base", transform=strip.transAxes, fontsize=7.5,
-        color=MUTED, va="bottom",
-    )  # fmt: skip
+    note = f"bar: ≥ {100 * (1 - tolerance):g} % of the best gain, marker: best rate"
+    strip.text(0, 1.02, note, transform=strip.transAxes, fontsize=7.5, color=MUTED, va="bottom", in_layout=False)
 
 
 def _draw_distances(ax: Axes, curves: Robustness, behind: Robustness | None, styles: dict[str, Look]) -> None:
-    plain_log_axis(ax)
-    if behind is not None:
-        draw_background(ax, _on_grid(behind.distances, curves.distances), "multiplier", styles)
+    shown = [
+        curves.distances,
+        *([_on_grid(behind.distances, curves.distances)[["series", "multiplier", "mean"]]] if behind else []),
+    ]
+    plain_log_axis(ax, pd.concat([frame["mean"] for frame in shown]))
+    draw_background(ax, shown[1] if behind else None, "multiplier", styles)
     draw_curves(ax, curves.distances, "multiplier", styles)
+    limit_to_means(ax, shown)
     ax.set_title("distance ‖W$_t$ − W$_0$‖ / ‖W$_0$‖")
 
 
@@ -128,7 +123,7 @@ def _label_series(ax: Axes, curves: Robustness, behind: Robustness | None, style
     ]
     if behind is not None:
         shown = _on_grid(behind.distances, curves.distances)
-        ends += [(*_last(curve), str(series), BACKGROUND) for series, curve in shown.groupby("series", sort=False)]
+        ends += [(*_last(curve), str(series), MUTED) for series, curve in shown.groupby("series", sort=False)]
     label_ends(ax, ends)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from adapters import BadInput
 from figures.panels import draw_base_line, draw_curves, draw_legend, label_ends, limit_to_means
@@ -23,7 +24,6 @@ def draw(
     base: pd.DataFrame,
     *,
     matrix: str = "mean over matrices",
-    title: str | None = None,
 ) -> Figure:
     """DINO over CLIP-T, and distance over lambda, against the training step.
 
@@ -33,7 +33,6 @@ def draw(
         lambdas: `analysis.gauge_curve(results, "lambda")`; None or empty leaves its panel out.
         base: `analysis.base_line(results)`.
         matrix: which matrix the distances are of, for the label.
-        title: above the legend; None for none.
 
     Raises:
         BadInput: if there is nothing to draw.
@@ -50,19 +49,17 @@ def draw(
     distance = figure.add_subplot(grid[0, 1] if has_lambda else grid[:, 1], label="distance")
     _draw_gauge(distance, distances, styles, f"distance ‖W$_t$ − W$_0$‖ / ‖W$_0$‖, {matrix}")
     distance.set_ylim(bottom=0)
-    if has_lambda:
+    if lambdas is not None and has_lambda:
         _draw_gauge(figure.add_subplot(grid[1, 1], label="lambda"), lambdas, styles, f"λ, {matrix}")
     last = float(max(scores["step"].max(), distances["step"].max() if len(distances) else 0))
     for ax in figure.axes:
         ax.set_xlim(-0.02 * last, 1.02 * last)
         ax.set_xlabel("training step")
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    draw_legend(figure, scores, styles)
-    label_ends(
-        distance,
-        [(*_last(curve), str(s), styles[str(s)].color) for s, curve in distances.groupby("series", sort=False)],
-    )
+    ring = Line2D([], [], ls="none", marker="o", ms=10, mfc="none", mew=1.3, color=MUTED, label="best step by DINO")
+    draw_legend(figure, scores, styles, marks=[ring])
+    label_ends(distance, _ends(distances, styles))
+    if lambdas is not None and has_lambda:
+        label_ends(figure.axes[-1], _ends(lambdas, styles))
     return figure
 
 
@@ -78,23 +75,14 @@ def _draw_scores(ax: Axes, scores: pd.DataFrame, base: pd.DataFrame, metric: str
 
 
 def _mark_best(ax: Axes, scores: pd.DataFrame, styles: dict[str, Look]) -> None:
-    """A tick on the x axis at the step of every series' best mean, and what it means."""
+    """A ring around every series' best mean, among the steps before any run diverged."""
     for series, curve in scores.groupby("series", sort=False):
-        best = curve.loc[curve["mean"].idxmax(), "step"]
-        ax.plot(
-            [best], [0.0], transform=ax.get_xaxis_transform(), marker=6, ms=9, color=styles[str(series)].color, clip_on=False,
-            zorder=6, label=f"_best {series}",
-        )  # fmt: skip
-    ax.text(
-        0.99,
-        0.02,
-        "▴ each method's best step",
-        transform=ax.transAxes,
-        ha="right",
-        va="bottom",
-        fontsize=7.5,
-        color=MUTED,
-    )
+        whole = curve[curve["num_diverged"] == 0]
+        if whole.empty:
+            continue
+        best = whole.loc[whole["mean"].idxmax()]
+        ring = {"ms": 12, "color": styles[str(series)].color, "label": f"_best {series}"}
+        ax.plot([best["step"]], [best["mean"]], ls="none", marker="o", mfc="none", mew=1.3, zorder=6, **ring)
 
 
 def _draw_gauge(ax: Axes, curve: pd.DataFrame, styles: dict[str, Look], title: str) -> None:
@@ -102,6 +90,11 @@ def _draw_gauge(ax: Axes, curve: pd.DataFrame, styles: dict[str, Look], title: s
     if len(curve):
         limit_to_means(ax, [curve])
     ax.set_title(title)
+
+
+def _ends(curves: pd.DataFrame, styles: dict[str, Look]) -> list[tuple[float, float, str, str]]:
+    """Where every series' curve ends, with its name and colour."""
+    return [(*_last(curve), str(name), styles[str(name)].color) for name, curve in curves.groupby("series", sort=False)]
 
 
 def _last(curve: pd.DataFrame) -> tuple[float, float]:

@@ -18,16 +18,16 @@ from figures.style import INK, MUTED, Look, looks, new_figure, styled
 KINDS = {"to_q": "Q", "to_k": "K", "to_v": "V", "to_out": "Out", "to_out.0": "Out"}
 ATTENTIONS = {"attn1": "self-attention (attn1)", "attn2": "cross-attention (attn2)"}
 BEFORE = "untouched base"
+WHISKER = "#d1495b"  # seen on the darkest and the brightest bar
 
 
 @styled
-def draw(norms: pd.DataFrame, *, axis: str = "columns", title: str | None = None) -> Figure:
+def draw(norms: pd.DataFrame, *, axis: str = "columns") -> Figure:
     """Bars of the base's norms by block and kind; beside them, where runs are, how much training changed each.
 
     Args:
         norms: what `analysis.weight_norms` returned, for the same axis.
         axis: "columns" or "rows", for the label.
-        title: above the legend; None for none.
 
     Raises:
         BadInput: if the base's norms are missing.
@@ -58,15 +58,13 @@ def draw(norms: pd.DataFrame, *, axis: str = "columns", title: str | None = None
     for ax in tops:
         ax.set_ylim(0, top)
     _draw_legends(figure, tops[0], after, styles)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure
 
 
 def name_multipliers(after: pd.DataFrame) -> pd.DataFrame:
     """Put the multiplier into the series' name where there are several."""
     several = after.groupby("series")["multiplier"].transform("nunique") > 1
-    names = after["series"] + after["multiplier"].map(", {:g}x".format)
+    names = after["series"].astype(object) + after["multiplier"].map(", {:g}x".format).astype(object)
     return after.assign(series=after["series"].where(~several, names))
 
 
@@ -89,7 +87,7 @@ def _draw_bars(ax: Axes, before: pd.DataFrame, blocks: list[str]) -> None:
     for kind, color in kind_colors().items():
         x, rows = _slots(before, blocks, kind)
         ax.bar(x, rows["mean"], width=0.19, color=color, edgecolor=INK, linewidth=0.5, label=kind, zorder=3)
-        ax.errorbar(x, rows["mean"], yerr=rows["sd"], fmt="none", ecolor=MUTED, elinewidth=1.0, zorder=4)
+        ax.errorbar(x, rows["mean"], yerr=rows["sd"], fmt="none", ecolor=WHISKER, elinewidth=1.2, zorder=4)
     _name_blocks(ax, blocks)
 
 

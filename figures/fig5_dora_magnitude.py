@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from adapters import BadInput
 from analysis import Robustness
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means, plain_log_axis
-from figures.style import INK, METRIC_TITLES, MUTED, looks, multiplier_axis, new_figure, styled
+from figures.style import INK, METRIC_TITLES, looks, multiplier_axis, new_figure, styled
 
 DIFFERENCE_STYLES = {"dino": ("#222222", "o"), "clip_i": ("#6f6f6f", "s"), "clip_t": ("#a0a0a0", "D")}
 
@@ -25,20 +26,18 @@ def draw(
     *,
     first: str = "DoRA",
     second: str = "fixed magnitude",
-    title: str | None = None,
 ) -> Figure:
     """DINO and the distance of both methods, and their paired difference with its interval, against the multiplier.
 
     Args:
         curves: `analysis.robustness` of both methods' runs.
         differences: `analysis.paired_curve` of their `subject_scores`, first minus second.
-        first, second: what the two are called beside the difference's zero line.
-        title: above the legend; None for none.
+        first, second: what the two are called beside the difference's axis.
 
     Raises:
-        BadInput: if there is nothing to draw.
+        BadInput: if there is nothing to draw or to compare.
     """
-    if curves.scores.empty:
+    if curves.scores.empty or differences.empty:
         raise BadInput("no finished run to draw: run python sweeps/dora_magnitude.py first")
     styles = looks(curves.scores)
     figure = new_figure(11.0, 4.0)
@@ -52,20 +51,20 @@ def draw(
     draw_base_line(score, curves.base, "dino", label=True)
     limit_to_means(score, [scores], float(curves.base.set_index("metric")["mean"].get("dino", np.nan)))
     score.set_title("DINO: likeness to the subject")
-    plain_log_axis(distance)
+    plain_log_axis(distance, curves.distances["mean"])
     draw_curves(distance, curves.distances, "multiplier", styles)
+    limit_to_means(distance, [curves.distances])
     distance.set_title("distance ‖W$_t$ − W$_0$‖ / ‖W$_0$‖")
-    _draw_differences(paired, differences, first, second)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    draw_legend(figure, curves.scores, styles)
+    marks = _draw_differences(paired, differences, first, second)
+    draw_legend(figure, curves.scores, styles, marks=marks)
     return figure
 
 
-def _draw_differences(ax: Axes, differences: pd.DataFrame, first: str, second: str) -> None:
-    """One point with its interval for each metric and multiplier, the metrics side by side."""
+def _draw_differences(ax: Axes, differences: pd.DataFrame, first: str, second: str) -> list[Line2D]:
+    """One point with its interval for each metric and multiplier, the metrics side by side; returns the legend's entries."""
     ax.axhline(0, color=INK, lw=0.9, zorder=2)
     shown = [metric for metric in DIFFERENCE_STYLES if metric in set(differences["metric"])]
+    marks = []
     for place, metric in enumerate(shown):
         rows = differences[differences["metric"] == metric]
         color, marker = DIFFERENCE_STYLES[metric]
@@ -75,14 +74,11 @@ def _draw_differences(ax: Axes, differences: pd.DataFrame, first: str, second: s
             rows["multiplier"] * shift, rows["mean"], yerr=bars, fmt=marker, color=color, ms=4.5, elinewidth=1.2, capsize=2,
             label=METRIC_TITLES[metric], zorder=3,
         )  # fmt: skip
-    ax.set_title(f"paired difference, {first} − {second}")
-    limit_to_means(ax, [differences], 0.0)
-    for text, place, va in ((f"{first} higher", 0.985, "top"), (f"{second} higher", 0.015, "bottom")):
-        ax.text(0.99, place, text, transform=ax.transAxes, ha="right", va=va, fontsize=7.5, color=MUTED)
-    n = int(differences["num_subjects"].min()) if len(differences) else 0
-    ax.legend(
-        loc="lower left",
-        title=f"n = {n} pairs, 95 % t intervals" if n > 1 else "one pair: no interval",
-        title_fontsize=7.5,
-        fontsize=8,
-    )
+        label = f"difference in {METRIC_TITLES[metric]}"
+        marks.append(Line2D([], [], ls="none", marker=marker, color=color, ms=5, label=label))
+    ax.margins(y=0.1)
+    ax.set_ylabel(f"{first} − {second}")
+    pairs = [int(n) for n in (differences["num_subjects"].min(), differences["num_subjects"].max())]
+    count = f"n = {pairs[0]}" if pairs[0] == pairs[1] else f"n = {pairs[0]} to {pairs[1]}"
+    ax.set_title("paired difference: " + (f"{count} pairs" if pairs[1] > 1 else "one pair, no interval"))
+    return marks

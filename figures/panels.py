@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,18 +14,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from figures.style import ALARM, BACKGROUND, INK, MUTED, Look, count_text
 
+BASE_DASHES = (0, (6, 2.2))
+
 
 def draw_curves(ax: Axes, frame: pd.DataFrame, x: str, styles: Mapping[str, Look], *, markers: bool = True) -> None:
     """One line with its band for every series; a red cross marks the points where some run diverged."""
     for series, curve in frame.groupby("series", sort=False):
         look = styles[str(series)]
         curve = curve[np.isfinite(curve["mean"].astype(float))]
-        marker = {"marker": look.marker, "markerfacecolor": look.face, "markeredgecolor": look.color} if markers else {}
-        ax.plot(curve[x], curve["mean"], color=look.color, ls=look.line_style, label=series, zorder=3, **marker)
-        low, high = (curve[end].astype(float).to_numpy() for end in ("low", "high"))
-        if ax.get_yscale() == "log":
-            low = np.where(low > 0, low, curve["mean"].astype(float) * 1e-3)
-        ax.fill_between(curve[x], low, high, color=look.color, alpha=0.16, lw=0, zorder=2)
+        marks: dict[str, Any] = look.marks() if markers else {}
+        ax.plot(curve[x], curve["mean"], color=look.color, ls=look.line_style, label=series, zorder=3, **marks)
+        if (curve["num_subjects"] > 1).any():
+            low, high = (curve[end].astype(float).to_numpy() for end in ("low", "high"))
+            ax.fill_between(curve[x], low, high, color=look.color, alpha=0.16, lw=0, zorder=2, label=f"_band {series}")
         lost = curve[curve["num_diverged"] > 0]
         if len(lost) and markers:
             ax.plot(
@@ -33,24 +35,38 @@ def draw_curves(ax: Axes, frame: pd.DataFrame, x: str, styles: Mapping[str, Look
 
 
 def limit_to_means(ax: Axes, frames: Sequence[pd.DataFrame], base: float = np.nan) -> None:
-    """Set the y limits by the means; a band reaches at most one span of the means beyond them, and is cut there."""
-    means = np.concatenate([[base], *(frame["mean"].astype(float) for frame in frames)])
-    means = means[np.isfinite(means)]
-    span = max(float(np.ptp(means)), 1e-3 * float(np.abs(means).max()), 1e-9)
-    lows, highs = (
-        np.concatenate([means, *(f[end].astype(float) for f in frames if end in f)]) for end in ("low", "high")
-    )
-    low = max(float(np.nanmin(lows)), float(means.min()) - span)
-    high = min(float(np.nanmax(highs)), float(means.max()) + span)
-    ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    """Set the y limits by the means; a band reaches at most half a span of the means beyond them, and is cut there.
+
+    Spans are measured as the axis shows them: in decades on a log axis.
+    """
+    scale = ax.yaxis.get_transform()
+    means = _shown(scale, [base], *(frame["mean"] for frame in frames))
+    if not len(means):
+        return
+    reach = 0.5 * max(float(np.ptp(means)), 1e-3 * float(np.abs(means).max()), 1e-9)
+    low, high = (_shown(scale, *(frame[end] for frame in frames if end in frame)) for end in ("low", "high"))
+    bottom = max(min([*low, *means]), float(means.min()) - reach)
+    top = min(max([*high, *means]), float(means.max()) + reach)
+    room = 0.06 * (top - bottom)
+    ax.set_ylim(*scale.inverted().transform([bottom - room, top + room]))
 
 
-def plain_log_axis(ax: Axes) -> None:
-    """A log y axis with ticks at 1, 2, 5 written as plain numbers."""
+def _shown(scale: Any, *values: Any) -> np.ndarray:
+    """Numbers as an axis of that scale places them; what it cannot show is left out."""
+    given = np.concatenate([np.empty(0), *(np.asarray(value, dtype=float) for value in values)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        placed = scale.transform(given[np.isfinite(given)])
+    return placed[np.isfinite(placed) & (placed > -900)]  # a log scale clips zero to -1000
+
+
+def plain_log_axis(ax: Axes, values: pd.Series) -> None:
+    """A log y axis with ticks in plain numbers: at 1, 2, 5, or at powers of ten where the values span over 2.5 decades."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    places = _shown(ax.yaxis.get_transform(), values)
+    wide = len(places) > 0 and np.ptp(places) > 2.5
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=12))
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}" if value < 1e5 else f"{value:.0e}"))
 
 
 def draw_background(ax: Axes, frame: pd.DataFrame | None, x: str, styles: Mapping[str, Look]) -> None:
@@ -71,7 +87,7 @@ def draw_base_line(ax: Axes, base: pd.DataFrame, metric: str, *, label: bool = F
     if row.empty:
         return
     value, low, high = (float(row[name].iloc[0]) for name in ("mean", "low", "high"))
-    ax.axhline(value, color=INK, ls=(0, (4, 2.5)), lw=1.1, zorder=2.5, label="_base")
+    ax.axhline(value, color=INK, ls=BASE_DASHES, lw=1.1, zorder=2.5, label="_base")
     if np.isfinite(low):
         ax.axhspan(low, high, color=INK, alpha=0.06, lw=0, zorder=1)
     if label:
@@ -82,55 +98,35 @@ def draw_base_line(ax: Axes, base: pd.DataFrame, metric: str, *, label: bool = F
 
 
 def draw_plateaus(ax: Axes, plateaus: pd.DataFrame, styles: Mapping[str, Look]) -> None:
-    """One bar for each series from edge to edge, a dot at its best multiplier, an arrow where the edge is open, its width beside."""
+    """One bar a series from edge to edge, a dot at its best multiplier, an arrow where the edge is open, its width beside."""
     ax.set_ylim(len(plateaus) - 0.4, -0.6)
     ax.set_yticks([])
     ax.grid(False)
-    left, right = ax.get_xlim()
     for place, row in enumerate(plateaus.to_dict("records")):
         look = styles[row["series"]]
-        if not row["peak"] > row["base"]:
+        if row["peak"] > row["base"]:
+            _draw_bar(ax, place, row, look)
+        else:
             text = "never above the base" if np.isfinite(row["peak"]) else "diverged everywhere"
-            ax.text(left * 1.05, place, text, color=look.color, fontsize=8, va="center")
-            continue
-        low, high = row["low_edge"], row["high_edge"]
-        ax.plot(
-            [low, high],
-            [place, place],
-            color=look.color,
-            lw=5,
-            solid_capstyle="butt",
-            zorder=3,
-            label=f"_{row['series']}",
-        )
-        ax.plot(
-            [row["best_multiplier"]],
-            [place],
-            marker=look.marker,
-            color=look.color,
-            mec="white",
-            ms=8,
-            mew=1.2,
-            zorder=5,
-        )
-        for is_open, edge, tip, head in ((row["open_low"], low, left, "<"), (row["open_high"], high, right, ">")):
-            if is_open:
-                ax.plot(
-                    [edge, (edge * tip) ** 0.5], [place, place], color=look.color, lw=5, solid_capstyle="butt", zorder=3
-                )
-                ax.plot([(edge * tip) ** 0.5], [place], marker=head, color=look.color, ms=8, mec=look.color, zorder=3)
-        ax.text(
-            1.015,
-            place,
-            _width_text(row),
-            transform=ax.get_yaxis_transform(),
-            color=look.color,
-            fontsize=8,
-            va="center",
-        )
+            ax.text(0.01, place, text, transform=ax.get_yaxis_transform(), color=look.color, fontsize=8, va="center")
 
 
-def _width_text(row: Mapping[str, float]) -> str:
+def _draw_bar(ax: Axes, place: int, row: Mapping[Any, Any], look: Look) -> None:
+    """One plateau; an open end runs on to the axis' border and ends there in an arrow."""
+    ends = [row["low_edge"], row["high_edge"]]
+    for side, (name, head) in enumerate((("open_low", "<"), ("open_high", ">"))):
+        if row[name]:
+            ends[side] = ax.get_xlim()[side]
+            ax.plot([ends[side]], [place], marker=head, color=look.color, ms=9, mew=0, clip_on=False, zorder=4)
+    bar = {"color": look.color, "lw": 5, "solid_capstyle": "butt", "zorder": 3, "label": f"_{row['series']}"}
+    ax.plot(ends, [place, place], **bar)
+    best = {"marker": look.marker, "color": look.color, "mec": "white", "ms": 8, "mew": 1.2, "zorder": 5}
+    ax.plot([row["best_multiplier"]], [place], **best)
+    beside = {"transform": ax.get_yaxis_transform(), "color": look.color, "fontsize": 8, "va": "center"}
+    ax.text(1.03, place, _width_text(row), **beside)
+
+
+def _width_text(row: Mapping[Any, Any]) -> str:
     more = "≥ " if row["open_low"] or row["open_high"] else ""
     return f"{more}{row['width_octaves']:.1f} oct."
 
@@ -146,21 +142,26 @@ def label_ends(
         gap_pt: smallest distance between two lines of text.
         fontsize: of the text.
     """
-    if not ends:
+    figure = ax.get_figure(root=True)
+    if not ends or figure is None:
         return
-    figure = ax.get_figure()
     figure.draw_without_rendering()  # so that the layout, and with it the place of every point, is final
     scale = 72 / figure.dpi
     height = ax.get_window_extent().height * scale
     bottom = ax.get_window_extent().y0
     places = [(float(ax.transData.transform((x, y))[1]) - bottom) * scale for x, y, _, _ in ends]
-    for place, (x, y, name, color) in zip(spread(places, gap_pt, 0.0, height), ends, strict=True):
+    for place, (x, y, name, color) in zip(spread(places, gap_pt, 3.0, height - 3.0), ends, strict=True):
         at = (float(ax.transData.transform((x, y))[1]) - bottom) * scale
         ax.annotate(
-            name, (x, y), (9, place - at), textcoords="offset points", fontsize=fontsize, color=color, va="center",
+            shorten(name), (x, y), (9, place - at), textcoords="offset points", fontsize=fontsize, color=color, va="center",
             annotation_clip=False, zorder=6,
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "alpha": 0.7},
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)},
         )  # fmt: skip
+
+
+def shorten(name: str, letters: int = 24) -> str:
+    """A name that is not longer than that, cut with an ellipsis; the legend has it whole."""
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -186,23 +187,51 @@ def draw_legend(
     styles: Mapping[str, Look],
     *,
     behind: pd.DataFrame | None = None,
-    base: bool = True,
+    marks: Sequence[Line2D] = (),
 ) -> None:
-    """One block above the panels: every series with its n, those behind in grey, the base's line, what bands and crosses mean."""
-    groups = [(str(series), curve) for series, curve in frame.groupby("series", sort=False)]
-    handles = [series_handle(f"{series} ({count_text(curve)})", styles[series]) for series, curve in groups]
-    if base:
-        handles.append(Line2D([], [], color=INK, ls=(0, (4, 2.5)), lw=1.1, label="untouched base"))
+    """One block above the panels: every series with its n, those behind in grey, the base's line, what bands and crosses mean.
+
+    Args:
+        figure: where it goes.
+        frame: the curves' rows, with series, num_subjects and num_diverged.
+        styles: the look of every series.
+        behind: the same of the series in grey, None for none.
+        marks: more entries.
+    """
+    handles = [
+        series_handle(f"{series} ({count_text(curve)})", styles[str(series)])
+        for series, curve in frame.groupby("series", sort=False)
+    ]
+    handles.append(Line2D([], [], color=INK, ls=BASE_DASHES, lw=1.1, label="untouched base"))
     if (frame["num_diverged"] > 0).any():
         handles.append(Line2D([], [], ls="none", marker="x", ms=8, mew=1.8, color=ALARM, label="some runs diverged"))
+    handles += marks
     if behind is not None:
         for series, curve in behind.groupby("series", sort=False):
             look = styles[str(series)]._replace(color=BACKGROUND, face=BACKGROUND)
-            handles.append(series_handle(f"{series} (earlier runs, {count_text(curve)})", look, width=1.2))
+            handles.append(series_handle(f"{series} ({count_text(curve)})", look, width=1.2))
+    columns = legend_columns([str(handle.get_label()) for handle in handles], figure.get_figwidth())
+    text = band_text(frame) + ("; grey: earlier runs" if behind is not None else "")
     figure.legend(
-        handles=handles, loc="outside upper left", ncols=min(len(handles), 5), title=band_text(frame), title_fontsize=8.5,
+        handles=by_row(handles, columns), loc="outside upper left", ncols=columns, title=text, title_fontsize=8.5,
         alignment="left", columnspacing=1.6, handlelength=2.6,
     )  # fmt: skip
+
+
+def legend_columns(labels: Sequence[str], width_in: float) -> int:
+    """How many columns fit beside each other: 0.075 in a letter and 0.65 in for the sample and the gap."""
+    columns = len(labels)
+    while columns > 1:
+        widest = [max(map(len, labels[start::columns])) for start in range(columns)]
+        if sum(0.075 * letters + 0.65 for letters in widest) < width_in:
+            break
+        columns -= 1
+    return max(columns, 1)
+
+
+def by_row(items: Sequence[Any], columns: int) -> list[Any]:
+    """Order items so that a legend, which fills its columns from the left, shows them row by row."""
+    return [item for start in range(columns) for item in items[start::columns]]
 
 
 def band_text(frame: pd.DataFrame) -> str:
@@ -214,5 +243,4 @@ def band_text(frame: pd.DataFrame) -> str:
 
 def series_handle(label: str, look: Look, width: float = 1.8) -> Line2D:
     """A legend entry of one series."""
-    marker = {"marker": look.marker, "markerfacecolor": look.face, "markeredgecolor": look.color}
-    return Line2D([], [], color=look.color, ls=look.line_style, label=label, lw=width, **marker)
+    return Line2D([], [], color=look.color, ls=look.line_style, label=label, lw=width, **look.marks())

@@ -13,11 +13,15 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from adapters import BadInput
-from figures.style import ALARM, INK, METRIC_TITLES, MUTED, multiplier_text, new_figure, styled, text_color
+from figures.style import ALARM, INK, METRIC_TITLES, MUTED, multiplier_text, styled, text_color
 
-TILE_IN = 0.95
+TILE_IN = 0.9
+PITCH_IN = (1.02, 1.16)  # from tile to tile: across, and down, where the score stands between
+MARGIN_IN = (0.3, 0.72, 0.34)  # left of the tiles beside the rows' names, above them, below them
+FRAME_PT = 2.6
 MAP = colormaps["cividis"]  # readable for the colour-blind and in grey
 
 
@@ -34,10 +38,10 @@ def draw(
     """A sheet of generated pictures; the frame's colour and the number below say the score, red dashes say divergence.
 
     Args:
-        pictures: what `analysis.pictures` returned: the columns `rows`, `columns`, subject, series, file, value, diverged, and the
-            untouched base's rows (series "untouched base"), which fill the column "base".
+        pictures: what `analysis.pictures` returned: the columns `rows`, `columns`, subject, series, file, value, diverged,
+            and the untouched base's rows (series "untouched base"), which fill the column "base".
         subject_pictures: a picture of each subject itself, put at the left; None leaves that column out.
-        rows: "subject", or "series" for a sheet of one subject by method; a list of runs of one cell shows the first.
+        rows: "subject", or "series" for a sheet of one subject by method; of several runs of one tile the first is shown.
         columns: "multiplier" or "step".
         metric: whose score `value` is, for the legend.
         title: above the sheet; None says what the sheet shows.
@@ -51,21 +55,36 @@ def draw(
         raise BadInput(f"no pictures with a {columns} to put on a sheet: run the sweep first")
     names, values = list(dict.fromkeys(made[rows])), sorted(made[columns].unique())
     heads = [*(["subject"] if subject_pictures else []), *(["base"] if len(base) else []), *values]
+    figure, ax = _new_sheet([str(name) for name in names], len(heads))
     scale = _scale(pictures["value"])
-    figure = new_figure(0.9 + TILE_IN * len(heads), 0.75 + (TILE_IN + 0.16) * len(names))
-    grid = figure.add_gridspec(len(names), len(heads))
+    for j, head in enumerate(heads):
+        x, y = corner(0, j)
+        ax.text(x + TILE_IN / 2, y - 0.05, _head_text(head, columns), ha="center", va="bottom", fontsize=8.5)
     for i, name in enumerate(names):
-        of_row = made[made[rows] == name]
+        x, y = corner(i, 0)
+        ax.text(x - 0.1, y + TILE_IN / 2, _row_text(str(name)), ha="right", va="center", fontsize=8.5)
         for j, head in enumerate(heads):
-            ax = figure.add_subplot(grid[i, j])
-            ax.set_label(f"{name} {head}")
-            _draw_tile(ax, _find(of_row, base, head, columns, subject_pictures), scale)
-            if i == 0:
-                ax.set_title(_head_text(head, columns), fontsize=8.5, fontweight="normal", loc="center", pad=3)
-            if j == 0:
-                ax.set_ylabel(str(name).replace("_", " ").replace(" (", "\n("), fontsize=8.5)
+            tile = _find(made[made[rows] == name], base, head, columns, subject_pictures)
+            _draw_tile(ax, corner(i, j), tile, scale)
     _caption(figure, made, metric, columns, title)
     return figure
+
+
+def corner(row: int, column: int) -> tuple[float, float]:
+    """Upper left corner of a tile, in inches right of and below that of the first."""
+    return column * PITCH_IN[0], row * PITCH_IN[1]
+
+
+def _new_sheet(names: Sequence[str], num_columns: int) -> tuple[Figure, Axes]:
+    """A figure with one axis whose unit is the inch, y downwards, (0, 0) the corner of the first tile."""
+    left, above, below = MARGIN_IN
+    left += 0.068 * max(len(line) for name in names for line in _row_text(name).split("\n"))
+    width, height = left + num_columns * PITCH_IN[0], above + len(names) * PITCH_IN[1] + below
+    figure = Figure(figsize=(width, height))
+    ax = figure.add_axes((0, 0, 1, 1), label="sheet")
+    ax.set(xlim=(-left, width - left), ylim=(height - above, -above))
+    ax.axis("off")
+    return figure, ax
 
 
 def _find(
@@ -75,40 +94,42 @@ def _find(
     subject = of_row["subject"].iloc[0]
     if head == "subject":
         file = (subject_pictures or {}).get(subject)
-        return None if file is None else {"file": file, "value": np.nan, "diverged": False, "plain": True}
+        return None if file is None else {"file": file, "value": np.nan, "diverged": False}
     found = base[base["subject"] == subject] if head == "base" else of_row[of_row[columns] == head]
     return None if found.empty else found.iloc[0].to_dict()
 
 
-def _draw_tile(ax: Axes, tile: dict[str, Any] | None, scale: Normalize) -> None:
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set(visible=True, linewidth=2.6 if tile else 0.6, color=INK if tile else "#cccccc")
+def _draw_tile(ax: Axes, place: tuple[float, float], tile: dict[str, Any] | None, scale: Normalize) -> None:
+    x, y = place
     if tile is None:
-        ax.set_facecolor("#f4f4f4")
-        ax.set_box_aspect(1)
-        ax.text(0.5, 0.5, "none", transform=ax.transAxes, ha="center", va="center", color=MUTED, fontsize=8)
+        ax.add_patch(Rectangle(place, TILE_IN, TILE_IN, facecolor="#f4f4f4", edgecolor="#cccccc", lw=0.6))
+        ax.text(x + TILE_IN / 2, y + TILE_IN / 2, "none", ha="center", va="center", color=MUTED, fontsize=8)
         return
-    ax.imshow(read_picture(tile["file"]), interpolation="nearest" if _is_small(tile["file"]) else "antialiased")
+    picture = read_picture(tile["file"])
+    small = max(picture.shape[:2]) < 128
+    limits = ax.get_xlim(), ax.get_ylim()
+    ax.imshow(
+        picture, extent=(x, x + TILE_IN, y + TILE_IN, y), interpolation="nearest" if small else "antialiased", aspect="auto",
+        zorder=2,
+    )  # fmt: skip
+    ax.set(xlim=limits[0], ylim=limits[1])
     if tile["diverged"]:
-        _mark(ax, "diverged", ALARM, dashed=True)
+        _mark(ax, place, "diverged", ALARM, dashed=True)
     elif np.isfinite(tile["value"]):
-        _mark(ax, f"{tile['value']:.2f}", MAP(scale(tile["value"])))
-    elif tile.get("plain"):
-        ax.spines[:].set_linewidth(0.8)
+        _mark(ax, place, f"{tile['value']:.2f}", MAP(scale(tile["value"])))
+    else:
+        ax.add_patch(Rectangle(place, TILE_IN, TILE_IN, fill=False, edgecolor=INK, lw=0.8, zorder=3))
 
 
-def _mark(ax: Axes, text: str, color: Any, *, dashed: bool = False) -> None:
+def _mark(ax: Axes, place: tuple[float, float], text: str, color: Any, *, dashed: bool = False) -> None:
     """Colour the frame, and write on a tab of its colour at the lower edge."""
-    ax.spines[:].set_color(color)
-    if dashed:
-        ax.spines[:].set_linestyle((0, (2, 1.2)))
-    ink = "white" if dashed else text_color(color)
+    dashes = (0, (2, 1.2)) if dashed else "-"
+    frame = {"fill": False, "edgecolor": color, "lw": FRAME_PT, "linestyle": dashes, "joinstyle": "miter"}
+    ax.add_patch(Rectangle(place, TILE_IN, TILE_IN, zorder=3, **frame))
+    tab = {"boxstyle": "square,pad=0.18", "facecolor": color, "edgecolor": "none"}
     ax.text(
-        0.5, -0.015, text, transform=ax.transAxes, ha="center", va="top", fontsize=7, color=ink,
-        bbox={"boxstyle": "square,pad=0.18", "facecolor": color, "edgecolor": "none"},
+        place[0] + TILE_IN / 2, place[1] + TILE_IN + 0.035, text, ha="center", va="top", fontsize=7,
+        color="white" if dashed else text_color(color), bbox=tab, zorder=4,
     )  # fmt: skip
 
 
@@ -127,19 +148,19 @@ def read_picture(file: Path | str) -> np.ndarray:
         raise BadInput(f"cannot read the picture {file}: it is missing or damaged") from None
 
 
-def _is_small(file: Path | str) -> bool:
-    return max(read_picture(file).shape[:2]) < 128
-
-
 def _scale(values: pd.Series) -> Normalize:
     finite = values[np.isfinite(values.astype(float))].astype(float)
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     return Normalize(low, high if high > low else low + 1e-6)
 
 
+def _row_text(name: str) -> str:
+    return name.replace("_", " ").replace(" (", "\n(").replace(", ", ",\n")
+
+
 def _head_text(head: Any, columns: str) -> str:
     if isinstance(head, str):
-        return {"subject": "subject", "base": "untouched base"}[head].replace(" ", "\n")
+        return {"subject": "subject", "base": "untouched\nbase"}[head]
     return f"×{multiplier_text(head)}" if columns == "multiplier" else f"step {head:g}"
 
 
@@ -157,8 +178,8 @@ def _caption(figure: Figure, made: pd.DataFrame, metric: str, columns: str, titl
     shown = f"{series[0]}: " if len(series) == 1 else ""
     prompt = f"“{common_text(list(made['prompt'].unique()))}”, the same noise"
     axis = "multiples of the base learning rate" if columns == "multiplier" else "training steps"
-    figure.suptitle(title or f"{shown}{axis}; {prompt}", fontsize=9.5, x=0.01, ha="left", fontweight="bold")
-    figure.supxlabel(
-        f"frame and number: {METRIC_TITLES.get(metric, metric)} of that prompt's pictures; red dashes: diverged", fontsize=7.5, color=MUTED,
-        x=0.01, ha="left",
-    )  # fmt: skip
+    height = float(figure.get_figheight())
+    figure.text(0.01, 1 - 0.09 / height, title or f"{shown}{axis}; {prompt}", fontsize=9.5, fontweight="bold", va="top")
+    score = METRIC_TITLES.get(metric, metric)
+    note = f"frame and number: {score} of that prompt's pictures; red dashes: diverged"
+    figure.text(0.01, 0.09 / height, note, fontsize=7.5, color=MUTED, va="bottom")

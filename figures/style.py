@@ -1,4 +1,4 @@
-"""One look for all figures: Okabe and Ito's palette, markers and line styles that stay apart in grey print, saved files."""
+"""One look for all figures: Okabe and Ito's palette, markers and line styles that stay apart in grey print."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from adapters import METHODS
 from training.store import writing
@@ -24,7 +25,7 @@ GRID = "#e3e3e3"
 BACKGROUND = "#a8a8a8"
 ALARM = "#b00020"  # divergence
 METRIC_TITLES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+LINE_STYLES = ("-", "--", "-.", ":")
 SPARE_COLORS = ("#56B4E9", "#000000", "#8C6D31", "#7A5195", "#999933")
 SPARE_MARKERS = ("P", "X", "h", "*", "p")
 DPI = 180
@@ -67,9 +68,13 @@ class Look(NamedTuple):
     """How one series is drawn."""
 
     color: str
-    line_style: Any
+    line_style: str
     marker: str
     face: str  # marker's face: the colour, or white for a method's further variants
+
+    def marks(self) -> dict[str, Any]:
+        """The marker's arguments of matplotlib's `plot`."""
+        return {"marker": self.marker, "markerfacecolor": self.face, "markeredgecolor": self.color}
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -88,30 +93,33 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def looks(frame: pd.DataFrame) -> dict[str, Look]:
     """The look of every series of a frame with the columns series and method.
 
-    A method has the colour and marker of `METHODS`, and a line style by its place there, so that lines differ in grey as
-    well; further series of one method (options, ranks) keep its colour and take hollow markers and other line styles.
+    A method has the colour, line style and marker of `METHODS`, a name that is not registered there spare ones; further
+    series of one method (options, ranks) keep its colour and take hollow markers and the next line styles.
     """
     result: dict[str, Look] = {}
     seen: dict[str, int] = {}
-    names = list(METHODS)
     for series, method in frame[["series", "method"]].drop_duplicates().itertuples(index=False):
         variant = seen[method] = seen.get(method, -1) + 1
-        number = names.index(method) if method in names else len(names) + len(seen)
-        spare = number % len(SPARE_COLORS)
-        color = METHODS[method].color if method in METHODS else SPARE_COLORS[spare]
-        marker = METHODS[method].marker if method in METHODS else SPARE_MARKERS[spare]
-        dashes = DASHES[(number + variant) % len(DASHES)]
-        result[series] = Look(
-            color, dashes, marker if variant < 2 else SPARE_MARKERS[variant % 5], "white" if variant else color
-        )
+        color, line_style, marker = _method_look(method, len(seen) - 1)
+        style = LINE_STYLES[(LINE_STYLES.index(line_style) + variant) % len(LINE_STYLES)]
+        marker = marker if variant < 2 else SPARE_MARKERS[variant % len(SPARE_MARKERS)]
+        result[series] = Look(color, style, marker, "white" if variant else color)
     return result
 
 
-def new_figure(width_in: float, height_in: float) -> Figure:
-    """An empty figure that lays itself out."""
-    figure = Figure(figsize=(width_in, height_in), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05, wspace=0.03, hspace=0.03)
-    return figure
+def _method_look(method: str, number: int) -> tuple[str, str, str]:
+    """Colour, line style and marker of a method; a spare set, by its number, for one that is not registered."""
+    if method in METHODS:
+        registered = METHODS[method]
+        return registered.color, registered.line_style, registered.marker
+    spare = number % len(SPARE_COLORS)
+    return SPARE_COLORS[spare], LINE_STYLES[number % len(LINE_STYLES)], SPARE_MARKERS[spare]
+
+
+def new_figure(width_in: float, height_in: float, wspace: float = 0.03) -> Figure:
+    """An empty figure that lays itself out; `wspace` is the gap between columns as a share of a column."""
+    engine = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, wspace=wspace, hspace=0.03)
+    return Figure(figsize=(width_in, height_in), layout=engine)
 
 
 def multiplier_text(value: float) -> str:

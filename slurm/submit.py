@@ -106,13 +106,18 @@ def _pass_on(team: Sequence[multiprocessing.process.BaseProcess], number: int) -
 
 def work(paths: Sequence[str], worker: int, events: multiprocessing.Queue) -> None:
     """A worker process: take every pack that nobody holds, then wait for those that others hold."""
-    stopped = []
+    stopped, parent = [], os.getppid()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.append(True))
     from slurm.job import quiet_libraries, run_pack
-    from training.loop import Interrupted
+    from training.loop import Interrupted, Progress
 
     quiet_libraries()
+
+    def report(progress: Progress) -> None:
+        if os.getppid() != parent:  # the sweep was killed: its workers must not train on unseen
+            raise Interrupted
+        events.put(Event("progress", worker, progress))
 
     pending = list(paths[worker:]) + list(paths[:worker])
     try:
@@ -120,7 +125,7 @@ def work(paths: Sequence[str], worker: int, events: multiprocessing.Queue) -> No
             for path in list(pending):
                 if stopped:
                     raise Interrupted
-                outcome = run_pack(Path(path), lambda p: events.put(Event("progress", worker, p)))
+                outcome = run_pack(Path(path), report)
                 if outcome != "busy":
                     pending.remove(path)
                     events.put(Event(outcome, worker, Path(path).stem))
@@ -131,4 +136,7 @@ def work(paths: Sequence[str], worker: int, events: multiprocessing.Queue) -> No
         events.put(Event("error", worker, str(error)))
     finally:
         events.close()
-        events.join_thread()
+        if os.getppid() == parent:
+            events.join_thread()
+        else:
+            events.cancel_join_thread()

@@ -36,6 +36,9 @@ from training.provenance import commit
 from training.store import writing
 
 
+WIDTH = 132  # columns that the widest table needs; a narrower terminal wraps lines, and nothing is cut off
+
+
 def show(frame: pd.DataFrame) -> None:
     """Print a table, intervals in brackets."""
     from rich.console import Console
@@ -48,7 +51,8 @@ def show(frame: pd.DataFrame) -> None:
     for row in text.itertuples(index=False):
         table.add_row(*row)
     console = Console(file=sys.stdout)
-    console.print(table, width=max(console.width, 110))
+    console.width = max(console.width, WIDTH)
+    console.print(table)
 
 
 def report_robustness(outcome: Outcome, scene: Scene, background: Path | None, docs: Path | None) -> None:

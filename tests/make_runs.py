@@ -37,6 +37,7 @@ OPTIONS = {
 }
 BASE_SCORE = {"dino": 0.40, "clip_i": 0.60, "clip_t": 0.28}
 GAIN = {"dino": 0.20, "clip_i": 0.10, "clip_t": -0.04}
+FROZEN_HEIGHT = -0.5  # of a diverged run
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
@@ -114,25 +115,29 @@ class Maker:
         """One adapter's run, with scores, dynamics, norms and losses."""
         cell, shape = self.cell(method, multiplier, subject, seed), self.shapes[method]
         diverged = shape.diverges_from is not None and multiplier >= shape.diverges_from
-        last = self.steps // 2 if diverged else self.steps
+        last = self.steps // 2 if diverged else self.steps  # the step at which the weights stop moving
         folder = RunFolder(self.root / self.sweep / cell.run_id(f"x{multiplier:g}"))
-        labels = {"multiplier": multiplier, "scale": "both", "model": self.model}
+        labels = {"multiplier": multiplier, "scale": "both", "base_lr": 1e-3, "model": self.model}
         status = "diverged" if diverged else self.status
         folder.write(self.run_json(cell, labels, status, last if diverged else None))
         if status not in ("finished", "diverged"):
             return folder
-        height = -0.5 if diverged else shape.height(multiplier)
         effect = subject_effect(subject, self.subject_sd) + subject_effect(f"{folder.run_id}", self.noise_sd)
         effect += subject_effect(f"{subject}-{seed}", self.seed_sd)
-        heights = {step: height * min(1.0, 2 * step / self.steps) for step in cell.evaluated_steps() if step <= last}
-        folder.write_scores(self.scores(subject, heights or {last: height}, effect))
+        heights = {
+            step: FROZEN_HEIGHT
+            if diverged and step >= last
+            else shape.height(multiplier) * min(1.0, 2 * step / self.steps)
+            for step in cell.evaluated_steps()
+        }
+        folder.write_scores(self.scores(subject, heights, effect))
         if self.dynamics:
-            steps = list(range(last + 1))
-            folder.append("dynamics", dynamics_columns(steps, method, multiplier, self.steps), last)
-            folder.append("norms", norms_columns([0, last], 0.01 * multiplier), last)
-            folder.append("steps", steps_columns(steps, multiplier), last)
+            steps = list(range(self.steps + 1))
+            folder.append("dynamics", dynamics_columns(steps, method, multiplier, self.steps, last), self.steps)
+            folder.append("norms", norms_columns([0, self.steps], 0.01 * multiplier), self.steps)
+            folder.append("steps", steps_columns(steps, multiplier), self.steps)
         if self.pictures:
-            self.draw_pictures(folder, cell, last, height)
+            self.draw_pictures(folder, cell, self.steps, heights[self.steps])
         return folder
 
     def run_json(self, cell: Cell, labels: dict[str, Any], status: str, diverged_step: int | None) -> dict[str, Any]:
@@ -142,7 +147,7 @@ class Maker:
         return {
             "sweep": "base" if cell.method == "base" else self.sweep, "cell": cell.to_dict(), "labels": labels,
             "status": status, "diverged_step": diverged_step, "num_parameters": 1000, "matrices": matrices,
-            "provenance": {"commit": "0" * 40, "dirty": False, "seconds": 1.5}, "error": None,
+            "provenance": {"commit": "0" * 40, "dirty": False}, "error": None, "seconds": 1.5,
         }  # fmt: skip
 
     def scores(self, subject: str, heights: Mapping[int, float], effect: float) -> pd.DataFrame:
@@ -176,15 +181,16 @@ def subject_effect(name: str, sd: float) -> float:
     return sd * float(np.random.default_rng(zlib.crc32(name.encode())).standard_normal())
 
 
-def dynamics_columns(steps: Sequence[int], method: str, multiplier: float, num_steps: int) -> dict[str, Any]:
-    """Distances: a quarter of the way linear in the rate for LoRA, saturating for the others. base_norm is 8."""
+def dynamics_columns(steps: Sequence[int], method: str, multiplier: float, num_steps: int, last: int) -> dict[str, Any]:
+    """Distances, linear in the rate for LoRA, saturating for the others, at rest after `last`. base_norm is 8."""
     step = np.repeat(np.asarray(steps, dtype=np.int32), len(MATRICES))
     spread = np.tile(np.linspace(0.8, 1.2, len(MATRICES)), len(steps))
-    reach = 0.05 * multiplier * step / num_steps
+    done = np.minimum(step, last) / num_steps
+    reach = 0.05 * multiplier * done
     relative = reach if method == "lora" else 0.4 * np.tanh(reach / 0.4)
     columns = {"step": step, "matrix": matrix_names(len(steps)), "distance": 8 * relative * spread}
     if method == "delora":
-        columns |= {"lambda": 0.5 + 0.1 * multiplier * step / num_steps, "saturation": np.minimum(relative * 2, 1.0)}
+        columns |= {"lambda": 0.5 + 0.1 * multiplier * done, "saturation": np.minimum(relative * 2, 1.0)}
     return {
         name: value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float64 else value
         for name, value in columns.items()

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 
-from adapters import parse_method
+from adapters import parse_method, peft_format
 from adapters.inject import Attached, attach
 from training.base_norms import where
 from training.cell import BASE, Cell
@@ -301,7 +301,8 @@ def _save(
         if run.folder.checkpoint(step).exists():
             continue
         with writing(run.folder.checkpoint(step)) as aside:
-            save_file(optimizer.state(row), aside, metadata={"cell": run.cell.identity(), "step": str(step)})
+            metadata = {"cell": run.cell.identity(), "step": str(step)}
+            aside.write_bytes(to_bytes(optimizer.state(row), metadata))  # an OSError says when the disk is full
         run.folder.keep_checkpoints(2)
 
 
@@ -330,8 +331,6 @@ def _finish(
         if folder is None:
             continue
         if attached is not None and keep_adapters:
-            from adapters import peft_format
-
             peft_format.save(folder.adapter, attached, row, base_model=str(run.labels.get("model", "")))
         at = int(optimizer.frozen_at[row]) if optimizer is not None else -1
         folder.write(

@@ -17,6 +17,7 @@ import torch
 from training.pocket.pictures import PACKAGES, Pictures, build_pictures
 from training.pocket.studio import open_studio
 
+HERE = Path(__file__).parent
 STAGES = ("pictures", "vae", "clip", "dino", "unet", "subjects", "export")
 TIME_MIN = {"vae": 14.0, "clip": 8.0, "dino": 8.0, "unet": 40.0}
 
@@ -40,7 +41,8 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
     time_min = arguments.time_min or TIME_MIN.get(stage)
     pictures = build_pictures(work, arguments.packages)
     record_versions(work, stage, seed, time_min)
-    {"vae": _vae, "clip": _clip, "dino": _dino, "unet": _unet}.get(stage, _nothing)(pictures, work, time_min, seed)
+    makers = {"vae": _vae, "clip": _clip, "dino": _dino, "unet": _unet, "subjects": _subjects, "export": _export}
+    makers.get(stage, _nothing)(pictures, work, time_min, seed)
 
 
 def record_versions(work: Path, stage: str, seed: int, time_min: float | None) -> None:
@@ -95,6 +97,18 @@ def _unet(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
 
     views = view_cache(open_studio(pictures, only_classes=True), *load_frozen(work), work, seed=seed)
     train_unet(views, work, time_min=time_min, seed=seed)
+
+
+def _subjects(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+    from training.pocket.subjects import write_subjects
+
+    write_subjects(pictures, HERE / "subjects", seed)
+
+
+def _export(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+    from training.pocket.export import export
+
+    print(json.dumps(export(work), indent=1))
 
 
 def main() -> None:

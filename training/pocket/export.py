@@ -15,6 +15,12 @@ from training.pocket import dino as dino_stage
 from training.pocket.unet import make_scheduler, make_unet
 
 HERE = Path(__file__).parent
+DEFAULTS = {
+    "num_inference_steps": 12,
+    "guidance_scale": 4.0,
+    "resolution": 64,
+    "instance_prompt": "a {token} {cls}",
+}
 
 
 def sampler() -> DPMSolverMultistepScheduler:
@@ -65,6 +71,7 @@ def export(work: Path, target: Path = HERE) -> dict[str, float]:
     ViTModel.from_pretrained(work / "dino" / "model", add_pooling_layer=False).half().save_pretrained(target / "dino")
     dino_stage.image_processor().save_pretrained(target / "dino")
     load_as_float32(target)
+    (target / "defaults.json").write_text(json.dumps(DEFAULTS, indent=1) + "\n")
     return weigh(target)
 
 

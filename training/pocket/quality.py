@@ -1,26 +1,37 @@
-"""The pocket's qualities, measured on what is shipped: ``python -m training.pocket.quality [clip dino base vae] [--work DIR]``.
+"""The pocket's qualities, measured on what is shipped, and its contact sheets.
 
-Every number is read off the float16 files in this folder, loaded as float32.
+    python -m training.pocket.quality --work DIR        # DIR as for training.pocket.build: it has the class pictures
+
+Every number is read off the float16 files in this folder, loaded as float32, and written to ``qualities.json``.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 from training.pocket import dino as dino_stage
 from training.pocket.captions import Composition
-from training.pocket.pictures import Pictures, read_classes
+from training.pocket.export import DEFAULTS, weigh
+from training.pocket.pictures import load_pictures, read_classes
 from training.pocket.runs import seeded
-from training.pocket.studio import Studio
-from training.pocket.subjects import photograph_class
+from training.pocket.sheets import save_sheet, side_by_side, to_bytes
+from training.pocket.studio import Studio, open_studio
+from training.pocket.subjects import PHOTOGRAPHS, SPLITS, photograph_class
 from training.pocket.tokenizer import encode
 
+HERE = Path(__file__).parent
 STILL = {"shift": 2.0, "zoom": 0.05, "turn": 0.0, "flip": 0.0, "light": 0.05}
 HELD_OUT_SEED = 987_654  # of compositions that no stage trained on
 
@@ -75,14 +86,6 @@ def agreement(
     return {"caption_top1_of_128": top1, "noun_top1_of_65": right / len(nouns)}
 
 
-@torch.no_grad()
-def measure_dino(pictures: Pictures, dino: ViTModel, names: list[str]) -> dict[str, float]:
-    """Nearest neighbours and mean cosines of the subjects' photographs."""
-    photos = torch.cat([photograph_class(pictures, name) for name in names])
-    other = torch.cat([photograph_class(pictures, name, vendor="google") for name in names])
-    return subject_cosines(dino_stage.embed(dino, photos), dino_stage.embed(dino, other), len(names))
-
-
 def subject_cosines(real: Float[Tensor, "n d"], other: Float[Tensor, "n d"], num_subjects: int) -> dict[str, float]:
     """Same subject, same class by another vendor, other subject; and the share of right nearest neighbours."""
     owner = torch.arange(num_subjects).repeat_interleave(len(real) // num_subjects)
@@ -95,3 +98,91 @@ def subject_cosines(real: Float[Tensor, "n d"], other: Float[Tensor, "n d"], num
         "same_class_other_vendor": across[same].mean().item(),
         "other_subject": cosine[~same].mean().item(),
     }
+
+
+@torch.no_grad()
+def measure_vae(vae: AutoencoderKL, images: Float[Tensor, "b 3 64 64"]) -> tuple[dict[str, float], Tensor]:
+    """Signal-to-noise ratio (decibels, peak to peak 2) of encoding and decoding, and the decoded pictures."""
+    decoded = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
+    return {"psnr_db": (10 * torch.log10(4 / (decoded - images).square().mean())).item()}, decoded
+
+
+def generate(captions: list[str], seed: int = 0) -> Float[Tensor, "b 3 64 64"]:
+    """One picture of the base for each caption, by the pipeline's own sampler setting."""
+    pipe = StableDiffusionPipeline.from_pretrained(HERE / "pipeline", safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {key: DEFAULTS[key] for key in ("num_inference_steps", "guidance_scale")}
+    made = []
+    for start in range(0, len(captions), 64):
+        part = captions[start : start + 64]
+        generators = [torch.Generator().manual_seed(seed * 100_003 + start + i) for i in range(len(part))]
+        made.append(pipe(part, generator=generators, output_type="pt", **settings).images)
+    return torch.cat(made) * 2 - 1
+
+
+def measure_base(studio: Studio, clip: CLIPModel, tokenizer: CLIPTokenizer) -> tuple[dict[str, float], Tensor]:
+    """How often CLIP agrees with the caption of 128 generated pictures (held-out compositions), and the pictures."""
+    indices, compositions = held_out(studio)
+    captions = studio.captions(indices, compositions)
+    images = generate(captions)
+    return agreement(clip, tokenizer, images, captions, [str(studio.pictures.names[i]) for i in indices]), images
+
+
+def subject_photographs() -> tuple[Float[Tensor, "n 3 64 64"], list[str]]:
+    """All shipped photographs, subject after subject, and the subjects' names."""
+    names = [name for names in SPLITS.values() for name in names]
+    files = [HERE / "subjects" / name / f"{i:02d}.png" for name in names for i in range(PHOTOGRAPHS)]
+    return torch.stack([to_tensor(Image.open(path)) for path in files]), names
+
+
+def to_tensor(image: Image.Image) -> Float[Tensor, "3 64 64"]:
+    """A picture in [-1, 1]."""
+    return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+def draw_class_sheet(docs: Path) -> None:
+    """One picture of each class without a caption, in a shuffled order; the key goes into a file of its own."""
+    names = [name for name, _ in read_classes().values()]
+    random.Random(0).shuffle(names)
+    captions = [Composition(background="on a white background", say_style=False).caption(n, "google") for n in names]
+    save_sheet(to_bytes(generate(captions, seed=1)), 13, docs / "base.png")
+    rows = [", ".join(names[i : i + 13]) for i in range(0, len(names), 13)]
+    (docs / "base_key.md").write_text(
+        "Row by row, what base.png was asked for:\n\n" + "\n".join(f"1. {r}" for r in rows) + "\n"
+    )
+
+
+def main() -> None:
+    """Measure everything, write ``qualities.json`` and the sheets."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("~/.cache/plateau/pocket"))
+    parser.add_argument("--docs", type=Path, default=HERE.parents[1] / "docs" / "pocket")
+    arguments = parser.parse_args()
+    pictures = load_pictures(arguments.work.expanduser())
+    studio = open_studio(pictures)
+    clip, tokenizer = CLIPModel.from_pretrained(HERE / "clip").eval(), CLIPTokenizer.from_pretrained(HERE / "clip")
+    dino = ViTModel.from_pretrained(HERE / "dino", add_pooling_layer=False).eval()
+    photographs, names = subject_photographs()
+    other = torch.cat([photograph_class(pictures, name, vendor="google") for name in names])
+    with torch.no_grad():
+        cosines = subject_cosines(dino_stage.embed(dino, photographs), dino_stage.embed(dino, other), len(names))
+    vae, decoded = measure_vae(AutoencoderKL.from_pretrained(HERE / "pipeline" / "vae").eval(), photographs)
+    base, images = measure_base(studio, clip, tokenizer)
+    found = {
+        "clip": measure_clip(studio, clip, tokenizer),
+        "dino": cosines,
+        "vae": vae,
+        "base": base,
+        "megabytes": weigh(HERE),
+    }
+    text = json.dumps(found, indent=1)
+    print(text)
+    (HERE / "qualities.json").write_text(text + "\n")
+    save_sheet(to_bytes(photographs), 4 * PHOTOGRAPHS, arguments.docs / "subjects.png")
+    save_sheet(side_by_side(photographs[::PHOTOGRAPHS], decoded[::PHOTOGRAPHS]), 12, arguments.docs / "vae.png")
+    save_sheet(to_bytes(images), 16, arguments.docs / "compositions.png")
+    draw_class_sheet(arguments.docs)
+
+
+if __name__ == "__main__":
+    main()

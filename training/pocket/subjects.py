@@ -24,11 +24,37 @@ from training.pocket.views import Placement, light, over, place, premultiply, to
 
 PHOTOGRAPHS = 5
 SPLITS = {
-    "tuning": ("dog", "mushroom", "penguin", "teapot"),
-    "evidence": (),
-    "test": (),
+    "tuning": ("boat", "hat", "lion", "whale"),
+    "evidence": (
+        "bulb", "burger", "butterfly", "cake", "cow", "frog", "gift", "mushroom", "octopus", "owl", "robot", "snail",
+        "sneaker", "teapot", "tiger", "unicorn",
+    ),
+    "test": ("crab", "fish", "guitar", "trophy"),
+}  # fmt: skip
+SHARED_PROMPTS = (
+    "a {token} {cls} on a blue background",
+    "a {token} {cls} on the beach",
+    "a {token} {cls} in the snow",
+    "a {token} {cls} with a red heart on a white background",
+    "a small {token} {cls} on a yellow background",
+    "a 3d render of a {token} {cls} on a pink background",
+)
+PROMPTS = {
+    "live": (
+        *SHARED_PROMPTS,
+        "a {token} {cls} on green grass",
+        "a drawing of a {token} {cls} at night",
+        "a {token} {cls} with a yellow star at sunset",
+        "a big {token} {cls} on a purple background",
+    ),
+    "object": (
+        *SHARED_PROMPTS,
+        "a {token} {cls} on a checkered floor",
+        "a drawing of a {token} {cls} at sunset",
+        "a {token} {cls} with a blue ball on green grass",
+        "a big {token} {cls} on an orange background",
+    ),
 }
-PROMPTS: tuple[str, ...] = ()
 
 
 def photograph(rgba: Float[Tensor, "1 4 64 64"], seed: int) -> Float[Tensor, "5 3 64 64"]:
@@ -59,7 +85,7 @@ def write_subjects(pictures: Pictures, folder: Path, seed: int = 0) -> None:
         for i, image in enumerate(to_bytes(photograph_class(pictures, name, seed))):
             Image.fromarray(image).save(folder / name / f"{i:02d}.png", optimize=True)
     _write_table(rows, folder / "subjects.csv")
-    (folder / "prompts.json").write_text(json.dumps({"live": PROMPTS, "object": PROMPTS}, indent=1) + "\n")
+    (folder / "prompts.json").write_text(json.dumps(PROMPTS, indent=1) + "\n")
 
 
 def _write_table(rows: list[tuple[str, str]], path: Path) -> None:

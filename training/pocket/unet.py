@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -132,6 +133,7 @@ def train_unet(
 ) -> UNet2DConditionModel:
     """Train (or go on training) and return the averaged U-Net."""
     unet = make_unet(views.states.shape[-1], seed).to(memory_format=torch.channels_last)
+    unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slower than this in bfloat16 on CPUs
     scheduler = make_scheduler()
     run = Run(work / "unet", unet, time_min=time_min, lr=lr, ema=0.999)
     first = draw_batch(views, batch_size, seed, 0)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from training.cell import Cell
@@ -36,7 +37,7 @@ def class_latents(pipeline: Pipeline, cls: str, cell: Cell, folder: Path) -> Flo
     except (FileNotFoundError, SafetensorError, KeyError):
         latents = _make(pipeline, f"a {cls}", cell)
         with writing(path) as aside:
-            save_file({"latents": latents.cpu().contiguous()}, aside, metadata={"class": cls})
+            aside.write_bytes(to_bytes({"latents": latents.cpu().contiguous()}, {"class": cls}))
         return latents
 
 

@@ -1,0 +1,81 @@
+"""What reading the weights costs: the dynamics' share of a step in the real training loop.
+
+A run of twice the default's steps reads its weights after every second step and takes a snapshot after every hundredth:
+its even steps do what a default run does, its odd steps the same without dynamics, and neighbours are compared. To
+their difference come a step's part of the snapshot (one in fifty steps), and of the Parquet files, with fsync, that one
+flush of a default run writes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from benchmarks.rows import Row
+from benchmarks.scene import WARMUP, Effort, Place, Scene
+from benchmarks.timing import clock, mean_of
+from training.dynamics import Dynamics
+
+NORMS_EVERY = 50  # the default
+BLOCK = 20  # pairs of steps in one repetition
+PACK = 8
+RUNS = 2
+CASES = (("lora", 8, 0.03, ""), ("delora:start=eq9", 16, 0.06, " with a frozen start"))
+
+
+def measure(place: Place, device: str, effort: Effort) -> list[Row]:
+    """The rows of dynamics on one device: in a pack, and alone."""
+    scene = Scene(place, device)
+    rows = []
+    for method, rank, aim, note in CASES:
+        for size in (PACK, 1):
+            shares = np.concatenate([measure_share(scene, method, rank, size, effort.read_steps) for _ in range(RUNS)])
+            where = f"in a pack of {size}" if size > 1 else "alone"
+            name = f"dynamics, share of a step {where}, {method.partition(':')[0]} at rank {rank}{note}"
+            rows.append(Row(name, mean_of(shares), aim, unit="%"))
+    return rows
+
+
+def measure_share(scene: Scene, method: str, rank: int, size: int, steps: int) -> np.ndarray:
+    """One run; the dynamics' time over a step's time without them, one value for each block of pairs."""
+    # The last step is not counted, and it must not read anything that the pairs do not.
+    cells = scene.make_cells(
+        method, size, rank=rank, steps=steps + WARMUP + 1, gauge_every=2, norms_every=2 * NORMS_EVERY
+    )
+    with stopwatches("snapshot", "flush") as spent:
+        times = np.array(scene.time_steps(cells))
+    first = WARMUP + 1  # number of the first counted step
+    numbers = np.arange(first, first + len(times))
+    without, read = times[numbers % 2 == 1], times[numbers % 2 == 0]
+    snapshot_s = float(np.median(spent["snapshot"])) / NORMS_EVERY
+    flush_s = sum(spent["flush"]) / (steps / 2)
+    shares = []
+    for start in range(0, min(len(without), len(read)), BLOCK):
+        plain, gauged = (np.median(part[start : start + BLOCK]) for part in (without, read))
+        shares.append((gauged - plain + snapshot_s + flush_s) / plain)
+    return np.array(shares)
+
+
+@contextmanager
+def stopwatches(*names: str) -> Iterator[dict[str, list[float]]]:
+    """Note the seconds of every call of some methods of `Dynamics`."""
+    spent: dict[str, list[float]] = {name: [] for name in names}
+
+    def timed(name: str, method: Callable) -> Callable:
+        @functools.wraps(method)
+        def call(self: Dynamics, *given: Any) -> None:
+            device = self.attached.flat.device
+            began = clock(device)
+            method(self, *given)
+            spent[name].append(clock(device) - began)
+
+        return call
+
+    changed = {name: timed(name, getattr(Dynamics, name)) for name in names}
+    with patch.multiple(Dynamics, **changed):
+        yield spent

@@ -1,0 +1,107 @@
+"""A row of the benchmark table: what was measured, how sure, and whether it meets its aim."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from benchmarks.timing import Interval
+from training.provenance import provenance
+from training.store import writing
+
+HEAD = ("| what | measured | 95 % interval | n | aim | met |", "|---|---:|:---:|---:|:---:|:---:|")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: what was measured.
+        measured: value and interval.
+        aim: the limit; None for a row that is only reported.
+        sense: whether the value shall be at most or at least the aim.
+        judged: which end is held against the aim: the value, or the interval's upper limit.
+        unit: "x" for a ratio, "%" for a share (stored as a fraction), "s", "GiB".
+    """
+
+    name: str
+    measured: Interval
+    aim: float | None = None
+    sense: Literal["<=", ">="] = "<="
+    judged: Literal["value", "high"] = "value"
+    unit: Literal["x", "%", "s", "GiB"] = "x"
+
+    @property
+    def met(self) -> str:
+        """ "yes", "no", or "" where there is no aim."""
+        if self.aim is None:
+            return ""
+        held = getattr(self.measured, self.judged)
+        return "yes" if (held <= self.aim if self.sense == "<=" else held >= self.aim) else "no"
+
+    def to_markdown(self) -> str:
+        """The line."""
+        low, high = (self._format(limit) for limit in (self.measured.low, self.measured.high))
+        interval = "" if math.isnan(self.measured.low) else f"[{low}, {high}]"
+        aim = "" if self.aim is None else f"{self.sense} {self._format(self.aim)}"
+        aim += " (upper limit)" if self.judged == "high" else ""
+        return f"| {self.name} | {self._format(self.measured.value)} | {interval} | {self.measured.num} | {aim} | {self.met} |"
+
+    def _format(self, value: float) -> str:
+        scale, digits = (100.0, 1) if self.unit == "%" else (1.0, 3 if self.unit == "x" else 2)
+        gap = "" if self.unit == "x" else " "
+        return f"{value * scale:.{digits}f}{gap}{self.unit}"
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The rows as one Markdown table."""
+    return "\n".join([*HEAD, *(row.to_markdown() for row in rows)])
+
+
+def describe_machine(device: torch.device) -> list[str]:
+    """Machine, versions, commit and date, as Markdown items."""
+    made = provenance(device)
+    versions = made["versions"] | {"peft": importlib.metadata.version("peft"), "python": made["python"]}
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
+    return [
+        f"- machine: {_cpu_name()}, {len(os.sched_getaffinity(0))} cores, {made['instruction_set']}, device {device}"
+        + (f" ({made['device_name']})" if device.type == "cuda" else "")
+        + f"; load {load:.1f} when this was written",
+        f"- versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}",
+        f"- commit: {made['commit'][:12] or 'none'}{' with changes' if made['dirty'] else ''}",
+        f"- date: {made['started']}",
+    ]
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write_page(folder: Path, tables: Sequence[str], command: str, device: torch.device, model: str) -> Path:
+    """Write `benchmarks.md` in a folder: the tables, and what made them."""
+    path = folder / "benchmarks.md"
+    text = [
+        "# Speed and memory",
+        "",
+        f"Printed by `{command}`. Every ratio compares variants that took turns in one run; intervals are over the n rounds.",
+        "",
+        *describe_machine(device),
+        f"- model: {model}",
+        *(f"\n{table}" for table in tables),
+    ]
+    with writing(path) as aside:
+        aside.write_text("\n".join(text) + "\n")
+    return path

@@ -1,0 +1,158 @@
+"""A tiny attention model, every method in every variant around it, and its oracle: what the adapters' tests stand on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from adapters import METHODS, Method, parse_method
+from adapters.inject import Attached, attach
+from tests.reference import REFERENCES
+
+RANK = 3
+SEEDS = (5, 6, 7)
+SAMPLES: dict[type, float] = {float: 3.0, int: 2}
+"""The value that stands for every other where an option takes any number."""
+
+
+class Attention(nn.Module):
+    """One head with Stable Diffusion's names; ``to_out.0`` has a bias, the others have none."""
+
+    def __init__(self, dim: int, context: int, inner: int) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = (nn.Linear(size, inner, bias=False) for size in (dim, context, context))
+        self.to_out = nn.ModuleList([nn.Linear(inner, dim)])
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        weights = torch.softmax(self.to_q(x) @ self.to_k(context).mT, dim=-1)
+        return x + self.to_out[0](weights @ self.to_v(context))
+
+
+class Model(nn.Module):
+    """Self- and cross-attention: 8 matrices of 3 shapes (8x12 four times, 12x8 twice, 8x20 twice)."""
+
+    is_gradient_checkpointing = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn1, self.attn2 = Attention(12, 12, 8), Attention(12, 20, 8)
+        self.norm = nn.LayerNorm(12)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        if self.is_gradient_checkpointing:
+            x = checkpoint(self.attn1, x, x, use_reentrant=False)
+            return checkpoint(self.attn2, self.norm(x), context, use_reentrant=False)
+        return self.attn2(self.norm(self.attn1(x, x)), context)
+
+
+def make_model(dtype: torch.dtype = torch.float64) -> Model:
+    """The same weights at every call, in every precision."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Model().to(dtype)
+
+
+def list_variants(name: str, method: Method) -> list[str]:
+    """Every combination of a method's options, but for the start of the factors, which is varied alone."""
+    choices = {
+        key: [SAMPLES[value] if isinstance(value, type) else value for value in allowed]
+        for key, allowed in method.options.items()
+        if key != "init"
+    }
+    texts = [",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in zip(choices, values))
+             for values in itertools.product(*choices.values())]  # fmt: skip
+    texts += [f"init={value}" for value in method.options.get("init", ())[1:]]
+    return [f"{name}:{text}" for text in texts]
+
+
+VARIANTS = [variant for name, method in METHODS.items() for variant in list_variants(name, method)]
+
+
+def make_pack(
+    variant: str,
+    seeds: Sequence[int] = SEEDS,
+    dtype: torch.dtype = torch.float64,
+    *,
+    rank: int = RANK,
+    model: Model | None = None,
+    moved: float = 0.0,
+) -> tuple[Model, Attached]:
+    """A model with a pack in it, at its start, or away from it.
+
+    Args:
+        moved: How far: the standard deviation of what is added to every trainable value, of which a replica's share
+            depends on its seed only.
+    """
+    model = make_model(dtype) if model is None else model
+    boundary = [0.5 + seed / 10 for seed in seeds]
+    attached = attach(model, parse_method(variant), seeds=seeds, rank=rank, boundary=boundary)
+    for replica, seed in enumerate(seeds):
+        move(attached.flat[replica], seed, moved)
+    return model, attached
+
+
+def move(values: Tensor, seed: int, moved: float) -> None:
+    """Add reproducible noise."""
+    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    values += (moved * noise).to(values.dtype)
+
+
+def make_inputs(
+    seeds: Sequence[int] = SEEDS, dtype: torch.dtype = torch.float64, batch: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Pictures [k*b, 4, 12] and context [k*b, 4, 20], replica-major; a replica's share depends on its seed only."""
+    shares = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(100 + seed)
+        shares.append([torch.randn(batch, 4, size, generator=generator, dtype=torch.float64) for size in (12, 20)])
+    x, context = (torch.cat(parts).to(dtype) for parts in zip(*shares))
+    return x, context
+
+
+def reference_state(attached: Attached, replica: int, path: str) -> dict[str, Tensor]:
+    """The state of one matrix in float64."""
+    return {
+        key.rpartition(".")[2]: tensor.double()
+        for key, tensor in attached.state(replica).items()
+        if key.rpartition(".")[0] == path
+    }
+
+
+def reference_weights(
+    attached: Attached, replica: int, states: dict[str, dict[str, Tensor]] | None = None
+) -> dict[str, Tensor]:
+    """The oracle's effective weight of every matrix, by path."""
+    spec = attached.spec
+    weights = {}
+    for path, adapter in attached.adapters.items():
+        state = reference_state(attached, replica, path) if states is None else states[path]
+        weights[path] = REFERENCES[spec.name](adapter.base.weight.double(), state, adapter.rank, spec.options)
+    return weights
+
+
+def reference_distances(attached: Attached, replica: int) -> Tensor:
+    """Merge and subtract in float64, matrix by matrix."""
+    weights = reference_weights(attached, replica)
+    return torch.stack([(weights[path] - a.base.weight.double()).norm() for path, a in attached.adapters.items()])
+
+
+def base_norms(attached: Attached) -> Tensor:
+    """||W0||_F of every matrix."""
+    return torch.stack([adapter.base.weight.double().norm() for adapter in attached.adapters.values()])
+
+
+def run_reference(weights: dict[str, Tensor], x: Tensor, context: Tensor) -> Tensor:
+    """The untouched model, in float64, with other weights in place of the adapted ones."""
+    named = {f"{path}.weight": weight for path, weight in weights.items()}
+    return functional_call(make_model(), named, (x.double(), context.double()))
+
+
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    """||value - expected|| / ||expected||."""
+    value, expected = value.detach().double(), expected.detach().double()
+    return float((value - expected).norm() / expected.norm())

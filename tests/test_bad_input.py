@@ -1,0 +1,216 @@
+"""Bad input ends in one line on stderr that names the thing, the value and what is allowed, exit code 2, before training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sweeps import lr_robustness
+from sweeps.options import Options, run_driver
+from tests.make_studio import Studio, build_studio
+
+Front = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    """A tiny pipeline with scorers and subjects."""
+    return build_studio(tmp_path_factory.mktemp("studio"))
+
+
+@pytest.fixture
+def refused(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Front:
+    """Run the front door in this process, check that it refuses as promised, and return its one line."""
+
+    def front(*more: str, runs: Path | None = None) -> str:
+        runs = tmp_path / "runs" if runs is None else runs
+        before = sorted(runs.rglob("*")) if runs.is_dir() else []
+        monkeypatch.setattr(sys, "argv", studio.arguments(runs, *more)[1:])
+        monkeypatch.setenv("XDG_CACHE_HOME", str(studio.cache))
+        code = run_driver(Options, lr_robustness.drive, "")
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert code == 2
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        trained = [p for p in runs.rglob("run.json") if p not in before] if runs.is_dir() else []
+        assert not trained, "something was trained"
+        return lines[0]
+
+    return front
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--method", "delra"), ("'delra'", "did you mean delora", "lora, dora")),
+        (("--method", "delora:start=eq8"), ("'start'", "'eq8'", "eq9, live, zero_b")),
+        (("--method", "lora:beta=2"), ("'beta'", "alpha, init")),
+        (("--method", "lora:alpha=-1"), ("'alpha'", "'-1'", "a positive number")),
+        (("--multipliers", "1", "0"), ("--multipliers is 0", "positive")),
+        (("--multipliers", "-2"), ("--multipliers is -2", "positive")),
+        (("--multipliers", "nan"), ("--multipliers is nan", "positive")),
+        (("--multipliers", "inf"), ("--multipliers is inf", "positive")),
+        (("--multipliers", "fast"), ("fast",)),
+        (("--rank", "0"), ("--rank is 0", "from 1 on")),
+        (("--rank", "33"), ("--rank is 33", "to_", "at most 32")),
+        (("--rank", "four"), ("four",)),
+        (("--steps", "0"), ("--steps is 0", "from 1 on")),
+        (("--steps", "-5"), ("--steps is -5",)),
+        (("--eval-steps", "7"), ("--eval-steps is 7", "0 to 6")),
+        (("--seeds", "-1"), ("--seeds is -1", "from 0 on")),
+        (("--base-lr", "0"), ("--base-lr is 0", "positive")),
+        (("--pack-size", "many"), ("--pack-size is many", "auto")),
+        (("--workers", "0"), ("--workers is 0", "auto")),
+        (("--num-prompts", "99"), ("--num-prompts is 99", "prompts")),
+        (("--guidance-scal", "3"), ("guidance-scal",)),
+        (("--model", "/nowhere/at/all"), ("/nowhere/at/all", "pocket")),
+        (("--dino", "/nowhere/dino"), ("/nowhere/dino",)),
+        (("--device", "tpu"), ("tpu",)),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
+)
+def test_wrong_flags(arguments: tuple[str, ...], said: tuple[str, ...], refused: Front) -> None:
+    line = refused(*arguments)
+    for text in said:
+        assert text in line
+
+
+def test_unknown_subject_names_near_ones(studio: Studio, refused: Front) -> None:
+    line = refused("--subjects", str(studio.folder / "subjects"), "cupp")
+    assert "'cupp'" in line
+    assert "did you mean cup" in line
+    assert "dog" in line
+
+
+def test_more_subjects_than_there_are(studio: Studio, refused: Front) -> None:
+    line = refused("--subjects", str(studio.folder / "subjects"), "9")
+    assert "--subjects is 9" in line
+    assert "has 3 subjects" in line
+
+
+def test_subjects_folder_that_is_missing(refused: Front) -> None:
+    assert "/nowhere/subjects" in refused("--subjects", "/nowhere/subjects")
+
+
+@pytest.fixture
+def own_subjects(studio: Studio, tmp_path: Path) -> Path:
+    """A copy of the subjects that a test may break."""
+    return Path(shutil.copytree(studio.folder / "subjects", tmp_path / "subjects"))
+
+
+def test_empty_subject_folder(own_subjects: Path, refused: Front) -> None:
+    for path in (own_subjects / "cup").iterdir():
+        path.unlink()
+    line = refused("--subjects", str(own_subjects), "cup")
+    assert "no pictures in" in line
+    assert "cup" in line
+    assert ".png" in line
+
+
+@pytest.mark.parametrize("damage", ["half", "text", "empty"])
+def test_broken_picture(damage: str, own_subjects: Path, refused: Front) -> None:
+    picture = own_subjects / "cup" / "01.png"
+    whole = picture.read_bytes()
+    picture.write_bytes({"half": whole[: len(whole) // 2], "text": b"no picture at all", "empty": b""}[damage])
+    line = refused("--subjects", str(own_subjects), "cup")
+    assert str(picture) in line
+    assert "broken or not a picture" in line
+
+
+def test_model_folder_without_a_unet(studio: Studio, tmp_path: Path, refused: Front) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(studio.folder / "pipeline", model)
+    shutil.rmtree(model / "unet")
+    line = refused("--model", str(model))
+    assert str(model) in line
+    assert "no unet/" in line
+
+
+def test_model_with_pickled_weights_is_not_read(studio: Studio, tmp_path: Path, refused: Front) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(studio.folder / "pipeline", model)
+    (weights,) = (model / "unet").glob("*.safetensors")
+    weights.rename(weights.with_suffix(".bin"))
+    assert "only safetensors" in refused("--model", str(model))
+
+
+def test_runs_folder_below_a_file(tmp_path: Path, refused: Front) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    line = refused("--base-lr", "1e-3", "--lr-lambda", "1e-3", "--boundary", "1", runs=tmp_path / "file" / "runs")
+    assert str(tmp_path / "file" / "runs") in line
+    assert "cannot write" in line
+
+
+def test_runs_folder_that_cannot_be_written(refused: Front) -> None:
+    """``/proc`` takes no folder from anybody, root included."""
+    line = refused("--base-lr", "1e-3", "--lr-lambda", "1e-3", "--boundary", "1", runs=Path("/proc/plateau"))
+    assert "/proc/plateau" in line
+    assert "cannot write" in line
+
+
+def test_runs_folder_of_another_model(tmp_path: Path, refused: Front) -> None:
+    sweep = tmp_path / "runs" / "lr_robustness"
+    sweep.mkdir(parents=True)
+    (sweep / "sweep.json").write_text(json.dumps({"schema": 1, "model": "another", "model_hash": "0123"}))
+    line = refused()
+    assert "belongs to model 'another'" in line
+    assert "--sweep" in line
+
+
+@pytest.fixture(scope="module")
+def trained(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one cell that has ended."""
+    runs = tmp_path_factory.mktemp("trained")
+    done = studio.run(runs, *ONE_CELL)
+    assert done.returncode == 0, done.stderr
+    return runs
+
+
+ONE_CELL = ("--method", "lora", "--multipliers", "1", "--base-lr", "1e-3", "--pack-size", "1", "--workers", "1")
+
+
+def copy_of(trained: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the ended runs, and one LoRA run's folder in it."""
+    runs = Path(shutil.copytree(trained, tmp_path / "copy"))
+    return runs, sorted(runs.glob("lr_robustness/lora-*"))[0]
+
+
+def test_damaged_parquet_is_named_set_aside_and_recomputed(studio: Studio, trained: Path, tmp_path: Path) -> None:
+    runs, run = copy_of(trained, tmp_path)
+    (part,) = (run / "dynamics").glob("*.parquet")
+    whole = part.read_bytes()
+    part.write_bytes(whole[: len(whole) // 2])
+    done = studio.run(runs, *ONE_CELL)
+    assert done.returncode == 0, done.stderr
+    assert f"damaged file {part}" in done.stdout + done.stderr
+    assert f"run {run.name} is trained again" in done.stdout + done.stderr
+    assert part.read_bytes() == whole, "the run trained again differs"
+    assert len(list(runs.glob(f"lr_robustness/.{run.name}.damaged-*"))) == 1
+
+
+def test_unknown_column_version(trained: Path, tmp_path: Path, refused: Front) -> None:
+    runs, run = copy_of(trained, tmp_path)
+    (part,) = (run / "steps").glob("*.parquet")
+    table = pq.read_table(part)
+    pq.write_table(table.replace_schema_metadata({"plateau_schema": "99"}), part)
+    line = refused(*ONE_CELL, runs=runs)
+    assert str(part) in line
+    assert "unknown column version 99" in line
+    assert part.exists(), "a table of another version must stay where it is"
+
+
+def test_unknown_run_schema(trained: Path, tmp_path: Path, refused: Front) -> None:
+    runs, run = copy_of(trained, tmp_path)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"schema": 99}))
+    line = refused(*ONE_CELL, runs=runs)
+    assert str(run / "run.json") in line
+    assert "99" in line

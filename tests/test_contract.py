@@ -1,0 +1,205 @@
+"""Every method, in every variant, against every promise of the contract (see CONTRIBUTING.md).
+
+The oracles are in ``reference.py``; the model, 8 matrices of 3 shapes with 3 replicas, in ``make_adapters.py``.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters import METHODS, get_class
+from adapters.base import ROLE_ORDER
+from adapters.inject import Attached
+from tests import reference
+from tests.make_adapters import (
+    RANK, SEEDS, VARIANTS, base_norms, make_inputs, make_model, make_pack, move, reference_distances, reference_state,
+    reference_weights, relative_error, run_reference,
+)  # fmt: skip
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+every_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=("float64", "float32"))
+
+
+def test_every_method_has_an_oracle() -> None:
+    assert reference.REFERENCES.keys() == reference.GAUGES.keys() == METHODS.keys()
+    assert {variant.partition(":")[0] for variant in VARIANTS} == set(METHODS)
+
+
+# The same mathematics three times: weight, forward, and their gradients.
+
+
+@every_variant
+@every_dtype
+def test_weight_matches_reference(variant: str, dtype: torch.dtype) -> None:
+    _, attached = make_pack(variant, dtype=dtype, moved=0.5)
+    for replica in range(len(SEEDS)):
+        merged = attached.merged(replica)
+        for path, expected in reference_weights(attached, replica).items():
+            weight = attached.adapters[path].weight()[replica]
+            assert weight.dtype == dtype
+            assert relative_error(weight, expected) < TOLERANCES[dtype]
+            assert merged[path].dtype == torch.float32
+            torch.testing.assert_close(merged[path], weight.float(), rtol=0, atol=0)
+
+
+@every_variant
+@every_dtype
+def test_forward_agrees_with_reference_weight(variant: str, dtype: torch.dtype) -> None:
+    _, attached = make_pack(variant, dtype=dtype, moved=0.5)
+    for path, adapter in attached.adapters.items():
+        num_in = adapter.base.in_features
+        x = torch.randn(len(SEEDS) * 2, 5, num_in, dtype=dtype, generator=torch.Generator().manual_seed(2))
+        y = adapter(x)
+        assert y.dtype == dtype
+        for replica, (rows, out) in enumerate(zip(x.chunk(len(SEEDS)), y.chunk(len(SEEDS)))):
+            expected = rows.double() @ reference_weights(attached, replica)[path].T
+            if adapter.base.bias is not None:
+                expected = expected + adapter.base.bias.double()
+            assert relative_error(out, expected) < TOLERANCES[dtype]
+
+
+@every_variant
+@every_dtype
+def test_model_and_gradients_match_reference(variant: str, dtype: torch.dtype) -> None:
+    model, attached = make_pack(variant, dtype=dtype, moved=0.5)
+    x, context = make_inputs(dtype=dtype)
+    x.requires_grad_()
+    out = model(x, context)
+    (out**2).sum().backward()
+    assert x.grad is not None
+    for replica, rows in enumerate(torch.arange(len(x)).chunk(len(SEEDS))):
+        states = {path: reference_state(attached, replica, path) for path in attached.adapters}
+        trained = [states[path][name].requires_grad_() for path, a in attached.adapters.items() for name in a.ROLES]
+        mine = [a.get_parameter(name).grad for a in attached.adapters.values() for name in a.ROLES]
+        x_ref = x[rows].detach().double().requires_grad_()
+        expected = run_reference(reference_weights(attached, replica, states), x_ref, context[rows])
+        gradients = torch.autograd.grad((expected**2).sum(), [x_ref, *trained])
+        assert relative_error(out[rows], expected) < TOLERANCES[dtype]
+        assert relative_error(x.grad[rows], gradients[0]) < TOLERANCES[dtype]
+        for gradient, expected_gradient in zip(mine, gradients[1:], strict=True):
+            assert gradient is not None
+            assert expected_gradient.norm() > 0, "at random values every trainable tensor gets a gradient"
+            assert relative_error(gradient[replica], expected_gradient) < 20 * TOLERANCES[dtype]
+        whole = torch.cat([gradient.flatten() for gradient in gradients[1:]])
+        packed = torch.cat([gradient[replica].flatten() for gradient in mine if gradient is not None])
+        assert relative_error(packed, whole) < TOLERANCES[dtype]
+
+
+@every_variant
+def test_gradient_matches_the_gradient_through_weight(variant: str) -> None:
+    _, attached = make_pack(variant, moved=0.5)
+    adapter = attached.adapters["attn1.to_out.0"]
+    x = torch.randn(len(SEEDS), 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    parameters = [adapter.get_parameter(name) for name in adapter.ROLES]
+    fast = torch.autograd.grad(adapter(x).square().sum(), parameters)
+    literal = torch.autograd.grad((x @ adapter.weight().mT + adapter.base.bias).square().sum(), parameters)
+    for one, other in zip(fast, literal, strict=True):
+        assert relative_error(one, other) < 1e-10
+
+
+@every_variant
+def test_forward_and_gradients_agree_under_bf16_autocast(variant: str) -> None:
+    model, attached = make_pack(variant, dtype=torch.float32, moved=0.5)
+    x, context = make_inputs(dtype=torch.float32)
+    exact = model(x, context)
+    (exact**2).sum().backward()
+    exact_gradient = attached.grad.clone()
+    attached.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attached.adapters["attn1.to_q"](x).dtype == torch.bfloat16
+        rounded = model(x, context)
+    (rounded.float() ** 2).sum().backward()
+    assert relative_error(rounded, exact) < 0.05
+    assert torch.nn.functional.cosine_similarity(attached.grad, exact_gradient, dim=1).min() > 0.99
+    assert attached.grad.dtype == attached.flat.dtype == torch.float32
+
+
+@every_variant
+def test_dtype_follows_the_input_when_the_base_is_half(variant: str) -> None:
+    model, attached = make_pack(variant, dtype=torch.float16, moved=0.1)
+    x, context = make_inputs(dtype=torch.float16)
+    assert attached.flat.dtype == torch.float32
+    out = model(x, context)
+    assert out.dtype == torch.float16
+    rows = len(x) // len(SEEDS)
+    weights = {path: weight.half().double() for path, weight in reference_weights(attached, 0).items()}
+    single = make_model(torch.float16).double()
+    expected = torch.func.functional_call(
+        single, {f"{path}.weight": weight for path, weight in weights.items()}, (x[:rows].double(), context[:rows].double())
+    )  # fmt: skip
+    assert relative_error(out[:rows], expected) < 0.01
+
+
+# The start, and what moves.
+
+
+@every_variant
+def test_start_is_the_base_and_is_drawn_from_the_seed(variant: str) -> None:
+    model, attached = make_pack(variant)
+    x, context = make_inputs()
+    at_start = relative_error(model(x, context), make_model()(x, context)) < 1e-12
+    assert at_start == get_class(attached.spec.name).starts_at_base
+    _, again = make_pack(variant)
+    assert torch.equal(attached.flat, again.flat)
+    factors = attached.flat[:, attached.segments["factors"]]
+    assert not torch.equal(factors[0], factors[1])
+    _, single = make_pack(variant, dtype=torch.float32)
+    assert relative_error(single.flat, attached.flat) < 1e-7
+    assert (torch.cat([s.adapter.distance() for s in single.stacks], dim=1) / base_norms(single)).max() < 1e-7
+
+
+@every_variant
+def test_only_adapters_move_when_training(variant: str) -> None:
+    model, attached = make_pack(variant, moved=0.1)
+    before, untouched = attached.flat.clone(), make_model().state_dict()
+    frozen = {key: t for key, t in attached.state(0).items() if key.rpartition(".")[2] in
+              get_class(attached.spec.name)(make_model().attn1.to_q, path="p", seeds=[0], rank=1, boundary=[1.0],
+                                            options=attached.spec.options).frozen}  # fmt: skip
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    x, context = make_inputs()
+    model(x, context).square().sum().backward()
+    optimizer.step()
+    assert (attached.flat != before).float().mean() > 0.99
+    assert all(torch.equal(attached.state(0)[key], tensor) for key, tensor in frozen.items())
+    attached.detach()
+    assert all(torch.equal(value, untouched[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@every_variant
+def test_number_of_parameters_is_its_formula(variant: str) -> None:
+    _, attached = make_pack(variant)
+    shapes = [adapter.base.weight.shape for adapter in attached.adapters.values()]
+    name, options = attached.spec.name, attached.spec.options
+    expected = sum(reference.reference_num_parameters(name, *shape, RANK, options) for shape in shapes)
+    assert attached.num_parameters() == expected == attached.flat.shape[1] == attached.grad.shape[1]
+    roles = set(get_class(name).ROLES.values())
+    assert list(attached.segments) == [role for role in ROLE_ORDER if role in roles]
+    columns = [column for part in attached.segments.values() for column in range(part.start, part.stop)]
+    assert columns == list(range(expected))
+
+
+# What is read off the weights.
+
+
+def check_distances(attached: Attached) -> None:
+    """Closed forms against merge-and-subtract in float64: 1e-6 of the value plus 1e-7 ||W0||."""
+    norms = base_norms(attached)
+    for replica in range(attached.num_replicas):
+        expected = reference_distances(attached, replica)
+        distances = torch.stack([a.distance()[replica] for a in attached.adapters.values()])
+        assert distances.dtype == torch.float64
+        assert ((distances - expected).abs() <= 1e-6 * expected + 1e-7 * norms).all()
+
+
+@every_variant
+@every_dtype
+@pytest.mark.parametrize("moved", [0.0, 1e-8, 1e-5, 1e-3, 0.1, 10.0, 1e4])
+def test_distance_is_exact(variant: str, dtype: torch.dtype, moved: float) -> None:
+    _, attached = make_pack(variant, dtype=dtype, moved=moved)
+    check_distances(attached)
