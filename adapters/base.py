@@ -151,7 +151,7 @@ class Adapter(nn.Module):
     @torch.no_grad()
     def factors(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
         """The factors as rows, without gradient: what mean norms and angular steps are computed from."""
-        return self.directions()
+        return {name: rows.detach() for name, rows in self.directions().items()}
 
     def count_parameters(self) -> int:
         """Number of trainable values of one replica."""

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from adapters import METHODS, Method, parse_method
+from adapters import METHODS, Method, MethodSpec, get_class, parse_method
+from adapters.base import Adapter
 from adapters.inject import Attached, attach
 from tests.reference import REFERENCES
 
@@ -29,7 +30,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(inner, dim)])
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        weights = torch.softmax(self.to_q(x) @ self.to_k(context).mT, dim=-1)
+        weights = torch.softmax(0.3 * self.to_q(x) @ self.to_k(context).mT, dim=-1)
         return x + self.to_out[0](weights @ self.to_v(context))
 
 
@@ -94,6 +95,16 @@ def make_pack(
     for replica, seed in enumerate(seeds):
         move(attached.flat[replica], seed, moved)
     return model, attached
+
+
+def make_adapter(spec: MethodSpec, base: nn.Linear, rank: int = RANK) -> Adapter:
+    """One replica of a method around one layer."""
+    return get_class(spec.name)(base, path="layer", seeds=[3], rank=rank, boundary=[0.7], options=spec.options)
+
+
+def make_lone(spec: MethodSpec, adapter: Adapter) -> Attached:
+    """A pack that holds one adapter."""
+    return Attached(nn.ModuleDict({"layer": adapter.base}), spec, {"layer": adapter})
 
 
 def move(values: Tensor, seed: int, moved: float) -> None:

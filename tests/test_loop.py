@@ -178,7 +178,7 @@ def double(adapter: torch.nn.Module) -> torch.nn.Module:
 def test_pack_and_alone_agree(method: str, studio: Path, parts: tuple, tmp_path: Path) -> None:
     cells = [
         make_cell(method, seed=s, lr=m * RATE[method], subject=b)
-        for s, m, b in ((0, 1, "cup"), (1, 0.5, "cup2"), (0, 0.25, "cup"))
+        for s, m, b in ((0, 0.2, "cup"), (1, 0.1, "cup2"), (0, 0.05, "cup"))
     ]
     together = train(studio, parts, tmp_path / "pack", cells)
     for cell, packed in zip(cells, together, strict=True):
@@ -238,13 +238,16 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(studio: Path, parts: tu
 
 
 def test_divergence_is_a_result_and_leaves_neighbours_alone(studio: Path, parts: tuple, tmp_path: Path) -> None:
-    cells = [make_cell("lora", steps=30), make_cell("lora", steps=30, lr=1e38), make_cell("lora", steps=30, lr=2e-3)]
+    cells = [make_cell("lora", steps=30), make_cell("lora", steps=30, lr=1e30), make_cell("lora", steps=30, lr=2e-3)]
     calm = [cells[0], make_cell("lora", steps=30, lr=1e-4), cells[2]]
     wild, tame = train(studio, parts, tmp_path / "wild", cells), train(studio, parts, tmp_path / "tame", calm)
     assert [folder.status() for folder in wild] == ["finished", "diverged", "finished"]
     run = wild[1].read()
     assert 1 <= run["diverged_step"] <= 30
-    assert not wild[1].read_dynamics()["distance"].isna().any()
+    dynamics = wild[1].read_dynamics()
+    assert np.isfinite(dynamics[["distance", "norm_a", "norm_b", "angle_a", "angle_b"]]).all().all()
+    assert (dynamics.loc[dynamics["step"] == 30, "distance"] > 1e20).all()
+    assert np.isfinite(wild[1].read_norms().drop(columns=["step", "matrix"])).all().all()
     assert set(wild[1].read_scores()["metric"]) == {"dino", "clip_i", "clip_t"}
     for left, right in ((wild[0], tame[0]), (wild[2], tame[2])):
         assert_same(left, right)

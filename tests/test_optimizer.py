@@ -101,3 +101,15 @@ def test_schedule_is_that_of_diffusers(name: str) -> None:
         assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
         optimizer.step()
         theirs.step()
+
+
+def test_a_step_that_leaves_the_range_of_floats_is_not_taken() -> None:
+    flat, grad = torch.ones(2, 3), torch.full((2, 3), 0.5)
+    optimizer = PackedAdamW(
+        flat, grad, {"factors": slice(0, 3)}, rates={"factors": [1e-2, 3e38]}, weight_decay=[0.0, 1.0], clip=[0.0, 0.0]
+    )
+    optimizer.step(torch.zeros(2))
+    assert optimizer.frozen.tolist() == [False, True]
+    assert optimizer.frozen_at.tolist() == [-1, 1]
+    assert flat[1].tolist() == [1.0] * 3
+    assert (flat[0] < 1).all()

@@ -63,7 +63,8 @@ class Dynamics:
             if angles is not None:
                 values[f"angle_{name}"] = angles
                 before[name].copy_(directions)
-        return {name: value.float() for name, value in values.items() if name in self.columns}
+        largest = torch.finfo(torch.float32).max
+        return {name: value.clamp(max=largest).float() for name, value in values.items() if name in self.columns}
 
     @torch.no_grad()
     def snapshot(self, step: int) -> None:
@@ -103,6 +104,18 @@ def norms_and_angles(
     The angle comes from the change itself, not from a cosine, so that a turn of 1e-6 is still seen in float32:
     tan(angle) = ‖rejection of the new direction from the old‖ / projection.
     """
+    norms, angles = _norms_and_angles(directions, before)
+    wild = ~torch.isfinite(norms).all(dim=1)
+    if directions.is_cuda or bool(wild.any()):  # asking would make an accelerator wait
+        rest = None if before is None else before.double()
+        more_norms, more_angles = _norms_and_angles(directions.double(), rest)
+        norms = torch.where(wild[:, None], more_norms, norms)
+        if angles is not None and more_angles is not None:
+            angles = torch.where(wild[:, None], more_angles, angles)
+    return norms, angles
+
+
+def _norms_and_angles(directions: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
     squared = directions.square().sum(dim=-1)
     if before is None:
         return squared.sqrt().mean(dim=-1), None
@@ -121,6 +134,16 @@ def norm_statistics(adapter: Adapter) -> dict[str, Float[Tensor, "k m"]]:
     norms, ΔD the mean of 1 - cos between present and pretrained vectors.
     """
     weight, base = adapter.weight(), adapter.base_weight()
+    values = _norm_statistics(weight, base)
+    wild = ~torch.isfinite(torch.stack(list(values.values()))).all(dim=2).all(dim=0)
+    if weight.is_cuda or bool(wild.any()):  # entries beyond float32 count as its largest number
+        more = _norm_statistics(torch.nan_to_num(weight).double(), base.double())
+        values = {name: torch.where(wild[:, None], more[name], value) for name, value in values.items()}
+    largest = torch.finfo(torch.float32).max
+    return {name: value.clamp(max=largest).float() for name, value in values.items()}
+
+
+def _norm_statistics(weight: Tensor, base: Tensor) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
     for axis, name, dim in (("cols", "colnorm", -2), ("rows", "rownorm", -1)):
         now, start = weight.norm(dim=dim), base.norm(dim=dim)
@@ -129,4 +152,4 @@ def norm_statistics(adapter: Adapter) -> dict[str, Float[Tensor, "k m"]]:
         tiny = torch.finfo(weight.dtype).tiny
         chord = weight / now.clamp(min=tiny).unsqueeze(dim) - base / start.clamp(min=tiny).unsqueeze(dim)
         values[f"dd_{axis}"] = chord.square().sum(dim=dim).mean(dim=-1) / 2  # 1 - cos = ‖chord‖² / 2
-    return {name: value.float() for name, value in values.items()}
+    return values

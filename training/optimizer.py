@@ -60,6 +60,7 @@ class PackedAdamW:
         limits = torch.tensor([c if c > 0 else math.inf for c in clip], dtype=flat.dtype)
         self.clip = limits.to(flat.device)
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(flat), torch.zeros_like(flat)
+        self._before = torch.empty_like(flat)
         # One counter for each replica and role: fused AdamW advances the counter that it is given.
         self.counts = torch.zeros(flat.shape[0], len(self.segments), dtype=torch.float32, device=flat.device)
         self.frozen_at = torch.full((flat.shape[0],), -1, dtype=torch.int64, device=flat.device)
@@ -67,7 +68,7 @@ class PackedAdamW:
 
     @torch.no_grad()
     def step(self, losses: Float[Tensor, " k"], factor: float = 1.0) -> Float[Tensor, " k"]:
-        """One step of every live replica; one whose loss or gradient is not finite is frozen where it is.
+        """One step of every live replica; one whose loss, gradient or next weights are not finite is frozen where it is.
 
         Args:
             losses: the replicas' losses of this step.
@@ -82,6 +83,7 @@ class PackedAdamW:
         self.frozen_at.masked_fill_(fallen, self.steps_done)
         self.grad.mul_((self.clip / (norms + 1e-6)).clamp(max=1.0)[:, None])
         skip = self.frozen.to(torch.float32)
+        self._before.copy_(self.flat)
         for row in range(self.flat.shape[0]):
             for column, (role, part) in enumerate(self.segments.items()):
                 adamw(
@@ -91,7 +93,15 @@ class PackedAdamW:
                     beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
                     lr=self.rates[role][row] * factor, weight_decay=self.weight_decay[row],
                 )  # fmt: skip
+        self._take_back_overflow()
         return norms
+
+    def _take_back_overflow(self) -> None:
+        """Freeze a replica whose weights left the range of floats at the state before this step."""
+        over = ~torch.isfinite(self.flat.sum(dim=1)) & (self.frozen_at < 0)
+        if self.flat.is_cuda or bool(over.any()):  # asking would make an accelerator wait
+            self.frozen_at.masked_fill_(over, self.steps_done)
+            self.flat.copy_(torch.where(over[:, None], self._before, self.flat))
 
     @property
     def frozen(self) -> Bool[Tensor, " k"]:

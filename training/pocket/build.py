@@ -18,8 +18,8 @@ from training.pocket.pictures import PACKAGES, Pictures, build_pictures
 from training.pocket.studio import open_studio
 
 HERE = Path(__file__).parent
-STAGES = ("pictures", "vae", "clip", "dino", "unet", "subjects", "export")
-TIME_MIN = {"vae": 14.0, "clip": 8.0, "dino": 8.0, "unet": 40.0}
+STAGES = ("pictures", "vae", "clip", "dino", "unet", "decoder", "clip_vision", "subjects", "export")
+TIME_MIN = {"vae": 14.0, "clip": 9.0, "dino": 18.0, "unet": 40.0, "decoder": 8.0, "clip_vision": 8.0}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,7 +41,10 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
     time_min = arguments.time_min or TIME_MIN.get(stage)
     pictures = build_pictures(work, arguments.packages)
     record_versions(work, stage, seed, time_min)
-    makers = {"vae": _vae, "clip": _clip, "dino": _dino, "unet": _unet, "subjects": _subjects, "export": _export}
+    makers = {
+        "vae": _vae, "clip": _clip, "dino": _dino, "unet": _unet, "decoder": _decoder, "clip_vision": _clip_vision,
+        "subjects": _subjects, "export": _export,
+    }  # fmt: skip
     makers.get(stage, _nothing)(pictures, work, time_min, seed)
 
 
@@ -97,6 +100,18 @@ def _unet(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
 
     views = view_cache(open_studio(pictures, only_classes=True), *load_frozen(work), work, seed=seed)
     train_unet(views, work, time_min=time_min, seed=seed)
+
+
+def _decoder(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+    from training.pocket.vae import train_decoder
+
+    train_decoder(open_studio(pictures), work, time_min=time_min, seed=seed)
+
+
+def _clip_vision(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+    from training.pocket.clip import train_vision
+
+    train_vision(open_studio(pictures), work, time_min=time_min, seed=seed)
 
 
 def _subjects(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:

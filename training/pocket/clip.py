@@ -103,6 +103,43 @@ def train_clip(studio: Studio, work: Path, *, time_min: float, seed: int = 0, ba
     return clip
 
 
+def draw_hard_batch(studio: Studio, size: int, seed: int, step: int) -> tuple[Float[Tensor, "b 3 64 64"], list[str]]:
+    """Half a batch of different classes in one and the same composition, where only the noun tells them apart.
+
+    The other half is that of ``draw_batch``.
+    """
+    g, rng = seeded(seed + 1, step), random.Random(seed * 104_729 + step)
+    images, captions = draw_batch(studio, size - size // 2, seed, step)
+    alike = rng.sample(studio.pictures.is_class.nonzero()[0].tolist(), size // 2)
+    compositions = studio.compositions(1, rng) * len(alike)
+    painted = studio.paint(alike, compositions, g, JITTER)
+    return torch.cat([images, painted]), captions + studio.captions(alike, compositions)
+
+
+def train_vision(studio: Studio, work: Path, *, time_min: float, seed: int = 0, batch_size: int = 128) -> CLIPModel:
+    """Go on with the vision tower and both projections while the text tower stays as the U-Net knows it.
+
+    As in locked tuning (Zhai et al. 2022, arXiv 2111.07991), with the towers' parts exchanged.
+    """
+    folder = work / "clip" / "model"
+    tokenizer, clip = CLIPTokenizer.from_pretrained(folder), CLIPModel.from_pretrained(folder, dtype=torch.float32)
+    clip.text_model.requires_grad_(False)
+    run = Run(work / "clip_vision", clip.train(), time_min=time_min, lr=1e-3, ema=0.99, weight_decay=0.05)
+
+    def loss_of(step: int) -> Tensor:
+        images, captions = draw_hard_batch(studio, batch_size, seed, step)
+        out = clip(input_ids=encode(tokenizer, captions), pixel_values=images)
+        return contrast(out.logits_per_image.float(), captions)
+
+    dtype = faster_precision(lambda: loss_of(0).backward())
+    for step in run.steps():
+        with precision(dtype):
+            loss = loss_of(step)
+        run.update(loss, scale=clip.logit_scale.exp().item())
+    save_clip(run.use_average(), tokenizer, work / "clip_vision" / "model")
+    return clip
+
+
 def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """A CLIP folder as ``from_pretrained`` reads it."""
     clip.save_pretrained(folder)

@@ -40,7 +40,7 @@ def assemble(work: Path) -> StableDiffusionPipeline:
     """The pipeline of the trained parts, in float32; the U-Net is the average of the newest checkpoint."""
     clip = work / "clip" / "model"
     return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(work / "vae" / "model"),
+        vae=AutoencoderKL.from_pretrained(newest(work, "decoder", "vae")),
         text_encoder=CLIPTextModel.from_pretrained(clip, dtype=torch.float32),
         tokenizer=CLIPTokenizer.from_pretrained(clip),
         unet=newest_unet(work),
@@ -61,12 +61,18 @@ def newest_unet(work: Path) -> UNet2DConditionModel:
     return unet
 
 
+def newest(work: Path, later: str, earlier: str) -> Path:
+    """The model of a later stage if that has run, else the earlier stage's."""
+    folder = work / later / "model"
+    return folder if folder.exists() else work / earlier / "model"
+
+
 def export(work: Path, target: Path = HERE) -> dict[str, float]:
     """Write pipeline, clip and dino under ``target``; returns megabytes per part."""
     for name in ("pipeline", "clip", "dino"):
         shutil.rmtree(target / name, ignore_errors=True)
     assemble(work).to(torch.float16).save_pretrained(target / "pipeline")
-    clip = work / "clip" / "model"
+    clip = newest(work, "clip_vision", "clip")
     clip_stage.save_clip(CLIPModel.from_pretrained(clip).half(), CLIPTokenizer.from_pretrained(clip), target / "clip")
     ViTModel.from_pretrained(work / "dino" / "model", add_pooling_layer=False).half().save_pretrained(target / "dino")
     dino_stage.image_processor().save_pretrained(target / "dino")

@@ -1,0 +1,95 @@
+"""The bounds of DeLoRA, DoRA with fixed magnitude and ETHER+: the declared one is the right one, and is attained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from adapters import METHODS, get_class, parse_method
+from adapters.base import Adapter
+from tests.make_adapters import RANK, VARIANTS, make_adapter, make_pack
+from tests.reference import reference_scale
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+@every_variant
+def test_bound_is_the_one_that_the_class_declares(variant: str) -> None:
+    _, attached = make_pack(variant, moved=0.5)
+    for adapter in attached.adapters.values():
+        bounded = {"none": None, "distance": "distance", "transform": "transform_distance"}[adapter.bound_kind]
+        bound = adapter.bound()
+        if bounded is None:
+            assert bound is None
+            assert adapter.bounds() == {}
+        else:
+            assert bound is not None
+            assert torch.equal(bound, adapter.bounds()[bounded])
+            assert torch.equal(bound, adapter.gauges()["bound"])
+
+
+def lengthen_delora(adapter: Adapter) -> dict[str, float]:
+    """All directions alike, along W0's longest column; the frozen start exactly opposite."""
+    w = adapter.get_buffer("column_norms")
+    longest = nn.functional.one_hot(w.argmax(), len(w)).double()
+    adapter.get_parameter("A").copy_(longest.expand(1, RANK, -1))
+    adapter.get_parameter("B").fill_(1.0)
+    strength = float(adapter.get_parameter("lam").fill_(-2.0).abs())
+    if adapter.frozen:
+        adapter.get_buffer("A_start").copy_(adapter.get_parameter("A"))
+        adapter.get_buffer("B_start").copy_(-adapter.get_parameter("B"))
+        live = adapter.options["start"] == "live"
+        # eq9 subtracts the start with its own, positive lambda: there the factors must point the same way
+        adapter.get_buffer("B_start").mul_(1.0 if live else -1.0)
+        strength += strength if live else float(adapter.get_buffer("lam_start"))
+    return {"distance": strength * float(w.max())}
+
+
+def turn_fixed_dora(adapter: Adapter) -> dict[str, float]:
+    """Every row turned round: V = -W0."""
+    w = adapter.base.weight
+    u, s, vh = torch.linalg.svd(-w, full_matrices=False)
+    adapter.get_parameter("A").copy_((s[:, None] * vh)[None])
+    adapter.get_parameter("B").copy_(2 / reference_scale(adapter.rank, adapter.options) * u[None])
+    return {"distance": 2 * float(w.norm())}
+
+
+def stretch_etherplus(adapter: Adapter) -> dict[str, float]:
+    """W0 = x y^T with y (and x) doubled by H, and u perpendicular to v in every block."""
+    blocks, two = adapter.options["blocks"], adapter.options["sides"] == "two"
+    for side in ("in", "out") if two else ("in",):
+        u, v = adapter.get_parameter(f"u_{side}"), adapter.get_parameter(f"v_{side}")
+        u.zero_()[..., 1] = 3.0
+        v.zero_()[..., 0] = 5.0
+    with torch.no_grad():
+        adapter.base.weight.zero_()[0, 0] = 4.0  # read by the adapter from the very same memory
+    adapter.get_buffer("base_norm").fill_(4.0)
+    return {"distance": (3 if two else 1) * 4.0, "transform_distance": (2 * blocks) ** 0.5}
+
+
+ADVERSARIES: dict[str, Callable[[Adapter], dict[str, float]]] = {
+    "delora": lengthen_delora,
+    "dora-fixed": turn_fixed_dora,
+    "etherplus": stretch_etherplus,
+}
+
+
+def test_every_bounded_method_has_an_adversary() -> None:
+    assert {name for name in METHODS if get_class(name).bound_kind != "none"} == ADVERSARIES.keys()
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.partition(":")[0] in ADVERSARIES])
+@torch.no_grad()
+def test_bounds_are_attained(variant: str) -> None:
+    spec = parse_method(variant)
+    adapter = make_adapter(spec, nn.Linear(12, 8, dtype=torch.float64), rank=8 if spec.name == "dora-fixed" else RANK)
+    expected = ADVERSARIES[spec.name](adapter)
+    readings, bounds = adapter.readings(), adapter.bounds()
+    assert bounds.keys() == expected.keys()
+    for name, value in expected.items():
+        assert bounds[name].item() == pytest.approx(value, rel=1e-9)
+        assert readings[name].item() == pytest.approx(value, rel=1e-9)
+    assert readings["saturation"].item() == pytest.approx(1, rel=1e-9)

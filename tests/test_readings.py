@@ -1,0 +1,234 @@
+"""What is read off the weights: distances, gauges, bounds and directions, of one matrix and of stacks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from adapters import parse_method
+from adapters.inject import Attached
+from tests.make_adapters import (
+    RANK,
+    SEEDS,
+    VARIANTS,
+    base_norms,
+    make_adapter,
+    make_inputs,
+    make_lone,
+    make_pack,
+    reference_distances,
+    reference_state,
+)
+from tests.reference import reference_gauges, reference_num_parameters
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=("float64", "float32"))
+
+
+def check_distances(attached: Attached) -> None:
+    """Closed forms against merge-and-subtract in float64: within 1e-6 of the value plus 1e-7 ||W0||."""
+    norms = base_norms(attached)
+    for replica in range(attached.num_replicas):
+        expected = reference_distances(attached, replica)
+        distances = torch.stack([adapter.distance()[replica] for adapter in attached.adapters.values()])
+        assert distances.dtype == torch.float64
+        assert ((distances - expected).abs() <= 1e-6 * expected + 1e-7 * norms).all()
+
+
+@every_variant
+@every_dtype
+@pytest.mark.parametrize("moved", [0.0, 1e-8, 1e-5, 1e-3, 0.1, 10.0])
+def test_distance_is_exact(variant: str, dtype: torch.dtype, moved: float) -> None:
+    _, attached = make_pack(variant, [5, 6], dtype, moved=moved)
+    check_distances(attached)
+
+
+@every_variant
+def test_distance_resolves_the_smallest_moves(variant: str) -> None:
+    """Nothing at the start, and 1e-9 away from it five digits: a difference of large numbers would give none."""
+    _, attached = make_pack(variant, [5])
+    start = torch.cat([adapter.distance() for adapter in attached.adapters.values()])
+    assert (start <= 1e-14 * base_norms(attached)).all()
+    _, attached = make_pack(variant, [5], moved=1e-9)
+    moved = torch.cat([adapter.distance() for adapter in attached.adapters.values()])
+    torch.testing.assert_close(moved, reference_distances(attached, 0), rtol=1e-5, atol=0)
+
+
+@every_variant
+def test_distance_is_exact_at_the_first_steps_of_training(variant: str) -> None:
+    model, attached = make_pack(variant, dtype=torch.float32)
+    x, context = make_inputs(dtype=torch.float32)
+    goal = torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=6e-3)
+    for _ in range(3):  # steps 0, 1, 2
+        check_distances(attached)
+        attached.zero_grad()
+        (model(x, context) - goal).square().sum().backward()
+        optimizer.step()
+    check_distances(attached)
+
+
+@pytest.mark.parametrize("length", [1e-4, 1e-2, 0.3, 1.0, 10.0])
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "init=" not in v and not v.startswith("etherplus")])
+def test_distance_is_exact_where_the_change_lies_along_the_rows(variant: str, length: float) -> None:
+    """Rows that only grow are the worst case of DoRA's distance: it does not count growth, and must find the rest."""
+    _, attached = make_pack(variant, [5, 6], torch.float32)
+    for adapter in attached.adapters.values():
+        with torch.no_grad():
+            adapter.get_parameter("A").copy_(adapter.base.weight[:RANK].expand(2, -1, -1))
+            adapter.get_parameter("B").copy_(length * torch.eye(adapter.base.out_features, RANK).expand(2, -1, -1))
+    check_distances(attached)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "init=" not in v and not v.startswith("etherplus")])
+def test_distance_is_exact_where_the_factors_cancel(variant: str) -> None:
+    """Directions that are nearly one, with signs that add up to nearly nothing: single precision is off by 1e-3 here."""
+    _, attached = make_pack(variant, [5, 6], torch.float32, moved=1.0)
+    signs = torch.tensor([1.0, -1.0, 1e-3])
+    for adapter in attached.adapters.values():
+        with torch.no_grad():
+            a, b = adapter.get_parameter("A"), adapter.get_parameter("B")
+            a.copy_(a[:, :1] + 1e-4 * a)
+            b.copy_((b[..., :1] + 1e-4 * b) * signs)
+    check_distances(attached)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    variant=st.sampled_from(VARIANTS),
+    exponent=st.integers(-9, 6),
+    base_exponent=st.integers(-4, 4),
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_distance_is_exact_and_bounded_at_any_scale(
+    variant: str, exponent: int, base_exponent: int, seed: int, dtype: torch.dtype
+) -> None:
+    spec = parse_method(variant)
+    base = nn.Linear(12, 8, dtype=dtype)
+    with torch.no_grad():
+        base.weight.copy_(10.0**base_exponent * torch.randn(8, 12, generator=torch.Generator().manual_seed(seed)))
+    adapter = make_adapter(spec, base)
+    for parameter in adapter.parameters(recurse=False):
+        parameter.data += 10.0**exponent * torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=dtype
+        )
+    attached = make_lone(spec, adapter)
+    check_distances(attached)
+    readings = adapter.readings()
+    for name, bound in adapter.bounds().items():
+        assert (readings[name] <= bound * (1 + 1e-6)).all()
+
+
+# Nothing is ever NaN.
+
+STATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros": torch.zeros_like,
+    "ones": torch.ones_like,
+    "minus ones": lambda t: -torch.ones_like(t),
+    "tiny": lambda t: torch.full_like(t, 1e-30),
+    "huge": lambda t: torch.full_like(t, 1e15) * torch.sign(t + 1e-3),
+    "one direction zero": lambda t: t * torch.arange(t.shape[-1]).clamp_max(1),
+}
+
+
+@every_variant
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("base", ["random", "zero", "zero row", "zero column"])
+def test_readings_are_finite_wherever_the_parameters_are(variant: str, state: str, base: str) -> None:
+    layer = nn.Linear(12, 8)
+    with torch.no_grad():
+        layer.weight *= {"random": 1.0, "zero": 0.0}.get(base, 1.0)
+        layer.weight[:, : int(base == "zero column")] = 0
+        layer.weight[: int(base == "zero row")] = 0
+    adapter = make_adapter(parse_method(variant), layer)
+    for parameter in adapter.parameters(recurse=False):
+        parameter.data = STATES[state](parameter.data)
+    for name, values in {**adapter.readings(), **adapter.bounds()}.items():
+        assert values.isfinite().all(), name
+        assert name == "lambda" or (values >= 0).all(), name
+
+
+@every_variant
+@pytest.mark.parametrize("state", ["zeros", "ones", "tiny", "one direction zero"])
+def test_forward_and_gradient_are_finite_at_degenerate_values(variant: str, state: str) -> None:
+    model, attached = make_pack(variant, dtype=torch.float32)
+    attached.flat.copy_(STATES[state](attached.flat))
+    out = model(*make_inputs(dtype=torch.float32))
+    out.square().sum().backward()
+    assert out.isfinite().all()
+    assert attached.grad.isfinite().all()
+
+
+# Gauges.
+
+
+@every_variant
+def test_gauges_match_reference(variant: str) -> None:
+    _, attached = make_pack(variant, moved=0.5)
+    for replica in range(len(SEEDS)):
+        for path, adapter in attached.adapters.items():
+            state = reference_state(attached, replica, path)
+            arguments = adapter.base.weight.double(), state, adapter.rank, attached.spec.options
+            expected = reference_gauges(attached.spec.name, *arguments)
+            gauges = adapter.gauges()
+            assert gauges.keys() - {"saturation"} == expected.keys()
+            assert ("saturation" in gauges) == ("bound" in expected)
+            for name, value in expected.items():
+                torch.testing.assert_close(gauges[name][replica], value.detach(), rtol=1e-9, atol=0)
+            if "bound" in expected:
+                limited = {**adapter.readings()}["transform_distance" if "transform_distance" in gauges else "distance"]
+                torch.testing.assert_close(gauges["saturation"], limited / gauges["bound"])
+
+
+# Stacks and directions.
+
+
+@every_variant
+def test_stacks_read_the_memory_that_trains(variant: str) -> None:
+    _, attached = make_pack(variant, moved=0.3)
+    assert [len(stack.paths) for stack in attached.stacks] == [4, 2, 2]
+    assert [path for stack in attached.stacks for path in stack.paths] != list(attached.adapters)
+    for _ in range(2):
+        for stack in attached.stacks:
+            for name in stack.adapter.ROLES:
+                assert stack.adapter.get_parameter(name).untyped_storage().data_ptr() == attached.flat.data_ptr()
+            members = [attached.adapters[path] for path in stack.paths]
+            for kind in ("readings", "bounds", "factors"):
+                whole = getattr(stack.adapter, kind)()
+                alone = [getattr(member, kind)() for member in members]
+                assert all(part.keys() == whole.keys() for part in alone)
+                for name, values in whole.items():
+                    torch.testing.assert_close(
+                        values, torch.stack([part[name] for part in alone], 1), rtol=1e-10, atol=1e-14
+                    )
+            torch.testing.assert_close(
+                stack.adapter.weight(), torch.stack([member.weight() for member in members], 1), rtol=1e-10, atol=1e-12
+            )
+        attached.flat.mul_(1.5)
+
+
+@every_variant
+def test_directions_are_the_factors_by_rows(variant: str) -> None:
+    _, attached = make_pack(variant, moved=0.3)
+    for path, adapter in attached.adapters.items():
+        before = {name: rows.clone() for name, rows in adapter.factors().items()}
+        assert before.keys() == {"a", "b"}
+        for name, rows in before.items():
+            assert rows.ndim == 3, name
+            assert rows.shape[0] == len(SEEDS)
+            assert not adapter.factors()[name].requires_grad
+        num_values = sum(rows[0].numel() for rows in before.values())
+        one_sided = {**attached.spec.options, "sides": "one"}
+        scalars = {"dora": adapter.base.out_features, "delora": 1}.get(attached.spec.name, 0)
+        num_out, num_in = adapter.base.weight.shape
+        expected = reference_num_parameters(attached.spec.name, num_out, num_in, RANK, one_sided)
+        assert num_values == expected - scalars
+        attached.flat.mul_(2)
+        for name, rows in adapter.factors().items():
+            torch.testing.assert_close(rows, 2 * before[name], msg=f"{path} {name}")

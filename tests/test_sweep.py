@@ -1,0 +1,154 @@
+"""The front door as a user runs it: whole programs on a tiny pipeline, killed, stopped, doubled and repeated."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.make_studio import Studio, build_studio
+from tests.test_loop import assert_same
+from training.store import RunFolder, find_runs
+
+TWO_CELLS = (
+    "--method",
+    "delora",
+    "--multipliers",
+    "1",
+    "2",
+    "--base-lr",
+    "1e-2",
+    "--lr-lambda",
+    "1e-2",
+    "--boundary",
+    "1",
+)
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    """A tiny pipeline with scorers and subjects."""
+    return build_studio(tmp_path_factory.mktemp("studio"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of a sweep of 160 steps that nothing disturbed."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    done = studio.run(runs, *LONG)
+    assert done.returncode == 0, done.stderr
+    return runs
+
+
+LONG = (*TWO_CELLS, "--steps", "160", "--eval-steps", "40", "--norms-every", "40", "--pack-size", "4", "--workers", "2")
+
+
+def trained(runs: Path) -> dict[str, RunFolder]:
+    """Ended or unfinished runs by name."""
+    return {run.run_id: run for run in find_runs(runs)}
+
+
+def assert_all_same(left: Path, right: Path) -> None:
+    """Both runs folders hold the same runs, bit for bit."""
+    one, two = trained(left), trained(right)
+    assert one.keys() == two.keys()
+    for name, run in one.items():
+        assert run.status() in ("finished", "diverged")
+        if run.adapter.exists():
+            assert_same(run, two[name])
+
+
+def wait_for(holds, process, seconds: float = 120) -> None:
+    """Wait until something holds while a program runs."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert process.poll() is None, f"ended too early: {process.communicate()}"
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+def some_steps_done(runs: Path) -> bool:
+    """Whether a checkpoint lies there."""
+    return any(run.checkpoints() for run in trained(runs).values())
+
+
+def test_first_call_leaves_table_sentence_figure_and_sheet(studio: Studio, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    done = studio.run(runs, *TWO_CELLS, "--workers", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "8 cells" not in done.stdout.splitlines()[0]
+    assert "6 cells: 0 done, 6 to train, 6 steps each" in done.stdout
+    assert "untouched base" in done.stdout
+    assert "n = 3 subjects" in done.stdout
+    assert "DeLoRA: DINO" in done.stdout
+    for stem in ("fig2_lr_robustness", "pictures_delora"):
+        for suffix in (".png", ".pdf"):
+            path = runs / "lr_robustness" / f"{stem}{suffix}"
+            assert str(path) in done.stdout
+            assert path.stat().st_size > 2000
+    table = pd.read_csv(runs / "lr_robustness" / "summary.csv")
+    assert list(table["multiplier"].dropna()) == [1, 2]
+    assert table["dino_low"].notna().all()
+
+    before = {run.path: run.read()["provenance"] for run in find_runs(runs)}
+    again = studio.run(runs, *TWO_CELLS, "--workers", "2")
+    assert again.returncode == 0, again.stderr
+    assert "6 cells: 6 done, 0 to train" in again.stdout
+    assert {run.path: run.read()["provenance"] for run in find_runs(runs)} == before, "something was trained again"
+
+    more = studio.run(runs, *TWO_CELLS, "--multipliers", "1", "2", "4", "--workers", "2")
+    assert more.returncode == 0, more.stderr
+    assert "9 cells: 6 done, 3 to train" in more.stdout
+    assert {run.path: run.read()["provenance"] for run in find_runs(runs) if run.path in before} == before
+
+
+def test_dry_run_shows_the_plan_and_leaves_nothing_to_find(studio: Studio, tmp_path: Path) -> None:
+    done = studio.run(tmp_path / "runs", *TWO_CELLS, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "6 cells: 0 done, 6 to train" in done.stdout
+    assert not find_runs(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("victims", ["everything", "parent"])
+def test_kill_9_and_the_same_command_again(victims: str, studio: Studio, undisturbed: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with studio.start(runs, *LONG) as process:
+        wait_for(lambda: some_steps_done(runs), process)
+        time.sleep(0.3)
+        if victims == "everything":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    assert not all(run.status() == "finished" for run in trained(runs).values()), "killed too late to test anything"
+    done = studio.run(runs, *LONG)
+    assert done.returncode == 0, done.stderr
+    assert_all_same(undisturbed, runs)
+
+
+def test_ctrl_c_says_how_to_go_on(studio: Studio, undisturbed: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with studio.start(runs, *LONG) as process:
+        wait_for(lambda: some_steps_done(runs), process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("stopped; everything computed is checkpointed: the same command")
+    assert "Traceback" not in errors
+    assert "preempted" in {run.status() for run in trained(runs).values()}
+    done = studio.run(runs, *LONG)
+    assert done.returncode == 0, done.stderr
+    assert_all_same(undisturbed, runs)
+
+
+def test_two_at_once_share_the_work(studio: Studio, undisturbed: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    both = [studio.start(runs, *LONG) for _ in range(2)]
+    for process in both:
+        out, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        assert "fig2_lr_robustness.png" in out
+    assert_all_same(undisturbed, runs)
