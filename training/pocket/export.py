@@ -77,6 +77,7 @@ def export(work: Path, target: Path = HERE) -> dict[str, float]:
     ViTModel.from_pretrained(work / "dino" / "model", add_pooling_layer=False).half().save_pretrained(target / "dino")
     dino_stage.image_processor().save_pretrained(target / "dino")
     load_as_float32(target)
+    drop_local_paths(target)
     (target / "defaults.json").write_text(json.dumps(DEFAULTS, indent=1) + "\n")
     return weigh(target)
 
@@ -90,6 +91,14 @@ def load_as_float32(target: Path) -> None:
             if section is not None:
                 section["dtype"] = "float32"
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def drop_local_paths(target: Path) -> None:
+    """Take out of the configs where on this machine a part came from."""
+    for path in target.rglob("*config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def weigh(target: Path) -> dict[str, float]:

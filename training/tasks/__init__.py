@@ -1,0 +1,1 @@
+"""What is trained: model, subjects, batches, losses and evaluation."""
