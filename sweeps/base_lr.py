@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from sweeps.options import Options, run_driver
+from sweeps.options import Options, run_driver  # noqa: E402
 
 NAME = "base_lr"
 RULE = "highest mean DINO over the tuning subjects at the last step; settings with a diverged run are out"

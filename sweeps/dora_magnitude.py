@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from sweeps.options import Options, run_driver
+from sweeps.options import Options, run_driver  # noqa: E402
 
 NAME = "dora_magnitude"
 NUM_SUBJECTS = 4

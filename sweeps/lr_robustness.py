@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from sweeps.options import Options, run_driver
+from sweeps.options import Options, run_driver  # noqa: E402
 
 NAME = "lr_robustness"
 NUM_SUBJECTS = 6  # what three minutes on two cores allow at seven multipliers

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from sweeps.options import Options, run_driver, with_defaults
+from sweeps.options import Options, run_driver, with_defaults  # noqa: E402
 
 NAME = "prolonged_training"
 NUM_SUBJECTS = 4

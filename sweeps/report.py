@@ -16,6 +16,7 @@ import figures
 from adapters import BadInput, parse_method
 from analysis import (
     Results,
+    base_line,
     export_compact,
     format_table,
     gauge_curve,
@@ -34,7 +35,6 @@ from sweeps.grid import Scene
 from sweeps.rates import write_rates
 from training.provenance import commit
 from training.store import writing
-
 
 WIDTH = 132  # columns that the widest table needs; a narrower terminal wraps lines, and nothing is cut off
 
@@ -109,7 +109,8 @@ def report_prolonged(outcome: Outcome, docs: Path | None) -> None:
     dino = scores[scores["metric"] == "dino"]
     show(dino[["series", "step", "mean", "low", "high", "num_subjects", "num_diverged"]])
     curves = {name: gauge_curve(results, name) for name in ("distance_rel", "lambda")}
-    save(figures.fig3_prolonged_training.draw(results), outcome.folder / "fig3_prolonged_training", docs)
+    figure = figures.fig3_prolonged_training.draw(scores, curves["distance_rel"], curves["lambda"], base_line(results))
+    save(figure, outcome.folder / "fig3_prolonged_training", docs)
     tables = {"scores": scores} | {name: curve for name, curve in curves.items() if len(curve)}
     _write(outcome.folder, docs, tables)
 
@@ -124,16 +125,16 @@ def report_magnitude(outcome: Outcome, docs: Path | None) -> None:
     curves = robustness(results)
     for _, row in curves.plateaus[curves.plateaus["metric"] == "dino"].iterrows():
         print(plateau_sentence(row))
-    save(figures.fig5_dora_magnitude.draw(results), outcome.folder / "fig5_dora_magnitude", docs)
+    save(figures.fig5_dora_magnitude.draw(curves, difference), outcome.folder / "fig5_dora_magnitude", docs)
     _write(outcome.folder, docs, {"summary": summary(curves), "difference": difference, "plateau": curves.plateaus})
 
 
-def report_norms(norms: pd.DataFrame, folder: Path, docs: Path | None) -> None:
+def report_norms(norms: pd.DataFrame, axis: str, folder: Path, docs: Path | None) -> None:
     """Fig. 4: norms by block, kind and attention."""
     keys = ["series", "block", "attention"]
     wide = norms.pivot_table(index=keys, columns="kind", values="mean", sort=False).reset_index()
     show(wide)
-    save(figures.fig4_weight_norms.draw(norms), folder / "fig4_weight_norms", docs)
+    save(figures.fig4_weight_norms.draw(norms, axis=axis), folder / "fig4_weight_norms", docs)
     _write(folder, docs, {"weight_norms": norms})
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from sweeps.options import Options, run_driver
+from sweeps.options import Options, run_driver  # noqa: E402
 
 NAME = "weight_norms"
 NUM_SUBJECTS = 2
@@ -41,7 +41,8 @@ def drive(options: NormOptions) -> int:
         from training.base_norms import base_norms
         from training.tasks.pipeline import locate
 
-        report_norms(base_norms(locate(options.model), options.axis), options.runs / NAME, options.docs)
+        norms = base_norms(locate(options.model), options.axis)
+        report_norms(norms, options.axis, options.runs / NAME, options.docs)
         return 0
     from analysis import weight_norms
     from sweeps.driver import run_sweep
@@ -50,7 +51,7 @@ def drive(options: NormOptions) -> int:
     scene = set_scene(options, num_subjects=NUM_SUBJECTS)
     outcome = run_sweep(options, scene, expand(options, scene), NAME)
     if outcome is not None:
-        report_norms(weight_norms(outcome.results, options.axis), outcome.folder, options.docs)
+        report_norms(weight_norms(outcome.results, options.axis), options.axis, outcome.folder, options.docs)
     return 0
 
 

@@ -64,7 +64,9 @@ def test_attention_is_named_as_in_stable_diffusion(unet: nn.Module) -> None:
     assert {path.split(".")[0] for path in paths} == {"down_blocks", "mid_block", "up_blocks"}
     kinds = {".".join(path.split(".transformer_blocks.0.")[1].split(".")) for path in paths}
     assert kinds == {f"{a}.{kind}" for a in ("attn1", "attn2") for kind in ("to_q", "to_k", "to_v", "to_out.0")}
-    assert all(re.search(r"attentions\.\d\.transformer_blocks\.0\.attn[12]\.to_(q|k|v|out\.0)$", path) for path in paths)
+    assert all(
+        re.search(r"attentions\.\d\.transformer_blocks\.0\.attn[12]\.to_(q|k|v|out\.0)$", path) for path in paths
+    )
 
 
 def test_the_text_tower_is_that_of_the_clip(pocket: Path) -> None:
@@ -155,8 +157,6 @@ def test_vae_keeps_a_photograph_as_the_card_says(pocket: Path) -> None:
     from training.pocket.quality import measure_vae
 
     vae = AutoencoderKL.from_pretrained(pocket / "pipeline" / "vae").eval()
-    photographs = torch.stack(
-        [to_tensor(Image.open(path)) for path in sorted((pocket / "subjects").glob("*/00.png"))]
-    )
+    photographs = torch.stack([to_tensor(Image.open(path)) for path in sorted((pocket / "subjects").glob("*/00.png"))])
     said = json.loads((pocket / "qualities.json").read_text())["vae"]["psnr_db"]
     assert measure_vae(vae, photographs)[0]["psnr_db"] == pytest.approx(said, abs=1.5)

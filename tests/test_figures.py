@@ -1,0 +1,196 @@
+"""Figures are read by their artists: every point drawn is a number of the analysis; no torch anywhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import figures
+from adapters import BadInput
+from analysis import (
+    base_line,
+    gauge_curve,
+    load,
+    paired_curve,
+    pictures,
+    robustness,
+    score_curve,
+    subject_scores,
+    weight_norms,
+)
+from analysis.load import Results
+from tests.make_runs import BASE_SCORE, Shape, make_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPES = {"lora": Shape(high=0.0, diverges_from=16.0), "delora": Shape(), "dora": Shape(high=1.0)}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Three methods on three subjects."""
+    return load(make_runs(tmp_path_factory.mktemp("runs"), shapes=SHAPES))
+
+
+def axes_of(figure: Figure, name: str) -> Axes:
+    """The axes with this label."""
+    (found,) = [ax for ax in figure.axes if ax.get_label() == name]
+    return found
+
+
+def words_of(figure: Figure) -> str:
+    """Every text in a figure."""
+    import matplotlib.text
+
+    return " | ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
+
+
+def line_of(ax: Axes, label: str) -> np.ndarray:
+    """The points of the line with this label, ``[n, 2]``."""
+    (found,) = [line for line in ax.lines if line.get_label() == label]
+    return np.column_stack(found.get_data())
+
+
+# Figure 2.
+
+
+def test_fig2_draws_the_curves_that_the_analysis_found(results: Results) -> None:
+    curves = robustness(results)
+    figure = figures.fig2_lr_robustness.draw(curves)
+    for metric in ("dino", "clip_i", "clip_t"):
+        ax = axes_of(figure, metric)
+        for series in ("LoRA", "DeLoRA", "DoRA"):
+            rows = curves.scores[(curves.scores["series"] == series) & (curves.scores["metric"] == metric)]
+            np.testing.assert_allclose(line_of(ax, series), rows[["multiplier", "mean"]].astype(float))
+        base = line_of(ax, "_base")[:, 1]
+        assert base == pytest.approx(BASE_SCORE[metric], abs=0.05)
+    assert "n = 3" in words_of(figure)
+    assert "untouched base" in words_of(figure)
+    assert axes_of(figure, "dino").get_xscale() == "log"
+
+
+def test_fig2_bands_are_the_intervals(results: Results) -> None:
+    curves = robustness(results)
+    ax = axes_of(figures.fig2_lr_robustness.draw(curves), "dino")
+    (band,) = [c for c in ax.collections if c.get_label() == "_band DeLoRA"]
+    corners = band.get_paths()[0].vertices
+    rows = curves.scores[(curves.scores["series"] == "DeLoRA") & (curves.scores["metric"] == "dino")]
+    for end in ("low", "high"):
+        for x, y in rows[["multiplier", end]].astype(float).to_numpy():
+            assert np.isclose(corners, (x, y)).all(axis=1).any(), (end, x, y)
+
+
+def test_fig2_marks_divergence(results: Results) -> None:
+    figure = figures.fig2_lr_robustness.draw(robustness(results))
+    crosses = [line for line in axes_of(figure, "dino").lines if line.get_label() == "_diverged"]
+    assert [list(line.get_xdata()) for line in crosses] == [[16.0]]
+    assert "some runs diverged" in words_of(figure)
+
+
+def test_fig2_with_one_subject_has_no_band_and_says_so(results: Results) -> None:
+    figure = figures.fig2_lr_robustness.draw(robustness(results.select(subject="cat")))
+    assert not [c for ax in figure.axes for c in ax.collections if str(c.get_label()).startswith("_band")]
+    assert "no interval" in words_of(figure)
+
+
+def test_fig2_background_is_named_and_not_repeated(results: Results) -> None:
+    own, all_ = robustness(results.select(method="delora")), robustness(results)
+    figure = figures.fig2_lr_robustness.draw(own, all_)
+    labels = [line.get_label() for line in axes_of(figure, "dino").lines]
+    assert labels.count("DeLoRA") == 1
+    text = words_of(figure)
+    assert "LoRA" in text
+    assert "DoRA" in text
+
+
+def test_fig2_refuses_nothing(results: Results) -> None:
+    curves = robustness(results)
+    with pytest.raises(BadInput, match="lr_robustness"):
+        figures.fig2_lr_robustness.draw(curves._replace(scores=curves.scores.iloc[:0]))
+
+
+# Figures 3, 4, 5.
+
+
+def test_fig3_draws_scores_distance_and_lambda_against_steps(tmp_path: Path) -> None:
+    shapes = {"lora": Shape(), "delora": Shape()}
+    results = load(make_runs(tmp_path, shapes=shapes, multipliers=(1,), eval_steps=(5, 10)))
+    scores, distances, lambdas = score_curve(results, "step"), gauge_curve(results), gauge_curve(results, "lambda")
+    figure = figures.fig3_prolonged_training.draw(scores, distances, lambdas, base_line(results))
+    rows = scores[(scores["series"] == "LoRA") & (scores["metric"] == "dino")]
+    np.testing.assert_allclose(line_of(axes_of(figure, "dino"), "LoRA"), rows[["step", "mean"]].astype(float))
+    rows = distances[distances["series"] == "LoRA"]
+    np.testing.assert_allclose(line_of(axes_of(figure, "distance"), "LoRA"), rows[["step", "mean"]].astype(float))
+    assert {line.get_label() for line in axes_of(figure, "lambda").lines if line.get_label()[0] != "_"} == {"DeLoRA"}
+    alone = figures.fig3_prolonged_training.draw(scores, distances, None, base_line(results))
+    assert "lambda" not in [ax.get_label() for ax in alone.axes]
+
+
+@pytest.mark.parametrize("axis", ["columns", "rows"])
+def test_fig4_bars_are_the_norms(axis: str, results: Results) -> None:
+    norms = weight_norms(results, axis)
+    figure = figures.fig4_weight_norms.draw(norms, axis=axis)
+    before = norms[(norms["series"] == "untouched base") & (norms["attention"] == "attn1")]
+    heights = sorted(bar.get_height() for bar in axes_of(figure, "attn1 before").patches)
+    np.testing.assert_allclose(heights, sorted(before["mean"].astype(float)), rtol=1e-6)
+    assert axis.removesuffix("s") in words_of(figure)
+
+
+def test_fig5_draws_paired_differences(tmp_path: Path) -> None:
+    results = load(make_runs(tmp_path, shapes={"dora": Shape(high=1.0), "dora-fixed": Shape(high=0.0)}))
+    curves = robustness(results)
+    difference = paired_curve(subject_scores(results), "DoRA", "DoRA (fixed magnitude)")
+    figure = figures.fig5_dora_magnitude.draw(curves, difference)
+    drawn = [point for c in axes_of(figure, "difference").containers for point in c.lines[0].get_ydata()]
+    assert len(drawn) >= 7
+    wanted = difference[difference["metric"].isin(["dino", "clip_i", "clip_t"])]["mean"]
+    assert set(np.round(drawn, 6)) <= set(np.round(wanted.astype(float), 6))
+    assert "n = 3" in words_of(figure)
+
+
+# The sheet of pictures.
+
+
+def test_sheet_has_a_picture_for_every_cell(tmp_path: Path) -> None:
+    results = load(make_runs(tmp_path, multipliers=(1, 4), pictures=True))
+    frame = pictures(results)
+    own = {subject: frame["file"].iloc[0] for subject in ("cat", "dog", "owl")}
+    figure = figures.picture_sheet.draw(frame, own)
+    shown = sum(len(ax.images) for ax in figure.axes)
+    assert shown == 3 * (1 + 1 + 2), "own picture, base, two multipliers for each of three subjects"
+    for subject in own:
+        assert subject in words_of(figure)
+
+
+# Saving.
+
+
+def test_saved_files_are_deterministic_and_whole(results: Results, tmp_path: Path) -> None:
+    curves = robustness(results)
+    first = figures.save(figures.fig2_lr_robustness.draw(curves), tmp_path / "one" / "fig")
+    second = figures.save(figures.fig2_lr_robustness.draw(curves), tmp_path / "two" / "fig")
+    assert [path.suffix for path in first] == [".png", ".pdf"]
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["fig.pdf", "fig.png"]
+
+
+def test_figures_and_analysis_work_where_there_is_no_torch(results: Results, tmp_path: Path) -> None:
+    """In a process in which every library of the training layer fails to import."""
+    root = Path(results.runs["path"].iloc[0]).parents[1]
+    code = f"""
+import sys
+for name in ("torch", "diffusers", "transformers", "safetensors", "peft", "accelerate"):
+    sys.modules[name] = None
+import figures
+from analysis import load, robustness
+figures.save(figures.fig2_lr_robustness.draw(robustness(load({str(root)!r}))), {str(tmp_path / "fig")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "fig.png").stat().st_size > 10_000
