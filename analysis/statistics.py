@@ -48,7 +48,8 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
 def log_interval(values: ArrayLike, level: float = 0.95, floor: float = 1e-12) -> Interval:
     """The t interval of the logarithms, taken back: the geometric mean of positive numbers (those below `floor` count as it)."""
     result = t_interval(np.log(np.maximum(_finite(values), floor)), level)
-    return Interval(*(float(np.exp(value)) for value in result[:3]), result.num_subjects)
+    mean, low, high = (float(np.exp(value)) for value in result[:3])
+    return Interval(mean, low, high, result.num_subjects)
 
 
 def paired_difference(a: pd.Series, b: pd.Series, level: float = 0.95) -> Interval:

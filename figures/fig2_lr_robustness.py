@@ -88,12 +88,14 @@ def _draw_scores(ax: Axes, metric: str, curves: Robustness, behind: Robustness |
 def _draw_plateau_strip(ax: Axes, strip: Axes, dino: pd.DataFrame, styles: dict[str, Look], tolerance: float) -> None:
     """The plateaus' bars share DINO's x axis and stand on it."""
     ax.set_xlabel("")
-    ax.tick_params(labelbottom=False)
+    ax.tick_params(labelbottom=False, bottom=False)
     strip.spines["left"].set_visible(False)
     strip.grid(True, axis="x")
     draw_plateaus(strip, dino, styles)
     strip.grid(True, axis="x")
-    note = f"bar: ≥ {100 * (1 - tolerance):g} % of the best gain, marker: best rate"
+    note = f"bar: ≥ {100 * (1 - tolerance):g} % of the best gain"
+    if (dino["num_subjects"] > 1).any():
+        note += "; lines: 95 % intervals"
     strip.text(0, 1.02, note, transform=strip.transAxes, fontsize=7.5, color=MUTED, va="bottom", in_layout=False)
 
 
@@ -124,7 +126,7 @@ def _label_series(ax: Axes, curves: Robustness, behind: Robustness | None, style
     if behind is not None:
         shown = _on_grid(behind.distances, curves.distances)
         ends += [(*_last(curve), str(series), MUTED) for series, curve in shown.groupby("series", sort=False)]
-    label_ends(ax, ends)
+    label_ends(ax, ends[::-1])  # ends that meet are labelled from above in the legend's order
 
 
 def _last(curve: pd.DataFrame) -> tuple[float, float]:

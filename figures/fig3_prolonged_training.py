@@ -5,6 +5,8 @@ The paper's claim: DeLoRA moves away quickly until it reaches its boundary and s
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -65,7 +67,7 @@ def draw(
 
 def _draw_scores(ax: Axes, scores: pd.DataFrame, base: pd.DataFrame, metric: str, styles: dict[str, Look]) -> None:
     draw_curves(ax, scores, "step", styles)
-    draw_base_line(ax, base, metric, label=metric == "dino")
+    draw_base_line(ax, base, metric)
     limit_to_means(ax, [scores], float(base.set_index("metric")["mean"].get(metric, np.nan)))
     ax.set_title(
         METRIC_TITLES[metric] + {"dino": ": likeness to the subject", "clip_t": ": likeness to the prompt"}[metric]
@@ -81,7 +83,7 @@ def _mark_best(ax: Axes, scores: pd.DataFrame, styles: dict[str, Look]) -> None:
         if whole.empty:
             continue
         best = whole.loc[whole["mean"].idxmax()]
-        ring = {"ms": 12, "color": styles[str(series)].color, "label": f"_best {series}"}
+        ring: dict[str, Any] = {"ms": 12, "color": styles[str(series)].color, "label": f"_best {series}"}
         ax.plot([best["step"]], [best["mean"]], ls="none", marker="o", mfc="none", mew=1.3, zorder=6, **ring)
 
 
@@ -94,7 +96,9 @@ def _draw_gauge(ax: Axes, curve: pd.DataFrame, styles: dict[str, Look], title: s
 
 def _ends(curves: pd.DataFrame, styles: dict[str, Look]) -> list[tuple[float, float, str, str]]:
     """Where every series' curve ends, with its name and colour."""
-    return [(*_last(curve), str(name), styles[str(name)].color) for name, curve in curves.groupby("series", sort=False)]
+    return [
+        (*_last(curve), str(name), styles[str(name)].color) for name, curve in curves.groupby("series", sort=False)
+    ][::-1]
 
 
 def _last(curve: pd.DataFrame) -> tuple[float, float]:

@@ -118,11 +118,24 @@ def _draw_bar(ax: Axes, place: int, row: Mapping[Any, Any], look: Look) -> None:
         if row[name]:
             ends[side] = ax.get_xlim()[side]
             ax.plot([ends[side]], [place], marker=head, color=look.color, ms=9, mew=0, clip_on=False, zorder=4)
-    bar = {"color": look.color, "lw": 5, "solid_capstyle": "butt", "zorder": 3, "label": f"_{row['series']}"}
+    bar: dict[str, Any] = {
+        "color": look.color,
+        "lw": 5,
+        "solid_capstyle": "butt",
+        "zorder": 3,
+        "label": f"_{row['series']}",
+    }
     ax.plot(ends, [place, place], **bar)
-    best = {"marker": look.marker, "color": look.color, "mec": "white", "ms": 8, "mew": 1.2, "zorder": 5}
+    best: dict[str, Any] = {
+        "marker": look.marker,
+        "color": look.color,
+        "mec": "white",
+        "ms": 8,
+        "mew": 1.2,
+        "zorder": 5,
+    }
     ax.plot([row["best_multiplier"]], [place], **best)
-    beside = {"transform": ax.get_yaxis_transform(), "color": look.color, "fontsize": 8, "va": "center"}
+    beside: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "color": look.color, "fontsize": 8, "va": "center"}
     ax.text(1.03, place, _width_text(row), **beside)
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from adapters import METHODS, BadInput, MethodSpec, parse_method
 
@@ -199,6 +199,6 @@ def _one_line(box: str) -> str:
     return " ".join(kept) or "the command line cannot be read; see --help"
 
 
-def with_defaults(options: Parsed, **changes: object) -> Parsed:
+def with_defaults(options: Parsed, **changes: Any) -> Parsed:
     """A copy of the options with some fields replaced."""
     return dataclasses.replace(options, **changes)

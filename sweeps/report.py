@@ -92,7 +92,7 @@ def sheets(results: Results, scene: Scene) -> Mapping[str, object]:
     """One sheet of pictures for each series: subjects down, multipliers across."""
     own = {subject.name: subject.pictures[0] for subject in scene.subjects}
     found = pictures(results, step=-1)
-    made = {}
+    made: dict[str, object] = {}
     for series in results.runs["series"].unique():
         rows = found[found["series"].isin([series, "untouched base"])]
         rows = rows[rows["seed"].isna() | (rows["seed"] == rows["seed"].min())] if "seed" in rows else rows
@@ -223,6 +223,7 @@ def _table(scene: Scene, best: pd.DataFrame, runs: pd.DataFrame, rule: str) -> d
     return {
         "model_hash": scene.model_hash, "rule": rule, "command": f"python sweeps/base_lr.py {shlex.join(sys.argv[1:])}".strip(),
         "date": datetime.date.today().isoformat(), "machine": processor(), "steps": int(runs["steps"].max()),
-        "rank": int(runs["rank"].max()), "subjects": sorted(runs["subject"].unique()), "seeds": [int(s) for s in sorted(runs["seed"].unique())],
+        "rank": int(runs["rank"].max()), "subjects": sorted(runs["subject"].unique()),
+        "seeds": [int(seed) for seed in sorted(runs["seed"].unique())],
         "methods": methods,
     }  # fmt: skip

@@ -159,7 +159,7 @@ def test_fig5_draws_paired_differences(tmp_path: Path) -> None:
 def test_sheet_has_a_picture_for_every_cell(tmp_path: Path) -> None:
     results = load(make_runs(tmp_path, multipliers=(1, 4), pictures=True))
     frame = pictures(results)
-    own = {subject: frame["file"].iloc[0] for subject in ("cat", "dog", "owl")}
+    own = dict.fromkeys(("cat", "dog", "owl"), frame["file"].iloc[0])
     figure = figures.picture_sheet.draw(frame, own)
     shown = sum(len(ax.images) for ax in figure.axes)
     assert shown == 3 * (1 + 1 + 2), "own picture, base, two multipliers for each of three subjects"

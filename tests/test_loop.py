@@ -214,8 +214,9 @@ def test_killed_pack_goes_on_bit_for_bit(
             assert_same(left, right)
 
 
-def test_damaged_checkpoint_falls_back_to_the_one_before(studio: Path, parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                         capsys: pytest.CaptureFixture) -> None:  # fmt: skip
+def test_damaged_checkpoint_falls_back_to_the_one_before(
+    studio: Path, parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     cells = [make_cell("lora", steps=8)]
     undisturbed = train(studio, parts, tmp_path / "whole", cells, checkpoint_every_s=0.0)[0]
     task = SubjectTask.losses

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -164,11 +165,19 @@ def train_pack(
             attached.detach()
 
 
+class _Step(NamedTuple):
+    step: int
+    losses: torch.Tensor
+    norms: torch.Tensor
+    rates: dict[str, list[float]]
+    seconds: float
+
+
 class StepLog:
     """Loss, gradient norm and rates of every step, buffered on the device between flushes."""
 
     def __init__(self, num_replicas: int) -> None:
-        self._rows: list[tuple[int, torch.Tensor, torch.Tensor, list[float], list[float], float]] = []
+        self._rows: list[_Step] = []
         self.last = [float("nan")] * num_replicas
 
     def record(
@@ -181,13 +190,17 @@ class StepLog:
         seconds: float,
     ) -> None:
         """Keep one step."""
-        rates = [[rate * factor for rate in optimizer.rates.get(role, [])] for role in ("factors", "lambda")]
-        self._rows.append((step, losses, norms, *rates, seconds))
+        rates = {
+            name: [rate * factor for rate in optimizer.rates[role]]
+            for name, role in (("lr", "factors"), ("lr_lambda", "lambda"))
+            if role in optimizer.rates
+        }
+        self._rows.append(_Step(step, losses, norms, rates, seconds))
 
     def last_losses(self) -> list[float]:
         """Losses of the last step."""
         if self._rows:
-            self.last = self._rows[-1][1].tolist()
+            self.last = self._rows[-1].losses.tolist()
         return self.last
 
     def flush(self, folders: Sequence[RunFolder | None], last_step: int) -> None:
@@ -195,9 +208,10 @@ class StepLog:
         if not self._rows:
             return
         self.last_losses()
-        losses, norms = (torch.stack([row[i] for row in self._rows]).cpu().numpy() for i in (1, 2))
-        steps = np.array([row[0] for row in self._rows], dtype=np.int32)
-        seconds = np.array([row[5] for row in self._rows], dtype=np.float32)
+        losses = torch.stack([row.losses for row in self._rows]).cpu().numpy()
+        norms = torch.stack([row.norms for row in self._rows]).cpu().numpy()
+        steps = np.array([row.step for row in self._rows], dtype=np.int32)
+        seconds = np.array([row.seconds for row in self._rows], dtype=np.float32)
         for replica, folder in enumerate(folders):
             if folder is not None:
                 columns = {
@@ -206,9 +220,8 @@ class StepLog:
                     "grad_norm": norms[:, replica],
                     "seconds": seconds,
                 }
-                for name, place in (("lr", 3), ("lr_lambda", 4)):
-                    if self._rows[0][place]:
-                        columns[name] = np.array([row[place][replica] for row in self._rows], dtype=np.float32)
+                for name in self._rows[0].rates:
+                    columns[name] = np.array([row.rates[name][replica] for row in self._rows], dtype=np.float32)
                 folder.append("steps", columns, last_step)
         self._rows.clear()
 
@@ -216,7 +229,7 @@ class StepLog:
 def _attach(runs: Sequence[Run], task: SubjectTask) -> Attached:
     cells = [run.cell for run in runs]
     spec = parse_method(f"{cells[0].method}:{cells[0].options}" if cells[0].options else cells[0].method)
-    boundary = [cell.boundary for cell in cells] if cells[0].boundary is not None else None
+    boundary = [cell.boundary for cell in cells if cell.boundary is not None] or None
     return attach(task.pipeline.unet, spec, seeds=[cell.seed for cell in cells], rank=cells[0].rank, boundary=boundary)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,7 +48,7 @@ class PackedAdamW:
         self,
         flat: Float[Tensor, "k p"],
         grad: Float[Tensor, "k p"],
-        segments: Mapping[str, slice],
+        segments: Mapping[Any, slice],
         *,
         rates: Mapping[str, Sequence[float]],
         weight_decay: Sequence[float],

@@ -38,7 +38,7 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
     """Make one stage; imports late, so that a stage loads only what it needs."""
     work, seed = arguments.work.expanduser(), arguments.seed
     work.mkdir(parents=True, exist_ok=True)
-    time_min = arguments.time_min or TIME_MIN.get(stage)
+    time_min = arguments.time_min or TIME_MIN.get(stage, 0.0)
     pictures = build_pictures(work, arguments.packages)
     record_versions(work, stage, seed, time_min)
     makers = {
@@ -48,7 +48,7 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
     makers.get(stage, _nothing)(pictures, work, time_min, seed)
 
 
-def record_versions(work: Path, stage: str, seed: int, time_min: float | None) -> None:
+def record_versions(work: Path, stage: str, seed: int, time_min: float) -> None:
     """Append what ran, with which versions and on which machine, to ``work/provenance.jsonl``."""
     row = {
         "stage": stage,
@@ -73,7 +73,7 @@ def _processor() -> str:
     return f"{names[0]} x {len(names)}" if names else platform.processor()
 
 
-def _nothing(*_) -> None:
+def _nothing(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
     """The pictures stage is over once the pictures are read."""
 
 

@@ -51,11 +51,11 @@ def make_clip(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH))
 
 
-def image_processor(**fields) -> CLIPImageProcessorPil:
+def image_processor() -> CLIPImageProcessorPil:
     """Pictures of any size to 64 x 64 in [-1, 1]."""
     half = [0.5, 0.5, 0.5]
     return CLIPImageProcessorPil(
-        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=half, image_std=half, **fields
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=half, image_std=half
     )
 
 

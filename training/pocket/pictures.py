@@ -147,7 +147,7 @@ def build_pictures(work: Path, packages: Path | None) -> Pictures:
     path = work / "pictures.npz"
     if not path.exists():
         roots = fetch_packages(work, packages)
-        np.savez(path.with_suffix(".partial.npz"), **_read_all(roots))
+        np.savez(path.with_suffix(".partial.npz"), **_read_all(roots))  # type: ignore[arg-type]
         path.with_suffix(".partial.npz").rename(path)
     return load_pictures(work)
 

@@ -82,7 +82,7 @@ def agreement(
     right = 0
     for image, caption, noun in zip(images, captions, nouns, strict=True):
         choices = [caption.replace(noun, other) for other in classes]
-        right += classes[clip_similarity(clip, tokenizer, image[None], choices).argmax().item()] == noun
+        right += classes[clip_similarity(clip, tokenizer, image[None], choices).argmax()] == noun
     return {"caption_top1_of_128": top1, "noun_top1_of_65": right / len(nouns)}
 
 

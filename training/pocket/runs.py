@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,7 +62,7 @@ class Run:
                 saved = self.elapsed_s
         self.save()
 
-    def update(self, loss: torch.Tensor, **values: float) -> None:
+    def update(self, loss: torch.Tensor, **values: float | torch.Tensor) -> None:
         """One optimiser step, one step of the average, a log line every 50."""
         rate = self.lr * min(1, (self.step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress)))
         for group in self.optimizer.param_groups:
@@ -92,7 +93,7 @@ class Run:
         yield self.model
         self._put(kept)
 
-    def use_average(self) -> nn.Module:
+    def use_average(self) -> Any:
         """The model with the averaged weights, for good."""
         self._put(self.ema)
         return self.model.eval()

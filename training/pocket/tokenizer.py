@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+from jaxtyping import Int
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 MAX_LENGTH = 24
@@ -37,7 +39,7 @@ def _as_clip(bpe: Tokenizer) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=MAX_LENGTH)
 
 
-def encode(tokenizer: CLIPTokenizer, captions: list[str]):
+def encode(tokenizer: CLIPTokenizer, captions: list[str]) -> Int[Tensor, "b 24"]:
     """Token ids ``[b, 24]``, padded as Stable Diffusion pads them."""
     return tokenizer(
         captions, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt"

@@ -8,6 +8,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,10 +31,10 @@ class Pipeline:
         device: where everything lies.
     """
 
-    unet: torch.nn.Module
-    vae: torch.nn.Module
-    text_encoder: torch.nn.Module
-    tokenizer: object
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
     scheduler_config: dict
     device: torch.device
 
@@ -147,7 +148,7 @@ def load(folder: Path, device: torch.device) -> Pipeline:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    def part(cls: type, name: str, **options: object) -> torch.nn.Module:
+    def part(cls: Any, name: str, **options: object) -> Any:
         try:
             module = cls.from_pretrained(folder / name, torch_dtype=torch.float32, **options)
         except Exception as error:

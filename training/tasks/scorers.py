@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ class Scorers:
         return F.normalize(_pooled(self.clip.get_text_features(**tokens)), dim=-1)
 
 
-def _pooled(features: object) -> Tensor:
+def _pooled(features: Any) -> Tensor:
     # transformers 5 returns an output object where 4 returned the projected tensor itself.
     return features if isinstance(features, Tensor) else features.pooler_output
 
@@ -96,7 +97,7 @@ class Preprocessor:
 
         config = json.loads(Path(cached_file(folder, "preprocessor_config.json")).read_text())
         size = config.get("size", 224)
-        side = size.get("shortest_edge") or size.get("height") if isinstance(size, dict) else size
+        side: Any = size.get("shortest_edge") or size.get("height") if isinstance(size, dict) else size
         crop = config.get("crop_size", side) if config.get("do_center_crop", False) else side
         self.resize, self.crop = int(side), int(crop["height"] if isinstance(crop, dict) else crop)
         self.mode = {2: "bilinear", 3: "bicubic"}.get(config.get("resample", 3), "bicubic")
