@@ -110,7 +110,7 @@ class Stopwatch(SubjectTask):
 
     def evaluate(self, step: int) -> list[Evaluation]:
         """Nothing, for every replica."""
-        return [Evaluation(self._score_rows(step, subject, torch.empty(0)), []) for subject in self.subjects]
+        return [Evaluation(self._score_rows(step, subject, torch.empty(0, 3, 1, 1)), []) for subject in self.subjects]
 
 
 class Scene:

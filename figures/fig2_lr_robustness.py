@@ -43,7 +43,7 @@ def draw(curves: Robustness, background: Robustness | None = None, *, tolerance:
     styles = looks(pd.concat([curves.scores, *([behind.scores] if behind else [])]))
     dino = curves.plateaus[curves.plateaus["metric"] == "dino"]
     figure = new_figure(11.0, 4.3 + 0.19 * len(dino), wspace=0.06)
-    grid = figure.add_gridspec(2, 3, width_ratios=[1.35, 1.0, 1.25], height_ratios=[1, 1])
+    grid = figure.add_gridspec(2, 3, width_ratios=[1.55, 1.0, 1.15], height_ratios=[1, 1])
     left = grid[:, 0].subgridspec(2, 1, height_ratios=[8, 0.5 + 0.5 * len(dino)], hspace=0.06)
     axes = {
         "dino": figure.add_subplot(left[0]),
@@ -93,10 +93,13 @@ def _draw_plateau_strip(ax: Axes, strip: Axes, dino: pd.DataFrame, styles: dict[
     strip.grid(True, axis="x")
     draw_plateaus(strip, dino, styles)
     strip.grid(True, axis="x")
-    note = f"bar: ≥ {100 * (1 - tolerance):g} % of the best gain"
-    if (dino["num_subjects"] > 1).any():
-        note += "; lines: 95 % intervals"
-    strip.text(0, 1.02, note, transform=strip.transAxes, fontsize=7.5, color=MUTED, va="bottom", in_layout=False)
+    several = (dino["num_subjects"] > 1).any()
+    heads = {
+        0: f"plateau: ≥ {100 * (1 - tolerance):g} % of the best gain",
+        1.03: "octaves" + (" [95 %]" if several else ""),
+    }
+    for x, text in heads.items():
+        strip.text(x, 1.02, text, transform=strip.transAxes, fontsize=7.5, color=MUTED, va="bottom")
 
 
 def _draw_distances(ax: Axes, curves: Robustness, behind: Robustness | None, styles: dict[str, Look]) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from adapters import BadInput
 from figures.panels import draw_base_line, draw_curves, draw_legend, label_ends, limit_to_means
@@ -57,6 +58,7 @@ def draw(
     for ax in figure.axes:
         ax.set_xlim(-0.02 * last, 1.02 * last)
         ax.set_xlabel("training step")
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     ring = Line2D([], [], ls="none", marker="o", ms=10, mfc="none", mew=1.3, color=MUTED, label="best step by DINO")
     draw_legend(figure, scores, styles, marks=[ring])
     label_ends(distance, _ends(distances, styles))
@@ -84,7 +86,9 @@ def _mark_best(ax: Axes, scores: pd.DataFrame, styles: dict[str, Look]) -> None:
             continue
         best = whole.loc[whole["mean"].idxmax()]
         ring: dict[str, Any] = {"ms": 12, "color": styles[str(series)].color, "label": f"_best {series}"}
-        ax.plot([best["step"]], [best["mean"]], ls="none", marker="o", mfc="none", mew=1.3, zorder=6, **ring)
+        ax.plot(
+            [best["step"]], [best["mean"]], ls="none", marker="o", mfc="none", mew=1.3, zorder=6, clip_on=False, **ring
+        )
 
 
 def _draw_gauge(ax: Axes, curve: pd.DataFrame, styles: dict[str, Look], title: str) -> None:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adapters import BadInput
-from figures.panels import series_handle
+from figures.panels import by_row, legend_columns, series_handle
 from figures.style import INK, MUTED, Look, looks, new_figure, styled
 
 KINDS = {"to_q": "Q", "to_k": "K", "to_v": "V", "to_out": "Out", "to_out.0": "Out"}
@@ -94,7 +94,7 @@ def _draw_bars(ax: Axes, before: pd.DataFrame, blocks: list[str]) -> None:
 def _draw_change(ax: Axes, after: pd.DataFrame, blocks: list[str], styles: dict[str, Look]) -> None:
     names = list(dict.fromkeys(after["series"]))
     for number, series in enumerate(names):
-        look, shift = styles[series], 0.12 * (number - (len(names) - 1) / 2) / max(len(names) - 1, 1)
+        look, shift = styles[series], 0.13 * (number - (len(names) - 1) / 2) / max(len(names) - 1, 1)
         for kind in kind_colors():
             x, rows = _slots(after[after["series"] == series], blocks, kind)
             ax.plot(
@@ -140,7 +140,9 @@ def _draw_legends(figure: Figure, bars: Axes, after: pd.DataFrame, styles: dict[
         runs = int(rows["num_runs"].max())
         handles.append(series_handle("", styles[str(series)]._replace(line_style="none")))
         labels.append(f"{series} (n = {runs} run{'s' if runs > 1 else ''})")
+    columns = legend_columns(labels, figure.get_figwidth())
     figure.legend(
-        handles, labels, loc="outside upper left", ncols=min(len(handles), 6), alignment="left", title_fontsize=8.5,
+        by_row(handles, columns), by_row(labels, columns), loc="outside upper left", ncols=columns, alignment="left",
+        title_fontsize=8.5,
         title="Whiskers: standard deviation inside a matrix, mean over the block's matrices",
     )  # fmt: skip

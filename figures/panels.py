@@ -19,6 +19,7 @@ BASE_DASHES = (0, (6, 2.2))
 
 def draw_curves(ax: Axes, frame: pd.DataFrame, x: str, styles: Mapping[str, Look], *, markers: bool = True) -> None:
     """One line with its band for every series; a red cross marks the points where some run diverged."""
+    alpha = 0.16 if frame["series"].nunique() <= 4 else 0.09
     for series, curve in frame.groupby("series", sort=False):
         look = styles[str(series)]
         curve = curve[np.isfinite(curve["mean"].astype(float))]
@@ -26,7 +27,7 @@ def draw_curves(ax: Axes, frame: pd.DataFrame, x: str, styles: Mapping[str, Look
         ax.plot(curve[x], curve["mean"], color=look.color, ls=look.line_style, label=series, zorder=3, **marks)
         if (curve["num_subjects"] > 1).any():
             low, high = (curve[end].astype(float).to_numpy() for end in ("low", "high"))
-            ax.fill_between(curve[x], low, high, color=look.color, alpha=0.16, lw=0, zorder=2, label=f"_band {series}")
+            ax.fill_between(curve[x], low, high, color=look.color, alpha=alpha, lw=0, zorder=2, label=f"_band {series}")
         lost = curve[curve["num_diverged"] > 0]
         if len(lost) and markers:
             ax.plot(
@@ -118,30 +119,17 @@ def _draw_bar(ax: Axes, place: int, row: Mapping[Any, Any], look: Look) -> None:
         if row[name]:
             ends[side] = ax.get_xlim()[side]
             ax.plot([ends[side]], [place], marker=head, color=look.color, ms=9, mew=0, clip_on=False, zorder=4)
-    bar: dict[str, Any] = {
-        "color": look.color,
-        "lw": 5,
-        "solid_capstyle": "butt",
-        "zorder": 3,
-        "label": f"_{row['series']}",
-    }
-    ax.plot(ends, [place, place], **bar)
-    best: dict[str, Any] = {
-        "marker": look.marker,
-        "color": look.color,
-        "mec": "white",
-        "ms": 8,
-        "mew": 1.2,
-        "zorder": 5,
-    }
-    ax.plot([row["best_multiplier"]], [place], **best)
-    beside: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "color": look.color, "fontsize": 8, "va": "center"}
-    ax.text(1.03, place, _width_text(row), **beside)
+    color: dict[str, Any] = {"color": look.color}
+    ax.plot(ends, [place, place], lw=5, solid_capstyle="butt", zorder=3, label=f"_{row['series']}", **color)
+    ax.plot([row["best_multiplier"]], [place], marker=look.marker, mec="white", ms=8, mew=1.2, zorder=5, **color)
+    ax.text(1.03, place, width_text(row), transform=ax.get_yaxis_transform(), fontsize=7.5, va="center", **color)
 
 
-def _width_text(row: Mapping[Any, Any]) -> str:
+def width_text(row: Mapping[Any, Any]) -> str:
+    """A plateau's width in octaves, a lower bound where an end is open, and its interval: `≥ 3.1 [2.8, 3.2]`."""
     more = "≥ " if row["open_low"] or row["open_high"] else ""
-    return f"{more}{row['width_octaves']:.1f} oct."
+    interval = f" [{row['width_low']:.1f}, {row['width_high']:.1f}]" if np.isfinite(row["width_low"]) else ""
+    return f"{more}{row['width_octaves']:.1f}{interval}"
 
 
 def label_ends(

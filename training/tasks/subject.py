@@ -165,7 +165,9 @@ class SubjectTask:
     def _score_rows(self, step: int, subject: Subject, pictures: Float[Tensor, "n 3 h w"]) -> pd.DataFrame:
         """Scores by prompt: DINO and CLIP-I over all (real, generated) pairs, CLIP-T over the pictures of the prompt."""
         if self.scorers is None:
-            return pd.DataFrame({"step": [], "metric": [], "prompt": [], "value": []})
+            return pd.DataFrame({"step": [], "metric": [], "prompt": [], "value": []}).astype(
+                {"metric": object, "prompt": object}
+            )
         if subject.name not in self._real:
             real = self.pictures[subject.name]
             self._real[subject.name] = self.scorers.dino_features(real), self.scorers.clip_features(real)

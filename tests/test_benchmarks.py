@@ -1,0 +1,83 @@
+"""The benchmarks yield their rows on a tiny pipeline; nothing here asserts a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import dynamics, methods, packs
+from benchmarks.rows import Row, to_markdown, write_page
+from benchmarks.scene import QUICK, Effort, Place, find_place
+from benchmarks.timing import Interval, mean_of, ratio_of, ratio_of_means
+from tests.make_pipeline import make_pipeline, make_scorers, make_subjects
+
+ROOT = Path(__file__).resolve().parents[1]
+LEAST = dataclasses.replace(QUICK, rounds=2, laps=1, steps=2, sizes=(1, 2), read_steps=20)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A tiny model laid out as the pocket is."""
+    folder = tmp_path_factory.mktemp("tiny")
+    make_pipeline(folder / "pipeline")
+    make_scorers(folder)
+    make_subjects(folder / "subjects")
+    defaults = {"num_inference_steps": 2, "guidance_scale": 2.0, "resolution": 16, "instance_prompt": "a {token} {cls}"}
+    (folder / "defaults.json").write_text(json.dumps(defaults))
+    return find_place(str(folder), folder)
+
+
+@pytest.mark.parametrize("script", [packs, methods, dynamics], ids=lambda module: module.__name__)
+def test_every_script_yields_its_rows(script: object, place: Place) -> None:
+    rows: list[Row] = script.measure(place, "cpu", LEAST)  # type: ignore[attr-defined]
+    assert len({row.name for row in rows}) == len(rows) >= 4
+    for row in rows:
+        assert math.isfinite(row.measured.value), row.name
+        assert row.measured.num >= 2
+        assert row.met in ("yes", "no") if row.aim is not None else row.met == ""
+    assert any(row.aim is not None for row in rows)
+
+
+def test_ratios_of_known_numbers() -> None:
+    slow, fast = np.array([2.0, 4.0, 8.0]), np.array([1.0, 2.0, 4.0])
+    assert ratio_of(slow, fast) == Interval(pytest.approx(2.0), pytest.approx(2.0), pytest.approx(2.0), 3)
+    noisy = ratio_of([2.1, 1.9, 2.2, 1.8], [1.0, 1.0, 1.0, 1.0])
+    assert noisy.low < 2 < noisy.high
+    above = ratio_of_means([0.6, 0.7, 0.8], [1.0, 1.1, 1.2])
+    assert above.value == pytest.approx(2.1 / 3.3)
+    assert above.low < above.value < above.high
+    assert ratio_of_means([1.0, 1.0], [1.0, -0.9]).high == math.inf
+    assert math.isnan(mean_of([1.0]).low)
+
+
+def test_a_row_is_judged_at_the_end_that_it_says() -> None:
+    measured = Interval(1.0, 0.9, 1.1, 4)
+    assert Row("a", measured, 1.05).met == "yes"
+    assert Row("a", measured, 1.05, judged="high").met == "no"
+    assert Row("a", measured, 1.05, sense=">=").met == "no"
+    assert Row("a", measured).met == ""
+
+
+def test_the_page_says_where_and_how(tmp_path: Path) -> None:
+    import torch
+
+    table = to_markdown([Row("a thing", Interval(1.5, 1.4, 1.6, 4), 2.0)])
+    text = write_page(tmp_path, [table], "python -m benchmarks", torch.device("cpu"), "a model").read_text()
+    for word in ("a thing", "1.500x", "[1.400x, 1.600x]", "python -m benchmarks", "machine:", "torch", "a model"):
+        assert word in text
+
+
+def test_wrong_flags_end_in_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--model", "/nowhere"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "--model is /nowhere" in done.stderr.strip().splitlines()[-1]
+    assert Effort().rounds > QUICK.rounds

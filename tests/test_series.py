@@ -1,0 +1,123 @@
+"""Names of curves, runs under another call's multiplier, divergence in time, and the settings that keep runs apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from adapters import METHODS
+from analysis import export_compact, gauge_curve, load, score_curve, subject_distances, subject_scores
+from analysis.series import base_rates, method_label
+from tests.make_runs import BASE_SCORE, GAIN, Shape, make_runs
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_label_is_bare_when_options_are_the_defaults(method: str) -> None:
+    defaults = {name: str(allowed[0]) for name, allowed in METHODS[method].options.items()}
+    assert method_label(method, defaults) == METHODS[method].label
+    assert method_label(method) == METHODS[method].label
+
+
+def test_label_names_the_options_that_are_changed() -> None:
+    assert method_label("delora", "norm=columns,start=live") == "DeLoRA (start=live)"
+    assert method_label("delora", "norm=scalar,start=live") == "DeLoRA (norm=scalar, start=live)"
+    assert method_label("new-method", "a=1") == "new-method"
+
+
+def test_line_styles_keep_methods_of_one_figure_apart() -> None:
+    styles = {(method.color, method.line_style, method.marker) for method in METHODS.values()}
+    assert len(styles) == len({method.marker for method in METHODS.values()}) == len(METHODS)
+    assert {method.line_style for method in METHODS.values()} == {"-", "--", "-.", ":"}
+    assert METHODS["dora"].line_style != METHODS["dora-fixed"].line_style
+
+
+def make_row(**changes: object) -> pd.DataFrame:
+    """One run at 4 times its base rates 1e-3, 1e-2 and 1e-3."""
+    rates = {"lr": 4e-3, "lr_lambda": 4e-2, "lr_magnitude": 4e-3}
+    return pd.DataFrame([{"method": "delora", "options": "", "scale": "both", "multiplier": 4.0, **rates, **changes}])
+
+
+@pytest.mark.parametrize(
+    ("scale", "rates"),
+    [
+        ("both", {"lr": 4e-3, "lr_lambda": 4e-2, "lr_magnitude": 4e-3}),
+        ("lambda", {"lr": 1e-3, "lr_lambda": 4e-2, "lr_magnitude": 1e-3}),
+        ("factors", {"lr": 4e-3, "lr_lambda": 1e-2, "lr_magnitude": 4e-3}),
+    ],
+)
+def test_base_rates_are_those_at_one_whatever_is_scaled(scale: str, rates: dict[str, float]) -> None:
+    found = base_rates(make_row(scale=scale, **rates)).iloc[0]
+    assert found.to_dict() == pytest.approx({"base_lr": 1e-3, "base_lr_lambda": 1e-2, "base_lr_magnitude": 1e-3})
+
+
+def test_a_run_is_renamed_when_it_goes_by_another_multiplier(tmp_path: Path) -> None:
+    """A cell at 1x of 2e-3 is the cell at 2x of 1e-3: relabelled, both belong to one curve."""
+    root = make_runs(tmp_path, multipliers=(1.0, 2.0), dynamics=False)
+    for path in root.glob("lr_robustness/*-x2-*/run.json"):
+        run = json.loads(path.read_text())
+        run["labels"] |= {"multiplier": 1.0, "base_lr": 2e-3}
+        path.write_text(json.dumps(run))
+    results = load(root)
+    assert len(set(results.runs["series"])) == 2
+    assert all("base rate" in name for name in results.runs["series"])
+    runs = results.all_runs.copy()
+    runs["multiplier"] = runs["lr"] / 1e-3
+    again = dataclasses.replace(results, all_runs=runs)
+    assert set(again.runs["series"]) == {"DeLoRA"}
+
+
+def test_seconds_of_a_run_are_read(tmp_path: Path) -> None:
+    runs = load(make_runs(tmp_path, multipliers=(1.0,), dynamics=False)).runs
+    assert runs["seconds"].to_list() == [1.5] * 3
+
+
+def make_diverging(root: Path, **changes: object) -> Path:
+    """Runs of 20 steps, scored at 5, 10, 15 and 20, that diverge at step 10."""
+    shapes = {"lora": Shape(diverges_from=1.0)}
+    return make_runs(
+        root, **{"shapes": shapes, "multipliers": (1.0,), "eval_steps": (5, 10, 15), "subject_sd": 0.0} | changes
+    )
+
+
+def test_a_run_counts_as_any_other_before_the_step_at_which_it_diverged(tmp_path: Path) -> None:
+    curve = score_curve(load(make_diverging(tmp_path)), "step")
+    dino = curve[curve["metric"] == "dino"].set_index("step")
+    assert dino["mean"][5] == pytest.approx(BASE_SCORE["dino"] + 0.5 * GAIN["dino"], abs=1e-6)
+    assert dino["num_diverged"].to_dict() == {5: 0, 10: 3, 15: 3, 20: 3}
+    assert dino["mean"][20] == pytest.approx(BASE_SCORE["dino"] - 0.5 * GAIN["dino"], abs=1e-6)
+    gauge = gauge_curve(load(tmp_path)).set_index("step")
+    assert gauge["num_diverged"][9] == 0
+    assert gauge["num_diverged"][10] == 3
+
+
+def test_a_diverged_run_without_pictures_scores_as_the_base(tmp_path: Path) -> None:
+    for path in make_diverging(tmp_path, dynamics=False).glob("lr_robustness/*/scores.parquet"):
+        path.unlink()
+    table = subject_scores(load(tmp_path))
+    assert table["value"].to_list() == pytest.approx(table["base"].to_list())
+    assert set(table["metric"]) == set(BASE_SCORE)
+    assert table["num_diverged"].to_list() == [1] * 9
+
+
+def test_unfinished_runs_are_left_out_and_the_count_says_so(tmp_path: Path) -> None:
+    root = make_runs(tmp_path, multipliers=(1.0, 2.0), dynamics=False)
+    first = sorted(root.glob("lr_robustness/*-x2-*/run.json"))[0]
+    first.write_text(json.dumps(json.loads(first.read_text()) | {"status": "running"}))
+    curve = score_curve(load(root))
+    assert curve.groupby("multiplier")["num_subjects"].unique().map(list).to_dict() == {1.0: [3], 2.0: [2]}
+
+
+def test_a_second_copy_of_a_compact_copy_is_the_same(tmp_path: Path) -> None:
+    results = load(make_runs(tmp_path / "runs", shapes={"lora": Shape(), "delora": Shape()}, multipliers=(1.0, 2.0)))
+    export_compact(results, tmp_path / "one")
+    export_compact(load(tmp_path / "one"), tmp_path / "two")
+    for find in (subject_scores, subject_distances, gauge_curve):
+        pd.testing.assert_frame_equal(find(load(tmp_path / "one")), find(load(tmp_path / "two")))
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "dynamics_final.parquet", "matrices.parquet", "norms.parquet", "runs.parquet", "scores.parquet",
+        "trajectories.parquet",
+    ]  # fmt: skip
