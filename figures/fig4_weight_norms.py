@@ -94,7 +94,7 @@ def _draw_bars(ax: Axes, before: pd.DataFrame, blocks: list[str]) -> None:
 def _draw_change(ax: Axes, after: pd.DataFrame, blocks: list[str], styles: dict[str, Look]) -> None:
     names = list(dict.fromkeys(after["series"]))
     for number, series in enumerate(names):
-        look, shift = styles[series], 0.13 * (number - (len(names) - 1) / 2) / max(len(names) - 1, 1)
+        look, shift = styles[series], min(0.045, 0.13 / len(names)) * (number - (len(names) - 1) / 2)
         for kind in kind_colors():
             x, rows = _slots(after[after["series"] == series], blocks, kind)
             ax.plot(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from figures.style import ALARM, INK, METRIC_TITLES, MUTED, multiplier_text, sty
 TILE_IN = 0.9
 PITCH_IN = (1.02, 1.16)  # from tile to tile: across, and down, where the score stands between
 MARGIN_IN = (0.3, 0.72, 0.34)  # left of the tiles beside the rows' names, above them, below them
+MIN_WIDTH_IN = 4.4  # what the note below the tiles needs
 FRAME_PT = 2.6
 MAP = colormaps["cividis"]  # readable for the colour-blind and in grey
 
@@ -55,7 +57,7 @@ def draw(
         raise BadInput(f"no pictures with a {columns} to put on a sheet: run the sweep first")
     names, values = list(dict.fromkeys(made[rows])), sorted(made[columns].unique())
     heads = [*(["subject"] if subject_pictures else []), *(["base"] if len(base) else []), *values]
-    figure, ax = _new_sheet([str(name) for name in names], len(heads))
+    figure, ax = _new_sheet([str(name) for name in names], len(heads), title or _title(made, columns))
     scale = _scale(pictures["value"])
     for j, head in enumerate(heads):
         x, y = corner(0, j)
@@ -66,7 +68,8 @@ def draw(
         for j, head in enumerate(heads):
             tile = _find(made[made[rows] == name], base, head, columns, subject_pictures)
             _draw_tile(ax, corner(i, j), tile, scale)
-    _caption(figure, made, metric, columns, title)
+    note = f"frame and number: {METRIC_TITLES.get(metric, metric)} of that prompt's pictures; red dashes: diverged"
+    figure.text(0.01, 0.09 / figure.get_figheight(), note, fontsize=7.5, color=MUTED, va="bottom")
     return figure
 
 
@@ -75,12 +78,16 @@ def corner(row: int, column: int) -> tuple[float, float]:
     return column * PITCH_IN[0], row * PITCH_IN[1]
 
 
-def _new_sheet(names: Sequence[str], num_columns: int) -> tuple[Figure, Axes]:
-    """A figure with one axis whose unit is the inch, y downwards, (0, 0) the corner of the first tile."""
+def _new_sheet(names: Sequence[str], num_columns: int, title: str) -> tuple[Figure, Axes]:
+    """A figure with its title and one axis whose unit is the inch, y downwards, (0, 0) the corner of the first tile."""
     left, above, below = MARGIN_IN
     left += 0.068 * max(len(line) for name in names for line in _row_text(name).split("\n"))
-    width, height = left + num_columns * PITCH_IN[0], above + len(names) * PITCH_IN[1] + below
+    width = max(left + num_columns * PITCH_IN[0], MIN_WIDTH_IN)
+    lines = textwrap.wrap(title, int(width / 0.085))  # inches a letter
+    above += 0.16 * (len(lines) - 1)
+    height = above + len(names) * PITCH_IN[1] + below
     figure = Figure(figsize=(width, height))
+    figure.text(0.01, 1 - 0.09 / height, "\n".join(lines), fontsize=9.5, fontweight="bold", va="top")
     ax = figure.add_axes((0, 0, 1, 1), label="sheet")
     ax.set(xlim=(-left, width - left), ylim=(height - above, -above))
     ax.axis("off")
@@ -173,13 +180,9 @@ def common_text(texts: Sequence[str]) -> str:
     return f"{start} … {end}".strip()
 
 
-def _caption(figure: Figure, made: pd.DataFrame, metric: str, columns: str, title: str | None) -> None:
+def _title(made: pd.DataFrame, columns: str) -> str:
+    """What a sheet shows: the method if there is one only, the columns, the prompt."""
     series = made["series"].unique()
     shown = f"{series[0]}: " if len(series) == 1 else ""
-    prompt = f"“{common_text(list(made['prompt'].unique()))}”, the same noise"
     axis = "multiples of the base learning rate" if columns == "multiplier" else "training steps"
-    height = float(figure.get_figheight())
-    figure.text(0.01, 1 - 0.09 / height, title or f"{shown}{axis}; {prompt}", fontsize=9.5, fontweight="bold", va="top")
-    score = METRIC_TITLES.get(metric, metric)
-    note = f"frame and number: {score} of that prompt's pictures; red dashes: diverged"
-    figure.text(0.01, 0.09 / height, note, fontsize=7.5, color=MUTED, va="bottom")
+    return f"{shown}{axis}; “{common_text(list(made['prompt'].unique()))}”, the same noise"

@@ -1,7 +1,7 @@
 """Find each method's base rate on a model: the same number of trials for each, on the tuning subjects alone.
 
-The rule: of the settings tried, the one with the highest mean DINO over the tuning subjects at the last step; a setting
-at which any run diverged is out. LoRA, DoRA and ETHER+ are tried at twelve rates, DeLoRA at four rates of B and A times
+The rule: of the settings tried, the one with the highest mean of DINO + CLIP-T over the tuning subjects at the last step;
+a setting at which any run diverged is out. DINO alone would choose rates at which the prompt is forgotten. LoRA, DoRA and ETHER+ are tried at twelve rates, DeLoRA at four rates of B and A times
 three starts of lambda; lambda's rate is that of B and A.
 
     python sweeps/base_lr.py --method lora dora delora etherplus
@@ -18,7 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from sweeps.options import Options, run_driver  # noqa: E402
 
 NAME = "base_lr"
-RULE = "highest mean DINO over the tuning subjects at the last step; settings with a diverged run are out"
+RULE = "highest mean of DINO + CLIP-T over the tuning subjects at the last step; settings with a diverged run are out"
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class ProgressDisplay:
                 self.failed.append(str(event.value))
         if not self.console.is_terminal and time.monotonic() - self.last_line > 10:
             self.last_line = time.monotonic()
-            self.console.print(self._headline(), highlight=False)
+            self.console.print(self._headline(), highlight=False, soft_wrap=True)
 
     def cells_done(self) -> int:
         """Cells that have ended so far."""

@@ -158,7 +158,7 @@ def write_record(docs: Path, results: Results) -> None:
     name, dirty = commit()
     lines = [
         "# How these results were made", "",
-        f"- command: `python {shlex.join([Path(sys.argv[0]).parent.name + '/' + Path(sys.argv[0]).name, *sys.argv[1:]])}`",
+        f"- command: `{command()}`",
         f"- date: {datetime.date.today().isoformat()}; commit {name[:12]}{' with changes' if dirty else ''}",
         f"- machine: {processor()}, torch {torch.__version__}",
         f"- runs: {len(runs)} cells of {runs['subject'].nunique()} subjects x {runs['seed'].nunique()} seed, "
@@ -168,6 +168,14 @@ def write_record(docs: Path, results: Results) -> None:
     ]  # fmt: skip
     with writing(docs / "RECORD.md") as aside:
         aside.write_text("\n".join(lines) + "\n")
+
+
+def command() -> str:
+    """The command line, without the folder that results go to: that changes no result."""
+    words = [f"sweeps/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    if "--runs" in words:
+        del words[words.index("--runs") : words.index("--runs") + 2]
+    return f"python {shlex.join(words)}"
 
 
 def processor() -> str:
@@ -184,29 +192,42 @@ def processor() -> str:
 def report_tuning(outcome: Outcome, scene: Scene, write: bool, rule: str) -> None:
     """The best setting of each method by the rule, printed, and written with its provenance."""
     results = outcome.results
-    scores = results.scores[results.scores["metric"] == "dino"].groupby("run_id", observed=True)["value"].mean()
-    runs = results.runs.assign(dino=results.runs["run_id"].map(scores).astype(float))
+    scores = results.scores.groupby(["run_id", "metric"], observed=True)["value"].mean().unstack().astype(float)
+    runs = results.runs.join(scores[["dino", "clip_t"]], on="run_id")
     runs["diverged"] = runs["status"] == "diverged"
     keys = ["method", "options", "lr", "boundary"]
     tried = (
         runs.groupby(keys, dropna=False, sort=False)
-        .agg(dino=("dino", "mean"), diverged=("diverged", "sum"), num_subjects=("subject", "nunique"))
+        .agg(
+            dino=("dino", "mean"),
+            clip_t=("clip_t", "mean"),
+            diverged=("diverged", "sum"),
+            num_subjects=("subject", "nunique"),
+        )
         .reset_index()
+        .assign(sum=lambda frame: frame["dino"] + frame["clip_t"])
     )
     show(tried.drop(columns="options").rename(columns={"method": "series"}))
-    best = tried[tried["diverged"] == 0].sort_values("dino", ascending=False).drop_duplicates(["method", "options"])
+    best = tried[tried["diverged"] == 0].sort_values("sum", ascending=False).drop_duplicates(["method", "options"])
     if best.empty:
         raise BadInput("every setting tried diverged: give smaller --rates")
     for _, row in best.iterrows():
-        rates = tried.loc[tried["method"] == row["method"], "lr"]
-        edge = " (at the edge of the grid: give wider --rates)" if row["lr"] in (rates.min(), rates.max()) else ""
-        print(f"{row['method']}: lr {row['lr']:g}{_boundary(row)}, DINO {row['dino']:.3f}{edge}")
+        print(
+            f"{row['method']}: lr {row['lr']:g}{_boundary(row)}, DINO {row['dino']:.3f}, CLIP-T {row['clip_t']:.3f}"
+            f"{_edge(row, tried[tried['method'] == row['method']])}"
+        )
     _write(outcome.folder, None, {"tuning": tried})
     if write:
         write_rates(
             scene.model_name if scene.model_name == "pocket" else Path(scene.setting.model).name,
             _table(scene, best, runs, rule),
         )
+
+
+def _edge(best: pd.Series, tried: pd.DataFrame) -> str:
+    """A word where the best setting lies at an end of what was tried: there may be a better one beyond."""
+    ends = [name for name in ("lr", "boundary") if best[name] in (tried[name].min(), tried[name].max())]
+    return f" (at the edge of the grid of {' and '.join(ends)}: try a wider one)" if ends else ""
 
 
 def _boundary(row: pd.Series) -> str:
@@ -219,9 +240,14 @@ def _table(scene: Scene, best: pd.DataFrame, runs: pd.DataFrame, rule: str) -> d
         if row["options"] != parse_method(row["method"]).canonical:
             continue  # rates of unusual options are printed, not kept as the method's
         own = {} if pd.isna(row["boundary"]) else {"lr_lambda": float(row["lr"]), "boundary": float(row["boundary"])}
-        methods[row["method"]] = {"lr": float(row["lr"]), **own, "dino": round(float(row["dino"]), 4)}
+        methods[row["method"]] = {
+            "lr": float(row["lr"]),
+            **own,
+            "dino": round(float(row["dino"]), 4),
+            "clip_t": round(float(row["clip_t"]), 4),
+        }
     return {
-        "model_hash": scene.model_hash, "rule": rule, "command": f"python sweeps/base_lr.py {shlex.join(sys.argv[1:])}".strip(),
+        "model_hash": scene.model_hash, "rule": rule, "command": command(),
         "date": datetime.date.today().isoformat(), "machine": processor(), "steps": int(runs["steps"].max()),
         "rank": int(runs["rank"].max()), "subjects": sorted(runs["subject"].unique()),
         "seeds": [int(seed) for seed in sorted(runs["seed"].unique())],

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -25,6 +27,8 @@ from analysis import (
     weight_norms,
 )
 from analysis.load import Results
+from figures.panels import by_row, legend_columns, spread
+from figures.style import BACKGROUND, multiplier_text
 from tests.make_runs import BASE_SCORE, Shape, make_runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,13 +103,45 @@ def test_fig2_with_one_subject_has_no_band_and_says_so(results: Results) -> None
 
 
 def test_fig2_background_is_named_and_not_repeated(results: Results) -> None:
-    own, all_ = robustness(results.select(method="delora")), robustness(results)
-    figure = figures.fig2_lr_robustness.draw(own, all_)
-    labels = [line.get_label() for line in axes_of(figure, "dino").lines]
-    assert labels.count("DeLoRA") == 1
-    text = words_of(figure)
-    assert "LoRA" in text
-    assert "DoRA" in text
+    own, every = robustness(results.select(method="delora")), robustness(results)
+    figure = figures.fig2_lr_robustness.draw(own, every)
+    lines = {line.get_label(): line for line in axes_of(figure, "dino").lines}
+    assert {"DeLoRA", "_LoRA", "_DoRA"} <= set(lines)
+    assert "_DeLoRA" not in lines
+    assert lines["_LoRA"].get_color() == lines["_DoRA"].get_color() == BACKGROUND
+    assert lines["_LoRA"].get_linestyle() != lines["_DoRA"].get_linestyle()
+    rows = every.scores.query("series == 'LoRA' and metric == 'dino'")
+    np.testing.assert_allclose(line_of(axes_of(figure, "dino"), "_LoRA"), rows[["multiplier", "mean"]].astype(float))
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [name for name in named if "LoRA (n" in name or "DoRA (n" in name] == [
+        "DeLoRA (n = 3)", "LoRA (n = 3)", "DoRA (n = 3)",
+    ]  # fmt: skip
+    assert figure.legends[0].get_title().get_text().endswith("grey: earlier runs")
+    ends = [text.get_text() for text in axes_of(figure, "distance").texts]
+    assert sorted(ends) == ["DeLoRA", "DoRA", "LoRA"], "every curve has its name at its right end"
+
+
+def test_fig2_plateaus_run_from_edge_to_edge_and_open_ones_are_lower_bounds(tmp_path: Path) -> None:
+    shapes = {"lora": Shape(gain=-0.5), "dora": Shape(-1, 1, 0.5), "delora": Shape(-9, 9)}
+    curves = robustness(load(make_runs(tmp_path, shapes=shapes)))
+    strip = axes_of(figures.fig2_lr_robustness.draw(curves), "plateau")
+    texts = [text.get_text() for text in strip.texts]
+    assert "never above the base" in texts
+    assert "≥ 6.0 [6.0, 6.0]" in texts
+    assert "2.2 [2.2, 2.2]" in texts
+    np.testing.assert_allclose(line_of(strip, "_DoRA")[:, 0], [2**-1.1, 2**1.1], rtol=1e-3)
+    np.testing.assert_allclose(line_of(strip, "_DeLoRA")[:, 0], strip.get_xlim())
+    assert [line.get_marker() for line in strip.lines if line.get_marker() in "<>"] == ["<", ">"]
+
+
+def test_fig2_a_wide_band_does_not_flatten_the_curves(tmp_path: Path) -> None:
+    """Two subjects: t of one degree of freedom is 12.7, and the band many times as high as the curves."""
+    curves = robustness(load(make_runs(tmp_path, subjects=("cat", "dog"), subject_sd=0.1, noise_sd=0.02)))
+    ax = axes_of(figures.fig2_lr_robustness.draw(curves), "dino")
+    dino = curves.scores[curves.scores["metric"] == "dino"]
+    assert (dino["high"] - dino["low"]).max() > 2 * np.ptp(ax.get_ylim())
+    assert np.ptp(dino["mean"].astype(float)) > 0.3 * np.ptp(ax.get_ylim())
+    assert ax.get_ylim()[0] < dino["mean"].min() < dino["mean"].max() < ax.get_ylim()[1]
 
 
 def test_fig2_refuses_nothing(results: Results) -> None:
@@ -165,6 +201,61 @@ def test_sheet_has_a_picture_for_every_cell(tmp_path: Path) -> None:
     assert shown == 3 * (1 + 1 + 2), "own picture, base, two multipliers for each of three subjects"
     for subject in own:
         assert subject in words_of(figure)
+
+
+def test_sheet_says_scores_and_divergence(tmp_path: Path) -> None:
+    shapes = {"lora": Shape(diverges_from=4.0)}
+    frame = pictures(load(make_runs(tmp_path, shapes=shapes, multipliers=(1, 4), subjects=("cat",), pictures=True)))
+    figure = figures.picture_sheet.draw(frame)
+    (ax,) = figure.axes
+    wanted = [f"{value:.2f}" for value in frame.loc[~frame["diverged"], "value"]]
+    assert len(wanted) == 2
+    words = [text.get_text() for text in ax.texts]
+    assert set(wanted) | {"diverged", "×1", "×4", "cat"} <= set(words)
+    title = figure.texts[0].get_text().split("\n")
+    assert len(title) > 1, "a sheet of three tiles is too narrow for its title in one line"
+    assert "a sks cat on a blue background" in " ".join(title)
+    assert max(map(len, title)) * 0.085 < figure.get_figwidth()
+    dashed = [patch for patch in ax.patches if patch.get_linestyle() not in ("-", "solid")]
+    assert len(dashed) == 1
+
+
+def test_sheet_names_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    frame = pictures(load(make_runs(tmp_path, multipliers=(1,), pictures=True)))
+    file = Path(frame["file"].iloc[-1])
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(BadInput, match=str(file)):
+        figures.picture_sheet.draw(frame)
+
+
+# Labels and legends.
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=9))
+def test_labels_keep_apart_in_order_and_inside(places: list[float]) -> None:
+    moved = np.array(spread(places, 10.0, 0.0, 100.0))
+    order = np.argsort(places, kind="stable")
+    assert (np.diff(moved[order]) >= 10.0 - 1e-9).all()
+    assert moved.min() >= -1e-9
+    assert moved.max() <= 100.0 + 1e-9
+
+
+def test_labels_that_are_apart_stay() -> None:
+    assert spread([50.0, 10.0, 80.0], 10.0, 0.0, 100.0) == pytest.approx([50.0, 10.0, 80.0])
+
+
+def test_legend_is_read_row_by_row() -> None:
+    """matplotlib fills columns from the left, the longer ones first."""
+    items = list("abcdefg")
+    columns = np.array_split(by_row(items, 3), 3)
+    assert ["".join(column) for column in columns] == ["adg", "be", "cf"]
+    assert legend_columns(["x" * 60] * 4, 11.0) == 2
+    assert legend_columns(["LoRA (n = 8)"] * 5, 11.0) == 5
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.25, "1/4"), (0.3, "0.3"), (1.0, "1"), (32.0, "32"), (1 / 3, "1/3")])
+def test_multipliers_are_written_as_people_write_them(value: float, text: str) -> None:
+    assert multiplier_text(value) == text
 
 
 # Saving.

@@ -1,4 +1,4 @@
-"""Names of curves, runs under another call's multiplier, divergence in time, and the settings that keep runs apart."""
+"""Names of curves, and runs that are out of the ordinary: renamed, diverged half-way, unfinished, with many pictures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from scipy import stats
 
-from adapters import METHODS
-from analysis import export_compact, gauge_curve, load, score_curve, subject_distances, subject_scores
+from adapters import METHODS, BadInput
+from analysis import distance_curve, gauge_curve, load, pictures, score_curve, subject_distances, subject_scores
 from analysis.series import base_rates, method_label
 from tests.make_runs import BASE_SCORE, GAIN, Shape, make_runs
 
@@ -111,13 +112,25 @@ def test_unfinished_runs_are_left_out_and_the_count_says_so(tmp_path: Path) -> N
     assert curve.groupby("multiplier")["num_subjects"].unique().map(list).to_dict() == {1.0: [3], 2.0: [2]}
 
 
-def test_a_second_copy_of_a_compact_copy_is_the_same(tmp_path: Path) -> None:
-    results = load(make_runs(tmp_path / "runs", shapes={"lora": Shape(), "delora": Shape()}, multipliers=(1.0, 2.0)))
-    export_compact(results, tmp_path / "one")
-    export_compact(load(tmp_path / "one"), tmp_path / "two")
-    for find in (subject_scores, subject_distances, gauge_curve):
-        pd.testing.assert_frame_equal(find(load(tmp_path / "one")), find(load(tmp_path / "two")))
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
-        "dynamics_final.parquet", "matrices.parquet", "norms.parquet", "runs.parquet", "scores.parquet",
-        "trajectories.parquet",
-    ]  # fmt: skip
+def test_distances_of_subjects_are_averaged_by_their_logarithms(tmp_path: Path) -> None:
+    results = load(make_runs(tmp_path, multipliers=(1.0,)))
+    frame, subjects = results.final_dynamics, results.runs.set_index("run_id")["subject"]
+    times = frame["run_id"].astype(str).map(subjects).map({"cat": 1.0, "dog": 10.0, "owl": 100.0})
+    results.__dict__["final_dynamics"] = frame.assign(distance_rel=frame["distance_rel"] * times)
+    (row,) = distance_curve(results).to_dict("records")
+    each = subject_distances(results)["value"]
+    assert row["mean"] == pytest.approx(stats.gmean(each), rel=1e-5)
+    assert row["low"] > 0
+
+
+def test_one_picture_of_several_is_taken_by_its_number(tmp_path: Path) -> None:
+    results = load(make_runs(tmp_path, multipliers=(1.0,), subjects=("cat",), pictures=True))
+    for path in results.all_runs["path"]:
+        index = Path(path) / "images" / "index.json"
+        rows = json.loads(index.read_text())
+        again = [row | {"file": row["file"].replace(".png", "-again.png")} for row in rows]
+        index.write_text(json.dumps([row for pair in zip(rows, again, strict=True) for row in pair]))
+    names = [[Path(file).name for file in pictures(results, prompt=1, image=image)["file"]] for image in (0, 1)]
+    assert names == [["001.png"] * 2, ["001-again.png"] * 2]
+    with pytest.raises(BadInput, match="picture 2 of prompt 1"):
+        pictures(results, prompt=1, image=2)

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from analysis.statistics import (
+    expanded_tail,
     log_interval,
     paired_difference,
     studentised_bootstrap,
@@ -93,3 +94,18 @@ def test_bootstrap_of_few_subjects_gives_no_interval() -> None:
     low, high = subject_bootstrap(lambda draws: draws.mean(axis=1, keepdims=True), 1)
     assert np.isnan(low).all()
     assert np.isnan(high).all()
+
+
+@pytest.mark.parametrize("size", [2, 4, 8, 100])
+def test_percentiles_are_moved_out_for_few_subjects(size: int) -> None:
+    """Hesterberg 2015, doi 10.1080/00031305.2015.1089789: alpha' / 2 = Phi(-sqrt(n / (n - 1)) t_{n-1})."""
+    expected = stats.norm.cdf(-np.sqrt(size / (size - 1)) * stats.t.ppf(0.975, size - 1))
+    assert expanded_tail(size) == pytest.approx(expected, rel=1e-6)
+    assert expanded_tail(size) < 0.025
+
+
+def test_bootstraps_depend_on_their_seed_only() -> None:
+    values = np.random.default_rng(3).normal(0, 1, 9)
+    assert studentised_bootstrap(values, seed=1) == studentised_bootstrap(values, seed=1)
+    assert studentised_bootstrap(values, seed=1) != studentised_bootstrap(values, seed=2)
+    assert studentised_bootstrap(values, 0.99).high > studentised_bootstrap(values, 0.8).high
