@@ -53,7 +53,7 @@ format: $(VENV)/.plateau-test ## put style and format right
 
 evidence: $(VENV)/.plateau-run ## the figure in the README: four methods over eight rates, an hour or two on a CPU
 	$(BIN)/python sweeps/lr_robustness.py --method lora dora delora etherplus \
-		--multipliers 0.25 0.5 1 2 4 8 16 32 --sweep evidence --docs docs/evidence $(ARGS)
+		--multipliers 0.25 0.5 1 2 4 8 16 32 --subjects 8 --sweep evidence --docs docs/evidence $(ARGS)
 
 pocket: $(VENV)/.plateau-run ## remake the pocket pipeline from its picture packages (needs npm, hours)
 	$(BIN)/python -m training.pocket.build $(ARGS)

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from adapters import METHODS, BadInput
-from analysis.load import BASE_KEY, ENDED, METRICS, Results
+from analysis.folders import ENDED
+from analysis.load import BASE_KEY, METRICS, Results
+from analysis.series import by_number
 from analysis.statistics import Interval, log_interval, paired_difference, t_interval
 
 __all__ = [
@@ -139,7 +141,7 @@ def paired_curve(table: pd.DataFrame, a: str, b: str, x: str = "multiplier") -> 
         x: the column along which they are compared.
 
     Returns:
-        Rows x, metric (if the table has it), mean, low, high, num_subjects.
+        Rows metric (if the table has it), x, mean, low, high, num_subjects; DINO first.
 
     Raises:
         BadInput: if a series is not in the table.
@@ -147,16 +149,14 @@ def paired_curve(table: pd.DataFrame, a: str, b: str, x: str = "multiplier") -> 
     for name in (a, b):
         if name not in set(table["series"]):
             raise BadInput(f"no series {name!r}; allowed: {', '.join(map(str, table['series'].unique()))}")
-    keys = [x, "metric"] if "metric" in table else [x]
-    first, second = (table[table["series"] == name].set_index([*keys, "subject"])["value"] for name in (a, b))
-    rows = []
-    for key, group in first.groupby(keys, sort=True):
-        key = key if isinstance(key, tuple) else (key,)
-        other = second[[index[:-1] == key for index in second.index]]
-        if len(other):
-            drop = list(range(len(keys)))
-            rows.append([*key, *paired_difference(group.droplevel(drop), other.droplevel(drop))])
-    return pd.DataFrame(rows, columns=[*keys, *Interval._fields])
+    keys = ["metric", x] if "metric" in table else [x]
+    first, second = (table.loc[table["series"] == name, [*keys, "subject", "value"]] for name in (a, b))
+    pairs = first.merge(second, on=[*keys, "subject"], suffixes=("_a", "_b"))
+    rows = [
+        [*key, *paired_difference(group.set_index("subject")["value_a"], group.set_index("subject")["value_b"])]
+        for key, group in pairs.groupby(keys, sort=False, observed=True)
+    ]
+    return in_order(pd.DataFrame(rows, columns=[*keys, *Interval._fields]), x)
 
 
 def base_line(results: Results) -> pd.DataFrame:
@@ -183,16 +183,16 @@ def summarise(
 
 
 def in_order(frame: pd.DataFrame, x: str) -> pd.DataFrame:
-    """Sort by method (as registered), series, metric (DINO first), and x."""
+    """Sort by method (as registered), series (numbers in their order), metric (DINO first), and x."""
     ranks = {name: number for number, name in enumerate([*METHODS, *METRICS])}
-    keys = ["method", "series", *(["metric"] if "metric" in frame else []), x]
+    keys = [name for name in ("method", "series", "metric", x) if name in frame]
 
     def rank(column: pd.Series) -> pd.Series:
-        return (
-            column.astype(object).map(lambda v: ranks.get(v, len(ranks)))
-            if column.name in ("method", "metric")
-            else column
-        )
+        if column.name == "series":
+            return column.map(by_number)
+        if column.name in ("method", "metric"):
+            return column.astype(object).map(lambda name: ranks.get(name, len(ranks)))
+        return column
 
     return frame.sort_values(keys, key=rank, kind="stable", ignore_index=True)
 

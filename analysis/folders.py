@@ -13,6 +13,7 @@ import pandas as pd
 from adapters import BadInput
 from training.store import COLUMNS, RunFolder, find_runs, read_table
 
+ENDED = ("finished", "diverged")
 # Columns of the runs' frame that are there even where no run has them.
 RUN_COLUMNS = (
     "run_id", "sweep", "path", "method", "options", "rank", "subject", "seed", "steps", "lr", "lr_lambda",
@@ -34,8 +35,8 @@ class FolderSource:
         folders = find_runs(root)
         if not folders:
             raise BadInput(f"no runs in {root}: train some with python sweeps/lr_robustness.py, or name another folder")
-        read = [(folder, folder.read()) for folder in folders]
-        self.folders = {folder.run_id: folder for folder in folders}
+        read = furthest([(folder, folder.read()) for folder in folders])
+        self.folders = {folder.run_id: folder for folder, _ in read}
         self.runs = runs_frame([run_row(folder, run) for folder, run in read])
         self.matrices = matrices_frame(
             [{"run_id": folder.run_id, **matrix} for folder, run in read for matrix in run.get("matrices") or []]
@@ -108,6 +109,16 @@ class FolderSource:
         if not sum(len(frame) for frame in frames):
             return pd.DataFrame({"run_id": pd.Series(dtype=str), **{name: pd.Series(dtype=float) for name in columns}})
         return concat_runs(names, frames)
+
+
+def furthest(read: Sequence[tuple[RunFolder, dict[str, Any]]]) -> list[tuple[RunFolder, dict[str, Any]]]:
+    """One folder for each run: of a run that stands in several sweeps, the first that ended, or else the first."""
+    kept: dict[str, tuple[RunFolder, dict[str, Any]]] = {}
+    for folder, run in read:
+        before = kept.get(folder.run_id)
+        if before is None or (before[1].get("status") not in ENDED and run.get("status") in ENDED):
+            kept[folder.run_id] = (folder, run)
+    return list(kept.values())
 
 
 def concat_runs(names: Sequence[str], frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

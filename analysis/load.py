@@ -16,7 +16,6 @@ from analysis.folders import FolderSource
 from analysis.series import name_series
 
 BASE = "base"
-ENDED = ("finished", "diverged")
 METRICS = ("dino", "clip_i", "clip_t")
 # The fields in which an untouched base's run must agree with a run that is compared with it (`Cell.base`).
 BASE_KEY = (

@@ -7,7 +7,9 @@ import re
 import pandas as pd
 
 from adapters import METHODS, BadInput
-from analysis.load import BASE, ENDED, Results
+from analysis.folders import ENDED
+from analysis.load import BASE, Results
+from analysis.series import by_number
 
 AXES = {"columns": "colnorm", "rows": "rownorm"}
 BEFORE = "untouched base"
@@ -38,7 +40,7 @@ def weight_norms(results: Results, axis: str = "columns") -> pd.DataFrame:
     norms = norms.merge(results.matrices[["run_id", "matrix", "block", "attention", "kind"]], on=["run_id", "matrix"])
     rows = pd.concat([_before(norms), _after(norms, results)], ignore_index=True)
     methods = {name: number for number, name in enumerate([BASE, *METHODS])}
-    place = {"method": methods.get, "block": block_order}
+    place = {"method": methods.get, "series": by_number, "block": block_order}
     return rows.sort_values(
         ["method", "series", "multiplier", "block"], kind="stable", ignore_index=True,
         key=lambda column: column.map(place[column.name]) if column.name in place else column,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from adapters import METHODS, BadInput
-from analysis.load import BASE, ENDED, Results
+from analysis.folders import ENDED
+from analysis.load import BASE, Results
+from analysis.series import by_number
 
 
 def pictures(
@@ -53,6 +55,10 @@ def pictures(
     place = rows["method"].map({name: number for number, name in enumerate([BASE, *METHODS])})
     return (
         rows.assign(place=place)
-        .sort_values(["place", "series", "subject", "multiplier", "seed", "step"], ignore_index=True)
+        .sort_values(
+            ["place", "series", "subject", "multiplier", "seed", "step"],
+            ignore_index=True,
+            key=lambda column: column.map(by_number) if column.name == "series" else column,
+        )
         .drop(columns="place")
     )

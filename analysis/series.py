@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from adapters import METHODS
@@ -60,7 +62,7 @@ def method_label(method: str, options: Any = "") -> str:
 
 
 def base_rates(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rates at multiplier 1, columns base_lr, base_lr_lambda, base_lr_magnitude, to 6 digits.
+    """The rates at multiplier 1, columns base_lr, base_lr_lambda, base_lr_magnitude; rates that agree to 1e-4 are one.
 
     A rate that the label `scale` leaves alone ("lambda" or "factors" instead of "both") is its own base rate.
     """
@@ -69,9 +71,20 @@ def base_rates(runs: pd.DataFrame) -> pd.DataFrame:
     columns = {}
     for rate, part in RATES.items():
         scaled = scale.isin(["both", part]) | ((part == "magnitude") & (scale == "factors"))
-        base = runs[rate].astype(float) / multiplier.where(scaled, 1.0)
-        columns[f"base_{rate}"] = base.map(lambda value: float(f"{value:.6g}"))
+        columns[f"base_{rate}"] = merge_close(runs[rate].astype(float) / multiplier.where(scaled, 1.0))
     return pd.DataFrame(columns, index=runs.index)
+
+
+def merge_close(values: pd.Series, tolerance: float = 1e-4) -> pd.Series:
+    """Give numbers that agree to `tolerance`, relative, the value of the smallest of them; NaN stays.
+
+    A cell keeps 6 digits of its rate, so that one base rate comes back differently from different multipliers.
+    """
+    known = values.dropna()
+    order = np.sort(known.unique())
+    starts = order[np.diff(order, prepend=-np.inf) > tolerance * np.abs(order)]
+    place = np.searchsorted(starts, known, side="right") - 1
+    return pd.Series(starts[place], known.index, dtype=float).reindex(values.index)
 
 
 def name_series(runs: pd.DataFrame) -> pd.Series:
@@ -95,6 +108,11 @@ def name_series(runs: pd.DataFrame) -> pd.Series:
             if setting in group and group[setting].map(_key).nunique() > 1:
                 result[group.index] += ", " + group[setting].map(lambda value, text=text: text.format(_short(value)))
     return result
+
+
+def by_number(name: Any) -> str:
+    """Sort key of a name in which numbers stand in their order: 4x before 16x."""
+    return re.sub(r"\d+(\.\d+)?", lambda number: f"{float(number[0]):020.9f}", str(name))
 
 
 def _key(value: Any) -> str:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adapters import BadInput
-from figures.panels import by_row, legend_columns, series_handle
+from figures.panels import by_row, legend_columns, make_room, series_handle
 from figures.style import INK, MUTED, Look, looks, new_figure, styled
 
 KINDS = {"to_q": "Q", "to_k": "K", "to_v": "V", "to_out": "Out", "to_out.0": "Out"}
@@ -141,8 +141,9 @@ def _draw_legends(figure: Figure, bars: Axes, after: pd.DataFrame, styles: dict[
         handles.append(series_handle("", styles[str(series)]._replace(line_style="none")))
         labels.append(f"{series} (n = {runs} run{'s' if runs > 1 else ''})")
     columns = legend_columns(labels, figure.get_figwidth())
+    make_room(figure, len(labels), columns)
     figure.legend(
         by_row(handles, columns), by_row(labels, columns), loc="outside upper left", ncols=columns, alignment="left",
         title_fontsize=8.5,
-        title="Whiskers: standard deviation inside a matrix, mean over the block's matrices",
+        title="Bars: untouched base; whiskers: s.d. inside a matrix, mean over the block's matrices",
     )  # fmt: skip

@@ -80,5 +80,5 @@ def _draw_differences(ax: Axes, differences: pd.DataFrame, first: str, second: s
     ax.set_ylabel(f"{first} − {second}")
     pairs = [int(n) for n in (differences["num_subjects"].min(), differences["num_subjects"].max())]
     count = f"n = {pairs[0]}" if pairs[0] == pairs[1] else f"n = {pairs[0]} to {pairs[1]}"
-    ax.set_title("paired difference: " + (f"{count} pairs" if pairs[1] > 1 else "one pair, no interval"))
+    ax.set_title("paired difference" + (f" [95 %]: {count} pairs" if pairs[1] > 1 else ": one pair, no interval"))
     return marks

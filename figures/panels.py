@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from figures.style import ALARM, BACKGROUND, INK, MUTED, Look, count_text
+from figures.style import ALARM, BACKGROUND, INK, MARGIN_OCTAVES, MUTED, Look, count_text
 
 BASE_DASHES = (0, (6, 2.2))
+LEGEND_ROW_IN = 0.18
 
 
 def draw_curves(ax: Axes, frame: pd.DataFrame, x: str, styles: Mapping[str, Look], *, markers: bool = True) -> None:
@@ -28,6 +29,8 @@ def draw_curves(ax: Axes, frame: pd.DataFrame, x: str, styles: Mapping[str, Look
         if (curve["num_subjects"] > 1).any():
             low, high = (curve[end].astype(float).to_numpy() for end in ("low", "high"))
             ax.fill_between(curve[x], low, high, color=look.color, alpha=alpha, lw=0, zorder=2, label=f"_band {series}")
+            if len(curve) == 1:  # a band has no width there
+                ax.vlines(curve[x], low, high, color=look.color, lw=1.2, zorder=2.8, label=f"_bar {series}")
         lost = curve[curve["num_diverged"] > 0]
         if len(lost) and markers:
             ax.plot(
@@ -44,11 +47,11 @@ def limit_to_means(ax: Axes, frames: Sequence[pd.DataFrame], base: float = np.na
     means = _shown(scale, [base], *(frame["mean"] for frame in frames))
     if not len(means):
         return
-    reach = 0.5 * max(float(np.ptp(means)), 1e-3 * float(np.abs(means).max()), 1e-9)
+    reach = 0.5 * max(float(np.ptp(means)), 1e-2 * float(np.abs(means).max())) or 0.01
     low, high = (_shown(scale, *(frame[end] for frame in frames if end in frame)) for end in ("low", "high"))
     bottom = max(min([*low, *means]), float(means.min()) - reach)
     top = min(max([*high, *means]), float(means.max()) + reach)
-    room = 0.06 * (top - bottom)
+    room = 0.06 * (top - bottom) or reach
     ax.set_ylim(*scale.inverted().transform([bottom - room, top + room]))
 
 
@@ -113,11 +116,11 @@ def draw_plateaus(ax: Axes, plateaus: pd.DataFrame, styles: Mapping[str, Look]) 
 
 
 def _draw_bar(ax: Axes, place: int, row: Mapping[Any, Any], look: Look) -> None:
-    """One plateau; an open end runs on to the axis' border and ends there in an arrow."""
+    """One plateau; an open end runs on a little beyond the last multiplier that was tried and ends there in an arrow."""
     ends = [row["low_edge"], row["high_edge"]]
     for side, (name, head) in enumerate((("open_low", "<"), ("open_high", ">"))):
         if row[name]:
-            ends[side] = ax.get_xlim()[side]
+            ends[side] *= 2 ** (MARGIN_OCTAVES if side else -MARGIN_OCTAVES)
             ax.plot([ends[side]], [place], marker=head, color=look.color, ms=9, mew=0, clip_on=False, zorder=4)
     color: dict[str, Any] = {"color": look.color}
     ax.plot(ends, [place, place], lw=5, solid_capstyle="butt", zorder=3, label=f"_{row['series']}", **color)
@@ -139,7 +142,7 @@ def label_ends(
 
     Args:
         ax: the axes, its limits final.
-        ends: (x, y, name, colour) of the last point of each curve.
+        ends: (x, y, name, colour) of the last point of each curve; none is named if there are more than fit.
         gap_pt: smallest distance between two lines of text.
         fontsize: of the text.
     """
@@ -150,6 +153,8 @@ def label_ends(
     scale = 72 / figure.dpi
     height = ax.get_window_extent().height * scale
     bottom = ax.get_window_extent().y0
+    if gap_pt * len(ends) > height:
+        return  # more names than the panel has lines: they stand in the legend
     places = [(float(ax.transData.transform((x, y))[1]) - bottom) * scale for x, y, _, _ in ends]
     for place, (x, y, name, color) in zip(spread(places, gap_pt, 3.0, height - 3.0), ends, strict=True):
         at = (float(ax.transData.transform((x, y))[1]) - bottom) * scale
@@ -212,7 +217,9 @@ def draw_legend(
             look = styles[str(series)]._replace(color=BACKGROUND, face=BACKGROUND)
             handles.append(series_handle(f"{series} ({count_text(curve)})", look, width=1.2))
     columns = legend_columns([str(handle.get_label()) for handle in handles], figure.get_figwidth())
-    text = band_text(frame) + ("; grey: earlier runs" if behind is not None else "")
+    cut = "; bands end at a panel's edge" if any(cuts_a_band(ax) for ax in figure.axes) else ""
+    text = band_text(frame) + cut + ("; grey: earlier runs" if behind is not None else "")
+    make_room(figure, len(handles), columns)
     figure.legend(
         handles=by_row(handles, columns), loc="outside upper left", ncols=columns, title=text, title_fontsize=8.5,
         alignment="left", columnspacing=1.6, handlelength=2.6,
@@ -230,6 +237,12 @@ def legend_columns(labels: Sequence[str], width_in: float) -> int:
     return max(columns, 1)
 
 
+def make_room(figure: Figure, num_entries: int, columns: int) -> None:
+    """Make a figure higher by what a legend has beyond two rows, so that its panels keep their height."""
+    rows = -(-num_entries // columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW_IN * max(rows - 2, 0))
+
+
 def by_row(items: Sequence[Any], columns: int) -> list[Any]:
     """Order items so that a legend, which fills its columns from the left, shows them row by row."""
     return [item for start in range(columns) for item in items[start::columns]]
@@ -240,6 +253,14 @@ def band_text(frame: pd.DataFrame) -> str:
     if frame["num_subjects"].max() < 2:
         return "One subject: no interval"
     return "Means over subjects, bands: 95 % t intervals (the subject is the unit)"
+
+
+def cuts_a_band(ax: Axes) -> bool:
+    """Whether a band runs on beyond the panel (`limit_to_means`)."""
+    low, high = ax.get_ylim()
+    bands = [c for c in ax.collections if str(c.get_label()).startswith("_band")]
+    heights = [np.asarray(path.vertices, dtype=float)[:, 1] for band in bands for path in band.get_paths()]
+    return any(bool(((height < low) | (height > high)).any()) for height in heights)
 
 
 def series_handle(label: str, look: Look, width: float = 1.8) -> Line2D:

@@ -28,6 +28,7 @@ METRIC_TITLES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
 LINE_STYLES = ("-", "--", "-.", ":")
 SPARE_COLORS = ("#56B4E9", "#000000", "#8C6D31", "#7A5195", "#999933")
 SPARE_MARKERS = ("P", "X", "h", "*", "p")
+MARGIN_OCTAVES = 0.35  # between the outermost multipliers and the axis' ends
 DPI = 180
 
 RC = {
@@ -136,7 +137,7 @@ def multiplier_axis(ax: Axes, values: Sequence[float], label: str = "multiple of
     ax.set_xscale("log", base=2)
     ax.set_xticks(grid[:: 1 + (len(grid) - 1) // 12], [multiplier_text(v) for v in grid[:: 1 + (len(grid) - 1) // 12]])
     ax.minorticks_off()
-    ax.set_xlim(grid[0] / 2**0.35, grid[-1] * 2**0.35)
+    ax.set_xlim(grid[0] / 2**MARGIN_OCTAVES, grid[-1] * 2**MARGIN_OCTAVES)
     ax.set_xlabel(label)
 
 

@@ -1,8 +1,9 @@
 """Find each method's base rate on a model: the same number of trials for each, on the tuning subjects alone.
 
 The rule: of the settings tried, the one with the highest mean of DINO + CLIP-T over the tuning subjects at the last step;
-a setting at which any run diverged is out. DINO alone would choose rates at which the prompt is forgotten. LoRA, DoRA and ETHER+ are tried at twelve rates, DeLoRA at four rates of B and A times
-three starts of lambda; lambda's rate is that of B and A.
+a setting at which any run diverged is out. DINO alone would choose rates at which the prompt is forgotten. LoRA, DoRA and
+ETHER+ are tried at twelve rates, DeLoRA at four rates of B and A times three starts of lambda; lambda's rate is that of B
+and A.
 
     python sweeps/base_lr.py --method lora dora delora etherplus
 """
@@ -31,7 +32,7 @@ class TuningOptions(Options):
     """Rates tried for methods without a boundary."""
     boundary_rates: tuple[float, ...] = (0.001, 0.004, 0.016, 0.064)
     """Rates of B and A tried for methods with a boundary, each with every start of it."""
-    boundaries: tuple[float, ...] = (1.0, 4.0, 16.0)
+    boundaries: tuple[float, ...] = (4.0, 16.0, 64.0)
     """Starts of lambda tried for DeLoRA."""
     write: bool = True
     """Write the rates found to `sweeps/base_rates.toml`."""

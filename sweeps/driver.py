@@ -13,8 +13,9 @@ from analysis import Results, load
 from slurm import submit
 from slurm.calibrate import Calibration, calibrate
 from slurm.job import Setting, read_spec
-from sweeps.grid import Plan, Planned, Scene, base_cells, check_ended, open_sweep
+from sweeps.grid import Planned, Scene, base_cells
 from sweeps.options import Options, Stopped
+from sweeps.plan import Plan, check_ended, open_sweep
 from sweeps.progress import ProgressDisplay, duration
 from training.cell import BASE
 from training.store import ENDED, RunFolder

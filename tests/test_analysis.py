@@ -187,6 +187,8 @@ def test_pairs_take_the_subjects_out(tmp_path: Path) -> None:
     row = difference[(difference["metric"] == "dino") & (difference["multiplier"] == 4.0)].iloc[0]
     assert row["mean"] == pytest.approx(GAIN["dino"] * (TWO["lora"].height(4) - TWO["delora"].height(4)), abs=1e-5)
     assert row["high"] - row["low"] < 1e-4
+    assert list(difference["metric"].unique()) == ["dino", "clip_i", "clip_t"]
+    assert list(difference.loc[difference["metric"] == "dino", "multiplier"]) == list(GRID)
     with pytest.raises(BadInput, match="no series 'DoRA'"):
         paired_curve(subject_scores(results), "LoRA", "DoRA")
 

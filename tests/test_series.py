@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
@@ -36,6 +38,12 @@ def test_line_styles_keep_methods_of_one_figure_apart() -> None:
     assert METHODS["dora"].line_style != METHODS["dora-fixed"].line_style
 
 
+def test_numbers_in_names_stand_in_their_order(tmp_path: Path) -> None:
+    multipliers = (0.25, 2.0, 4.0, 16.0, 32.0)
+    curve = gauge_curve(load(make_runs(tmp_path, shapes={"lora": Shape()}, multipliers=multipliers)))
+    assert list(curve["series"].unique()) == ["LoRA, 0.25x", "LoRA, 2x", "LoRA, 4x", "LoRA, 16x", "LoRA, 32x"]
+
+
 def make_row(**changes: object) -> pd.DataFrame:
     """One run at 4 times its base rates 1e-3, 1e-2 and 1e-3."""
     rates = {"lr": 4e-3, "lr_lambda": 4e-2, "lr_magnitude": 4e-3}
@@ -53,6 +61,21 @@ def make_row(**changes: object) -> pd.DataFrame:
 def test_base_rates_are_those_at_one_whatever_is_scaled(scale: str, rates: dict[str, float]) -> None:
     found = base_rates(make_row(scale=scale, **rates)).iloc[0]
     assert found.to_dict() == pytest.approx({"base_lr": 1e-3, "base_lr_lambda": 1e-2, "base_lr_magnitude": 1e-3})
+
+
+@pytest.mark.parametrize("rate", [2**-10, 1 / 3000, 7e-4, 123456.5e-9])
+def test_rates_that_a_cell_keeps_to_six_digits_are_of_one_base_rate(rate: float) -> None:
+    """2^-10 is 0.0009765625, which six digits cannot hold: 1x, 2x and 3x of it come back as three numbers."""
+    rows = [make_row(multiplier=m, lr=float(f"{rate * m:.6g}")) for m in (0.25, 0.7, 1.0, 2.0, 3.0, 10.0)]
+    other = make_row(multiplier=1.0, lr=rate * 1.001)
+    found = base_rates(pd.concat([*rows, other], ignore_index=True))["base_lr"]
+    assert found[:6].nunique() == 1
+    assert found[0] == pytest.approx(rate, rel=1e-5)
+    assert found[6] != found[0]
+
+
+def test_methods_without_a_rate_have_none() -> None:
+    assert base_rates(make_row(lr_magnitude=None))["base_lr_magnitude"].isna().all()
 
 
 def test_a_run_is_renamed_when_it_goes_by_another_multiplier(tmp_path: Path) -> None:
@@ -95,6 +118,16 @@ def test_a_run_counts_as_any_other_before_the_step_at_which_it_diverged(tmp_path
     assert gauge["num_diverged"][10] == 3
 
 
+def test_gauges_of_a_run_that_wrote_nothing_more_stay(tmp_path: Path) -> None:
+    root = make_runs(tmp_path, shapes={"lora": Shape(diverges_from=4.0)}, multipliers=(1.0, 4.0), subjects=("cat",))
+    (part,) = root.glob("lr_robustness/*-x4-*/dynamics/*.parquet")
+    table = pq.read_table(part)
+    pq.write_table(table.filter(pc.less_equal(table["step"], 10)), part)
+    curve = gauge_curve(load(root)).query("series == 'LoRA, 4x'").set_index("step")["mean"]
+    assert curve.index.max() == 20
+    assert curve[20] == curve[10] > curve[5]
+
+
 def test_a_diverged_run_without_pictures_scores_as_the_base(tmp_path: Path) -> None:
     for path in make_diverging(tmp_path, dynamics=False).glob("lr_robustness/*/scores.parquet"):
         path.unlink()
@@ -110,6 +143,21 @@ def test_unfinished_runs_are_left_out_and_the_count_says_so(tmp_path: Path) -> N
     first.write_text(json.dumps(json.loads(first.read_text()) | {"status": "running"}))
     curve = score_curve(load(root))
     assert curve.groupby("multiplier")["num_subjects"].unique().map(list).to_dict() == {1.0: [3], 2.0: [2]}
+
+
+@pytest.mark.parametrize(
+    ("statuses", "read"),
+    [(("planned", "finished", "running"), 1), (("planned", "running"), 0), (("finished", "finished"), 0)],
+)
+def test_of_a_run_in_several_sweeps_the_first_that_ended_is_read(
+    statuses: tuple[str, ...], read: int, tmp_path: Path
+) -> None:
+    for sweep, status in zip("abc", statuses):
+        make_runs(tmp_path, multipliers=(1.0,), sweep=sweep, status=status)
+    results = load(tmp_path)
+    assert results.runs[["sweep", "status"]].drop_duplicates().to_numpy().tolist() == [["abc"[read], statuses[read]]]
+    if "finished" in statuses:
+        assert set(distance_curve(results)["num_subjects"]) == {3}
 
 
 def test_distances_of_subjects_are_averaged_by_their_logarithms(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from training.pocket.unet import make_scheduler, make_unet
 
 HERE = Path(__file__).parent
 DEFAULTS = {
-    "num_inference_steps": 12,
+    "num_inference_steps": 8,
     "guidance_scale": 4.0,
     "resolution": 64,
     "instance_prompt": "a {token} {cls}",

@@ -1,0 +1,73 @@
+"""Loss, gradient norm and rates of every step, for the store and for a progress display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from training.optimizer import PackedAdamW
+from training.store import RunFolder
+
+
+class _Step(NamedTuple):
+    step: int
+    losses: torch.Tensor
+    norms: torch.Tensor
+    rates: dict[str, list[float]]
+    seconds: float
+
+
+class StepLog:
+    """Loss, gradient norm and rates of every step, buffered on the device between flushes."""
+
+    def __init__(self, num_replicas: int) -> None:
+        self._rows: list[_Step] = []
+        self.last = [float("nan")] * num_replicas
+
+    def record(
+        self,
+        step: int,
+        losses: torch.Tensor,
+        norms: torch.Tensor,
+        optimizer: PackedAdamW,
+        factor: float,
+        seconds: float,
+    ) -> None:
+        """Keep one step."""
+        rates = {
+            name: [rate * factor for rate in optimizer.rates[role]]
+            for name, role in (("lr", "factors"), ("lr_lambda", "lambda"))
+            if role in optimizer.rates
+        }
+        self._rows.append(_Step(step, losses, norms, rates, seconds))
+
+    def last_losses(self) -> list[float]:
+        """Losses of the last step."""
+        if self._rows:
+            self.last = self._rows[-1].losses.tolist()
+        return self.last
+
+    def flush(self, folders: Sequence[RunFolder | None], last_step: int) -> None:
+        """Write one part for each run, and forget it."""
+        if not self._rows:
+            return
+        self.last_losses()
+        losses = torch.stack([row.losses for row in self._rows]).cpu().numpy()
+        norms = torch.stack([row.norms for row in self._rows]).cpu().numpy()
+        steps = np.array([row.step for row in self._rows], dtype=np.int32)
+        seconds = np.array([row.seconds for row in self._rows], dtype=np.float32)
+        for replica, folder in enumerate(folders):
+            if folder is not None:
+                columns = {
+                    "step": steps,
+                    "loss": losses[:, replica],
+                    "grad_norm": norms[:, replica],
+                    "seconds": seconds,
+                }
+                for name in self._rows[0].rates:
+                    columns[name] = np.array([row.rates[name][replica] for row in self._rows], dtype=np.float32)
+                folder.append("steps", columns, last_step)
+        self._rows.clear()
