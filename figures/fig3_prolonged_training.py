@@ -60,7 +60,7 @@ def draw(
         ax.set_xlabel("training step")
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     ring = Line2D([], [], ls="none", marker="o", ms=10, mfc="none", mew=1.3, color=MUTED, label="best step by DINO")
-    draw_legend(figure, scores, styles, marks=[ring])
+    draw_legend(figure, scores, styles, marks=[ring] if scores["step"].nunique() > 1 else [])
     label_ends(distance, _ends(distances, styles))
     if lambdas is not None and has_lambda:
         label_ends(figure.axes[-1], _ends(lambdas, styles))
@@ -79,10 +79,10 @@ def _draw_scores(ax: Axes, scores: pd.DataFrame, base: pd.DataFrame, metric: str
 
 
 def _mark_best(ax: Axes, scores: pd.DataFrame, styles: dict[str, Look]) -> None:
-    """A ring around every series' best mean, among the steps before any run diverged."""
+    """A ring around every series' best mean of several, among the steps before any run diverged."""
     for series, curve in scores.groupby("series", sort=False):
         whole = curve[curve["num_diverged"] == 0]
-        if whole.empty:
+        if whole.empty or len(curve) == 1:
             continue
         best = whole.loc[whole["mean"].idxmax()]
         ring: dict[str, Any] = {"ms": 12, "color": styles[str(series)].color, "label": f"_best {series}"}

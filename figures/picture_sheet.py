@@ -113,10 +113,10 @@ def _draw_tile(ax: Axes, place: tuple[float, float], tile: dict[str, Any] | None
         ax.text(x + TILE_IN / 2, y + TILE_IN / 2, "none", ha="center", va="center", color=MUTED, fontsize=8)
         return
     picture = read_picture(tile["file"])
-    small = max(picture.shape[:2]) < 128
+    small = max(picture.shape[:2]) < 128  # its pixels go into the PDF as they are
     limits = ax.get_xlim(), ax.get_ylim()
     ax.imshow(
-        picture, extent=(x, x + TILE_IN, y + TILE_IN, y), interpolation="nearest" if small else "antialiased", aspect="auto",
+        picture, extent=(x, x + TILE_IN, y + TILE_IN, y), interpolation="none" if small else "antialiased", aspect="auto",
         zorder=2,
     )  # fmt: skip
     ax.set(xlim=limits[0], ylim=limits[1])

@@ -36,7 +36,7 @@ from sweeps.rates import write_rates
 from training.provenance import commit
 from training.store import writing
 
-WIDTH = 132  # columns that the widest table needs; a narrower terminal wraps lines, and nothing is cut off
+WIDTH = 150  # columns that the widest table needs; a narrower terminal wraps lines, and nothing is cut off
 
 
 def show(frame: pd.DataFrame) -> None:
@@ -67,6 +67,8 @@ def report_robustness(outcome: Outcome, scene: Scene, background: Path | None, d
     save(figure, outcome.folder / "fig2_lr_robustness", docs)
     for name, sheet in sheets(results, scene).items():
         save(sheet, outcome.folder / name, docs)
+        if docs is not None:
+            (docs / f"{name}.pdf").unlink(missing_ok=True)  # in a repository a sheet's PNG is enough
     tables = {
         "summary": summary(curves),
         "plateau": curves.plateaus,
