@@ -185,7 +185,8 @@ def test_pack_and_alone_agree(method: str, studio: Path, parts: tuple, tmp_path:
         alone = train(studio, parts, tmp_path / "alone", [cell])[0]
         for name, tensor in weights(packed).items():
             other = weights(alone)[name]
-            assert (tensor - other).norm() <= 1e-4 * other.norm() + 1e-12, name
+            # Adam's first step is the sign of a gradient, and on random weights a few gradients are nothing but rounding.
+            assert (tensor - other).norm() <= 3e-4 * other.norm() + 1e-12, name
 
 
 def test_killed_pack_goes_on_bit_for_bit(
