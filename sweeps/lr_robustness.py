@@ -15,7 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from sweeps.options import Options, run_driver  # noqa: E402
 
 NAME = "lr_robustness"
-NUM_SUBJECTS = 8  # what three minutes on two cores allow at seven multipliers
+NUM_SUBJECTS = 6  # what three minutes on two cores allow at seven multipliers, with a margin
 EVIDENCE = Path(__file__).resolve().parents[1] / "docs" / "evidence"
 
 
