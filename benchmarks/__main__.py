@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-SCRIPTS = ("packs", "methods", "dynamics", "memory")
 Script = Literal["packs", "methods", "dynamics", "memory"]
 
 
@@ -27,7 +26,7 @@ Script = Literal["packs", "methods", "dynamics", "memory"]
 class Options:
     """Flags of the benchmarks."""
 
-    only: tuple[Script, ...] = SCRIPTS
+    only: tuple[Script, ...] = ("packs", "methods", "dynamics", "memory")
     """Which scripts to run."""
     quick: bool = False
     """Few repetitions."""

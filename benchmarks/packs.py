@@ -8,11 +8,12 @@ step alone over the step of the pack: how many times faster a sweep is done. The
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -52,7 +53,8 @@ def measure(place: Place, device: str, effort: Effort) -> list[Row]:
     """The rows of packs on one device."""
     scene = Scene(place, device)
     one, several = (Job(1, count, effort.steps) for count in ((1, SEVERAL) if device == "cpu" else (SEVERAL, SEVERAL)))
-    rows, best = [], {}
+    rows: list[Row] = []
+    best: dict[int, int] = {}
     for alone in dict.fromkeys((one, several)):
         sizes = tuple(size for size in effort.sizes if size > 1)
         tried = _against_alone(scene, alone, [dataclasses.replace(alone, size=s) for s in sizes], effort.rounds // 3)
@@ -72,12 +74,14 @@ def measure(place: Place, device: str, effort: Effort) -> list[Row]:
 
 def _against_alone(scene: Scene, alone: Job, packs: Sequence[Job], rounds: int) -> dict[Job, Row]:
     """One row for each pack; the pack and the lone run take turns."""
-    times = _take_turns({job: (lambda job=job: time_pack(scene, job)) for job in (alone, *packs)}, max(2, rounds))
+    variants = {job: functools.partial(time_pack, scene, job) for job in (alone, *packs)}
+    times = _take_turns(variants, max(2, rounds))
     return {job: Row(_name(job), ratio_of(job.size * times[alone], times[job])) for job in packs}
 
 
-def _take_turns(variants: dict[Job, Callable[[], float]], rounds: int) -> dict[Job, np.ndarray]:
-    order, times = random.Random(0), {job: [] for job in variants}  # type: dict[Job, list[float]]
+def _take_turns(variants: Mapping[Job, Callable[[], float]], rounds: int) -> dict[Job, np.ndarray]:
+    order = random.Random(0)
+    times: dict[Job, list[float]] = {job: [] for job in variants}
     for _ in range(rounds):
         for job in order.sample(list(variants), len(variants)):
             times[job].append(variants[job]())
@@ -153,14 +157,15 @@ def _serve(connection: Connection, place: Place, device: str) -> None:
 
 def _automatic(scene: Scene, device: str, best: Job, rounds: int) -> Row:
     """A cell's cost at the size that calibration picks, over its cost at the best size measured here."""
-    parts = {name: scene.place.part(name) for name in ("dino", "clip", "subjects")}
+    part = scene.place.part
     setting = Setting(
-        model=scene.place.part("pipeline"), **parts, token="sks", instance_prompt="", runs="", device=device
-    )
+        model=part("pipeline"), dino=part("dino"), clip=part("clip"), subjects=part("subjects"), token="sks",
+        instance_prompt="", runs="", device=device,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="plateau-bench-") as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder):
         picked = calibrate(setting, scene.make_cells(METHOD, 1, rank=RANK)[0], "auto").pack_size
     job = dataclasses.replace(best, size=picked)
     name = f"a cell's cost at --pack-size auto ({picked}) over that at the best size ({best.size}), {_threads(best)}"
-    variants = {j: (lambda j=j: time_pack(scene, j) / j.size) for j in dict.fromkeys((job, best))}
+    variants = {j: functools.partial(time_pack, scene, j) for j in (job, best)}
     times = _take_turns(variants, max(2, rounds))
-    return Row(name, ratio_of(times[job], times[best]), aim=WITHIN)
+    return Row(name, ratio_of(times[job] / job.size, times[best] / best.size), aim=WITHIN)

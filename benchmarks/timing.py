@@ -56,7 +56,8 @@ def interleave(
     for variant in variants.values():
         for _ in range(warmup):
             variant()
-    order, times = random.Random(0), {name: [] for name in variants}  # type: dict[str, list[float]]
+    order = random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         spent: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(laps):
