@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adapters.base import Adapter, Role, norm_of_product, row_norms
+from adapters.base import Adapter, Role, norm_of_product, norm_of_two_products, norms_of_columns, row_norms
 from adapters.lora import kaiming_uniform
 from adapters.low_rank import LowRank
 
@@ -94,7 +94,7 @@ class Delora(Adapter):
         if not self.has_copy:
             return LowRank(a, self.B)
         with torch.no_grad():
-            norms = row_norms(self.B_start.mT, self.floor) * row_norms(self.A_start, self.floor)
+            norms = norms_of_columns(self.B_start).clamp_min(self.floor) * row_norms(self.A_start, self.floor)
             a_start = self.A_start * self._w() / (-self.rank * norms[..., None])
         return LowRank(a, self.B, a_start=self._start_lam()[..., None, None] * a_start, b_start=self.B_start)
 
@@ -105,26 +105,25 @@ class Delora(Adapter):
         With L the unit columns of B and R the weighted unit rows of A, L R - L0 R0 = (L - L0) R + L0 (R - R0): both
         terms vanish at the start, so their Gram stays exact there, where the plain one turns negative.
         """
-        left, right = self._unit_factors(self.A, self.B)
-        lam = self.lam.double()
-        scaled = (lam / self.rank)[..., None, None] * right
+        lam, w = self.lam.double(), self.column_norms.double()[..., None, :]
+        left, right = self._unit_rows(self.B.mT), self._unit_rows(self.A).mul_(w)
+        scaled = right * (lam / self.rank)[..., None, None]
         bound = lam.abs() * row_norms(right).mean(-1)
-        if self.has_copy:
-            left0, right0 = self._unit_factors(self.A_start, self.B_start)
+        if not self.has_copy:
+            distance = norm_of_product(left, scaled)
+        else:
+            left0, right0 = self._unit_rows(self.B_start.mT), self._unit_rows(self.A_start).mul_(w)
             lam0 = self._start_lam().double()
             bound = bound + lam0.abs() * row_norms(right0).mean(-1)
-            moved = scaled - (lam0 / self.rank)[..., None, None] * right0
-            left, scaled = torch.cat([left - left0, left0], -2), torch.cat([scaled, moved], -2)
-        distance = norm_of_product(left, scaled)
+            moved = scaled - right0.mul_((lam0 / self.rank)[..., None, None])
+            distance = norm_of_two_products(left.sub_(left0), scaled, left0, moved)
         tiny = torch.finfo(torch.float64).tiny
         return {"distance": distance, "lambda": lam, "bound": bound, "saturation": distance / bound.clamp_min(tiny)}
 
-    def _unit_factors(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit columns of B as rows, and unit rows of A times w, in double precision."""
-        left, right = b.double().mT, a.double()
-        left = left / row_norms(left, self.floor)[..., None]
-        right = right / row_norms(right, self.floor)[..., None] * self.column_norms.double()[..., None, :]
-        return left, right
+    def _unit_rows(self, rows: Float[Tensor, "*batch r dim"]) -> Float[Tensor, "*batch r dim"]:
+        """Unit rows in double precision, in memory of their own."""
+        unit = rows.to(torch.float64, memory_format=torch.contiguous_format, copy=True)
+        return unit.div_(row_norms(unit, self.floor)[..., None])
 
     def bounds(self) -> dict[str, Float[Tensor, "*batch"]]:
         """|lambda_t| S_t, plus |lambda_0| S_0 with a frozen copy; S = mean_i ||a_i * w|| / ||a_i|| <= max w.
@@ -148,7 +147,7 @@ class _NormalisedRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, w: Tensor, floor: float) -> Tensor:
         norm_a = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
-        norm_b = torch.linalg.vector_norm(b, dim=-2, keepdim=True)
+        norm_b = norms_of_columns(b)[..., None, :]
         xi = 1 / (norm_a.clamp_min(floor) * norm_b.mT.clamp_min(floor))
         c = scale[..., None, None] * xi
         ctx.save_for_backward(a, b, w, norm_a, norm_b, xi, c)

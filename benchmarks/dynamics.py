@@ -1,13 +1,14 @@
 """What reading the weights costs: the dynamics' share of a step in the real training loop.
 
-A run of twice the default's steps reads its weights after every second step and takes a snapshot after every hundredth:
-its even steps do what a default run does, its odd steps the same without dynamics, and neighbours are compared. To
-their difference come a step's part of the snapshot (one in fifty steps), and of the Parquet files, with fsync, that one
-flush of a default run writes.
+A run reads its weights after every second step: its even steps do what a default run does, its odd steps the same
+without dynamics, and neighbours are compared. To their difference come a step's part of a snapshot (one in fifty steps)
+and of a flush to Parquet with fsync (at every checkpoint, and at the end of a default run). On a CPU all of it runs on
+one thread, as in the front door's worker processes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +18,16 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.rows import Row
-from benchmarks.scene import WARMUP, Effort, Place, Scene
+from benchmarks.scene import WARMUP, Effort, Place, Scene, threads
 from benchmarks.timing import clock, mean_of
+from slurm.job import Setting
+from sweeps.options import Options
 from training.dynamics import Dynamics
 
-NORMS_EVERY = 50  # the default
+NORMS_EVERY = Options().norms_every
+CHECKPOINT_EVERY_S = Setting.checkpoint_every_s
 BLOCK = 20  # pairs of steps in one repetition
-PACK = 8
+PACK, THREADS = 8, 1
 RUNS = 2
 CASES = (("lora", 8, 0.03, ""), ("delora:start=eq9", 16, 0.06, " with a frozen start"))
 
@@ -47,13 +51,14 @@ def measure_share(scene: Scene, method: str, rank: int, size: int, steps: int) -
     cells = scene.make_cells(
         method, size, rank=rank, steps=steps + WARMUP + 1, gauge_every=2, norms_every=2 * NORMS_EVERY
     )
-    with stopwatches("snapshot", "flush") as spent:
+    with stopwatches("snapshot", "flush") as spent, threads(THREADS):
         times = np.array(scene.time_steps(cells))
     first = WARMUP + 1  # number of the first counted step
     numbers = np.arange(first, first + len(times))
     without, read = times[numbers % 2 == 1], times[numbers % 2 == 0]
     snapshot_s = float(np.median(spent["snapshot"])) / NORMS_EVERY
-    flush_s = sum(spent["flush"]) / (steps / 2)
+    steps_of_a_flush = min(Options().steps, CHECKPOINT_EVERY_S / float(np.median(without)))
+    flush_s = float(np.median(spent["flush"])) / steps_of_a_flush
     shares = []
     for start in range(0, min(len(without), len(read)), BLOCK):
         plain, gauged = (np.median(part[start : start + BLOCK]) for part in (without, read))
@@ -76,6 +81,7 @@ def stopwatches(*names: str) -> Iterator[dict[str, list[float]]]:
 
         return call
 
-    changed = {name: timed(name, getattr(Dynamics, name)) for name in names}
-    with patch.multiple(Dynamics, **changed):
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(patch.object(Dynamics, name, timed(name, getattr(Dynamics, name))))
         yield spent

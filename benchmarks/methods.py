@@ -136,7 +136,9 @@ def peft_step(
     """
     from peft import LoraConfig
 
-    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LAYERS, use_dora=dora))
+    unet.add_adapter(  # type: ignore[operator]
+        LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LAYERS, use_dora=dora)
+    )
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01, fused=fused)
 

@@ -67,7 +67,7 @@ def measure(place: Place, device: str, effort: Effort) -> list[Row]:
         rows.append(dataclasses.replace(row, name=f"best {row.name}", aim=AIM, sense=">="))
     prior = dataclasses.replace(jobs[0], prior=True)
     rows += _against_alone(scene, dataclasses.replace(prior, size=1), [prior], effort.rounds).values()
-    rows.append(_side_by_side(place, device, jobs[0], jobs[-1], effort.rounds))
+    rows.append(_side_by_side(scene, device, jobs[0], jobs[-1], effort.rounds))
     rows.append(_automatic(scene, device, dataclasses.replace(one, size=best[one.threads]), effort.rounds))
     return rows
 
@@ -100,17 +100,17 @@ def _threads(job: Job) -> str:
 # Processes side by side.
 
 
-def _side_by_side(place: Place, device: str, whole: Job, part: Job, rounds: int) -> Row:
-    """Cells done in a second by one-thread processes on every core, over those of one process with all threads."""
+def _side_by_side(scene: Scene, device: str, whole: Job, part: Job, rounds: int) -> Row:
+    """Cells done in a second by one-thread processes on every core, over those of this process with all threads."""
     count = max(2, whole.threads // part.threads)
-    with _workers(place, device, count + 1) as (alone, *team):
-        together, single = [], []
+    together, single = [], []
+    with _workers(scene.place, device, count) as team:
         for number in range(max(2, rounds)):
             for side in (True, False) if number % 2 else (False, True):
                 if side:
                     together.append(sum(part.size / seconds for seconds in _ask(team, part)))
                 else:
-                    single.append(sum(whole.size / seconds for seconds in _ask([alone], whole)))
+                    single.append(whole.size / time_pack(scene, whole))
     name = f"{count} processes ({_threads(part)}, packs of {part.size}) against one ({_threads(whole)}, {whole.size})"
     return Row(name, ratio_of(together, single))
 

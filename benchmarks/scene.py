@@ -37,7 +37,7 @@ class Effort:
         laps: steps of each variant in a round of `methods`.
         steps: counted steps of a run of `packs`.
         sizes: pack sizes that are tried.
-        read_steps: steps of a run of `dynamics`; twice a default run's.
+        read_steps: steps of a run of `dynamics`.
         starts: how often `--help` is timed.
         run_flags: flags of the default run whose memory is measured.
     """

@@ -109,10 +109,11 @@ def work(paths: Sequence[str], worker: int, events: multiprocessing.Queue) -> No
     stopped, parent = [], os.getppid()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.append(True))
-    from slurm.job import quiet_libraries, run_pack
+    from slurm.job import keep_freed_memory, quiet_libraries, run_pack
     from training.loop import Interrupted, Progress
 
     quiet_libraries()
+    keep_freed_memory()
 
     def report(progress: Progress) -> None:
         if os.getppid() != parent:  # the sweep was killed: its workers must not train on unseen

@@ -19,7 +19,7 @@ from training.pocket.studio import open_studio
 
 HERE = Path(__file__).parent
 STAGES = ("pictures", "vae", "clip", "dino", "unet", "decoder", "clip_vision", "subjects", "export")
-TIME_MIN = {"vae": 16.0, "clip": 9.0, "dino": 33.0, "unet": 42.0, "decoder": 9.0, "clip_vision": 9.0}
+TIME_MIN = {"vae": 16.0, "clip": 9.0, "dino": 60.0, "unet": 42.0, "decoder": 9.0, "clip_vision": 9.0}
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -19,7 +19,8 @@ from training.pocket.studio import Studio
 
 JITTER = {"shift": 6.0, "zoom": 0.1, "turn": 0.15, "flip": 0.2, "light": 0.15}
 SCALE = (0.45, 1.05)
-TEMPERATURE = 0.1
+NAMED = 0.5  # share of named scenes: the subjects are photographed on them
+TEMPERATURE = 0.07
 
 
 def make_dino(seed: int = 0) -> ViTModel:
@@ -46,7 +47,7 @@ def draw_pair(studio: Studio, size: int, seed: int, step: int) -> Float[Tensor, 
     """Two photographs each of ``size`` different pictures."""
     g = seeded(seed, step)
     pick = torch.randperm(len(studio.rgba), generator=g)[:size].tolist()
-    return torch.cat([studio.paint_wild(pick, g, SCALE, JITTER), studio.paint_wild(pick, g, SCALE, JITTER)])
+    return torch.cat([studio.paint_wild(pick, g, SCALE, JITTER, NAMED) for _ in range(2)])
 
 
 def contrast(embedding: Float[Tensor, "2b d"]) -> Tensor:

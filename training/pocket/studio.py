@@ -71,15 +71,22 @@ class Studio:
         return to_model(light(image, g, strength))
 
     def paint_wild(
-        self, indices: list[int], g: torch.Generator, scale: tuple[float, float], jitter: dict
+        self, indices: list[int], g: torch.Generator, scale: tuple[float, float], jitter: dict, named: float = 0.0
     ) -> Float[Tensor, "b 3 64 64"]:
-        """Pictures on random backgrounds at random scales, for models that must see the subject and not its place."""
+        """Pictures on random backgrounds at random scales, for models that must see the subject and not its place.
+
+        ``named`` is the share of named scenes among the backgrounds.
+        """
         jitter = dict(jitter)
         strength = jitter.pop("light")
         low, high = scale
         scales = low + (high - low) * torch.rand(len(indices), generator=g)
         subject = place(self.rgba[indices], Placement.jitter(scales, g, **jitter))
         scene = self.unnamed[torch.randint(len(self.unnamed), (len(indices),), generator=g)]
+        if named:
+            known = torch.stack(list(self.scenes.values()))
+            picked = known[torch.randint(len(known), (len(indices),), generator=g)]
+            scene = torch.where((torch.rand(len(indices), generator=g) < named).view(-1, 1, 1, 1), picked, scene)
         return to_model(light(over(subject, scene), g, strength))
 
 
