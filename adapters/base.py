@@ -275,15 +275,3 @@ def norm_of_product(
 ) -> Float[Tensor, "*batch"]:
     """Frobenius norm of ``left^T right`` from its factors' Grams, without forming it: sqrt(tr(L L^T R R^T))."""
     return (gram(left) * gram(right)).sum((-2, -1)).clamp_min(0).sqrt()
-
-
-def norm_of_two_products(
-    left: Float[Tensor, "*batch n out"],
-    right: Float[Tensor, "*batch n in"],
-    left2: Float[Tensor, "*batch n out"],
-    right2: Float[Tensor, "*batch n in"],
-) -> Float[Tensor, "*batch"]:
-    """Frobenius norm of ``left^T right + left2^T right2`` from Grams: three of each side, where one of both together
-    would compute four blocks."""
-    squares = gram(left) * gram(right) + gram(left2) * gram(right2) + 2 * (left @ left2.mT) * (right @ right2.mT)
-    return squares.sum((-2, -1)).clamp_min(0).sqrt()

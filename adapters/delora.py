@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adapters.base import Adapter, Role, norm_of_product, norm_of_two_products, norms_of_columns, row_norms
+from adapters.base import Adapter, Role, gram, norm_of_product, norms_of_columns, row_norms
 from adapters.lora import kaiming_uniform
 from adapters.low_rank import LowRank
 
@@ -44,6 +44,7 @@ class Delora(Adapter):
     column_norms: Tensor
 
     def configure(self) -> None:
+        self._kept_copy: tuple[tuple[Tensor, ...], list[int], _FrozenCopy] | None = None
         self.has_copy = self.options["start"] != "zero_b"
         self.floor = FLOOR if self.has_copy else ZERO_B_FLOOR
         self.frozen = ("A_start", "B_start", "lam_start") if self.has_copy else ()  # type: ignore[misc]
@@ -107,18 +108,27 @@ class Delora(Adapter):
         """
         lam, w = self.lam.double(), self.column_norms.double()[..., None, :]
         left, right = self._unit_rows(self.B.mT), self._unit_rows(self.A).mul_(w)
-        scaled = right * (lam / self.rank)[..., None, None]
         bound = lam.abs() * row_norms(right).mean(-1)
+        right.mul_((lam / self.rank)[..., None, None])
         if not self.has_copy:
-            distance = norm_of_product(left, scaled)
+            distance = norm_of_product(left, right)
         else:
-            left0, right0 = self._unit_rows(self.B_start.mT), self._unit_rows(self.A_start).mul_(w)
-            lam0 = self._start_lam().double()
-            bound = bound + lam0.abs() * row_norms(right0).mean(-1)
-            moved = scaled - right0.mul_((lam0 / self.rank)[..., None, None])
-            distance = norm_of_two_products(left.sub_(left0), scaled, left0, moved)
+            start, lam0 = self._frozen_copy(w), self._start_lam().double()
+            bound = bound + lam0.abs() * start.reach
+            distance = start.distance_to(left, right, (lam0 / self.rank)[..., None, None])
         tiny = torch.finfo(torch.float64).tiny
         return {"distance": distance, "lambda": lam, "bound": bound, "saturation": distance / bound.clamp_min(tiny)}
+
+    def _frozen_copy(self, w: Float[Tensor, "*m 1 in"]) -> _FrozenCopy:
+        """The frozen copy as the readings need it; made anew only when one of its tensors was replaced or written."""
+        tensors = (self.A_start, self.B_start, self.column_norms)
+        written = [tensor._version for tensor in tensors]
+        kept = self._kept_copy
+        if kept is None or written != kept[1] or any(one is not two for one, two in zip(tensors, kept[0], strict=True)):
+            left, right = self._unit_rows(self.B_start.mT), self._unit_rows(self.A_start).mul_(w)
+            kept = tensors, written, _FrozenCopy(left, right, gram(left), gram(right), row_norms(right).mean(-1))
+            self._kept_copy = kept
+        return kept[2]
 
     def _unit_rows(self, rows: Float[Tensor, "*batch r dim"]) -> Float[Tensor, "*batch r dim"]:
         """Unit rows in double precision, in memory of their own."""
@@ -134,6 +144,36 @@ class Delora(Adapter):
 
     def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
         return {"a": self.A, "b": self.B.mT}
+
+
+class _FrozenCopy(NamedTuple):
+    """DeLoRA's frozen start in double precision.
+
+    Attributes:
+        left, right: unit columns of B as rows (L0), weighted unit rows of A (R0).
+        left_gram, right_gram: inner products of those rows.
+        reach: mean norm of R0's rows.
+    """
+
+    left: Float[Tensor, "*batch r out"]
+    right: Float[Tensor, "*batch r in"]
+    left_gram: Float[Tensor, "*batch r r"]
+    right_gram: Float[Tensor, "*batch r r"]
+    reach: Float[Tensor, "*batch"]
+
+    def distance_to(
+        self, left: Float[Tensor, "*batch r out"], right: Float[Tensor, "*batch r in"], scale: Tensor
+    ) -> Float[Tensor, "*batch"]:
+        """Norm of left^T right - scale L0^T R0 = C^T right + L0^T D, with C = left - L0 and D = right - scale R0.
+
+        Writes over `left` and `right`. Of the six Grams of the two products, those of L0 and R0 are known.
+        """
+        change, moved = left.sub_(self.left), right.sub_(self.right * scale)
+        with_start, own = scale * (moved @ self.right.mT), gram(moved)
+        across = with_start.mT + own  # right D^T
+        squares = gram(change) * (scale.square() * self.right_gram + with_start + across)
+        squares += self.left_gram * own + 2 * (change @ self.left.mT) * across
+        return squares.sum((-2, -1)).clamp_min(0).sqrt()
 
 
 class _NormalisedRows(torch.autograd.Function):

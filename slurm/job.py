@@ -35,7 +35,8 @@ class Setting:
         runs: the runs folder (class pictures are kept in it).
         device: "cpu" or "cuda".
         threads: CPU threads of one worker; 0 leaves torch's choice.
-        gradient_checkpointing: trade time for memory.
+        gradient_checkpointing, cache_latents, pre_compute_text_embeddings: trade time for memory; results agree
+            up to rounding.
         checkpoint_every_s: seconds between checkpoints.
     """
 
@@ -49,6 +50,8 @@ class Setting:
     device: str = "cpu"
     threads: int = 0
     gradient_checkpointing: bool = False
+    cache_latents: bool = True
+    pre_compute_text_embeddings: bool = True
     checkpoint_every_s: float = 30.0
 
 
@@ -128,6 +131,7 @@ def make_task(setting: Setting, runs: list[Run]) -> SubjectTask:
     return SubjectTask(
         pipeline, _scorers(setting.dino, setting.clip, setting.device), cells, subjects,
         {cls: class_latents(pipeline, cls, cells[0], pool) for cls in classes},
+        cache_latents=setting.cache_latents, cache_texts=setting.pre_compute_text_embeddings,
     )  # fmt: skip
 
 

@@ -71,7 +71,8 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
     setting = Setting(
         model=str(model), dino=dino, clip=clip, subjects=str(folder.resolve()), token=options.token,
         instance_prompt=prompt, runs=str(options.runs.resolve()), device=choose_device(options.device),
-        gradient_checkpointing=options.gradient_checkpointing,
+        gradient_checkpointing=options.gradient_checkpointing, cache_latents=options.cache_latents,
+        pre_compute_text_embeddings=options.pre_compute_text_embeddings,
     )  # fmt: skip
     hashed = [Path(path) for path in (dino, clip) if Path(path).exists()]
     shared = {

@@ -69,6 +69,10 @@ class Options:
     """bf16 autocast of the frozen base; adapters stay float32."""
     gradient_checkpointing: bool = False
     """Recompute activations instead of keeping them."""
+    cache_latents: bool = True
+    """Encode the subjects' pictures once; switched off, at every step."""
+    pre_compute_text_embeddings: bool = True
+    """Encode each prompt once; switched off, at every step."""
     resolution: int | None = None
     """Side of the pictures in pixels; default: the model's."""
     num_prompts: int = 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unittest.mock
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def make_cell(method: str = "lora", **changes: object) -> Cell:
     return Cell(**(fields | changes))
 
 
-def make_task(studio: Path, parts: tuple, cells: list[Cell]) -> SubjectTask:
+def make_task(studio: Path, parts: tuple, cells: list[Cell], **options: bool) -> SubjectTask:
     """The task of a pack."""
     subjects = {
         cell.subject: subject_folders.load(
@@ -63,7 +64,7 @@ def make_task(studio: Path, parts: tuple, cells: list[Cell]) -> SubjectTask:
         )
         for cell in cells
     }
-    return SubjectTask(parts[0], parts[1], cells, subjects)
+    return SubjectTask(parts[0], parts[1], cells, subjects, **options)
 
 
 def train(studio: Path, parts: tuple, folder: Path, cells: list[Cell], **options: object) -> list[RunFolder]:
@@ -125,6 +126,24 @@ def test_every_method_leaves_a_whole_run(method: str, studio: Path, parts: tuple
         assert all((folder.path / row["file"]).exists() for row in folder.images())
         assert not folder.checkpoints()
         assert weights(folder)
+
+
+def test_caches_change_nothing_but_the_time(studio: Path, parts: tuple) -> None:
+    """The caches of latents and texts, as options: without them every step encodes anew, to the same losses."""
+    cells = [make_cell(), make_cell(seed=1)]
+    cached = make_task(studio, parts, cells)
+    plain = make_task(studio, parts, cells, cache_latents=False, cache_texts=False)
+    seen: list[int] = []
+    encode = parts[0].encode_pictures
+    with (
+        unittest.mock.patch.object(
+            type(parts[0]), "encode_pictures", lambda self, pictures: seen.append(len(pictures)) or encode(pictures)
+        ),
+        torch.no_grad(),
+    ):
+        for step in (1, 2, 3):
+            torch.testing.assert_close(plain.losses(step), cached.losses(step), rtol=1e-5, atol=1e-6)
+    assert len(seen) >= 6, "without the cache each replica encodes its pictures at each step"
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "delora", "etherplus"])

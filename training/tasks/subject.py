@@ -7,6 +7,7 @@ noise, time steps) is a function of (cell seed, step), never of the place in the
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,7 @@ class SubjectTask:
         cells: the cells of the pack, in its order.
         subjects: the cells' subjects, by name.
         class_latents: latents of class pictures by class, where a cell wants prior preservation.
+        cache_latents, cache_texts: encode pictures and prompts once, not at every step.
     """
 
     def __init__(
@@ -52,24 +54,39 @@ class SubjectTask:
         cells: Sequence[Cell],
         subjects: dict[str, Subject],
         class_latents: dict[str, Tensor] | None = None,
+        *,
+        cache_latents: bool = True,
+        cache_texts: bool = True,
     ) -> None:
         self.pipeline, self.scorers, self.cells = pipeline, scorers, list(cells)
         self.shared = self.cells[0]  # fields that a pack's cells have in common are read here
         self.subjects = [subjects[cell.subject] for cell in cells]
         self.pictures = {s.name: self._open(s) for s in subjects.values()}
-        self.latents = {name: pipeline.encode_pictures(p * 2 - 1) for name, p in self.pictures.items()}
+        self.latents = {name: self._encode(name) for name in self.pictures} if cache_latents else {}
         self.class_latents = class_latents or {}
+        self.cache_texts = cache_texts
         self._texts: dict[str, Tensor] = {}
         self._real: dict[str, tuple[Tensor, Tensor]] = {}
 
     def _open(self, subject: Subject) -> Float[Tensor, "n 3 h w"]:
         return to_tensor(open_pictures(subject.pictures, self.shared.resolution))
 
+    def _encode(self, name: str, chosen: slice | list[int] = slice(None)) -> Float[Tensor, "n c h w"]:
+        """Latents of a subject's pictures."""
+        return self.pipeline.encode_pictures(self.pictures[name][chosen] * 2 - 1)
+
+    def clean_latents(self, name: str, chosen: list[int]) -> Float[Tensor, "n c h w"]:
+        """Latents of some of a subject's pictures, from the cache where there is one."""
+        return self.latents[name][chosen] if name in self.latents else self._encode(name, chosen)
+
     def text(self, prompt: str) -> Float[Tensor, "length dim"]:
-        """The embedding of a prompt, computed once."""
-        if prompt not in self._texts:
-            self._texts[prompt] = self.pipeline.encode_text([prompt])[0]
-        return self._texts[prompt]
+        """The embedding of a prompt, from the cache where there is one."""
+        if prompt in self._texts:
+            return self._texts[prompt]
+        embedding = self.pipeline.encode_text([prompt])[0]
+        if self.cache_texts:
+            self._texts[prompt] = embedding
+        return embedding
 
     # Training
 
@@ -98,6 +115,10 @@ class SubjectTask:
             return rows.mean(dim=1)
         return rows[:, :batch].mean(dim=1) + self.shared.prior_loss_weight * rows[:, batch:].mean(dim=1)
 
+    @functools.cached_property
+    def _latent_shape(self) -> torch.Size:
+        return self.clean_latents(self.subjects[0].name, [0]).shape[1:]
+
     def autocast(self) -> contextlib.AbstractContextManager:
         """bf16 autocast where the pack asks for it."""
         if self.shared.mixed_precision == "no":
@@ -108,7 +129,7 @@ class SubjectTask:
         """Noise, time steps and order numbers of one micro-batch; drawn on the CPU."""
         generator = torch.Generator().manual_seed(seed_of("batch", seed, step, micro))
         rows = self.shared.train_batch_size * (2 if self.shared.prior_loss_weight > 0 else 1)
-        shape = next(iter(self.latents.values())).shape[1:]
+        shape = self._latent_shape
         times = torch.randint(0, len(self.pipeline.alphas_cumprod), (rows,), generator=generator)
         first = ((step - 1) * self.shared.gradient_accumulation_steps + micro) * self.shared.train_batch_size
         order = torch.arange(first, first + self.shared.train_batch_size)
@@ -117,7 +138,7 @@ class SubjectTask:
     def _rows(self, cell: Cell, subject: Subject, draw: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Clean latents and text embeddings of one replica's rows."""
         chosen = [_shuffled(cell.seed, "subject", int(i), len(subject.pictures)) for i in draw["order"]]
-        latents = [self.latents[subject.name][chosen]]
+        latents = [self.clean_latents(subject.name, chosen)]
         text = [self.text(subject.instance_prompt).expand(len(chosen), -1, -1)]
         if cell.prior_loss_weight > 0:
             pool = self.class_latents[subject.cls]
