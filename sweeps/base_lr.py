@@ -1,9 +1,9 @@
 """Find each method's base rate on a model: the same number of trials for each, on the tuning subjects alone.
 
-The rule: of the settings tried, the one with the highest mean of DINO + CLIP-T over the tuning subjects at the last step;
-a setting at which any run diverged is out. DINO alone would choose rates at which the prompt is forgotten. LoRA, DoRA and
-ETHER+ are tried at twelve rates, DeLoRA at four rates of B and A times three starts of lambda; lambda's rate is that of B
-and A.
+The rule: of the settings tried, the one with the highest mean of DINO + CLIP-I + CLIP-T, the protocol's three scores, over
+the tuning subjects at the last step; a setting at which any run diverged is out. DINO alone would choose rates at which
+the prompt is forgotten, DINO + CLIP-T rates at which the subject is only half learnt. LoRA, DoRA and ETHER+ are tried at
+twelve rates, DeLoRA at four rates of B and A times three starts of lambda; lambda's rate is that of B and A.
 
     python sweeps/base_lr.py --method lora dora delora etherplus
 """
@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from sweeps.options import Options, run_driver  # noqa: E402
 
 NAME = "base_lr"
-RULE = "highest mean of DINO + CLIP-T over the tuning subjects at the last step; settings with a diverged run are out"
+RULE = "highest mean of DINO + CLIP-I + CLIP-T over the tuning subjects at the last step; settings with a diverged run are out"
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class TuningOptions(Options):
 
     method: tuple[str, ...] = ("lora", "dora", "delora", "etherplus")
     """Methods to tune: names, `name:option=value,...`, or `all`."""
-    rates: tuple[float, ...] = tuple(float(f"{2.0**-i:.6g}") for i in range(12, 0, -1))
+    rates: tuple[float, ...] = tuple(float(f"{2.0 ** (i / 2 - 12):.3g}") for i in range(12))
     """Rates tried for methods without a boundary."""
-    boundary_rates: tuple[float, ...] = (0.001, 0.004, 0.016, 0.064)
+    boundary_rates: tuple[float, ...] = (0.0005, 0.002, 0.008, 0.032)
     """Rates of B and A tried for methods with a boundary, each with every start of it."""
     boundaries: tuple[float, ...] = (4.0, 16.0, 64.0)
     """Starts of lambda tried for DeLoRA."""

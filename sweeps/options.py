@@ -43,7 +43,7 @@ class Options:
     """Which rates the multiplier scales."""
     rank: int = 8
     """Rank of the low-rank factors."""
-    steps: int = 400
+    steps: int = 500
     """Optimiser steps."""
     eval_steps: tuple[int, ...] = ()
     """Steps after which pictures are made and scored, besides the last."""

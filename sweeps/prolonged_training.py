@@ -28,7 +28,7 @@ class ProlongedOptions(Options):
     """Methods to train: names, `name:option=value,...`, or `all`."""
     multipliers: tuple[float, ...] = (1.0,)
     """Learning rates as multiples of each method's base rate."""
-    steps: int = 1600
+    steps: int = 2000
     """Optimiser steps: four times the default length."""
 
 

@@ -15,6 +15,7 @@ import torch
 import figures
 from adapters import BadInput, parse_method
 from analysis import (
+    METRICS,
     Results,
     base_line,
     export_compact,
@@ -195,19 +196,18 @@ def report_tuning(outcome: Outcome, scene: Scene, write: bool, rule: str) -> Non
     """The best setting of each method by the rule, printed, and written with its provenance."""
     results = outcome.results
     scores = results.scores.groupby(["run_id", "metric"], observed=True)["value"].mean().unstack().astype(float)
-    runs = results.runs.join(scores[["dino", "clip_t"]], on="run_id")
+    runs = results.runs.join(scores[list(METRICS)], on="run_id")
     runs["diverged"] = runs["status"] == "diverged"
     keys = ["method", "options", "lr", "boundary"]
     tried = (
         runs.groupby(keys, dropna=False, sort=False)
         .agg(
-            dino=("dino", "mean"),
-            clip_t=("clip_t", "mean"),
+            **{metric: (metric, "mean") for metric in METRICS},
             diverged=("diverged", "sum"),
             num_subjects=("subject", "nunique"),
         )
         .reset_index()
-        .assign(sum=lambda frame: frame["dino"] + frame["clip_t"])
+        .assign(sum=lambda frame: frame[list(METRICS)].sum(axis=1))
     )
     show(tried.drop(columns="options").rename(columns={"method": "series"}))
     best = tried[tried["diverged"] == 0].sort_values("sum", ascending=False).drop_duplicates(["method", "options"])
@@ -215,8 +215,8 @@ def report_tuning(outcome: Outcome, scene: Scene, write: bool, rule: str) -> Non
         raise BadInput("every setting tried diverged: give smaller --rates")
     for _, row in best.iterrows():
         print(
-            f"{row['method']}: lr {row['lr']:g}{_boundary(row)}, DINO {row['dino']:.3f}, CLIP-T {row['clip_t']:.3f}"
-            f"{_edge(row, tried[tried['method'] == row['method']])}"
+            f"{row['method']}: lr {row['lr']:g}{_boundary(row)}, DINO {row['dino']:.3f}, CLIP-I {row['clip_i']:.3f}, "
+            f"CLIP-T {row['clip_t']:.3f}{_edge(row, tried[tried['method'] == row['method']])}"
         )
     _write(outcome.folder, None, {"tuning": tried})
     if write:
@@ -245,8 +245,7 @@ def _table(scene: Scene, best: pd.DataFrame, runs: pd.DataFrame, rule: str) -> d
         methods[row["method"]] = {
             "lr": float(row["lr"]),
             **own,
-            "dino": round(float(row["dino"]), 4),
-            "clip_t": round(float(row["clip_t"]), 4),
+            **{metric: round(float(row[metric]), 4) for metric in METRICS},
         }
     return {
         "model_hash": scene.model_hash, "rule": rule, "command": command(),

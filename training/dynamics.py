@@ -47,26 +47,27 @@ class Dynamics:
     @torch.no_grad()
     def record(self, step: int) -> None:
         """Read every gauge of every matrix after `step`."""
-        measured = [self._measure(number, stack.adapter) for number, stack in enumerate(self.attached.stacks)]
-        names = {name for gauges in measured for name in gauges}
-        blank = [next(iter(gauges.values())) for gauges in measured]
-        row = {
-            name: torch.cat([g.get(name, torch.full_like(b, torch.nan)) for g, b in zip(measured, blank)], dim=1)
-            for name in names
-        }
-        self._rows.append((step, row))
-
-    def _measure(self, number: int, adapter: Adapter) -> dict[str, Float[Tensor, "k m"]]:
-        values = dict(adapter.readings())
-        before = self._before[number]
-        for name, rows in adapter.factors().items():
-            now = Directions.of(rows)
-            values[f"norm_{name}"], angles = norms_and_angles(now, before.get(name))
-            if angles is not None:
-                values[f"angle_{name}"] = angles
-                before[name] = Directions(before[name].rows.copy_(rows), now.squares)
+        adapters = [stack.adapter for stack in self.attached.stacks]
+        now = [{name: Directions.of(rows) for name, rows in adapter.factors().items()} for adapter in adapters]
+        row = side_by_side([adapter.readings() for adapter in adapters]) | self._turns(now)
+        for before, after in zip(self._before, now):
+            for name, kept in before.items():
+                before[name] = Directions(kept.rows.copy_(after[name].rows), after[name].squares)
         largest = torch.finfo(torch.float32).max
-        return {name: value.clamp(max=largest).float() for name, value in values.items() if name in self.columns}
+        held = {name: value.clamp(max=largest).float() for name, value in row.items() if name in self.columns}
+        self._rows.append((step, held))
+
+    def _turns(self, now: list[dict[str, Directions]]) -> dict[str, Float[Tensor, "k matrices"]]:
+        """Norms and angular steps; in double precision for replicas whose squares leave the range of float32."""
+        values = side_by_side([norms_and_angles(*pair) for pair in zip(now, self._before)])
+        wild = ~torch.stack([torch.isfinite(value).all(dim=1) for value in values.values()]).all(dim=0)
+        if wild.is_cuda or bool(wild.any()):  # asking would make an accelerator wait
+            pairs = [
+                [{name: d.double() for name, d in side.items()} for side in pair] for pair in zip(now, self._before)
+            ]
+            exact = side_by_side([norms_and_angles(*pair) for pair in pairs])
+            values = {name: torch.where(wild[:, None], exact[name], value) for name, value in values.items()}
+        return values
 
     @torch.no_grad()
     def snapshot(self, step: int) -> None:
@@ -117,36 +118,34 @@ class Directions(NamedTuple):
         """The rows with their squared norms."""
         return cls(rows, rows.square().sum(dim=-1))
 
+    def double(self) -> Directions:
+        """The same in double precision."""
+        return Directions.of(self.rows.double())
 
-def norms_and_angles(
-    now: Directions, before: Directions | None
-) -> tuple[Float[Tensor, "k m"], Float[Tensor, "k m"] | None]:
-    """Mean norm of the directions, and the mean angle in radians that they turned since `before`.
+
+def norms_and_angles(now: dict[str, Directions], before: dict[str, Directions]) -> dict[str, Float[Tensor, "k m"]]:
+    """Mean norm of the directions, and the mean angle in radians that they turned since `before`, for each factor.
 
     The angle comes from the change itself, not from a cosine, so that a turn of 1e-6 is still seen in float32:
     tan(angle) = ‖rejection of the new direction from the old‖ / projection.
     """
-    norms, angles = _norms_and_angles(now, before)
-    wild = ~torch.isfinite(norms).all(dim=1)
-    if now.rows.is_cuda or bool(wild.any()):  # asking would make an accelerator wait
-        rest = None if before is None else Directions.of(before.rows.double())
-        more_norms, more_angles = _norms_and_angles(Directions.of(now.rows.double()), rest)
-        norms = torch.where(wild[:, None], more_norms, norms)
-        if angles is not None and more_angles is not None:
-            angles = torch.where(wild[:, None], more_angles, angles)
-    return norms, angles
+    values = {}
+    for name, (rows, squares) in now.items():
+        values[f"norm_{name}"] = squares.sqrt().mean(dim=-1)
+        if name in before:
+            change = rows - before[name].rows
+            along = (change * before[name].rows).sum(dim=-1)
+            old = before[name].squares.clamp(min=torch.finfo(squares.dtype).tiny)
+            rejected = (change.square_().sum(dim=-1) - along.square() / old).clamp(min=0)
+            values[f"angle_{name}"] = torch.atan2(rejected.sqrt(), (old + along) / old.sqrt()).mean(dim=-1)
+    return values
 
 
-def _norms_and_angles(now: Directions, before: Directions | None) -> tuple[Tensor, Tensor | None]:
-    norms = now.squares.sqrt().mean(dim=-1)
-    if before is None:
-        return norms, None
-    change = now.rows - before.rows
-    along = (change * before.rows).sum(dim=-1)
-    old = before.squares.clamp(min=torch.finfo(before.squares.dtype).tiny)
-    rejected = (change.square_().sum(dim=-1) - along.square() / old).clamp(min=0)
-    angles = torch.atan2(rejected.sqrt(), (old + along) / old.sqrt())
-    return norms, angles.mean(dim=-1)
+def side_by_side(stacks: list[dict[str, Float[Tensor, "k _"]]]) -> dict[str, Float[Tensor, "k matrices"]]:
+    """Values of all stacks, matrix after matrix; nan where a stack has no such value."""
+    blank = [torch.full_like(next(iter(values.values())), torch.nan) for values in stacks]
+    names = dict.fromkeys(name for values in stacks for name in values)
+    return {name: torch.cat([v.get(name, b) for v, b in zip(stacks, blank)], dim=1) for name in names}
 
 
 def norm_statistics(adapter: Adapter) -> dict[str, Float[Tensor, "k m"]]:
