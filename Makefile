@@ -51,7 +51,7 @@ format: $(VENV)/.plateau-test ## put style and format right
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-evidence: $(VENV)/.plateau-run ## the figure in the README: four methods over eight rates, an hour or two on a CPU
+evidence: $(VENV)/.plateau-run ## the figure in the README: four methods over eight rates, a quarter of an hour on two fast cores
 	$(BIN)/python sweeps/lr_robustness.py --method lora dora delora etherplus \
 		--multipliers 0.25 0.5 1 2 4 8 16 32 --subjects 8 --sweep evidence --docs docs/evidence $(ARGS)
 

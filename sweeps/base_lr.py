@@ -3,7 +3,7 @@
 The rule: of the settings tried, the one with the highest mean of DINO + CLIP-I + CLIP-T, the protocol's three scores, over
 the tuning subjects at the last step; a setting at which any run diverged is out. DINO alone would choose rates at which
 the prompt is forgotten, DINO + CLIP-T rates at which the subject is only half learnt. LoRA, DoRA and ETHER+ are tried at
-twelve rates, DeLoRA at four rates of B and A times three starts of lambda; lambda's rate is that of B and A.
+twenty-four rates, DeLoRA at eight rates of B and A times three starts of lambda; lambda's rate is that of B and A.
 
     python sweeps/base_lr.py --method lora dora delora etherplus
 """
@@ -28,9 +28,9 @@ class TuningOptions(Options):
 
     method: tuple[str, ...] = ("lora", "dora", "delora", "etherplus")
     """Methods to tune: names, `name:option=value,...`, or `all`."""
-    rates: tuple[float, ...] = tuple(float(f"{2.0 ** (i / 2 - 12):.3g}") for i in range(12))
+    rates: tuple[float, ...] = tuple(float(f"{2.0 ** (i / 2 - 12):.3g}") for i in range(24))
     """Rates tried for methods without a boundary."""
-    boundary_rates: tuple[float, ...] = (0.0005, 0.002, 0.008, 0.032)
+    boundary_rates: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
     """Rates of B and A tried for methods with a boundary, each with every start of it."""
     boundaries: tuple[float, ...] = (4.0, 16.0, 64.0)
     """Starts of lambda tried for DeLoRA."""
