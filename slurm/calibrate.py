@@ -1,6 +1,6 @@
 """How many runs a pack should hold on this machine, and how long they will take: measured once, and remembered.
 
-The frozen U-Net with LoRA on it is timed at growing pack sizes; the smallest size within 5 % of the best time for each
+The frozen U-Net with LoRA on it is timed at growing pack sizes; the smallest size within 2 % of the best time for each
 run is taken.
 """
 
@@ -22,7 +22,7 @@ from training.cell import BASE, Cell
 from training.store import StoreError, writing
 
 SIZES = (1, 2, 4, 8, 16, 32)
-WITHIN = 1.05
+WITHIN = 1.02
 START_S = 8.0  # seconds until a worker has loaded everything
 PASSES = 3.0  # a training step costs about three forward passes
 
