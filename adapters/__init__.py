@@ -57,6 +57,7 @@ class Method:
 
 _LORA_OPTIONS: Options = {"alpha": ("2r", float), "init": ("kaiming", "gaussian")}
 _DORA_OPTIONS: Options = {**_LORA_OPTIONS, "norm_grad": ("detached", "full")}
+_BLOCK_OPTIONS: Options = {"blocks": (1, int), "layout": ("paper", "released")}
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
@@ -81,7 +82,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "#E69F00",
             ":",
             "v",
-            {"sides": ("two", "one"), "blocks": (1, int)},
+            {"sides": ("two", "one"), **_BLOCK_OPTIONS},
+        ),
+        "ether": Method(
+            "adapters.ether", "Ether", "ETHER", "#8C510A", "--", "p", {"sides": ("one", "two"), **_BLOCK_OPTIONS}
         ),
     }
 )

@@ -51,17 +51,44 @@ def reference_delora_update(w0: Tensor, a: Tensor, b: Tensor, lam: Tensor, rank:
     return lam / rank * sum_of_outer(columns_b, rows_a) @ torch.diag(w)
 
 
+def reference_ether(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """ETHER (2405.20271), Equations 1 and 2, on the input side or on both."""
+    return reference_multiplied(w0, {side: reference_reflections(p[f"u_{side}"]) for side in sides(p)}, options)
+
+
 def reference_etherplus(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
     """ETHER+ (2405.20271), Equation 3, on the input side or on both."""
-    w = w0 @ reference_transform(p["u_in"], p["v_in"])
-    return reference_transform(p["u_out"], p["v_out"]) @ w if options["sides"] == "two" else w
+    blocks = {side: reference_relaxed_reflections(p[f"u_{side}"], p[f"v_{side}"]) for side in sides(p)}
+    return reference_multiplied(w0, blocks, options)
 
 
-def reference_transform(u: Tensor, v: Tensor) -> Tensor:
-    """diag(H_1, ..., H_n) with H_i = I - u_i u_i^T / ||u_i||^2 + v_i v_i^T / ||v_i||^2."""
+def sides(p: State) -> list[str]:
+    """The sides that have vectors."""
+    return [side for side in ("in", "out") if f"u_{side}" in p]
+
+
+def reference_reflections(u: Tensor) -> list[Tensor]:
+    """H_i = I - 2 u_i u_i^T / ||u_i||^2."""
     identity = torch.eye(u.shape[1], dtype=u.dtype)
-    blocks = [identity - torch.outer(a, a) / (a @ a) + torch.outer(b, b) / (b @ b) for a, b in zip(u, v, strict=True)]
-    return torch.block_diag(*blocks)
+    return [identity - 2 * torch.outer(a, a) / (a @ a) for a in u]
+
+
+def reference_relaxed_reflections(u: Tensor, v: Tensor) -> list[Tensor]:
+    """H_i = I - u_i u_i^T / ||u_i||^2 + v_i v_i^T / ||v_i||^2."""
+    identity = torch.eye(u.shape[1], dtype=u.dtype)
+    return [identity - torch.outer(a, a) / (a @ a) + torch.outer(b, b) / (b @ b) for a, b in zip(u, v, strict=True)]
+
+
+def reference_multiplied(w0: Tensor, blocks: Mapping[str, list[Tensor]], options: Options) -> Tensor:
+    """diag(H'_1, ...) W0 diag(H_1, ...); ``released``: H_i on every chunk of the i-th n-th of the rows, chunk by chunk."""
+    inner, n = blocks["in"], len(blocks["in"])
+    if options["layout"] == "released":
+        height = w0.shape[0] // n
+        rows = [w0[i * height : (i + 1) * height] for i in range(n)]
+        w = torch.cat([torch.cat([chunk @ h for chunk in part.chunk(n, 1)], 1) for part, h in zip(rows, inner)])
+    else:
+        w = w0 @ torch.block_diag(*inner)
+    return torch.block_diag(*blocks["out"]) @ w if "out" in blocks else w
 
 
 def reference_scale(rank: int, options: Options) -> float:
@@ -85,6 +112,7 @@ REFERENCES: dict[str, Callable[[Tensor, State, int, Options], Tensor]] = {
     "dora-fixed": reference_dora,
     "delora": reference_delora,
     "etherplus": reference_etherplus,
+    "ether": reference_ether,
 }
 """The oracle of every method in ``adapters.METHODS``."""
 
@@ -122,14 +150,27 @@ def gauges_delora(w0: Tensor, p: State, rank: int, options: Options) -> dict[str
     return {"lambda": p["lam"], "bound": bound}
 
 
+def gauges_ether(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """||H - I||_F = 2 sqrt(n) on either side."""
+    moved = [reference_moved(reference_reflections(p[f"u_{side}"])) for side in sides(p)]
+    return {"transform_distance": torch.stack(moved).max(), "bound": 2 * number(options["blocks"]).sqrt()}
+
+
 def gauges_etherplus(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
     """||H - I||_F of the side that has moved more, at most sqrt(2 n)."""
-    moved = []
-    for side in ("in", "out") if options["sides"] == "two" else ("in",):
-        h = reference_transform(p[f"u_{side}"], p[f"v_{side}"])
-        moved.append((h - torch.eye(h.shape[0], dtype=h.dtype)).norm())
-    num_blocks = torch.tensor(options["blocks"], dtype=w0.dtype)
-    return {"transform_distance": torch.stack(moved).max(), "bound": (2 * num_blocks).sqrt()}
+    moved = [reference_moved(reference_relaxed_reflections(p[f"u_{side}"], p[f"v_{side}"])) for side in sides(p)]
+    return {"transform_distance": torch.stack(moved).max(), "bound": (2 * number(options["blocks"])).sqrt()}
+
+
+def reference_moved(blocks: list[Tensor]) -> Tensor:
+    """||diag(H_1, ..., H_n) - I||_F."""
+    h = torch.block_diag(*blocks)
+    return (h - torch.eye(h.shape[0], dtype=h.dtype)).norm()
+
+
+def number(value: float) -> Tensor:
+    """A float64 scalar."""
+    return torch.tensor(value, dtype=torch.float64)
 
 
 GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = {
@@ -138,6 +179,7 @@ GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = 
     "dora-fixed": gauges_fixed_dora,
     "delora": gauges_delora,
     "etherplus": gauges_etherplus,
+    "ether": gauges_ether,
 }
 
 
@@ -151,4 +193,5 @@ def reference_num_parameters(name: str, num_out: int, num_in: int, rank: int, op
         "dora-fixed": low_rank,
         "delora": low_rank + 1,
         "etherplus": 2 * num_in + (2 * num_out if two_sided else 0),
+        "ether": num_in + (num_out if two_sided else 0),
     }[name]

@@ -70,10 +70,22 @@ def stretch_etherplus(adapter: Adapter) -> dict[str, float]:
     return {"distance": (3 if two else 1) * 4.0, "transform_distance": (2 * blocks) ** 0.5}
 
 
+def reflect_ether(adapter: Adapter) -> dict[str, float]:
+    """W0 = x y^T with y turned round by H, and x left alone by the other H."""
+    two = adapter.options["sides"] == "two"
+    for side, place in (("in", 0), ("out", 1)) if two else (("in", 0),):
+        adapter.get_parameter(f"u_{side}").zero_()[..., place] = 3.0
+    with torch.no_grad():
+        adapter.base.weight.zero_()[0, 0] = 4.0
+    adapter.get_buffer("base_norm").fill_(4.0)
+    return {"distance": 2 * 4.0, "transform_distance": 2 * adapter.options["blocks"] ** 0.5}
+
+
 ADVERSARIES: dict[str, Callable[[Adapter], dict[str, float]]] = {
     "delora": lengthen_delora,
     "dora-fixed": turn_fixed_dora,
     "etherplus": stretch_etherplus,
+    "ether": reflect_ether,
 }
 
 
