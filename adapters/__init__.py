@@ -87,6 +87,19 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "ether": Method(
             "adapters.ether", "Ether", "ETHER", "#8C510A", "--", "p", {"sides": ("one", "two"), **_BLOCK_OPTIONS}
         ),
+        "oft": Method(
+            "adapters.oft", "Oft", "OFT", "#88CCEE", "-", "h", {"blocks": (4, int), "cayley": ("exact", "series")}
+        ),
+        "coft": Method(
+            "adapters.oft",
+            "Coft",
+            "COFT",
+            "#332288",
+            "-.",
+            "H",
+            {"blocks": (4, int), "eps": (6e-5, float), "radius": ("released", "peft")},
+        ),
+        "naive": Method("adapters.oft", "Naive", "Naive", "#7F7F00", ":", "8", {"blocks": (4, int)}),
     }
 )
 

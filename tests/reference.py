@@ -91,6 +91,57 @@ def reference_multiplied(w0: Tensor, blocks: Mapping[str, list[Tensor]], options
     return torch.block_diag(*blocks["out"]) @ w if "out" in blocks else w
 
 
+def reference_naive(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """Naive (ETHER paper, 2405.20271, Section 4.2): W0 diag(I + N_1, ...)^T."""
+    return w0 @ torch.block_diag(*(torch.eye(n.shape[0], dtype=n.dtype) + n for n in p["N"])).T
+
+
+def reference_oft(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """OFT (2306.07280), Equation 5 and Section 3.4: W0 diag(Q_1, ...)^T, in the released code's orientation."""
+    return w0 @ torch.block_diag(*reference_rotations(p["R"], options)).T
+
+
+def reference_coft(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """COFT (2306.07280), Section 3.3: every S is written over by its projection, with no gradient through that."""
+    return w0 @ torch.block_diag(*reference_rotations(reference_projected(p["R"], options), options)).T
+
+
+def reference_rotations(entries: Tensor, options: Options) -> list[Tensor]:
+    """(I - S)(I + S)^-1 of each block, or PEFT's series of five terms."""
+    rotations = []
+    for s in map(reference_skew, entries):
+        identity = torch.eye(s.shape[0], dtype=s.dtype)
+        if options.get("cayley") == "series":
+            rotations.append(identity + 2 * s + 2 * s @ s + 2 * s @ s @ s + s @ s @ s @ s)
+        else:
+            rotations.append((identity - s) @ torch.linalg.inv(identity + s))
+    return rotations
+
+
+def reference_skew(entries: Tensor) -> Tensor:
+    """S with these entries above its diagonal, row by row."""
+    width = round((1 + (1 + 8 * len(entries)) ** 0.5) / 2)
+    rest, rows = list(entries), []
+    for i in range(width):
+        rows.append(torch.stack([rest.pop(0) if j > i else entries.new_zeros(()) for j in range(width)]))
+    return torch.stack(rows) - torch.stack(rows).T
+
+
+def reference_projected(entries: Tensor, options: Options) -> Tensor:
+    """R if ||S|| <= radius, else radius R / ||S||: the released code's ``project_batch``, block by block."""
+    radius, projected = reference_radius(entries, options), []
+    for row in entries:
+        norm = reference_norm(reference_skew(row.detach()))
+        projected.append(row if norm <= radius else row + (radius * row / norm - row).detach())
+    return torch.stack(projected)
+
+
+def reference_radius(entries: Tensor, options: Options) -> float:
+    """eps width^2 / sqrt(n) in the released code, eps / sqrt(n) in PEFT."""
+    width = reference_skew(entries[0]).shape[0]
+    return options["eps"] * (width**2 if options["radius"] == "released" else 1) / len(entries) ** 0.5
+
+
 def reference_scale(rank: int, options: Options) -> float:
     """alpha / r."""
     return 2.0 if options["alpha"] == "2r" else options["alpha"] / rank
@@ -113,6 +164,9 @@ REFERENCES: dict[str, Callable[[Tensor, State, int, Options], Tensor]] = {
     "delora": reference_delora,
     "etherplus": reference_etherplus,
     "ether": reference_ether,
+    "oft": reference_oft,
+    "coft": reference_coft,
+    "naive": reference_naive,
 }
 """The oracle of every method in ``adapters.METHODS``."""
 
@@ -162,6 +216,31 @@ def gauges_etherplus(w0: Tensor, p: State, rank: int, options: Options) -> dict[
     return {"transform_distance": torch.stack(moved).max(), "bound": (2 * number(options["blocks"])).sqrt()}
 
 
+def gauges_naive(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """||Q - I||_F and ||Q^T Q - I||_F over all blocks."""
+    return gauges_blocks([torch.eye(n.shape[0], dtype=n.dtype) + n for n in p["N"]])
+
+
+def gauges_oft(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """A rotation moves no row by more than twice its length; the series has no bound."""
+    bound = {} if options["cayley"] == "series" else {"bound": 2 * w0.norm()}
+    return gauges_blocks(reference_rotations(p["R"], options)) | bound
+
+
+def gauges_coft(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """||Q - I||_F with radius^2 / 2 shared evenly by the planes of every block."""
+    rotations = reference_rotations(reference_projected(p["R"], options), options)
+    planes = rotations[0].shape[0] // 2
+    share = reference_radius(p["R"], options) ** 2 / 2 / planes
+    bound = number(len(rotations) * planes * 2 * 4 * share / (1 + share)).sqrt()
+    return gauges_blocks(rotations) | {"bound": bound}
+
+
+def gauges_blocks(blocks: list[Tensor]) -> dict[str, Tensor]:
+    """||Q - I||_F and ||Q^T Q - I||_F."""
+    return {"transform_distance": reference_moved(blocks), "orthogonality": reference_moved([q.T @ q for q in blocks])}
+
+
 def reference_moved(blocks: list[Tensor]) -> Tensor:
     """||diag(H_1, ..., H_n) - I||_F."""
     h = torch.block_diag(*blocks)
@@ -180,6 +259,9 @@ GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = 
     "delora": gauges_delora,
     "etherplus": gauges_etherplus,
     "ether": gauges_ether,
+    "oft": gauges_oft,
+    "coft": gauges_coft,
+    "naive": gauges_naive,
 }
 
 
@@ -187,6 +269,7 @@ def reference_num_parameters(name: str, num_out: int, num_in: int, rank: int, op
     """Trainable values of one matrix."""
     low_rank = rank * (num_in + num_out)
     two_sided = options.get("sides") == "two"
+    width = num_in // options.get("blocks", 1)
     return {
         "lora": low_rank,
         "dora": low_rank + num_out,
@@ -194,4 +277,7 @@ def reference_num_parameters(name: str, num_out: int, num_in: int, rank: int, op
         "delora": low_rank + 1,
         "etherplus": 2 * num_in + (2 * num_out if two_sided else 0),
         "ether": num_in + (num_out if two_sided else 0),
+        "oft": num_in * (width - 1) // 2,
+        "coft": num_in * (width - 1) // 2,
+        "naive": num_in * width,
     }[name]
