@@ -57,6 +57,7 @@ class Method:
 
 _LORA_OPTIONS: Options = {"alpha": ("2r", float), "init": ("kaiming", "gaussian")}
 _DORA_OPTIONS: Options = {**_LORA_OPTIONS, "norm_grad": ("detached", "full")}
+_BLOCK_OPTIONS: Options = {"blocks": (1, int), "layout": ("paper", "released")}
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
@@ -81,8 +82,24 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "#E69F00",
             ":",
             "v",
-            {"sides": ("two", "one"), "blocks": (1, int)},
+            {"sides": ("two", "one"), **_BLOCK_OPTIONS},
         ),
+        "ether": Method(
+            "adapters.ether", "Ether", "ETHER", "#8C510A", "--", "p", {"sides": ("one", "two"), **_BLOCK_OPTIONS}
+        ),
+        "oft": Method(
+            "adapters.oft", "Oft", "OFT", "#88CCEE", "-", "h", {"blocks": (4, int), "cayley": ("exact", "series")}
+        ),
+        "coft": Method(
+            "adapters.oft",
+            "Coft",
+            "COFT",
+            "#332288",
+            "-.",
+            "H",
+            {"blocks": (4, int), "eps": (6e-5, float), "radius": ("released", "peft")},
+        ),
+        "naive": Method("adapters.oft", "Naive", "Naive", "#7F7F00", ":", "8", {"blocks": (4, int)}),
     }
 )
 

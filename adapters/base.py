@@ -17,17 +17,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adapters import BadInput
-from adapters.low_rank import LowRank, low_rank_linear
+from adapters.blockwise import Blockwise
+from adapters.low_rank import LowRank
 
 Role = Literal["factors", "magnitude", "lambda"]
 ROLE_ORDER: tuple[Role, ...] = ("factors", "magnitude", "lambda")
+Change = LowRank | Blockwise
+"""What the fast path computes."""
 
 
 class Adapter(nn.Module):
     """K replicas of one method around one frozen linear layer.
 
-    A method defines ``draw`` (its parameters at the start), ``weight`` (the definition, literal), ``low_rank`` (what
-    the fast path computes), ``readings`` (distance and gauges) and ``directions``.
+    A method defines ``draw`` (its parameters at the start), ``weight`` (the definition, literal), ``low_rank`` or
+    ``change`` (what the fast path computes), ``readings`` (distance and gauges) and ``directions``.
 
     Args:
         base: The frozen layer; kept as it is, never written to.
@@ -48,11 +51,17 @@ class Adapter(nn.Module):
     constants: ClassVar[tuple[str, ...]] = ()
     """Tensors read off the frozen weight, shared by the replicas."""
     starts_at_base: ClassVar[bool] = True
+    draws_start: ClassVar[bool] = True
+    """Whether the trainable tensors' start depends on the seed and the path."""
+    exact_gradient: ClassVar[bool] = True
+    """Whether gradients are the derivatives of the forward; False where the method passes one straight through."""
     bound_kind: ClassVar[Literal["none", "distance", "transform"]] = "none"
     packable: ClassVar[bool] = True
     uses_rank: ClassVar[bool] = True
+    rank_multiple: ClassVar[int] = 1
+    """The rank must be a multiple of this."""
     has_small_work: ClassVar[bool] = True
-    """Whether ``low_rank`` computes anything, so that doing it once for a whole stack pays."""
+    """Whether ``change`` computes anything, so that doing it once for a whole stack pays."""
     uses_boundary: ClassVar[bool] = False
     weight0: Tensor
     bias0: Tensor | None
@@ -71,7 +80,7 @@ class Adapter(nn.Module):
         self.path, self.rank, self.options = path, rank, dict(options)
         self.num_replicas = len(seeds)
         self.pack_storage: int | None = None
-        self.prepared: LowRank | None = None
+        self.prepared: Change | None = None
         self._check(base, boundary)
         self.configure()
         self.base = base
@@ -103,6 +112,13 @@ class Adapter(nn.Module):
         """The effective weight as the fast path takes it."""
         raise NotImplementedError
 
+    def change(self) -> Change:
+        """What the fast path computes: ``low_rank``, unless the method changes the weight in another way."""
+        return self.low_rank()
+
+    def project(self) -> None:
+        """Put the parameters back, in place, into the set that the method allows; called after every step."""
+
     def readings(self) -> dict[str, Float[Tensor, "*batch"]]:
         """``distance`` and every gauge, computed together in double precision."""
         raise NotImplementedError
@@ -110,6 +126,10 @@ class Adapter(nn.Module):
     def bounds(self) -> dict[str, Float[Tensor, "*batch"]]:
         """An upper bound for each reading that has one, keyed by the reading's name."""
         return {}
+
+    def at_start(self) -> dict[str, float]:
+        """Readings whose value at the start is known beforehand: no distance, where the class does not say otherwise."""
+        return {"distance": 0.0}
 
     def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
         """The method's factors as rows: ``a`` on the input side, ``b`` on the output side."""
@@ -125,12 +145,17 @@ class Adapter(nn.Module):
         """
         if x.shape[0] % self.num_replicas:
             raise ValueError(f"{self.path}: {x.shape[0]} rows do not divide among {self.num_replicas} replicas")
-        change = self.prepared or self._compute_change(x)
         dtype = self._compute_dtype(x)
         rows = x.to(dtype).reshape(self.num_replicas, -1, x.shape[-1])
         bias = None if self.bias0 is None else self.bias0.to(dtype)
-        out = low_rank_linear(rows, self.weight0.to(dtype), bias, _cast(change, dtype))
-        return out.view(*x.shape[:-1], -1)
+        return self.transform(rows, self.weight0.to(dtype), bias).view(*x.shape[:-1], -1)
+
+    def transform(
+        self, rows: Float[Tensor, "k n in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None
+    ) -> Float[Tensor, "k n out"]:
+        """Each replica's rows through its weight, in their dtype; methods with no such change override this."""
+        change = self.prepared or self._compute_change(rows)
+        return _cast(change, rows.dtype).apply(rows, weight, bias)
 
     @torch.no_grad()
     def distance(self) -> Float[Tensor, "*batch"]:
@@ -193,6 +218,8 @@ class Adapter(nn.Module):
                 f"rank {self.rank} does not fit matrix {self.path!r} of {num_out} x {num_in}: "
                 f"allowed are 1 to {min(num_out, num_in)}"
             )
+        if self.uses_rank and self.rank % self.rank_multiple:
+            raise BadInput(f"rank {self.rank} is not allowed here: it must be a multiple of {self.rank_multiple}")
         if self.num_replicas < 1:
             raise BadInput(f"matrix {self.path!r} was given no seeds: one per replica is needed")
         if self.uses_boundary:
@@ -207,11 +234,11 @@ class Adapter(nn.Module):
             return torch.get_autocast_dtype(x.device.type)
         return x.dtype
 
-    def _compute_change(self, x: Tensor) -> LowRank:
+    def _compute_change(self, x: Tensor) -> Change:
         if not torch.is_autocast_enabled(x.device.type):
-            return self.low_rank()
+            return self.change()
         with torch.autocast(x.device.type, enabled=False):
-            return self.low_rank()
+            return self.change()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
         """Refuse what would tear the parameters out of their pack's buffer; elsewhere move and cast as usual."""
@@ -226,10 +253,10 @@ class Adapter(nn.Module):
         return self
 
 
-def _cast(change: LowRank, dtype: torch.dtype) -> LowRank:
-    if change.a.dtype == dtype:
+def _cast(change: Change, dtype: torch.dtype) -> Change:
+    if change[0].dtype == dtype:
         return change
-    return LowRank._make(part.to(dtype) if isinstance(part, Tensor) else part for part in change)
+    return type(change)._make(part.to(dtype) if isinstance(part, Tensor) else part for part in change)
 
 
 def _check_boundary(boundary: Sequence[float] | None, num_replicas: int) -> None:

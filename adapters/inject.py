@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from adapters import BadInput, MethodSpec, get_class
-from adapters.base import ROLE_ORDER, Adapter, Role
+from adapters.base import ROLE_ORDER, Adapter, Change, Role
 
 ATTENTION_PROJECTIONS = (r"attn[12]\.to_[qkv]", r"attn[12]\.to_out\.0")
 """Every query, key, value and output projection of Stable Diffusion's U-Net: 128 matrices in 1.5."""
@@ -196,8 +196,14 @@ class Attached:
             return
         with torch.autocast(self.flat.device.type, enabled=False):
             for stack in self.stacks:
-                for path, change in zip(stack.paths, stack.adapter.low_rank().unbind(), strict=True):
+                changes: Sequence[Change] = stack.adapter.change().unbind()
+                for path, change in zip(stack.paths, changes, strict=True):
                     self.adapters[path].prepared = change
+
+    def project(self) -> None:
+        """Put every replica back into the set that its method allows (COFT's ball); nothing for most methods."""
+        for stack in self.stacks:
+            stack.adapter.project()
 
     def release(self) -> None:
         """Let the adapters compute their own factors again."""

@@ -39,6 +39,10 @@ class LowRank(NamedTuple):
         parts = [part.unbind(1) if isinstance(part, Tensor) else [part] * num_matrices for part in self]
         return [LowRank(*matrix) for matrix in zip(*parts, strict=True)]
 
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The rows through the changed layer: :func:`low_rank_linear`."""
+        return low_rank_linear(x, weight, bias, self)
+
 
 def low_rank_linear(
     x: Float[Tensor, "k n in"],

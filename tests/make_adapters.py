@@ -72,6 +72,8 @@ def list_variants(name: str, method: Method) -> list[str]:
 
 
 VARIANTS = [variant for name, method in METHODS.items() for variant in list_variants(name, method)]
+LOW_RANK = [v for v in VARIANTS if {"A", "B"} <= get_class(v.partition(":")[0]).ROLES.keys()]
+"""Those that train a row factor A and a column factor B."""
 
 
 def make_pack(

@@ -51,17 +51,95 @@ def reference_delora_update(w0: Tensor, a: Tensor, b: Tensor, lam: Tensor, rank:
     return lam / rank * sum_of_outer(columns_b, rows_a) @ torch.diag(w)
 
 
+def reference_ether(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """ETHER (2405.20271), Equations 1 and 2, on the input side or on both."""
+    return reference_multiplied(w0, {side: reference_reflections(p[f"u_{side}"]) for side in sides(p)}, options)
+
+
 def reference_etherplus(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
     """ETHER+ (2405.20271), Equation 3, on the input side or on both."""
-    w = w0 @ reference_transform(p["u_in"], p["v_in"])
-    return reference_transform(p["u_out"], p["v_out"]) @ w if options["sides"] == "two" else w
+    blocks = {side: reference_relaxed_reflections(p[f"u_{side}"], p[f"v_{side}"]) for side in sides(p)}
+    return reference_multiplied(w0, blocks, options)
 
 
-def reference_transform(u: Tensor, v: Tensor) -> Tensor:
-    """diag(H_1, ..., H_n) with H_i = I - u_i u_i^T / ||u_i||^2 + v_i v_i^T / ||v_i||^2."""
+def sides(p: State) -> list[str]:
+    """The sides that have vectors."""
+    return [side for side in ("in", "out") if f"u_{side}" in p]
+
+
+def reference_reflections(u: Tensor) -> list[Tensor]:
+    """H_i = I - 2 u_i u_i^T / ||u_i||^2."""
     identity = torch.eye(u.shape[1], dtype=u.dtype)
-    blocks = [identity - torch.outer(a, a) / (a @ a) + torch.outer(b, b) / (b @ b) for a, b in zip(u, v, strict=True)]
-    return torch.block_diag(*blocks)
+    return [identity - 2 * torch.outer(a, a) / (a @ a) for a in u]
+
+
+def reference_relaxed_reflections(u: Tensor, v: Tensor) -> list[Tensor]:
+    """H_i = I - u_i u_i^T / ||u_i||^2 + v_i v_i^T / ||v_i||^2."""
+    identity = torch.eye(u.shape[1], dtype=u.dtype)
+    return [identity - torch.outer(a, a) / (a @ a) + torch.outer(b, b) / (b @ b) for a, b in zip(u, v, strict=True)]
+
+
+def reference_multiplied(w0: Tensor, blocks: Mapping[str, list[Tensor]], options: Options) -> Tensor:
+    """diag(H'_1, ...) W0 diag(H_1, ...); ``released``: H_i on every chunk of the i-th n-th of the rows, chunk by chunk."""
+    inner, n = blocks["in"], len(blocks["in"])
+    if options["layout"] == "released":
+        height = w0.shape[0] // n
+        rows = [w0[i * height : (i + 1) * height] for i in range(n)]
+        w = torch.cat([torch.cat([chunk @ h for chunk in part.chunk(n, 1)], 1) for part, h in zip(rows, inner)])
+    else:
+        w = w0 @ torch.block_diag(*inner)
+    return torch.block_diag(*blocks["out"]) @ w if "out" in blocks else w
+
+
+def reference_naive(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """Naive (ETHER paper, 2405.20271, Section 4.2): W0 diag(I + N_1, ...)^T."""
+    return w0 @ torch.block_diag(*(torch.eye(n.shape[0], dtype=n.dtype) + n for n in p["N"])).T
+
+
+def reference_oft(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """OFT (2306.07280), Equation 5 and Section 3.4: W0 diag(Q_1, ...)^T, in the released code's orientation."""
+    return w0 @ torch.block_diag(*reference_rotations(p["R"], options)).T
+
+
+def reference_coft(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """COFT (2306.07280), Section 3.3: every S is written over by its projection, with no gradient through that."""
+    return w0 @ torch.block_diag(*reference_rotations(reference_projected(p["R"], options), options)).T
+
+
+def reference_rotations(entries: Tensor, options: Options) -> list[Tensor]:
+    """(I - S)(I + S)^-1 of each block, or PEFT's series of five terms."""
+    rotations = []
+    for s in map(reference_skew, entries):
+        identity = torch.eye(s.shape[0], dtype=s.dtype)
+        if options.get("cayley") == "series":
+            rotations.append(identity + 2 * s + 2 * s @ s + 2 * s @ s @ s + s @ s @ s @ s)
+        else:
+            rotations.append((identity - s) @ torch.linalg.inv(identity + s))
+    return rotations
+
+
+def reference_skew(entries: Tensor) -> Tensor:
+    """S with these entries above its diagonal, row by row."""
+    width = round((1 + (1 + 8 * len(entries)) ** 0.5) / 2)
+    rest, rows = list(entries), []
+    for i in range(width):
+        rows.append(torch.stack([rest.pop(0) if j > i else entries.new_zeros(()) for j in range(width)]))
+    return torch.stack(rows) - torch.stack(rows).T
+
+
+def reference_projected(entries: Tensor, options: Options) -> Tensor:
+    """R if ||S|| <= radius, else radius R / ||S||: the released code's ``project_batch``, block by block."""
+    radius, projected = reference_radius(entries, options), []
+    for row in entries:
+        norm = reference_norm(reference_skew(row.detach()))
+        projected.append(row if norm <= radius else row + (radius * row / norm - row).detach())
+    return torch.stack(projected)
+
+
+def reference_radius(entries: Tensor, options: Options) -> float:
+    """eps width^2 / sqrt(n) in the released code, eps / sqrt(n) in PEFT."""
+    width = reference_skew(entries[0]).shape[0]
+    return options["eps"] * (width**2 if options["radius"] == "released" else 1) / len(entries) ** 0.5
 
 
 def reference_scale(rank: int, options: Options) -> float:
@@ -85,6 +163,10 @@ REFERENCES: dict[str, Callable[[Tensor, State, int, Options], Tensor]] = {
     "dora-fixed": reference_dora,
     "delora": reference_delora,
     "etherplus": reference_etherplus,
+    "ether": reference_ether,
+    "oft": reference_oft,
+    "coft": reference_coft,
+    "naive": reference_naive,
 }
 """The oracle of every method in ``adapters.METHODS``."""
 
@@ -122,14 +204,52 @@ def gauges_delora(w0: Tensor, p: State, rank: int, options: Options) -> dict[str
     return {"lambda": p["lam"], "bound": bound}
 
 
+def gauges_ether(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """||H - I||_F = 2 sqrt(n) on either side."""
+    moved = [reference_moved(reference_reflections(p[f"u_{side}"])) for side in sides(p)]
+    return {"transform_distance": torch.stack(moved).max(), "bound": 2 * number(options["blocks"]).sqrt()}
+
+
 def gauges_etherplus(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
     """||H - I||_F of the side that has moved more, at most sqrt(2 n)."""
-    moved = []
-    for side in ("in", "out") if options["sides"] == "two" else ("in",):
-        h = reference_transform(p[f"u_{side}"], p[f"v_{side}"])
-        moved.append((h - torch.eye(h.shape[0], dtype=h.dtype)).norm())
-    num_blocks = torch.tensor(options["blocks"], dtype=w0.dtype)
-    return {"transform_distance": torch.stack(moved).max(), "bound": (2 * num_blocks).sqrt()}
+    moved = [reference_moved(reference_relaxed_reflections(p[f"u_{side}"], p[f"v_{side}"])) for side in sides(p)]
+    return {"transform_distance": torch.stack(moved).max(), "bound": (2 * number(options["blocks"])).sqrt()}
+
+
+def gauges_naive(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """||Q - I||_F and ||Q^T Q - I||_F over all blocks."""
+    return gauges_blocks([torch.eye(n.shape[0], dtype=n.dtype) + n for n in p["N"]])
+
+
+def gauges_oft(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """A rotation moves no row by more than twice its length; the series has no bound."""
+    bound = {} if options["cayley"] == "series" else {"bound": 2 * w0.norm()}
+    return gauges_blocks(reference_rotations(p["R"], options)) | bound
+
+
+def gauges_coft(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """||Q - I||_F with radius^2 / 2 shared evenly by the planes of every block."""
+    rotations = reference_rotations(reference_projected(p["R"], options), options)
+    planes = rotations[0].shape[0] // 2
+    share = reference_radius(p["R"], options) ** 2 / 2 / planes
+    bound = number(len(rotations) * planes * 2 * 4 * share / (1 + share)).sqrt()
+    return gauges_blocks(rotations) | {"bound": bound}
+
+
+def gauges_blocks(blocks: list[Tensor]) -> dict[str, Tensor]:
+    """||Q - I||_F and ||Q^T Q - I||_F."""
+    return {"transform_distance": reference_moved(blocks), "orthogonality": reference_moved([q.T @ q for q in blocks])}
+
+
+def reference_moved(blocks: list[Tensor]) -> Tensor:
+    """||diag(H_1, ..., H_n) - I||_F."""
+    h = torch.block_diag(*blocks)
+    return (h - torch.eye(h.shape[0], dtype=h.dtype)).norm()
+
+
+def number(value: float) -> Tensor:
+    """A float64 scalar."""
+    return torch.tensor(value, dtype=torch.float64)
 
 
 GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = {
@@ -138,6 +258,10 @@ GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = 
     "dora-fixed": gauges_fixed_dora,
     "delora": gauges_delora,
     "etherplus": gauges_etherplus,
+    "ether": gauges_ether,
+    "oft": gauges_oft,
+    "coft": gauges_coft,
+    "naive": gauges_naive,
 }
 
 
@@ -145,10 +269,15 @@ def reference_num_parameters(name: str, num_out: int, num_in: int, rank: int, op
     """Trainable values of one matrix."""
     low_rank = rank * (num_in + num_out)
     two_sided = options.get("sides") == "two"
+    width = num_in // options.get("blocks", 1)
     return {
         "lora": low_rank,
         "dora": low_rank + num_out,
         "dora-fixed": low_rank,
         "delora": low_rank + 1,
         "etherplus": 2 * num_in + (2 * num_out if two_sided else 0),
+        "ether": num_in + (num_out if two_sided else 0),
+        "oft": num_in * (width - 1) // 2,
+        "coft": num_in * (width - 1) // 2,
+        "naive": num_in * width,
     }[name]

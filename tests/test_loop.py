@@ -22,7 +22,8 @@ from training.tasks.scorers import Scorers
 from training.tasks.subject import SubjectTask
 
 BOUNDARY = {"delora": 1.0}
-RATE = {"lora": 1e-3, "dora": 1e-3, "dora-fixed": 1e-3, "delora": 1e-2, "etherplus": 1e-2}
+RATE = {"lora": 1e-3, "dora": 1e-3, "dora-fixed": 1e-3, "delora": 1e-2, "etherplus": 1e-2,
+        "ether": 1e-2, "oft": 1e-3, "coft": 1e-3, "naive": 1e-3}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -137,6 +137,7 @@ def train_pack(
                     losses += part.detach()
                 factor = schedule_factor(shared.lr_scheduler, step, shared.steps, shared.lr_warmup_steps)
                 norms = optimizer.step(losses, factor)
+                attached.project()
 
                 # Read the weights.
                 if step % shared.gauge_every == 0 or step == shared.steps:

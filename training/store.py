@@ -25,7 +25,9 @@ SCHEMA = 1
 STATUSES = ("planned", "running", "finished", "diverged", "preempted", "failed")
 ENDED = ("finished", "diverged")
 KINDS = ("dynamics", "steps", "norms")
-GAUGES = ("lambda", "bound", "saturation", "transform_distance", "norm_a", "norm_b", "angle_a", "angle_b")
+GAUGES = (
+    "lambda", "bound", "saturation", "transform_distance", "orthogonality", "norm_a", "norm_b", "angle_a", "angle_b",
+)  # fmt: skip
 COLUMNS = {
     "dynamics": ("step", "matrix", "distance", *GAUGES),
     "steps": ("step", "loss", "grad_norm", "lr", "lr_lambda", "seconds"),

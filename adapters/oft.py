@@ -1,0 +1,302 @@
+"""OFT and COFT: orthogonal finetuning (Qiu et al. 2023, arXiv 2306.07280, Sections 3.2 to 3.4), and Naive: blocks without
+the constraint (ETHER paper, arXiv 2405.20271, Section 4.2).
+
+All three multiply the input side by n square blocks: W = W0 diag(Q_1, ..., Q_n)^T, so the fast path turns the input and
+leaves the frozen product as it is. OFT's Q is Cayley's (I - S)(I + S)^-1 of a skew-symmetric S, of which the entries above
+the diagonal train: half as many values as the authors' code stores, for the same Q and the same steps of Adam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from adapters import BadInput
+from adapters.base import Adapter, Role
+from adapters.blockwise import Blockwise
+
+
+class Naive(Adapter):
+    """W = W0 diag(I + N_1, ..., I + N_n)^T with N trained freely, from zero on, so that weight decay pulls to W0.
+
+    Options:
+        blocks: number n of blocks; it must divide the width of the input. 4 is the papers' choice.
+    """
+
+    ROLES: ClassVar[Mapping[str, Role]] = {"N": "factors"}
+    constants: ClassVar[tuple[str, ...]] = ("base_factor",)
+    draws_start: ClassVar[bool] = False
+    uses_rank: ClassVar[bool] = False
+    min_width: ClassVar[int] = 1
+    base_factor: Tensor
+    N: Tensor
+
+    def configure(self) -> None:
+        self.blocks = int(self.options["blocks"])
+
+    def measure(self) -> dict[str, Tensor]:
+        """The triangular factor of each block of columns of W0: ||W0_k D^T|| = ||F_k D^T||, exact for small D too."""
+        num_out, num_in = self.shape
+        if num_in % self.blocks or self.width < self.min_width:
+            allowed = "" if num_in % self.blocks else f" into blocks of {self.min_width} or more"
+            raise BadInput(
+                f"blocks={self.blocks} does not divide the input of matrix {self.path!r} of {num_out} x {num_in}{allowed}"
+            )
+        columns = self.weight0.double().unflatten(-1, (self.blocks, -1)).transpose(-2, -3)
+        return {"base_factor": torch.linalg.qr(columns, mode="r").R}
+
+    @property
+    def width(self) -> int:
+        """Side of a block."""
+        return self.shape[1] // self.blocks
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"N": torch.zeros(self.blocks, self.width, self.width)}
+
+    def weight(self) -> Float[Tensor, "*batch out in"]:
+        """W0 Q^T, block by block of the columns."""
+        columns = self.base_weight().unflatten(-1, (self.blocks, -1)).transpose(-2, -3)
+        return (columns @ self.matrices().mT).transpose(-2, -3).flatten(-2)
+
+    def matrices(self) -> Float[Tensor, "*batch n width width"]:
+        """Q_1, ..., Q_n from their definition."""
+        return torch.eye(self.width, dtype=self.dtype, device=self.weight0.device) + self.N
+
+    def change(self) -> Blockwise:
+        return Blockwise(self.N)
+
+    def exact_change(self) -> Float[Tensor, "*batch n width width"]:
+        """Q - I in double precision, exact near the start too."""
+        return self.N.double()
+
+    @torch.no_grad()
+    def readings(self) -> dict[str, Float[Tensor, "*batch"]]:
+        """``distance``; ``transform_distance``, ||Q - I||_F; ``orthogonality``, the error ||Q^T Q - I||_F."""
+        change = self.exact_change()
+        readings = {
+            "distance": _norm(self.base_factor @ change.mT),
+            "transform_distance": _norm(change),
+            "orthogonality": self._orthogonality(change),
+        }
+        if self.bound_kind != "none":
+            reading = "distance" if self.bound_kind == "distance" else "transform_distance"
+            bound = self.bounds()[reading]
+            tiny = torch.finfo(torch.float64).tiny
+            readings |= {"bound": bound, "saturation": readings[reading] / bound.clamp_min(tiny)}
+        return readings
+
+    def _orthogonality(self, change: Float[Tensor, "*batch n width width"]) -> Float[Tensor, "*batch"]:
+        """From D = Q - I: Q^T Q - I = D + D^T + D^T D."""
+        return _norm(change + change.mT + change.mT @ change)
+
+    def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
+        """The blocks as rows; there is nothing on the output side."""
+        return {"a": self.N.flatten(-2)}
+
+
+class Oft(Naive):
+    """OFT: Q = (I - S)(I + S)^-1, orthogonal whatever the learning rate; S starts at zero.
+
+    A norm of S beyond which rounding drowns the identity beside it (4e4 in single precision) is held there.
+
+    Options: that of :class:`Naive`, and
+        cayley: ``exact``, by a linear solve (the paper and its code); ``series``, the five terms
+            I + 2 S + 2 S^2 + 2 S^3 + S^4 that are PEFT's default: a polynomial, so neither orthogonal nor bounded, and
+            turning the other way round than PEFT's own exact form, of whose transpose it is the beginning.
+    """
+
+    ROLES: ClassVar[Mapping[str, Role]] = {"R": "factors"}
+    bound_kind: ClassVar[Literal["none", "distance", "transform"]] = "distance"
+    min_width: ClassVar[int] = 2
+    R: Tensor
+
+    def configure(self) -> None:
+        super().configure()
+        self.is_series = self.options.get("cayley") == "series"
+        if self.is_series:
+            self.bound_kind = "none"  # type: ignore[misc]
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"R": torch.zeros(self.blocks, self.width * (self.width - 1) // 2)}
+
+    def matrices(self) -> Float[Tensor, "*batch n width width"]:
+        """Equation 5 of the OFT paper (Cayley's parametrisation), or PEFT's series."""
+        identity = torch.eye(self.width, dtype=self.dtype, device=self.weight0.device)
+        s = _skew(self.entries(), self.width)
+        if self.is_series:
+            return identity + 2 * s + 2 * s @ s + 2 * s @ s @ s + s @ s @ s @ s
+        return torch.linalg.solve_ex(identity + s, identity - s, left=False)[0]
+
+    def entries(self) -> Float[Tensor, "*batch n entries"]:
+        """What stands above the diagonal of S."""
+        return self.R if self.is_series else self.R * _holding(self.R)
+
+    def change(self) -> Blockwise:
+        if self.is_series:
+            return Blockwise(_series_change(self.entries(), self.width))
+        change: Tensor = _CayleyChange.apply(self.entries(), self.width)
+        return Blockwise(change)
+
+    def exact_change(self) -> Float[Tensor, "*batch n width width"]:
+        entries = self.entries().double() if self.is_series else self._held_double()
+        return (_series_change if self.is_series else _CayleyChange.apply)(entries, self.width)
+
+    def _held_double(self) -> Float[Tensor, "*batch n entries"]:
+        entries = self.R.double()
+        return entries * _holding(entries)
+
+    def _orthogonality(self, change: Float[Tensor, "*batch n width width"]) -> Float[Tensor, "*batch"]:
+        """Of the Q that the forward applies: in exact arithmetic it is 0, so what is seen is the solver's rounding."""
+        return super()._orthogonality(change if self.is_series else self.change().blocks.double())
+
+    def bounds(self) -> dict[str, Float[Tensor, "*batch"]]:
+        """||W - W0||_F <= 2 ||W0||_F; ||Q - I||_F <= 2 sqrt(n 2 floor(width / 2)): every plane turned by pi."""
+        if self.is_series:
+            return {}
+        return self._bounds(4.0, 4.0)
+
+    def _bounds(self, largest: float, evenly: float) -> dict[str, Float[Tensor, "*batch"]]:
+        """From the squared singular values of Q - I: the largest possible, and that of each if all are alike."""
+        leading = self.R.shape[:-2]
+        num_values = self.blocks * 2 * (self.width // 2)
+        base_norm = _norm(self.base_factor)
+        return {
+            "distance": (largest**0.5 * base_norm).expand(leading),
+            "transform_distance": base_norm.new_full(leading, (evenly * num_values) ** 0.5),
+        }
+
+    def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
+        """The entries of S, a row for each block; there is nothing on the output side."""
+        return {"a": self.R}
+
+
+class Coft(Oft):
+    """COFT: OFT with every block's S kept in a ball around zero, so that Q stays near the identity.
+
+    As in both public codes it is the trained values themselves that are put back, after every step, and the gradient is
+    that at the values put back. Between a step and that moment, everything here reads them as if it had been done.
+
+    Options: ``blocks`` of :class:`Naive`, and
+        eps: the authors' scripts' 6e-5.
+        radius: the ball ||S_k||_F <= ``released``: eps width^2 / sqrt(n), the authors' code, in which eps 6e-5 works
+            at any width (the default for that reason); ``peft``: eps / sqrt(n), which at 6e-5 all but forbids to train.
+    """
+
+    exact_gradient: ClassVar[bool] = False
+    bound_kind: ClassVar[Literal["none", "distance", "transform"]] = "transform"
+
+    def entries(self) -> Float[Tensor, "*batch n entries"]:
+        put_back: Tensor = _PutBack.apply(self.R, self._shrinking())
+        return put_back
+
+    def _held_double(self) -> Float[Tensor, "*batch n entries"]:
+        return self.R.double() * self._shrinking()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        self.R.mul_(self._shrinking())
+
+    @torch.no_grad()
+    def _shrinking(self) -> Float[Tensor, "*batch n 1"]:
+        """What each block is multiplied by, exactly 1 inside the ball and at its rim, so that once is as good as twice."""
+        norms = _skew_norm(self.R.double())
+        inside = norms <= self.radius * (1 + 4 * torch.finfo(self.dtype).eps)
+        return torch.where(inside, 1.0, self.radius / norms).to(self.dtype)
+
+    @property
+    def radius(self) -> float:
+        """Largest ||S_k||_F."""
+        scale = self.width**2 if self.options["radius"] == "released" else 1
+        return float(self.options["eps"]) * scale / self.blocks**0.5
+
+    def bounds(self) -> dict[str, Float[Tensor, "*batch"]]:
+        """A plane of S with entry t turns by 2 arctan(t), and Q - I has twice the singular value 2 t / sqrt(1 + t^2).
+
+        The ball allows sum t^2 <= radius^2 / 2: ||Q - I||_F is largest if all planes share it, the weight's distance if
+        one has it all.
+        """
+
+        def squared(share: float) -> float:
+            return 4 * share / (1 + share)
+
+        room = self.radius**2 / 2
+        return self._bounds(squared(room), squared(room / (self.width // 2)))
+
+
+class _CayleyChange(torch.autograd.Function):
+    """D = Q - I = -2 S (I + S)^-1 from S's entries above the diagonal, and its gradient.
+
+    With M = (I + S)^-1, D = 2 M - 2 I, so dD = -2 M dS M, and the gradient of S is -2 M^T G M^T. A singular system (there
+    is none but by rounding) gives infinite values and no exception.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, entries: Tensor, width: int) -> Tensor:
+        s = _skew(entries, width)
+        inverse = torch.linalg.inv_ex(s + torch.eye(width, dtype=s.dtype, device=s.device))[0]
+        ctx.save_for_backward(inverse)
+        return -2 * s @ inverse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (inverse,) = ctx.saved_tensors
+        grad_s = inverse.mT @ grad @ inverse.mT
+        rows, columns = _above_diagonal(inverse.shape[-1], inverse.device)
+        return -2 * (grad_s - grad_s.mT)[..., rows, columns], None
+
+
+class _PutBack(torch.autograd.Function):
+    """Values times a factor, with the gradient passed straight through, as if the values had been written over."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: Tensor) -> Tensor:
+        return values * factor
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _series_change(entries: Tensor, width: int) -> Float[Tensor, "*batch n width width"]:
+    """2 S + 2 S^2 + 2 S^3 + S^4 by Horner's rule."""
+    s = _skew(entries, width)
+    twice = 2 * torch.eye(width, dtype=s.dtype, device=s.device)
+    return s @ (twice + s @ (twice + s @ (twice + s)))
+
+
+def _skew(entries: Float[Tensor, "*batch entries"], width: int) -> Float[Tensor, "*batch width width"]:
+    """The skew-symmetric matrix with these entries above its diagonal, row by row, as in PEFT."""
+    rows, columns = _above_diagonal(width, entries.device)
+    upper = entries.new_zeros(*entries.shape[:-1], width, width)
+    upper[..., rows, columns] = entries
+    return upper - upper.mT
+
+
+@lru_cache(maxsize=32)
+def _above_diagonal(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows, columns = torch.triu_indices(width, width, 1, device=device)
+    return rows, columns
+
+
+def _skew_norm(entries: Float[Tensor, "*batch entries"]) -> Float[Tensor, "*batch 1"]:
+    """||S||_F from the entries above its diagonal."""
+    return 2**0.5 * torch.linalg.vector_norm(entries, dim=-1, keepdim=True)
+
+
+@torch.no_grad()
+def _holding(entries: Float[Tensor, "*batch entries"]) -> Float[Tensor, "*batch 1"]:
+    """1, or what brings ||S||_F down to where I + S can still be solved: eps^(-2/3), 4e4 and 3e10."""
+    largest = torch.finfo(entries.dtype).eps ** (-2 / 3)
+    return (largest / _skew_norm(entries)).clamp_max(1)
+
+
+def _norm(blocks: Float[Tensor, "*batch n rows columns"]) -> Float[Tensor, "*batch"]:
+    """Frobenius norm over all blocks."""
+    return torch.linalg.vector_norm(blocks, dim=(-3, -2, -1))
