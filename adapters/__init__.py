@@ -55,8 +55,14 @@ class Method:
         return {key: first for key, (first, *_) in self.options.items() if not isinstance(first, type)}
 
 
-_LORA_OPTIONS: Options = {"alpha": ("2r", float), "init": ("kaiming", "gaussian")}
-_DORA_OPTIONS: Options = {**_LORA_OPTIONS, "norm_grad": ("detached", "full")}
+_LORA_OPTIONS: Options = {
+    "alpha": ("2r", float),
+    "init": ("kaiming", "gaussian"),
+    "divisor": ("r", "sqrt_r"),
+    "lr_ratio": (1, float),
+}
+_NORM_OPTIONS: Options = {"axis": ("rows", "columns"), "norm_grad": ("detached", "full")}
+_DORA_OPTIONS: Options = {**_LORA_OPTIONS, **_NORM_OPTIONS}
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from adapters import BadInput
 from adapters.low_rank import LowRank, low_rank_linear
 
-Role = Literal["factors", "magnitude", "lambda"]
-ROLE_ORDER: tuple[Role, ...] = ("factors", "magnitude", "lambda")
+Role = Literal["factors", "factors_b", "magnitude", "lambda"]
+"""A learning-rate group; ``factors_b`` are factors with a rate of their own, ``lr_ratio`` times that of ``factors``."""
+ROLE_ORDER: tuple[Role, ...] = ("factors", "factors_b", "magnitude", "lambda")
 
 
 class Adapter(nn.Module):
@@ -54,6 +55,8 @@ class Adapter(nn.Module):
     has_small_work: ClassVar[bool] = True
     """Whether ``low_rank`` computes anything, so that doing it once for a whole stack pays."""
     uses_boundary: ClassVar[bool] = False
+    lr_ratio: float = 1.0
+    """Rate of the role ``factors_b`` over that of ``factors``."""
     weight0: Tensor
     bias0: Tensor | None
 

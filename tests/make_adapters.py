@@ -19,6 +19,8 @@ RANK = 3
 SEEDS = (5, 6, 7)
 SAMPLES: dict[type, float] = {float: 3.0, int: 2}
 """The value that stands for every other where an option takes any number."""
+VARIED_ALONE = ("init", "divisor", "lr_ratio")
+"""Options that no other one meets in the mathematics."""
 
 
 class Attention(nn.Module):
@@ -59,19 +61,21 @@ def make_model(dtype: torch.dtype = torch.float64) -> Model:
 
 
 def list_variants(name: str, method: Method) -> list[str]:
-    """Every combination of a method's options, but for the start of the factors, which is varied alone."""
+    """Every combination of a method's options, but for those that are varied alone."""
     choices = {
         key: [SAMPLES[value] if isinstance(value, type) else value for value in allowed]
         for key, allowed in method.options.items()
-        if key != "init"
     }
+    alone = {key: choices.pop(key) for key in VARIED_ALONE if key in choices}
     texts = [",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in zip(choices, values))
              for values in itertools.product(*choices.values())]  # fmt: skip
-    texts += [f"init={value}" for value in method.options.get("init", ())[1:]]
+    texts += [f"{key}={value}" for key, values in alone.items() for value in values[1:]]
     return [f"{name}:{text}" for text in texts]
 
 
 VARIANTS = [variant for name, method in METHODS.items() for variant in list_variants(name, method)]
+LOW_RANK = [v for v in VARIANTS if {"A", "B"} <= get_class(v.partition(":")[0]).ROLES.keys()]
+"""Those that train a row factor A and a column factor B."""
 
 
 def make_pack(

@@ -23,13 +23,17 @@ def reference_lora(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
 
 
 def reference_dora(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
-    """DoRA (2402.09353), Equation 5, by output rows: m_j V_j / ||V_j||; Section 4.3 holds the norm constant."""
-    v = reference_lora(w0, p, rank, options)
-    rows = []
-    for j in range(v.shape[0]):
-        norm = (v[j] @ v[j]).sqrt()
-        rows.append(p["magnitude"][j] * v[j] / (norm.detach() if options["norm_grad"] == "detached" else norm))
-    return torch.stack(rows)
+    """DoRA (2402.09353), Equation 5, with LoRA's direction."""
+    return reference_decomposed(reference_lora(w0, p, rank, options), p["magnitude"], options)
+
+
+def reference_decomposed(v: Tensor, magnitude: Tensor, options: Options) -> Tensor:
+    """m_j V_j / ||V_j|| for every output row, or every input column, V_j; Section 4.3 of DoRA holds the norm constant."""
+    vectors = []
+    for m, vector in zip(magnitude, v if options["axis"] == "rows" else v.T, strict=True):
+        norm = (vector @ vector).sqrt()
+        vectors.append(m * vector / (norm.detach() if options["norm_grad"] == "detached" else norm))
+    return torch.stack(vectors, dim=0 if options["axis"] == "rows" else 1)
 
 
 def reference_delora(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
@@ -65,8 +69,9 @@ def reference_transform(u: Tensor, v: Tensor) -> Tensor:
 
 
 def reference_scale(rank: int, options: Options) -> float:
-    """alpha / r."""
-    return 2.0 if options["alpha"] == "2r" else options["alpha"] / rank
+    """alpha / r, or alpha / sqrt(r)."""
+    alpha = 2.0 * rank if options["alpha"] == "2r" else options["alpha"]
+    return alpha / rank if options["divisor"] == "r" else alpha / rank**0.5
 
 
 def reference_norm(values: Tensor) -> Tensor:
@@ -98,12 +103,13 @@ def reference_gauges(name: str, w0: Tensor, p: State, rank: int, options: Option
 
 
 def gauges_dora(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
-    """Mean |m - ||w||| over the rows."""
-    return {"magnitude_drift": torch.stack([(m - w.norm()).abs() for m, w in zip(p["magnitude"], w0)]).mean()}
+    """Mean |m - ||w||| over the rows, or the columns."""
+    vectors = w0 if options["axis"] == "rows" else w0.T
+    return {"magnitude_drift": torch.stack([(m - w.norm()).abs() for m, w in zip(p["magnitude"], vectors)]).mean()}
 
 
 def gauges_fixed_dora(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
-    """No row can move by more than twice its length."""
+    """No row, and no column, can move by more than twice its length."""
     return gauges_dora(w0, p, rank, options) | {"bound": 2 * w0.norm()}
 
 
@@ -147,7 +153,7 @@ def reference_num_parameters(name: str, num_out: int, num_in: int, rank: int, op
     two_sided = options.get("sides") == "two"
     return {
         "lora": low_rank,
-        "dora": low_rank + num_out,
+        "dora": low_rank + (num_out if options.get("axis") == "rows" else num_in),
         "dora-fixed": low_rank,
         "delora": low_rank + 1,
         "etherplus": 2 * num_in + (2 * num_out if two_sided else 0),

@@ -236,7 +236,9 @@ def test_bad_methods_are_named_with_what_is_allowed(text: str, message: str) -> 
 
 def test_canonical_text_has_every_option_and_reads_back() -> None:
     assert parse_method("delora").canonical == "norm=columns,start=eq9"
-    assert parse_method(" dora : norm_grad = full , alpha=16 ").canonical == "alpha=16,init=kaiming,norm_grad=full"
+    assert parse_method(" dora : norm_grad = full , alpha=16 ").canonical == (
+        "alpha=16,axis=rows,divisor=r,init=kaiming,lr_ratio=1,norm_grad=full"
+    )
     for variant in [*VARIANTS, "lora:alpha=1.23456789", "lora:alpha=0.1"]:
         spec = parse_method(variant)
         assert parse_method(f"{spec.name}:{spec.canonical}") == spec
