@@ -63,6 +63,7 @@ _LORA_OPTIONS: Options = {
 }
 _NORM_OPTIONS: Options = {"axis": ("rows", "columns"), "norm_grad": ("detached", "full")}
 _DORA_OPTIONS: Options = {**_LORA_OPTIONS, **_NORM_OPTIONS}
+_VERA_OPTIONS: Options = {"d_initial": (0.1, float)}
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
@@ -89,6 +90,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "v",
             {"sides": ("two", "one"), "blocks": (1, int)},
         ),
+        "vera": Method("adapters.vera", "Vera", "VeRA", "#882255", "-", "<", _VERA_OPTIONS),
+        "dvora": Method("adapters.vera", "Dvora", "DVoRA", "#AA4499", "--", ">", {**_VERA_OPTIONS, **_NORM_OPTIONS}),
+        "full": Method("adapters.full", "Full", "full finetuning", "#666666", "-.", "d"),
     }
 )
 

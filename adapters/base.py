@@ -36,6 +36,8 @@ class Adapter(nn.Module):
         seeds: One per replica. A replica's start depends on its seed and the path only, never on K or its position.
         rank: Number of directions; methods without a rank ignore it.
         boundary: DeLoRA's lambda at the start, one per replica; None for methods without one.
+        largest: ``(out, in)`` that holds every matrix adapted together; what they share is cut from that size. None
+            means this matrix's own.
         options: The method's options, as :class:`adapters.MethodSpec` holds them.
 
     Raises:
@@ -48,7 +50,11 @@ class Adapter(nn.Module):
     """Tensors that belong to a replica, are saved with it, but do not train (the start of DeLoRA)."""
     constants: ClassVar[tuple[str, ...]] = ()
     """Tensors read off the frozen weight, shared by the replicas."""
+    shared: ClassVar[tuple[str, ...]] = ()
+    """Constants without a share of their own for each matrix: equally shaped matrices hold the very same tensor."""
     starts_at_base: ClassVar[bool] = True
+    draws_start: ClassVar[bool] = True
+    """Whether the trainable tensors' start depends on the seed and the path."""
     bound_kind: ClassVar[Literal["none", "distance", "transform"]] = "none"
     packable: ClassVar[bool] = True
     uses_rank: ClassVar[bool] = True
@@ -68,6 +74,7 @@ class Adapter(nn.Module):
         seeds: Sequence[int],
         rank: int,
         boundary: Sequence[float] | None = None,
+        largest: tuple[int, int] | None = None,
         options: Mapping[str, Any],
     ) -> None:
         super().__init__()
@@ -79,6 +86,7 @@ class Adapter(nn.Module):
         self.configure()
         self.base = base
         self.weight0, self.bias0 = base.weight.detach(), None if base.bias is None else base.bias.detach()
+        self.largest = self.shape if largest is None else largest
         self.hold(self.measure())
         starts = [self.draw(self._generator(seed)) for seed in seeds]
         self.hold({name: torch.stack([start[name] for start in starts]) for name in starts[0]})
@@ -128,12 +136,17 @@ class Adapter(nn.Module):
         """
         if x.shape[0] % self.num_replicas:
             raise ValueError(f"{self.path}: {x.shape[0]} rows do not divide among {self.num_replicas} replicas")
-        change = self.prepared or self._compute_change(x)
         dtype = self._compute_dtype(x)
         rows = x.to(dtype).reshape(self.num_replicas, -1, x.shape[-1])
         bias = None if self.bias0 is None else self.bias0.to(dtype)
-        out = low_rank_linear(rows, self.weight0.to(dtype), bias, _cast(change, dtype))
-        return out.view(*x.shape[:-1], -1)
+        return self.transform(rows, self.weight0.to(dtype), bias).view(*x.shape[:-1], -1)
+
+    def transform(
+        self, rows: Float[Tensor, "k n in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None
+    ) -> Float[Tensor, "k n out"]:
+        """Each replica's rows through its weight, in their dtype; methods whose change has no low rank override this."""
+        change = self.prepared or self._compute_change(rows)
+        return low_rank_linear(rows, weight, bias, _cast(change, rows.dtype))
 
     @torch.no_grad()
     def distance(self) -> Float[Tensor, "*batch"]:

@@ -40,6 +40,10 @@ class Dora(Lora):
 
     def configure(self) -> None:
         super().configure()
+        self.choose_axis()
+
+    def choose_axis(self) -> None:
+        """Rows of ``[out, in]`` are normalised along their last dimension, columns along the one before."""
         self.by_rows = self.options["axis"] == "rows"
         self.dim = -1 if self.by_rows else -2
 
@@ -111,7 +115,8 @@ class Dora(Lora):
         Single precision would do for most changes, but is off by 1e-4 ||W0|| where rows only grow (d along w) or the
         directions nearly cancel; to ask whether they do costs as much as to be exact.
         """
-        a, b, weight = self._along_axis(*(part.double() for part in self.change()), self.weight0.double())
+        a, b = self.change()
+        a, b, weight = self._along_axis(a.double(), b.double(), self.weight0.double())
         a, b = self.scale * a, b.mT.contiguous()
         along = times_base(a, weight)
         return (b * along).sum(-2), (b * (gram(a) @ b)).sum(-2)

@@ -19,7 +19,7 @@ RANK = 3
 SEEDS = (5, 6, 7)
 SAMPLES: dict[type, float] = {float: 3.0, int: 2}
 """The value that stands for every other where an option takes any number."""
-VARIED_ALONE = ("init", "divisor", "lr_ratio")
+VARIED_ALONE = ("init", "divisor", "lr_ratio", "d_initial")
 """Options that no other one meets in the mathematics."""
 
 
@@ -130,12 +130,14 @@ def make_inputs(
 
 
 def reference_state(attached: Attached, replica: int, path: str) -> dict[str, Tensor]:
-    """The state of one matrix in float64."""
-    return {
+    """The state of one matrix in float64, and what it shares with the others."""
+    own = {
         key.rpartition(".")[2]: tensor.double()
         for key, tensor in attached.state(replica).items()
         if key.rpartition(".")[0] == path
     }
+    adapter = attached.adapters[path]
+    return own | {name: adapter.get_buffer(name).double() for name in adapter.shared}
 
 
 def reference_weights(

@@ -61,6 +61,21 @@ def reference_etherplus(w0: Tensor, p: State, rank: int, options: Options) -> Te
     return reference_transform(p["u_out"], p["v_out"]) @ w if options["sides"] == "two" else w
 
 
+def reference_vera(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """VeRA (2310.11454), Equation 2: W0 + diag(b) B diag(d) A, with the frozen A and B among the given tensors."""
+    return w0 + torch.diag(p["b"]) @ sum_of_outer(p["B"].T, [d * row for d, row in zip(p["d"], p["A"], strict=True)])
+
+
+def reference_dvora(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """DVoRA (2402.09353, Section 5.2): DoRA's Equation 5 with VeRA's directional update."""
+    return reference_decomposed(reference_vera(w0, p, rank, options), p["magnitude"], options)
+
+
+def reference_full(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """Full finetuning: the weight itself."""
+    return p["W"]
+
+
 def reference_transform(u: Tensor, v: Tensor) -> Tensor:
     """diag(H_1, ..., H_n) with H_i = I - u_i u_i^T / ||u_i||^2 + v_i v_i^T / ||v_i||^2."""
     identity = torch.eye(u.shape[1], dtype=u.dtype)
@@ -90,6 +105,9 @@ REFERENCES: dict[str, Callable[[Tensor, State, int, Options], Tensor]] = {
     "dora-fixed": reference_dora,
     "delora": reference_delora,
     "etherplus": reference_etherplus,
+    "vera": reference_vera,
+    "dvora": reference_dvora,
+    "full": reference_full,
 }
 """The oracle of every method in ``adapters.METHODS``."""
 
@@ -144,6 +162,9 @@ GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = 
     "dora-fixed": gauges_fixed_dora,
     "delora": gauges_delora,
     "etherplus": gauges_etherplus,
+    "vera": lambda w0, p, rank, options: {},
+    "dvora": gauges_dora,
+    "full": lambda w0, p, rank, options: {},
 }
 
 
@@ -151,10 +172,14 @@ def reference_num_parameters(name: str, num_out: int, num_in: int, rank: int, op
     """Trainable values of one matrix."""
     low_rank = rank * (num_in + num_out)
     two_sided = options.get("sides") == "two"
+    magnitudes = num_in if options.get("axis") == "columns" else num_out
     return {
         "lora": low_rank,
-        "dora": low_rank + (num_out if options.get("axis") == "rows" else num_in),
+        "dora": low_rank + magnitudes,
         "dora-fixed": low_rank,
         "delora": low_rank + 1,
         "etherplus": 2 * num_in + (2 * num_out if two_sided else 0),
+        "vera": rank + num_out,
+        "dvora": rank + num_out + magnitudes,
+        "full": num_in * num_out,
     }[name]
