@@ -58,6 +58,8 @@ class Adapter(nn.Module):
     bound_kind: ClassVar[Literal["none", "distance", "transform"]] = "none"
     packable: ClassVar[bool] = True
     uses_rank: ClassVar[bool] = True
+    rank_multiple: ClassVar[int] = 1
+    """What the rank must be a multiple of."""
     has_small_work: ClassVar[bool] = True
     """Whether ``low_rank`` computes anything, so that doing it once for a whole stack pays."""
     uses_boundary: ClassVar[bool] = False
@@ -208,6 +210,10 @@ class Adapter(nn.Module):
             raise BadInput(
                 f"rank {self.rank} does not fit matrix {self.path!r} of {num_out} x {num_in}: "
                 f"allowed are 1 to {min(num_out, num_in)}"
+            )
+        if self.uses_rank and self.rank % self.rank_multiple:
+            raise BadInput(
+                f"rank {self.rank} is not a multiple of {self.rank_multiple}, as {type(self).__name__} needs"
             )
         if self.num_replicas < 1:
             raise BadInput(f"matrix {self.path!r} was given no seeds: one per replica is needed")

@@ -71,6 +71,14 @@ def reference_dvora(w0: Tensor, p: State, rank: int, options: Options) -> Tensor
     return reference_decomposed(reference_vera(w0, p, rank, options), p["magnitude"], options)
 
 
+def reference_hra(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """HRA (2405.17484), Equation 2: W0 H_1 ... H_r with H_i = I - 2 u_i u_i^T / ||u_i||^2, u_i the columns of U."""
+    w = w0
+    for u in p["U"].T:
+        w = w @ (torch.eye(len(u), dtype=u.dtype) - 2 * torch.outer(u, u) / (u @ u))
+    return w
+
+
 def reference_full(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
     """Full finetuning: the weight itself."""
     return p["W"]
@@ -107,6 +115,7 @@ REFERENCES: dict[str, Callable[[Tensor, State, int, Options], Tensor]] = {
     "etherplus": reference_etherplus,
     "vera": reference_vera,
     "dvora": reference_dvora,
+    "hra": reference_hra,
     "full": reference_full,
 }
 """The oracle of every method in ``adapters.METHODS``."""
@@ -156,6 +165,13 @@ def gauges_etherplus(w0: Tensor, p: State, rank: int, options: Options) -> dict[
     return {"transform_distance": torch.stack(moved).max(), "bound": (2 * num_blocks).sqrt()}
 
 
+def gauges_hra(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """||H_1 ... H_r - I||_F, at most 2 sqrt(r)."""
+    identity = torch.eye(w0.shape[1], dtype=w0.dtype)
+    moved = (reference_hra(identity, p, rank, options) - identity).norm()
+    return {"transform_distance": moved, "bound": 2 * torch.tensor(rank, dtype=w0.dtype).sqrt()}
+
+
 GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = {
     "lora": lambda w0, p, rank, options: {},
     "dora": gauges_dora,
@@ -164,6 +180,7 @@ GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = 
     "etherplus": gauges_etherplus,
     "vera": lambda w0, p, rank, options: {},
     "dvora": gauges_dora,
+    "hra": gauges_hra,
     "full": lambda w0, p, rank, options: {},
 }
 
@@ -181,5 +198,6 @@ def reference_num_parameters(name: str, num_out: int, num_in: int, rank: int, op
         "etherplus": 2 * num_in + (2 * num_out if two_sided else 0),
         "vera": rank + num_out,
         "dvora": rank + num_out + magnitudes,
+        "hra": rank * num_in,
         "full": num_in * num_out,
     }[name]

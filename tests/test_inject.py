@@ -71,6 +71,7 @@ def shapes() -> list[tuple[int, int]]:
         ("etherplus", 16, 398_592),
         ("vera", 256, 128 * 256 + 99_840),
         ("dvora", 256, 128 * 256 + 2 * 99_840),
+        ("hra", 8, 8 * 99_456),
         ("full", 16, 93_511_680),
     ],
 )
@@ -101,6 +102,11 @@ def test_a_rank_that_does_not_fit_names_the_matrix(rank: int) -> None:
     with pytest.raises(BadInput, match=message):
         make_pack("lora", rank=rank)
     make_pack("etherplus", rank=rank)  # has no rank
+
+
+def test_a_rank_that_a_method_cannot_divide_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"^rank 3 is not a multiple of 2, as Hra needs$"):
+        attach(make_model(), parse_method("hra"), seeds=SEEDS, rank=3)
 
 
 def test_blocks_that_do_not_divide_name_the_matrix() -> None:

@@ -23,7 +23,7 @@ from training.tasks.subject import SubjectTask
 
 BOUNDARY = {"delora": 1.0}
 RATE = {"lora": 1e-3, "dora": 1e-3, "dora-fixed": 1e-3, "delora": 1e-2, "etherplus": 1e-2,
-        "vera": 1e-2, "dvora": 1e-2, "full": 1e-4}  # fmt: skip
+        "vera": 1e-2, "dvora": 1e-2, "hra": 1e-2, "full": 1e-4}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_caches_change_nothing_but_the_time(studio: Path, parts: tuple) -> None:
     assert len(seen) >= 6, "without the cache each replica encodes its pictures at each step"
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "delora", "etherplus", "vera", "dvora", "full"])
+@pytest.mark.parametrize("method", ["lora", "dora", "delora", "etherplus", "vera", "dvora", "hra", "full"])
 def test_stored_distance_is_that_of_the_stored_weights(method: str, studio: Path, parts: tuple, tmp_path: Path) -> None:
     """Float64 merge-and-subtract, from weights that are caught in the act at steps 0, 1, 2 and at the end."""
     from adapters.inject import Attached
@@ -194,7 +194,7 @@ def double(adapter: torch.nn.Module) -> torch.nn.Module:
     return twin
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "delora", "etherplus", "vera", "dvora", "full"])
+@pytest.mark.parametrize("method", ["lora", "dora", "delora", "etherplus", "vera", "dvora", "hra", "full"])
 def test_pack_and_alone_agree(method: str, studio: Path, parts: tuple, tmp_path: Path) -> None:
     cells = [
         make_cell(method, seed=s, lr=m * RATE[method], subject=b)

@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from peft import DeloraConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig
+from peft import DeloraConfig, HRAConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,12 +27,20 @@ CONFIGS: dict[str, PeftConfig] = {
     "delora:start=zero_b": DeloraConfig(r=RANK, delora_lambda=2, target_modules=TARGETS),
     "lora:divisor=sqrt_r": LoraConfig(r=RANK, lora_alpha=2 * RANK, use_rslora=True, target_modules=TARGETS),
     "vera": VeraConfig(r=RANK, target_modules=TARGETS),
+    "hra": HRAConfig(r=RANK, target_modules=TARGETS),
 }
-BASE_RATES = {"lora": 6e-4, "dora": 6e-4, "delora:start=zero_b": 6e-3, "lora:divisor=sqrt_r": 6e-4, "vera": 2e-2}
+BASE_RATES = {
+    "lora": 6e-4,
+    "dora": 6e-4,
+    "delora:start=zero_b": 6e-3,
+    "lora:divisor=sqrt_r": 6e-4,
+    "vera": 2e-2,
+    "hra": 6e-3,
+}
 """The first three from Figure 2 of the DeLoRA paper."""
 NAMES = {
     "lora": peft_format.LORA_NAMES, "dora": peft_format.LORA_NAMES, "delora": peft_format.DELORA_NAMES,
-    "vera": {"d": "vera_lambda_d", "b": "vera_lambda_b"},
+    "vera": {"d": "vera_lambda_d", "b": "vera_lambda_b"}, "hra": {"U": "hra_u"},
 }  # fmt: skip
 SAVED_AS_PEFT = [
     "lora", "lora:alpha=3.5,init=gaussian", "lora:divisor=sqrt_r,alpha=3,lr_ratio=16", "dora",
@@ -41,7 +49,7 @@ SAVED_AS_PEFT = [
 ]  # fmt: skip
 SAVED_MERGED = [
     "delora", "delora:start=live,norm=scalar", "etherplus", "etherplus:sides=one,blocks=2",
-    "dora:axis=columns", "vera", "dvora:axis=columns", "full",
+    "dora:axis=columns", "vera", "dvora:axis=columns", "hra", "full",
 ]  # fmt: skip
 
 every_method = pytest.mark.parametrize("variant", CONFIGS)
@@ -225,7 +233,7 @@ def test_loaded_state_is_the_saved_one(variant: str, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, other.state(2)[key]) for key, tensor in attached.state(1).items())
 
 
-@pytest.mark.parametrize("variant", [v for v in CONFIGS if not v.startswith("vera")])
+@pytest.mark.parametrize("variant", [v for v in CONFIGS if not v.startswith(("vera", "hra"))])
 def test_folder_that_peft_saved_loads_here(variant: str, tmp_path: Path) -> None:
     _, attached = make_attached(variant, moved=0.1)
     make_peft(variant, attached, torch.float32).save_pretrained(str(tmp_path))
