@@ -67,10 +67,12 @@ class Hra(Adapter):
         """Distances from pairs of reflections, which the start makes equal.
 
         With q = v - u, H_u H_v - I = u (2 q - 2 ||q||^2 v)^T - 2 q v^T: everything vanishes with q. A chain of pairs
-        telescopes: W - W0 = sum_k W0 Q_k (H_u H_v - I)_k with Q_k the product of all pairs before the k-th.
+        telescopes: W - W0 = sum_k W0 Q_k (H_u H_v - I)_k with Q_k the product of all pairs before the k-th. Since -v
+        reflects as v does, the one nearer to u is taken.
         """
         p = self._unit_rows(self.U.double())
         u, v = p[..., 0::2, :], p[..., 1::2, :]
+        v = torch.where((u * v).sum(-1, keepdim=True) < 0, -v, v)
         q = v - u
         left = self._after_earlier_pairs(torch.stack([u, q], -2).flatten(-3, -2), p)
         right = torch.stack([2 * q - 2 * q.square().sum(-1, keepdim=True) * v, -2 * v], -2).flatten(-3, -2)

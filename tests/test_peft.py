@@ -175,7 +175,7 @@ def test_fifty_steps_of_adamw_equal_pefts(variant: str, dtype: torch.dtype) -> N
     assert relative_error(loss_of(unet, batch)[0], loss_of(model, batch)[0]) < tolerance
 
 
-@pytest.mark.parametrize("variant", ["lora", "dora", "delora", "etherplus"])
+@pytest.mark.parametrize("variant", ["lora", "dora", "dora:axis=columns", "delora", "etherplus", "vera", "hra", "full"])
 def test_gradient_checkpointing_of_diffusers_changes_nothing(variant: str) -> None:
     unet, attached = make_attached(variant, torch.float64, num_replicas=2, moved=0.1)
     batch = make_batch(torch.float64, size=4)

@@ -100,6 +100,22 @@ def test_distance_is_exact_where_the_factors_cancel(variant: str) -> None:
     check_distances(attached)
 
 
+@pytest.mark.parametrize("sign", [1.0, -3.0])
+@pytest.mark.parametrize("apart", [0.0, 1e-12, 1e-8, 1e-4])
+def test_distance_is_exact_where_reflections_undo_each_other(sign: float, apart: float) -> None:
+    """A vector and its opposite reflect alike: five digits however near a pair, or a pair of pairs, is to undoing itself."""
+    spec, base = parse_method("hra"), nn.Linear(40, 30, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    adapter = make_adapter(spec, base, rank=6)
+    u, v, noise = torch.randn(3, 40, 3, generator=generator, dtype=torch.float64)
+    adapter.get_parameter("U").data = torch.stack([u, sign * u + apart * v], 2).reshape(1, 40, 6)
+    expected, distance = reference_distances(make_lone(spec, adapter), 0), adapter.distance()
+    torch.testing.assert_close(distance, expected, rtol=1e-5, atol=1e-14 * float(base.weight.norm()))
+    adapter = make_adapter(spec, base, rank=4)
+    adapter.get_parameter("U").data = torch.stack([u, v, v + apart * noise, u], 2)[None, :, 0]
+    check_distances(make_lone(spec, adapter))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     variant=st.sampled_from(VARIANTS),
