@@ -47,7 +47,7 @@ class Full(Adapter):
     def readings(self) -> dict[str, Float[Tensor, "*batch"]]:
         """The norm of the difference, one replica after the other, so that no pack of copies is made."""
         w0 = self.base_weight()
-        norms = [torch.linalg.vector_norm(one - w0, dim=(-2, -1), dtype=torch.float64) for one in self.W]
+        norms = [torch.linalg.vector_norm((one - w0).flatten(-2).double(), dim=-1) for one in self.W]
         return {"distance": torch.stack(norms)}
 
     def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
