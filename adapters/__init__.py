@@ -55,8 +55,15 @@ class Method:
         return {key: first for key, (first, *_) in self.options.items() if not isinstance(first, type)}
 
 
-_LORA_OPTIONS: Options = {"alpha": ("2r", float), "init": ("kaiming", "gaussian")}
-_DORA_OPTIONS: Options = {**_LORA_OPTIONS, "norm_grad": ("detached", "full")}
+_LORA_OPTIONS: Options = {
+    "alpha": ("2r", float),
+    "init": ("kaiming", "gaussian"),
+    "divisor": ("r", "sqrt_r"),
+    "lr_ratio": (1, float),
+}
+_NORM_OPTIONS: Options = {"axis": ("rows", "columns"), "norm_grad": ("detached", "full")}
+_DORA_OPTIONS: Options = {**_LORA_OPTIONS, **_NORM_OPTIONS}
+_VERA_OPTIONS: Options = {"d_initial": (0.1, float)}
 _BLOCK_OPTIONS: Options = {"blocks": (1, int), "layout": ("paper", "released")}
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -100,6 +107,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             {"blocks": (4, int), "eps": (6e-5, float), "radius": ("released", "peft")},
         ),
         "naive": Method("adapters.oft", "Naive", "Naive", "#7F7F00", ":", "8", {"blocks": (4, int)}),
+        "vera": Method("adapters.vera", "Vera", "VeRA", "#882255", "-", "<", _VERA_OPTIONS),
+        "dvora": Method("adapters.vera", "Dvora", "DVoRA", "#AA4499", "--", ">", {**_VERA_OPTIONS, **_NORM_OPTIONS}),
+        "hra": Method("adapters.hra", "Hra", "HRA", "#44AA99", ":", "p"),
+        "full": Method("adapters.full", "Full", "full finetuning", "#666666", "-.", "d"),
     }
 )
 

@@ -20,8 +20,9 @@ from adapters import BadInput
 from adapters.blockwise import Blockwise
 from adapters.low_rank import LowRank
 
-Role = Literal["factors", "magnitude", "lambda"]
-ROLE_ORDER: tuple[Role, ...] = ("factors", "magnitude", "lambda")
+Role = Literal["factors", "factors_b", "magnitude", "lambda"]
+"""A learning-rate group; ``factors_b`` are factors with a rate of their own, ``lr_ratio`` times that of ``factors``."""
+ROLE_ORDER: tuple[Role, ...] = ("factors", "factors_b", "magnitude", "lambda")
 Change = LowRank | Blockwise
 """What the fast path computes."""
 
@@ -38,6 +39,8 @@ class Adapter(nn.Module):
         seeds: One per replica. A replica's start depends on its seed and the path only, never on K or its position.
         rank: Number of directions; methods without a rank ignore it.
         boundary: DeLoRA's lambda at the start, one per replica; None for methods without one.
+        largest: ``(out, in)`` that holds every matrix adapted together; what they share is cut from that size. None
+            means this matrix's own.
         options: The method's options, as :class:`adapters.MethodSpec` holds them.
 
     Raises:
@@ -50,6 +53,8 @@ class Adapter(nn.Module):
     """Tensors that belong to a replica, are saved with it, but do not train (the start of DeLoRA)."""
     constants: ClassVar[tuple[str, ...]] = ()
     """Tensors read off the frozen weight, shared by the replicas."""
+    shared: ClassVar[tuple[str, ...]] = ()
+    """Constants without a share of their own for each matrix: equally shaped matrices hold the very same tensor."""
     starts_at_base: ClassVar[bool] = True
     draws_start: ClassVar[bool] = True
     """Whether the trainable tensors' start depends on the seed and the path."""
@@ -59,10 +64,12 @@ class Adapter(nn.Module):
     packable: ClassVar[bool] = True
     uses_rank: ClassVar[bool] = True
     rank_multiple: ClassVar[int] = 1
-    """The rank must be a multiple of this."""
+    """What the rank must be a multiple of."""
     has_small_work: ClassVar[bool] = True
     """Whether ``change`` computes anything, so that doing it once for a whole stack pays."""
     uses_boundary: ClassVar[bool] = False
+    lr_ratio: float = 1.0
+    """Rate of the role ``factors_b`` over that of ``factors``."""
     weight0: Tensor
     bias0: Tensor | None
 
@@ -74,6 +81,7 @@ class Adapter(nn.Module):
         seeds: Sequence[int],
         rank: int,
         boundary: Sequence[float] | None = None,
+        largest: tuple[int, int] | None = None,
         options: Mapping[str, Any],
     ) -> None:
         super().__init__()
@@ -85,6 +93,7 @@ class Adapter(nn.Module):
         self.configure()
         self.base = base
         self.weight0, self.bias0 = base.weight.detach(), None if base.bias is None else base.bias.detach()
+        self.largest = self.shape if largest is None else largest
         self.hold(self.measure())
         starts = [self.draw(self._generator(seed)) for seed in seeds]
         self.hold({name: torch.stack([start[name] for start in starts]) for name in starts[0]})
@@ -219,7 +228,9 @@ class Adapter(nn.Module):
                 f"allowed are 1 to {min(num_out, num_in)}"
             )
         if self.uses_rank and self.rank % self.rank_multiple:
-            raise BadInput(f"rank {self.rank} is not allowed here: it must be a multiple of {self.rank_multiple}")
+            raise BadInput(
+                f"rank {self.rank} is not a multiple of {self.rank_multiple}, as {type(self).__name__} needs"
+            )
         if self.num_replicas < 1:
             raise BadInput(f"matrix {self.path!r} was given no seeds: one per replica is needed")
         if self.uses_boundary:

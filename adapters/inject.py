@@ -245,8 +245,10 @@ def attach(
     """
     method = get_class(spec.name)
     found = find_targets(unet) if targets is None else dict(targets)
+    shapes = [tuple(base.weight.shape) for base in found.values()]
+    largest = max(num_out for num_out, _ in shapes), max(num_in for _, num_in in shapes)
     adapters = {
-        path: method(base, path=path, seeds=seeds, rank=rank, boundary=boundary, options=spec.options)
+        path: method(base, path=path, seeds=seeds, rank=rank, boundary=boundary, largest=largest, options=spec.options)
         for path, base in found.items()
     }
     return Attached(unet, spec, adapters)
@@ -275,6 +277,9 @@ def _stack_frozen(members: list[Adapter]) -> Adapter:
         stack.register_buffer(name, whole)
         for index, member in enumerate(members):
             member.register_buffer(name, whole.select(dim, index))
+    for name in first.shared:
+        for adapter in (stack, *members):
+            adapter.register_buffer(name, getattr(first, name))
     return stack
 
 

@@ -1,4 +1,6 @@
-"""LoRA: low-rank adaptation (Hu et al. 2021, arXiv 2106.09685)."""
+"""LoRA: low-rank adaptation (Hu et al. 2021, arXiv 2106.09685), with the scale of rank-stabilised LoRA (Kalajdzievski
+2023, arXiv 2312.03732) and the two rates of LoRA+ (Hayou, Ghosh, Yu 2024, arXiv 2402.12354) as options.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,16 @@ from adapters.low_rank import LowRank
 
 
 class Lora(Adapter):
-    """W = W0 + (alpha / r) B A, with B = 0 at the start.
+    """W = W0 + scale B A with scale = alpha / r, and B = 0 at the start.
 
     Options:
         alpha: ``2r`` (the DeLoRA paper's setting) or a number.
         init: A's start: ``kaiming`` (U(-1/sqrt(in), 1/sqrt(in)), PEFT's default) or ``gaussian`` (N(0, 1/r^2), the
             diffusers scripts').
+        divisor: what alpha is divided by: ``r`` (the LoRA paper), or ``sqrt_r`` (rank-stabilised LoRA: the change
+            neither vanishes nor explodes as the rank grows).
+        lr_ratio: rate of B over that of A, which is the method's rate: 1 (one rate, the LoRA paper), or any positive
+            number (LoRA+, which advises 16).
     """
 
     ROLES: ClassVar[Mapping[str, Role]] = {"A": "factors", "B": "factors"}
@@ -29,8 +35,11 @@ class Lora(Adapter):
     B: Tensor
 
     def configure(self) -> None:
-        alpha = self.options["alpha"]
-        self.scale = 2.0 if alpha == "2r" else float(alpha) / self.rank
+        alpha = 2.0 * self.rank if self.options["alpha"] == "2r" else float(self.options["alpha"])
+        self.scale = alpha / (self.rank if self.options["divisor"] == "r" else math.sqrt(self.rank))
+        self.lr_ratio = float(self.options["lr_ratio"])
+        if self.lr_ratio != 1:
+            self.ROLES = {**self.ROLES, "B": "factors_b"}  # type: ignore[misc]
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         num_out, num_in = self.shape
@@ -40,17 +49,23 @@ class Lora(Adapter):
             a = kaiming_uniform(self.rank, num_in, generator)
         return {"A": a, "B": torch.zeros(num_out, self.rank)}
 
+    def change(self) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
+        """The factors A and B of the change ``scale B A``; methods that make them of less override this."""
+        return self.A, self.B
+
     def weight(self) -> Float[Tensor, "*batch out in"]:
         """Equation 3 of the LoRA paper: W0 + (alpha / r) B A."""
-        return self.base_weight() + self.scale * (self.B @ self.A)
+        a, b = self.change()
+        return self.base_weight() + self.scale * (b @ a)
 
     def low_rank(self) -> LowRank:
-        return LowRank(self.A, self.B, self.scale)
+        return LowRank(*self.change(), self.scale)
 
     @torch.no_grad()
     def readings(self) -> dict[str, Float[Tensor, "*batch"]]:
         """The distance from Grams; they need double precision: in single, correlated factors lose 6e-4."""
-        return {"distance": self.scale * norm_of_product(self.B.double().mT, self.A.double())}
+        a, b = self.change()
+        return {"distance": self.scale * norm_of_product(b.double().mT, a.double())}
 
     def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
         return {"a": self.A, "b": self.B.mT}

@@ -4,6 +4,8 @@ With rows x, frozen weight W0 and a change of rank R held as factors b a (b: [ou
 
     y = gain * (x W0^T + scale (x a^T) b^T) + bias
 
+or the same with a gain for each input, on x.
+
 The frozen product runs once over the rows of all replicas; its output is the operand that the replicas' small
 products accumulate into, forward and backward, so that no pass over the activations is spent on adding.
 """
@@ -20,7 +22,7 @@ from torch.nn import functional as F
 
 
 class LowRank(NamedTuple):
-    """What a method asks of the fast path: the weight gain * (W0 + scale [b, b_start] [a; a_start]).
+    """What a method asks of the fast path: the weight gain * (W0 + scale [b, b_start] [a; a_start]) * gain_in.
 
     The directions of the start are those in which nothing but a scalar trains (DeLoRA's frozen copy); keeping them
     apart spares their gradients.
@@ -32,6 +34,7 @@ class LowRank(NamedTuple):
     a_start: Tensor | None = None
     b_start: Tensor | None = None
     gain: Tensor | None = None
+    gain_in: Tensor | None = None
 
     def unbind(self) -> list[LowRank]:
         """One change per matrix of a stack: parts ``[k, m, ...]`` become m times ``[k, ...]``."""
@@ -56,8 +59,11 @@ def low_rank_linear(
         x: Rows of every replica.
         weight: Frozen weight, shared by the replicas; it gets no gradient.
         bias: Frozen bias; None where the layer has none.
-        change: Factors ``a`` [k, R, in], ``b`` [k, out, R], optional frozen ones, optional ``gain`` [k, out].
+        change: Factors ``a`` [k, R, in], ``b`` [k, out, R], optional frozen ones, optional ``gain`` [k, out]
+            and ``gain_in`` [k, in].
     """
+    if change.gain_in is not None:
+        x = x * change.gain_in[:, None]
     out: Tensor = _LowRankLinear.apply(
         x, weight, bias, change.a, change.b, change.a_start, change.b_start, change.gain, change.scale
     )

@@ -88,12 +88,13 @@ def load(folder: Path | str) -> dict[str, Tensor]:
 
 
 def has_peft_form(attached: Attached) -> bool:
-    """Whether PEFT computes this very function: LoRA, DoRA unless a row of W0 is zero (there PEFT's is NaN), and
-    DeLoRA that starts from B = 0, with either norm.
+    """Whether PEFT computes this very function: LoRA, DoRA by rows unless a row of W0 is zero (there PEFT's is NaN),
+    and DeLoRA that starts from B = 0, with either norm.
     """
     name, options = attached.spec.name, attached.spec.options
     if name in ("dora", "dora-fixed"):
-        return all(bool((adapter.get_buffer("row_norms") > 0).all()) for adapter in attached.adapters.values())
+        norms = [adapter.get_buffer("base_norms") for adapter in attached.adapters.values()]
+        return options["axis"] == "rows" and all(bool((norm > 0).all()) for norm in norms)
     return name == "lora" or (name == "delora" and options["start"] == "zero_b")
 
 
@@ -120,7 +121,7 @@ def _peft(attached: Attached, replica: int) -> tuple[dict[str, Any], dict[str, d
             "peft_type": "LORA",
             "lora_alpha": 2 * first.rank if alpha == "2r" else alpha,
             "lora_dropout": 0.0,
-            "use_rslora": False,
+            "use_rslora": attached.spec.options["divisor"] == "sqrt_r",
             "use_dora": attached.spec.name != "lora",
             "init_lora_weights": "gaussian" if init == "gaussian" else True,
         }

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import BadInput
+from adapters import BadInput, parse_method
 from analysis import Results, load
 from slurm import submit
 from slurm.calibrate import Calibration, calibrate
@@ -17,8 +17,9 @@ from sweeps.grid import Planned, Scene, base_cells
 from sweeps.options import Options, Stopped
 from sweeps.plan import Plan, check_ended, open_sweep
 from sweeps.progress import ProgressDisplay, duration
-from training.cell import BASE
+from training.cell import BASE, Cell
 from training.store import ENDED, RunFolder
+from training.tasks.pipeline import attention_shapes
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,30 @@ def _show_plan(
             f"{num_packs} packs of up to {measured.pack_size}" if num_packs else f"packs of up to {measured.pack_size}"
         )
         print(f"{where}, {workers} workers on {scene.setting.device}: about {duration(estimate)}")
+        for line in describe_memory([p.cell for p in todo], Path(scene.setting.model), measured.pack_size):
+            print(line)
+
+
+def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[str]:
+    """A line for each method that trains about as many values as the matrices themselves have: what a pack of it holds.
+
+    Args:
+        cells: what is to be trained.
+        model: the pipeline's folder.
+        pack_size: runs in a pack.
+    """
+    from adapters.parameters import COPIES_IN_TRAINING, count_parameters
+
+    shapes, lines = list(attention_shapes(model).values()), []
+    for method, options, rank in dict.fromkeys((c.method, c.options, c.rank) for c in cells if c.method != BASE):
+        count = count_parameters(parse_method(f"{method}:{options}"), shapes, rank)
+        if count > sum(num_out * num_in for num_out, num_in in shapes) / 2:
+            each = count * 4 * COPIES_IN_TRAINING / 2**20
+            lines.append(
+                f"{method}: {count:,} trained values a run; with gradients, moments and copies {each:,.0f} MiB, "
+                f"{each * pack_size:,.0f} MiB in a pack of {pack_size}"
+            )
+    return lines
 
 
 def _run(plan: Plan, packs: Sequence[str], workers: int, num_done: int, estimate: float) -> None:

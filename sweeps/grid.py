@@ -210,11 +210,15 @@ def base_cells(planned: Iterable[Planned]) -> list[Planned]:
 
 
 def check_rank(rank: int, model: Path, specs: Iterable[MethodSpec]) -> None:
-    """Refuse a rank above the smallest adapted matrix before anything is loaded.
+    """Refuse a rank above the smallest adapted matrix, or one that a method cannot divide, before anything is loaded.
 
     Raises:
-        BadInput: naming the rank and the matrix.
+        BadInput: naming the rank and the matrix or the method.
     """
+    specs = list(specs)
+    for spec in specs:
+        if get_class(spec.name).uses_rank and rank % (multiple := get_class(spec.name).rank_multiple):
+            raise BadInput(f"--rank is {rank}; {spec.name} needs a multiple of {multiple}")
     if not any(get_class(spec.name).uses_rank for spec in specs):
         return
     shapes = pipelines.attention_shapes(model)

@@ -19,6 +19,8 @@ RANK = 3
 SEEDS = (5, 6, 7)
 SAMPLES: dict[type, float] = {float: 3.0, int: 2}
 """The value that stands for every other where an option takes any number."""
+VARIED_ALONE = ("init", "divisor", "lr_ratio", "d_initial")
+"""Options that no other one meets in the mathematics."""
 
 
 class Attention(nn.Module):
@@ -59,15 +61,15 @@ def make_model(dtype: torch.dtype = torch.float64) -> Model:
 
 
 def list_variants(name: str, method: Method) -> list[str]:
-    """Every combination of a method's options, but for the start of the factors, which is varied alone."""
+    """Every combination of a method's options, but for those that are varied alone."""
     choices = {
         key: [SAMPLES[value] if isinstance(value, type) else value for value in allowed]
         for key, allowed in method.options.items()
-        if key != "init"
     }
+    alone = {key: choices.pop(key) for key in VARIED_ALONE if key in choices}
     texts = [",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in zip(choices, values))
              for values in itertools.product(*choices.values())]  # fmt: skip
-    texts += [f"init={value}" for value in method.options.get("init", ())[1:]]
+    texts += [f"{key}={value}" for key, values in alone.items() for value in values[1:]]
     return [f"{name}:{text}" for text in texts]
 
 
@@ -88,12 +90,14 @@ def make_pack(
     """A model with a pack in it, at its start, or away from it.
 
     Args:
+        rank: The next one that suits the method is taken.
         moved: How far: the standard deviation of what is added to every trainable value, of which a replica's share
             depends on its seed only.
     """
     model = make_model(dtype) if model is None else model
     boundary = [0.5 + seed / 10 for seed in seeds]
-    attached = attach(model, parse_method(variant), seeds=seeds, rank=rank, boundary=boundary)
+    spec = parse_method(variant)
+    attached = attach(model, spec, seeds=seeds, rank=suit(rank, spec), boundary=boundary)
     for replica, seed in enumerate(seeds):
         move(attached.flat[replica], seed, moved)
     return model, attached
@@ -101,7 +105,14 @@ def make_pack(
 
 def make_adapter(spec: MethodSpec, base: nn.Linear, rank: int = RANK) -> Adapter:
     """One replica of a method around one layer."""
-    return get_class(spec.name)(base, path="layer", seeds=[3], rank=rank, boundary=[0.7], options=spec.options)
+    method, rank = get_class(spec.name), suit(rank, spec)
+    return method(base, path="layer", seeds=[3], rank=rank, boundary=[0.7], options=spec.options)
+
+
+def suit(rank: int, spec: MethodSpec) -> int:
+    """The next rank from this one on that the method can divide as it must."""
+    multiple = get_class(spec.name).rank_multiple
+    return -(-rank // multiple) * multiple
 
 
 def make_lone(spec: MethodSpec, adapter: Adapter) -> Attached:
@@ -128,12 +139,14 @@ def make_inputs(
 
 
 def reference_state(attached: Attached, replica: int, path: str) -> dict[str, Tensor]:
-    """The state of one matrix in float64."""
-    return {
+    """The state of one matrix in float64, and what it shares with the others."""
+    own = {
         key.rpartition(".")[2]: tensor.double()
         for key, tensor in attached.state(replica).items()
         if key.rpartition(".")[0] == path
     }
+    adapter = attached.adapters[path]
+    return own | {name: adapter.get_buffer(name).double() for name in adapter.shared}
 
 
 def reference_weights(

@@ -23,13 +23,17 @@ def reference_lora(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
 
 
 def reference_dora(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
-    """DoRA (2402.09353), Equation 5, by output rows: m_j V_j / ||V_j||; Section 4.3 holds the norm constant."""
-    v = reference_lora(w0, p, rank, options)
-    rows = []
-    for j in range(v.shape[0]):
-        norm = (v[j] @ v[j]).sqrt()
-        rows.append(p["magnitude"][j] * v[j] / (norm.detach() if options["norm_grad"] == "detached" else norm))
-    return torch.stack(rows)
+    """DoRA (2402.09353), Equation 5, with LoRA's direction."""
+    return reference_decomposed(reference_lora(w0, p, rank, options), p["magnitude"], options)
+
+
+def reference_decomposed(v: Tensor, magnitude: Tensor, options: Options) -> Tensor:
+    """m_j V_j / ||V_j|| for every output row, or every input column, V_j; Section 4.3 of DoRA holds the norm constant."""
+    vectors = []
+    for m, vector in zip(magnitude, v if options["axis"] == "rows" else v.T, strict=True):
+        norm = (vector @ vector).sqrt()
+        vectors.append(m * vector / (norm.detach() if options["norm_grad"] == "detached" else norm))
+    return torch.stack(vectors, dim=0 if options["axis"] == "rows" else 1)
 
 
 def reference_delora(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
@@ -65,6 +69,29 @@ def reference_etherplus(w0: Tensor, p: State, rank: int, options: Options) -> Te
 def sides(p: State) -> list[str]:
     """The sides that have vectors."""
     return [side for side in ("in", "out") if f"u_{side}" in p]
+
+
+def reference_vera(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """VeRA (2310.11454), Equation 2: W0 + diag(b) B diag(d) A, with the frozen A and B among the given tensors."""
+    return w0 + torch.diag(p["b"]) @ sum_of_outer(p["B"].T, [d * row for d, row in zip(p["d"], p["A"], strict=True)])
+
+
+def reference_dvora(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """DVoRA (2402.09353, Section 5.2): DoRA's Equation 5 with VeRA's directional update."""
+    return reference_decomposed(reference_vera(w0, p, rank, options), p["magnitude"], options)
+
+
+def reference_hra(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """HRA (2405.17484), Equation 2: W0 H_1 ... H_r with H_i = I - 2 u_i u_i^T / ||u_i||^2, u_i the columns of U."""
+    w = w0
+    for u in p["U"].T:
+        w = w @ (torch.eye(len(u), dtype=u.dtype) - 2 * torch.outer(u, u) / (u @ u))
+    return w
+
+
+def reference_full(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """Full finetuning: the weight itself."""
+    return p["W"]
 
 
 def reference_reflections(u: Tensor) -> list[Tensor]:
@@ -143,8 +170,9 @@ def reference_radius(entries: Tensor, options: Options) -> float:
 
 
 def reference_scale(rank: int, options: Options) -> float:
-    """alpha / r."""
-    return 2.0 if options["alpha"] == "2r" else options["alpha"] / rank
+    """alpha / r, or alpha / sqrt(r)."""
+    alpha = 2.0 * rank if options["alpha"] == "2r" else options["alpha"]
+    return alpha / rank if options["divisor"] == "r" else alpha / rank**0.5
 
 
 def reference_norm(values: Tensor) -> Tensor:
@@ -167,6 +195,10 @@ REFERENCES: dict[str, Callable[[Tensor, State, int, Options], Tensor]] = {
     "oft": reference_oft,
     "coft": reference_coft,
     "naive": reference_naive,
+    "vera": reference_vera,
+    "dvora": reference_dvora,
+    "hra": reference_hra,
+    "full": reference_full,
 }
 """The oracle of every method in ``adapters.METHODS``."""
 
@@ -180,12 +212,13 @@ def reference_gauges(name: str, w0: Tensor, p: State, rank: int, options: Option
 
 
 def gauges_dora(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
-    """Mean |m - ||w||| over the rows."""
-    return {"magnitude_drift": torch.stack([(m - w.norm()).abs() for m, w in zip(p["magnitude"], w0)]).mean()}
+    """Mean |m - ||w||| over the rows, or the columns."""
+    vectors = w0 if options["axis"] == "rows" else w0.T
+    return {"magnitude_drift": torch.stack([(m - w.norm()).abs() for m, w in zip(p["magnitude"], vectors)]).mean()}
 
 
 def gauges_fixed_dora(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
-    """No row can move by more than twice its length."""
+    """No row, and no column, can move by more than twice its length."""
     return gauges_dora(w0, p, rank, options) | {"bound": 2 * w0.norm()}
 
 
@@ -252,6 +285,13 @@ def number(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
+def gauges_hra(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """||H_1 ... H_r - I||_F, at most 2 sqrt(r)."""
+    identity = torch.eye(w0.shape[1], dtype=w0.dtype)
+    moved = (reference_hra(identity, p, rank, options) - identity).norm()
+    return {"transform_distance": moved, "bound": 2 * torch.tensor(rank, dtype=w0.dtype).sqrt()}
+
+
 GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = {
     "lora": lambda w0, p, rank, options: {},
     "dora": gauges_dora,
@@ -262,6 +302,10 @@ GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = 
     "oft": gauges_oft,
     "coft": gauges_coft,
     "naive": gauges_naive,
+    "vera": lambda w0, p, rank, options: {},
+    "dvora": gauges_dora,
+    "hra": gauges_hra,
+    "full": lambda w0, p, rank, options: {},
 }
 
 
@@ -270,9 +314,10 @@ def reference_num_parameters(name: str, num_out: int, num_in: int, rank: int, op
     low_rank = rank * (num_in + num_out)
     two_sided = options.get("sides") == "two"
     width = num_in // options.get("blocks", 1)
+    magnitudes = num_in if options.get("axis") == "columns" else num_out
     return {
         "lora": low_rank,
-        "dora": low_rank + num_out,
+        "dora": low_rank + magnitudes,
         "dora-fixed": low_rank,
         "delora": low_rank + 1,
         "etherplus": 2 * num_in + (2 * num_out if two_sided else 0),
@@ -280,4 +325,8 @@ def reference_num_parameters(name: str, num_out: int, num_in: int, rank: int, op
         "oft": num_in * (width - 1) // 2,
         "coft": num_in * (width - 1) // 2,
         "naive": num_in * width,
+        "vera": rank + num_out,
+        "dvora": rank + num_out + magnitudes,
+        "hra": rank * num_in,
+        "full": num_in * num_out,
     }[name]

@@ -62,6 +62,7 @@ def refused(
         (("--rank", "0"), ("--rank is 0", "from 1 on")),
         (("--rank", "33"), ("--rank is 33", "to_", "at most 32")),
         (("--rank", "four"), ("four",)),
+        (("--method", "hra", "--rank", "3"), ("--rank is 3", "hra needs a multiple of 2")),
         (("--steps", "0"), ("--steps is 0", "from 1 on")),
         (("--steps", "-5"), ("--steps is -5",)),
         (("--eval-steps", "7"), ("--eval-steps is 7", "0 to 6")),

@@ -1,4 +1,4 @@
-"""The bounds of DeLoRA, DoRA with fixed magnitude and ETHER+: the declared one is the right one, and is attained."""
+"""The bounds of DeLoRA, DoRA with fixed magnitude, ETHER+ and HRA: the declared one is the right one, and is attained."""
 
 from __future__ import annotations
 
@@ -112,6 +112,16 @@ def sine_of_half(adapter: Adapter, planes: int) -> float:
     return (share / (1 + share)) ** 0.5
 
 
+def reflect_hra(adapter: Adapter) -> dict[str, float]:
+    """Reflections along different axes, and W0 along one of them."""
+    u = adapter.get_parameter("U")
+    u.copy_(3.0 * torch.eye(*u.shape[1:])[None])
+    with torch.no_grad():
+        adapter.base.weight.zero_()[0, 0] = 4.0  # read by the adapter from the very same memory
+    adapter.get_buffer("base_norm").fill_(4.0)
+    return {"distance": 2 * 4.0, "transform_distance": 2 * adapter.rank**0.5}
+
+
 ADVERSARIES: dict[str, tuple[Callable[[Adapter], dict[str, float]], ...]] = {
     "delora": (lengthen_delora,),
     "dora-fixed": (turn_fixed_dora,),
@@ -119,6 +129,7 @@ ADVERSARIES: dict[str, tuple[Callable[[Adapter], dict[str, float]], ...]] = {
     "ether": (reflect_ether,),
     "oft": (turn_plane, turn_all_planes),
     "coft": (turn_plane, turn_all_planes),
+    "hra": (reflect_hra,),
 }
 
 

@@ -8,10 +8,12 @@ import sys
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from adapters import METHODS, BadInput, get_class, parse_method
 from adapters.inject import attach, find_targets
+from adapters.parameters import count_parameters
 from tests.make_adapters import SEEDS, VARIANTS, make_inputs, make_model, make_pack, relative_error
 from tests.reference import reference_num_parameters
 
@@ -38,24 +40,52 @@ def test_patterns_match_whole_parts_of_a_name() -> None:
     assert list(find_targets(model, [r"to_q\d"])) == ["attn1.to_q2"]
 
 
-def test_stable_diffusion_has_128_targets_and_the_papers_numbers_of_parameters() -> None:
-    """0.8 M for LoRA of rank 4, 3.2 M for rank 16, 0.2 M and 0.4 M for ETHER+ on one and two sides."""
-    sizes = 5 * [320] + 5 * [640] + 6 * [1280]
-    shapes = [shape for d in sizes for shape in [(d, d)] * 6 + [(d, 768)] * 2]
+STABLE_DIFFUSION_15 = {
+    "sample_size": 64, "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "cross_attention_dim": 768,
+    "attention_head_dim": 8, "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+}  # fmt: skip
+"""What its U-Net's config.json says, where that is not the default of the class."""
+
+
+@pytest.fixture(scope="module")
+def shapes() -> list[tuple[int, int]]:
+    """The adapted matrices of Stable Diffusion 1.5, from its U-Net built without weights."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**STABLE_DIFFUSION_15)
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
+    return [(layer.out_features, layer.in_features) for layer in find_targets(unet).values()]
+
+
+@pytest.mark.parametrize(
+    ("method", "rank", "number"),
+    [
+        ("lora", 4, 797_184),
+        ("lora", 16, 3_188_736),
+        ("dora-fixed", 16, 3_188_736),
+        ("dora", 16, 3_288_576),
+        ("dora:axis=columns", 16, 3_188_736 + 99_456),
+        ("delora", 16, 3_188_864),
+        ("ether", 16, 99_456),
+        ("oft", 16, 11_602_368),
+        ("coft", 16, 11_602_368),
+        ("etherplus:sides=one", 16, 198_912),
+        ("etherplus", 16, 398_592),
+        ("vera", 256, 128 * 256 + 99_840),
+        ("dvora", 256, 128 * 256 + 2 * 99_840),
+        ("hra", 8, 8 * 99_456),
+        ("full", 16, 93_511_680),
+    ],
+)
+def test_stable_diffusion_has_128_targets_and_the_papers_numbers_of_parameters(
+    shapes: list[tuple[int, int]], method: str, rank: int, number: int
+) -> None:
+    """0.8 M for LoRA of rank 4, 3.2 M for rank 16, 0.2 M and 0.4 M for ETHER+ on one and two sides; 99,840 outputs."""
+    spec = parse_method(method)
     assert len(shapes) == 128
-
-    def count(method: str, rank: int) -> int:
-        spec = parse_method(method)
-        return sum(reference_num_parameters(spec.name, *shape, rank, spec.options) for shape in shapes)
-
-    assert count("lora", 4) == 797_184
-    assert count("lora", 16) == count("dora-fixed", 16) == 3_188_736
-    assert count("dora", 16) == 3_288_576
-    assert count("delora", 16) == 3_188_736 + 128
-    assert count("ether", 16) == 99_456
-    assert count("oft", 16) == count("coft", 16) == 11_602_368
-    assert count("etherplus:sides=one", 16) == 198_912
-    assert count("etherplus", 16) == 398_592
+    assert count_parameters(spec, shapes, rank) == number
+    assert sum(reference_num_parameters(spec.name, *shape, rank, spec.options) for shape in shapes) == number
 
 
 def test_a_model_without_targets_is_refused() -> None:
@@ -77,6 +107,11 @@ def test_a_rank_that_does_not_fit_names_the_matrix(rank: int) -> None:
     make_pack("etherplus", rank=rank)  # has no rank
 
 
+def test_a_rank_that_a_method_cannot_divide_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"^rank 3 is not a multiple of 2, as Hra needs$"):
+        attach(make_model(), parse_method("hra"), seeds=SEEDS, rank=3)
+
+
 def test_blocks_that_do_not_divide_name_the_matrix() -> None:
     with pytest.raises(BadInput, match=r"blocks=5 does not divide matrix 'attn1\.to_q' of 8 x 12"):
         make_pack("etherplus:blocks=5")
@@ -94,6 +129,18 @@ def test_a_refused_attach_leaves_the_model_as_it_was() -> None:
         make_pack("lora", rank=9, model=model)
     assert isinstance(model.attn1.to_q, nn.Linear)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_vera_shares_one_random_pair_among_all_matrices() -> None:
+    _, attached = make_pack("vera", dtype=torch.float32)
+    wide = attached.adapters["attn2.to_k"]  # 8 x 20
+    tall = attached.adapters["attn1.to_out.0"]  # 12 x 8
+    for path, adapter in attached.adapters.items():
+        num_out, num_in = adapter.shape
+        assert torch.equal(adapter.get_buffer("A"), wide.get_buffer("A")[:, :num_in]), path
+        assert torch.equal(adapter.get_buffer("B"), tall.get_buffer("B")[:num_out]), path
+    same = [attached.adapters[path].get_buffer("A").data_ptr() for path in ("attn1.to_q", "attn2.to_q")]
+    assert same[0] == same[1], "equally shaped matrices hold one tensor"
 
 
 # One buffer.
@@ -238,7 +285,9 @@ def test_bad_methods_are_named_with_what_is_allowed(text: str, message: str) -> 
 
 def test_canonical_text_has_every_option_and_reads_back() -> None:
     assert parse_method("delora").canonical == "norm=columns,start=eq9"
-    assert parse_method(" dora : norm_grad = full , alpha=16 ").canonical == "alpha=16,init=kaiming,norm_grad=full"
+    assert parse_method(" dora : norm_grad = full , alpha=16 ").canonical == (
+        "alpha=16,axis=rows,divisor=r,init=kaiming,lr_ratio=1,norm_grad=full"
+    )
     for variant in [*VARIANTS, "lora:alpha=1.23456789", "lora:alpha=0.1"]:
         spec = parse_method(variant)
         assert parse_method(f"{spec.name}:{spec.canonical}") == spec

@@ -23,7 +23,8 @@ from training.tasks.subject import SubjectTask
 
 BOUNDARY = {"delora": 1.0}
 RATE = {"lora": 1e-3, "dora": 1e-3, "dora-fixed": 1e-3, "delora": 1e-2, "etherplus": 1e-2,
-        "ether": 1e-2, "oft": 1e-3, "coft": 1e-3, "naive": 1e-3}  # fmt: skip
+        "ether": 1e-2, "oft": 1e-3, "coft": 1e-3, "naive": 1e-3,
+        "vera": 1e-2, "dvora": 1e-2, "hra": 1e-2, "full": 1e-4}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_caches_change_nothing_but_the_time(studio: Path, parts: tuple) -> None:
     assert len(seen) >= 6, "without the cache each replica encodes its pictures at each step"
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "delora", "etherplus"])
+@pytest.mark.parametrize("method", ["lora", "dora", "delora", "etherplus", "vera", "dvora", "hra", "full"])
 def test_stored_distance_is_that_of_the_stored_weights(method: str, studio: Path, parts: tuple, tmp_path: Path) -> None:
     """Float64 merge-and-subtract, from weights that are caught in the act at steps 0, 1, 2 and at the end."""
     from adapters.inject import Attached
@@ -189,12 +190,12 @@ def double(adapter: torch.nn.Module) -> torch.nn.Module:
         boundary=[1.0] * adapter.num_replicas, options=adapter.options,
     )  # fmt: skip
     with torch.no_grad():
-        for name in (*adapter.ROLES, *adapter.frozen):
+        for name in (*adapter.ROLES, *adapter.frozen, *adapter.shared):
             getattr(twin, name).copy_(getattr(adapter, name))
     return twin
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "delora", "etherplus"])
+@pytest.mark.parametrize("method", ["lora", "dora", "delora", "etherplus", "vera", "dvora", "hra", "full"])
 def test_pack_and_alone_agree(method: str, studio: Path, parts: tuple, tmp_path: Path) -> None:
     cells = [
         make_cell(method, seed=s, lr=m * RATE[method], subject=b)
@@ -207,6 +208,19 @@ def test_pack_and_alone_agree(method: str, studio: Path, parts: tuple, tmp_path:
             other = weights(alone)[name]
             # Adam's first step is the sign of a gradient, and on random weights a few gradients are nothing but rounding.
             assert (tensor - other).norm() <= 3e-4 * other.norm() + 1e-12, name
+
+
+def test_lora_plus_trains_b_at_its_own_rate(studio: Path, parts: tuple, tmp_path: Path) -> None:
+    """At the first step Adam moves B by its rate, whatever the gradient; A's gradient is zero, so only decay moves it."""
+    plain, plus = (
+        weights(train(studio, parts, tmp_path / name, [make_cell(name, steps=1)])[0])
+        for name in ("lora", "lora:lr_ratio=4")
+    )
+    assert plain.keys() == plus.keys()
+    for name, tensor in plain.items():
+        factor = 4 if "lora_B" in name else 1
+        assert tensor.norm() > 0
+        torch.testing.assert_close(plus[name], factor * tensor, rtol=1e-5, atol=0)
 
 
 def test_killed_pack_goes_on_bit_for_bit(

@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from peft import DeloraConfig, LoraConfig, PeftConfig, PeftModel
+from peft import DeloraConfig, HRAConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,14 +25,32 @@ CONFIGS: dict[str, PeftConfig] = {
     "lora": LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS),
     "dora": LoraConfig(r=RANK, lora_alpha=2 * RANK, use_dora=True, target_modules=TARGETS),
     "delora:start=zero_b": DeloraConfig(r=RANK, delora_lambda=2, target_modules=TARGETS),
+    "lora:divisor=sqrt_r": LoraConfig(r=RANK, lora_alpha=2 * RANK, use_rslora=True, target_modules=TARGETS),
+    "vera": VeraConfig(r=RANK, target_modules=TARGETS),
+    "hra": HRAConfig(r=RANK, target_modules=TARGETS),
 }
-BASE_RATES = {"lora": 6e-4, "dora": 6e-4, "delora:start=zero_b": 6e-3}
-"""Figure 2 of the DeLoRA paper."""
+BASE_RATES = {
+    "lora": 6e-4,
+    "dora": 6e-4,
+    "delora:start=zero_b": 6e-3,
+    "lora:divisor=sqrt_r": 6e-4,
+    "vera": 2e-2,
+    "hra": 6e-3,
+}
+"""The first three from Figure 2 of the DeLoRA paper."""
+NAMES = {
+    "lora": peft_format.LORA_NAMES, "dora": peft_format.LORA_NAMES, "delora": peft_format.DELORA_NAMES,
+    "vera": {"d": "vera_lambda_d", "b": "vera_lambda_b"}, "hra": {"U": "hra_u"},
+}  # fmt: skip
 SAVED_AS_PEFT = [
-    "lora", "lora:alpha=3.5,init=gaussian", "dora", "dora:alpha=6,norm_grad=full", "dora-fixed",
-    "delora:start=zero_b", "delora:start=zero_b,norm=scalar",
+    "lora", "lora:alpha=3.5,init=gaussian", "lora:divisor=sqrt_r,alpha=3,lr_ratio=16", "dora",
+    "dora:alpha=6,norm_grad=full", "dora:divisor=sqrt_r", "dora-fixed", "delora:start=zero_b",
+    "delora:start=zero_b,norm=scalar",
 ]  # fmt: skip
-SAVED_MERGED = ["delora", "delora:start=live,norm=scalar", "etherplus", "etherplus:sides=one,blocks=2"]
+SAVED_MERGED = [
+    "delora", "delora:start=live,norm=scalar", "etherplus", "etherplus:sides=one,blocks=2",
+    "dora:axis=columns", "vera", "dvora:axis=columns", "hra", "full",
+]  # fmt: skip
 
 every_method = pytest.mark.parametrize("variant", CONFIGS)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=("float64", "float32"))
@@ -77,17 +95,18 @@ def make_peft(variant: str, attached: Attached, dtype: torch.dtype) -> PeftModel
     model = peft.get_peft_model(make_unet(dtype), CONFIGS[variant])
     if dtype == torch.float64:
         model.double()
-    names = peft_format.DELORA_NAMES if variant.startswith("delora") else peft_format.LORA_NAMES
-    state = {}
+    names, state = NAMES[attached.spec.name], {}
     for key, tensor in attached.state(0).items():
         path, _, name = key.rpartition(".")
         state[f"{peft_format.PEFT_PREFIX}{path}.{names[name]}"] = tensor.reshape(-1) if tensor.ndim == 0 else tensor
     if variant.startswith("delora"):
         norms = {path: adapter.base.weight.norm(dim=0) for path, adapter in attached.adapters.items()}
         state |= {f"{peft_format.PEFT_PREFIX}{path}.delora_w_norm": norm for path, norm in norms.items()}
+    if variant == "vera":  # theirs, from their generator: ours must be the same
+        state |= {f"base_model.vera_{name}": getattr(model.base_model, f"vera_{name}")["default"] for name in "AB"}
     outcome: Any = peft.set_peft_model_state_dict(model, state)
     assert not outcome.unexpected_keys
-    assert not [key for key in outcome.missing_keys if "lora" in key]
+    assert not [key for key in outcome.missing_keys if "lora" in key or "vera_lambda" in key]
     return model
 
 
@@ -97,7 +116,7 @@ def peft_parameters(model: PeftModel, attached: Attached) -> list[tuple[Tensor, 
     pairs: list[tuple[Tensor, Tensor]] = []
     for path, adapter in attached.adapters.items():
         for name in adapter.ROLES:
-            known = {"lam": "delora_lambda", "magnitude": "lora_magnitude_vector"}.get(name, f"lora_{name}")
+            known = NAMES[attached.spec.name][name].removesuffix(".weight")
             (key,) = [key for key in theirs if path in key and known in key]
             pairs.append((adapter.get_parameter(name), theirs.pop(key)))
     assert not theirs, "both train the same tensors"
@@ -156,7 +175,7 @@ def test_fifty_steps_of_adamw_equal_pefts(variant: str, dtype: torch.dtype) -> N
     assert relative_error(loss_of(unet, batch)[0], loss_of(model, batch)[0]) < tolerance
 
 
-@pytest.mark.parametrize("variant", ["lora", "dora", "delora", "etherplus"])
+@pytest.mark.parametrize("variant", ["lora", "dora", "dora:axis=columns", "delora", "etherplus", "vera", "hra", "full"])
 def test_gradient_checkpointing_of_diffusers_changes_nothing(variant: str) -> None:
     unet, attached = make_attached(variant, torch.float64, num_replicas=2, moved=0.1)
     batch = make_batch(torch.float64, size=4)
@@ -214,7 +233,7 @@ def test_loaded_state_is_the_saved_one(variant: str, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, other.state(2)[key]) for key, tensor in attached.state(1).items())
 
 
-@every_method
+@pytest.mark.parametrize("variant", [v for v in CONFIGS if not v.startswith(("vera", "hra"))])
 def test_folder_that_peft_saved_loads_here(variant: str, tmp_path: Path) -> None:
     _, attached = make_attached(variant, moved=0.1)
     make_peft(variant, attached, torch.float32).save_pretrained(str(tmp_path))

@@ -21,6 +21,7 @@ from tests.make_adapters import (
     make_adapter,
     make_inputs,
     make_lone,
+    make_model,
     make_pack,
     reference_distances,
     reference_state,
@@ -99,6 +100,22 @@ def test_distance_is_exact_where_the_factors_cancel(variant: str) -> None:
     check_distances(attached)
 
 
+@pytest.mark.parametrize("sign", [1.0, -3.0])
+@pytest.mark.parametrize("apart", [0.0, 1e-12, 1e-8, 1e-4])
+def test_distance_is_exact_where_reflections_undo_each_other(sign: float, apart: float) -> None:
+    """A vector and its opposite reflect alike: five digits however near a pair, or a pair of pairs, is to undoing itself."""
+    spec, base = parse_method("hra"), nn.Linear(40, 30, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    adapter = make_adapter(spec, base, rank=6)
+    u, v, noise = torch.randn(3, 40, 3, generator=generator, dtype=torch.float64)
+    adapter.get_parameter("U").data = torch.stack([u, sign * u + apart * v], 2).reshape(1, 40, 6)
+    expected, distance = reference_distances(make_lone(spec, adapter), 0), adapter.distance()
+    torch.testing.assert_close(distance, expected, rtol=1e-5, atol=1e-14 * float(base.weight.norm()))
+    adapter = make_adapter(spec, base, rank=4)
+    adapter.get_parameter("U").data = torch.stack([u, v, v + apart * noise, u], 2)[None, :, 0]
+    check_distances(make_lone(spec, adapter))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     variant=st.sampled_from(VARIANTS),
@@ -166,6 +183,29 @@ def test_forward_and_gradient_are_finite_at_degenerate_values(variant: str, stat
     assert attached.grad.isfinite().all()
 
 
+@every_variant
+def test_rows_and_columns_of_zeros_in_the_base_harm_nothing(variant: str) -> None:
+    model = make_model(torch.float32)
+    with torch.no_grad():
+        model.attn1.to_q.weight[2] = 0
+        model.attn1.to_q.weight[:, 3] = 0
+        model.attn2.to_v.weight.zero_()
+    x, context = make_inputs(dtype=torch.float32)
+    before = model(x, context)
+    _, attached = make_pack(variant, dtype=torch.float32, model=model)
+    if next(iter(attached.adapters.values())).starts_at_base:
+        torch.testing.assert_close(model(x, context), before, rtol=1e-4, atol=1e-5)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(5):
+        attached.zero_grad()
+        model(x, context).square().sum().backward()
+        assert attached.grad.norm().isfinite()
+        optimizer.step()
+    for path, adapter in attached.adapters.items():
+        assert adapter.weight().isfinite().all(), path
+        assert all(values.isfinite().all() for values in adapter.readings().values()), path
+
+
 # Gauges.
 
 
@@ -229,7 +269,7 @@ def test_directions_are_the_factors_by_rows(variant: str) -> None:
         other = [name for name, role in adapter.ROLES.items() if role in ("magnitude", "lambda")]
         scalars = sum(adapter.get_parameter(name)[0].numel() for name in other)
         num_out, num_in = adapter.base.weight.shape
-        expected = reference_num_parameters(attached.spec.name, num_out, num_in, RANK, one_sided)
+        expected = reference_num_parameters(attached.spec.name, num_out, num_in, adapter.rank, one_sided)
         assert num_values == expected - scalars
         attached.flat.mul_(2)
         for name, rows in adapter.factors().items():

@@ -13,6 +13,7 @@ import pytest
 from tests.make_studio import Studio, build_studio
 from tests.test_loop import assert_same
 from training.store import RunFolder, find_runs
+from training.tasks.pipeline import attention_shapes
 
 TWO_CELLS = (
     "--method",
@@ -111,6 +112,19 @@ def test_dry_run_shows_the_plan_and_leaves_nothing_to_find(studio: Studio, tmp_p
     assert done.returncode == 0, done.stderr
     assert "6 cells: 0 done, 6 to train" in done.stdout
     assert not find_runs(tmp_path / "runs")
+
+
+def test_plan_says_what_full_finetuning_keeps_in_memory(studio: Studio, tmp_path: Path) -> None:
+    """Six float32 values for each weight of the adapted matrices, in every one of three runs."""
+    shapes = attention_shapes(studio.folder / "pipeline")
+    count = sum(num_out * num_in for num_out, num_in in shapes.values())
+    done = studio.run(
+        tmp_path / "runs", "--method", "full", "lora", "--base-lr", "1e-3", "--pack-size", "3", "--dry-run"
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if " trained values a run" in line]
+    assert line.startswith(f"full: {count:,} trained values a run")
+    assert f"{count * 24 / 2**20:,.0f} MiB, {3 * count * 24 / 2**20:,.0f} MiB in a pack of 3" in line
 
 
 @pytest.mark.parametrize("victims", ["everything", "parent"])

@@ -173,12 +173,15 @@ def _attach(runs: Sequence[Run], task: SubjectTask) -> Attached:
 
 
 def _rates(runs: Sequence[Run], attached: Attached) -> dict[str, list[float]]:
-    """Each role's rate of each replica; a role without a rate of its own takes that of the factors."""
-    fields = {"factors": "lr", "lambda": "lr_lambda", "magnitude": "lr_magnitude"}
+    """Each role's rate of each replica; a role without a rate of its own takes that of the factors (LoRA+'s B: times
+    the method's `lr_ratio`).
+    """
+    fields = {"factors": "lr", "factors_b": "lr", "lambda": "lr_lambda", "magnitude": "lr_magnitude"}
+    ratios = {"factors_b": next(iter(attached.adapters.values())).lr_ratio}
 
     def rate(cell: Cell, role: str) -> float:
         own = getattr(cell, fields[role])
-        return cell.lr if own is None else own
+        return (cell.lr if own is None else own) * ratios.get(role, 1.0)
 
     return {role: [rate(run.cell, role) for run in runs] for role in attached.segments}
 

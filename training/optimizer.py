@@ -38,7 +38,7 @@ class PackedAdamW:
     Args:
         flat: parameters of the pack, changed in place.
         grad: their gradients; clipping changes them in place.
-        segments: role -> columns of `flat` that belong to it ("factors", "lambda", "magnitude").
+        segments: role -> columns of `flat` that belong to it ("factors", "factors_b", "lambda", "magnitude").
         rates: role -> learning rate of each replica.
         weight_decay: decoupled weight decay of each replica.
         clip: largest gradient norm of each replica over all its parameters; 0 switches clipping off.

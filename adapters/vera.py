@@ -1,0 +1,116 @@
+"""VeRA: vector-based random matrix adaptation (Kopiczko, Blankevoort, Asano 2023, arXiv 2310.11454), and DVoRA: DoRA
+with VeRA's change as its direction (DoRA paper, arXiv 2402.09353, Section 5.2).
+
+One random pair A, B is drawn for the whole model and cut to the size of each matrix; it never trains, and all replicas
+and matrices of a pack share it. As in PEFT it comes from a fixed seed (``projection_prng_key``), not from the run's:
+a run's seed then only decides what it sees. DVoRA has no public implementation (NVlabs withholds theirs); here it is
+the DoRA paper's text, "the directional update by VeRA", with everything else as in :mod:`adapters.dora`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from adapters.base import Role
+from adapters.dora import Dora
+from adapters.lora import Lora
+
+PROJECTION_SEED = 0
+"""PEFT's ``projection_prng_key``."""
+
+
+@lru_cache(maxsize=2)
+def draw_projections(rank: int, num_out: int, num_in: int) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+    """The random pair of a model whose largest adapted matrix is out x in: Kaiming-uniform, U(+-sqrt(6 / fan_in)).
+
+    The same values as PEFT's, in the same order from the same generator.
+    """
+    generator = torch.Generator("cpu").manual_seed(PROJECTION_SEED)
+
+    def uniform(*shape: int) -> Tensor:
+        limit = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))
+        return torch.empty(shape).uniform_(-limit, limit, generator=generator)
+
+    return uniform(rank, num_in), uniform(num_out, rank)
+
+
+class Vera(Lora):
+    """W = W0 + diag(b) B diag(d) A with frozen random A and B; b = 0 at the start.
+
+    Options:
+        d_initial: d at the start; 0.1 is the paper's and PEFT's default.
+    """
+
+    ROLES: ClassVar[Mapping[str, Role]] = {"d": "factors", "b": "factors"}
+    shared: ClassVar[tuple[str, ...]] = ("A", "B")
+    draws_start: ClassVar[bool] = False
+    has_small_work: ClassVar[bool] = True
+    d: Tensor
+    b: Tensor
+
+    def configure(self) -> None:
+        self.scale = 1.0
+
+    def measure(self) -> dict[str, Tensor]:
+        return cut_projections(self)
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return start_vectors(self)
+
+    def change(self) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
+        """Equation 2 of the VeRA paper: diag(d) A and diag(b) B."""
+        return self.d[..., None] * self.A, self.b[..., None] * self.B
+
+    def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
+        """The trained vectors, one row each."""
+        return {"a": self.d[..., None, :], "b": self.b[..., None, :]}
+
+
+class Dvora(Dora):
+    """W = diag(m / ||V||) V with V = W0 + diag(b) B diag(d) A: DoRA's magnitudes, VeRA's direction.
+
+    Options: ``d_initial`` as VeRA's; ``axis`` and ``norm_grad`` as DoRA's.
+    """
+
+    ROLES: ClassVar[Mapping[str, Role]] = {"d": "factors", "b": "factors", "magnitude": "magnitude"}
+    shared: ClassVar[tuple[str, ...]] = ("A", "B")
+    draws_start: ClassVar[bool] = False
+    d: Tensor
+    b: Tensor
+
+    def configure(self) -> None:
+        self.scale = 1.0
+        self.choose_axis()
+
+    def measure(self) -> dict[str, Tensor]:
+        return {**super().measure(), **cut_projections(self)}
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return {**start_vectors(self), "magnitude": self.base_norms.cpu()}
+
+    def change(self) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
+        """As VeRA's."""
+        return self.d[..., None] * self.A, self.b[..., None] * self.B
+
+    def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
+        return {"a": self.d[..., None, :], "b": self.b[..., None, :]}
+
+
+def cut_projections(adapter: Lora) -> dict[str, Tensor]:
+    """The first columns of A and the first rows of B, as many as the matrix has: views, where nothing must be copied."""
+    num_out, num_in = adapter.shape
+    a, b = draw_projections(adapter.rank, *adapter.largest)
+    return {"A": a[:, :num_in].to(adapter.dtype), "B": b[:num_out].to(adapter.dtype)}
+
+
+def start_vectors(adapter: Lora) -> dict[str, Tensor]:
+    """d constant and b zero, as in the paper's Section 3.2."""
+    d = torch.full((adapter.rank,), float(adapter.options["d_initial"]))
+    return {"d": d, "b": torch.zeros(adapter.shape[0])}
