@@ -100,6 +100,24 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             {"blocks": (4, int), "eps": (6e-5, float), "radius": ("released", "peft")},
         ),
         "naive": Method("adapters.oft", "Naive", "Naive", "#7F7F00", ":", "8", {"blocks": (4, int)}),
+        "ablation-normalized": Method(
+            "adapters.ablations",
+            "Normalized",
+            "LoRA + boundary",
+            "#44AA99",
+            "--",
+            "P",
+            {"start": ("eq9", "live", "zero_b")},
+        ),
+        "ablation-relaxed": Method(
+            "adapters.ablations", "Relaxed", "ETHER+ with boundary, rank, relaxed", "#B8A200", "-.", "X"
+        ),
+        "ablation-highrank": Method(
+            "adapters.ablations", "HighRank", "ETHER+ with boundary, rank", "#117733", "-", "*"
+        ),
+        "ablation-boundary": Method(
+            "adapters.ablations", "Boundary", "ETHER+ with boundary", "#CC6677", ":", "4", {"scale": ("half", "whole")}
+        ),
     }
 )
 

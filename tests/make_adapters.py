@@ -93,7 +93,8 @@ def make_pack(
     """
     model = make_model(dtype) if model is None else model
     boundary = [0.5 + seed / 10 for seed in seeds]
-    attached = attach(model, parse_method(variant), seeds=seeds, rank=rank, boundary=boundary)
+    spec = parse_method(variant)
+    attached = attach(model, spec, seeds=seeds, rank=suit(rank, spec), boundary=boundary)
     for replica, seed in enumerate(seeds):
         move(attached.flat[replica], seed, moved)
     return model, attached
@@ -101,7 +102,14 @@ def make_pack(
 
 def make_adapter(spec: MethodSpec, base: nn.Linear, rank: int = RANK) -> Adapter:
     """One replica of a method around one layer."""
-    return get_class(spec.name)(base, path="layer", seeds=[3], rank=rank, boundary=[0.7], options=spec.options)
+    method, rank = get_class(spec.name), suit(rank, spec)
+    return method(base, path="layer", seeds=[3], rank=rank, boundary=[0.7], options=spec.options)
+
+
+def suit(rank: int, spec: MethodSpec) -> int:
+    """The next rank from this one on that the method can divide as it must."""
+    multiple = get_class(spec.name).rank_multiple
+    return -(-rank // multiple) * multiple
 
 
 def make_lone(spec: MethodSpec, adapter: Adapter) -> Attached:

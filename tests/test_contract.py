@@ -14,7 +14,6 @@ from adapters import METHODS, get_class
 from adapters.base import ROLE_ORDER
 from tests import reference
 from tests.make_adapters import (
-    RANK,
     SEEDS,
     VARIANTS,
     make_inputs,
@@ -189,7 +188,8 @@ def test_number_of_parameters_is_its_formula(variant: str) -> None:
     _, attached = make_pack(variant)
     sizes = [(adapter.base.out_features, adapter.base.in_features) for adapter in attached.adapters.values()]
     name, options = attached.spec.name, attached.spec.options
-    expected = sum(reference.reference_num_parameters(name, *size, RANK, options) for size in sizes)
+    rank = next(iter(attached.adapters.values())).rank
+    expected = sum(reference.reference_num_parameters(name, *size, rank, options) for size in sizes)
     assert attached.num_parameters() == expected == attached.flat.shape[1] == attached.grad.shape[1]
     roles = set(next(iter(attached.adapters.values())).ROLES.values())
     assert list(attached.segments) == [role for role in ROLE_ORDER if role in roles]

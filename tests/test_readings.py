@@ -229,7 +229,7 @@ def test_directions_are_the_factors_by_rows(variant: str) -> None:
         other = [name for name, role in adapter.ROLES.items() if role in ("magnitude", "lambda")]
         scalars = sum(adapter.get_parameter(name)[0].numel() for name in other)
         num_out, num_in = adapter.base.weight.shape
-        expected = reference_num_parameters(attached.spec.name, num_out, num_in, RANK, one_sided)
+        expected = reference_num_parameters(attached.spec.name, num_out, num_in, adapter.rank, one_sided)
         assert num_values == expected - scalars
         attached.flat.mul_(2)
         for name, rows in adapter.factors().items():
