@@ -111,6 +111,24 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "dvora": Method("adapters.vera", "Dvora", "DVoRA", "#AA4499", "--", ">", {**_VERA_OPTIONS, **_NORM_OPTIONS}),
         "hra": Method("adapters.hra", "Hra", "HRA", "#44AA99", ":", "p"),
         "full": Method("adapters.full", "Full", "full finetuning", "#666666", "-.", "d"),
+        "ablation-normalized": Method(
+            "adapters.ablations",
+            "Normalized",
+            "LoRA + boundary",
+            "#44AA99",
+            "--",
+            "P",
+            {"start": ("eq9", "live", "zero_b")},
+        ),
+        "ablation-relaxed": Method(
+            "adapters.ablations", "Relaxed", "ETHER+ with boundary, rank, relaxed", "#B8A200", "-.", "X"
+        ),
+        "ablation-highrank": Method(
+            "adapters.ablations", "HighRank", "ETHER+ with boundary, rank", "#117733", "-", "*"
+        ),
+        "ablation-boundary": Method(
+            "adapters.ablations", "Boundary", "ETHER+ with boundary", "#CC6677", ":", "4", {"scale": ("half", "whole")}
+        ),
     }
 )
 

@@ -102,6 +102,11 @@ class Adapter(nn.Module):
 
     # What a method defines.
 
+    @classmethod
+    def misfit(cls, shape: tuple[int, int], options: Mapping[str, Any]) -> str | None:
+        """Why the method cannot adapt a matrix of shape ``(out, in)`` with these options, as in "x=5 does not divide"."""
+        return None
+
     def configure(self) -> None:
         """Turn options into attributes; called first, before any tensor exists."""
 
@@ -231,6 +236,8 @@ class Adapter(nn.Module):
             raise BadInput(
                 f"rank {self.rank} is not a multiple of {self.rank_multiple}, as {type(self).__name__} needs"
             )
+        if reason := self.misfit((num_out, num_in), self.options):
+            raise BadInput(f"{reason} matrix {self.path!r} of {num_out} x {num_in}")
         if self.num_replicas < 1:
             raise BadInput(f"matrix {self.path!r} was given no seeds: one per replica is needed")
         if self.uses_boundary:

@@ -12,13 +12,12 @@ multiplied by H_k. With one block both are one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adapters import BadInput
 from adapters.base import Adapter, Role, norm_of_product, row_norms, times_base
 from adapters.low_rank import LowRank
 
@@ -49,10 +48,12 @@ class Hyperplanes(Adapter):
         if self.two_sided:
             self.ROLES = {**self.ROLES, **{f"{name}_out": "factors" for name in self.SIGNS}}  # type: ignore[misc]
 
+    @classmethod
+    def misfit(cls, shape: tuple[int, int], options: Mapping[str, Any]) -> str | None:
+        blocks = options["blocks"]
+        return f"blocks={blocks} does not divide" if any(size % blocks for size in shape) else None
+
     def measure(self) -> dict[str, Tensor]:
-        num_out, num_in = self.shape
-        if num_out % self.blocks or num_in % self.blocks:
-            raise BadInput(f"blocks={self.blocks} does not divide matrix {self.path!r} of {num_out} x {num_in}")
         return {"base_norm": torch.linalg.vector_norm(self.weight0.double())}
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:

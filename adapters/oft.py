@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adapters import BadInput
 from adapters.base import Adapter, Role
 from adapters.blockwise import Blockwise
 
@@ -40,14 +39,19 @@ class Naive(Adapter):
     def configure(self) -> None:
         self.blocks = int(self.options["blocks"])
 
+    @classmethod
+    def misfit(cls, shape: tuple[int, int], options: Mapping[str, Any]) -> str | None:
+        blocks, num_in = options["blocks"], shape[1]
+        if num_in % blocks:
+            return f"blocks={blocks} does not divide the input of"
+        return (
+            f"blocks={blocks} leaves less than {cls.min_width} to a block of"
+            if num_in // blocks < cls.min_width
+            else None
+        )
+
     def measure(self) -> dict[str, Tensor]:
         """The triangular factor of each block of columns of W0: ||W0_k D^T|| = ||F_k D^T||, exact for small D too."""
-        num_out, num_in = self.shape
-        if num_in % self.blocks or self.width < self.min_width:
-            allowed = "" if num_in % self.blocks else f" into blocks of {self.min_width} or more"
-            raise BadInput(
-                f"blocks={self.blocks} does not divide the input of matrix {self.path!r} of {num_out} x {num_in}{allowed}"
-            )
         columns = self.weight0.double().unflatten(-1, (self.blocks, -1)).transpose(-2, -3)
         return {"base_factor": torch.linalg.qr(columns, mode="r").R}
 

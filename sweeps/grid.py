@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,16 @@ def rates_of(options: Options, spec: MethodSpec, scene: Scene) -> Rates:
         lr_lambda=(options.lr_lambda or found.lr_lambda) if uses_boundary else None,
         lr_magnitude=(options.lr_magnitude or found.lr_magnitude) if has_magnitude else None,
         boundary=(options.boundary or found.boundary) if uses_boundary else None,
+        borrowed=found.borrowed,
+    )
+
+
+def describe_borrowed(spec: MethodSpec, rates: Rates, model: str) -> str:
+    """A line that says which base rates are not the method's own."""
+    boundary = "" if rates.boundary is None else f", boundary {rates.boundary:g}"
+    return (
+        f"{spec.name} was not tuned on {model}: what no flag gives is {rates.borrowed} (lr {rates.lr:g}{boundary}); "
+        "sweeps/base_lr.py finds its own"
     )
 
 
@@ -171,6 +182,8 @@ def expand(options: Options, scene: Scene, specs: Iterable[MethodSpec] | None = 
     planned = []
     for spec in specs:
         rates = rates_of(options, spec, scene)
+        if rates.borrowed:
+            print(describe_borrowed(spec, rates, scene.model_name), file=sys.stderr)
         for subject in scene.subjects:
             for seed in options.seeds:
                 for multiplier in dict.fromkeys(options.multipliers):
@@ -210,18 +223,20 @@ def base_cells(planned: Iterable[Planned]) -> list[Planned]:
 
 
 def check_rank(rank: int, model: Path, specs: Iterable[MethodSpec]) -> None:
-    """Refuse a rank above the smallest adapted matrix, or one that a method cannot divide, before anything is loaded.
+    """Refuse, before anything is loaded, a rank above the smallest adapted matrix and a method that does not fit matrix or rank.
 
     Raises:
-        BadInput: naming the rank and the matrix or the method.
+        BadInput: naming the rank or the option, and the matrix or the method.
     """
-    specs = list(specs)
+    specs, shapes = list(specs), pipelines.attention_shapes(model)
     for spec in specs:
+        for path, shape in shapes.items():
+            if reason := get_class(spec.name).misfit(shape, spec.options):
+                raise BadInput(f"--method {spec.name}: {reason} matrix {path} of {shape[0]} x {shape[1]}")
         if get_class(spec.name).uses_rank and rank % (multiple := get_class(spec.name).rank_multiple):
             raise BadInput(f"--rank is {rank}; {spec.name} needs a multiple of {multiple}")
     if not any(get_class(spec.name).uses_rank for spec in specs):
         return
-    shapes = pipelines.attention_shapes(model)
     path, shape = min(shapes.items(), key=lambda item: min(item[1]))
     if rank > min(shape):
         raise BadInput(

@@ -21,21 +21,26 @@ class Rates:
         lr_lambda: rate of DeLoRA's lambda, None elsewhere.
         lr_magnitude: rate of DoRA's m, None elsewhere.
         boundary: DeLoRA's lambda at the start, None elsewhere.
+        borrowed: where the setting comes from if nobody tuned the method on the model; None if somebody did.
     """
 
     lr: float
     lr_lambda: float | None = None
     lr_magnitude: float | None = None
     boundary: float | None = None
+    borrowed: str | None = None
 
 
 def read_rates(path: Path = RATES) -> dict:
-    """The tables of the data file by name: `pocket`, `sd15`, `sd15-table`."""
+    """The tables of the data file by name: `pocket`, `sd15`, `sd15-table`, `untuned`."""
     return tomllib.loads(path.read_text()) if path.exists() else {}
 
 
 def base_rates(spec: MethodSpec, model: str, model_hash: str, path: Path = RATES) -> Rates:
     """The base setting of a method: that of the model's own table, else of Stable Diffusion 1.5 as published.
+
+    A method that nobody tuned on the model borrows: from the relative that the table `untuned` names, if that was tuned
+    there, else from what is published for Stable Diffusion 1.5.
 
     Raises:
         BadInput: if no table has the method; give --base-lr then.
@@ -45,10 +50,27 @@ def base_rates(spec: MethodSpec, model: str, model_hash: str, path: Path = RATES
     name = own[0] if own else "pocket" if model == "pocket" else "sd15"
     methods = tables.get(name, {}).get("methods", {})
     row = methods.get(spec.name) or methods.get({"dora-fixed": "dora"}.get(spec.name, ""))
+    borrowed = None
     if row is None:
-        raise BadInput(f"no base rate of {spec.name} for model {model!r} in {path.name}; give --base-lr")
+        row, borrowed = _borrow(spec.name, methods, tables)
+    if row is None:
+        raise BadInput(
+            f"no base rate of {spec.name} for model {model!r} in {path.name}; give --base-lr "
+            "(and --lr-lambda and --boundary if it has a lambda)"
+        )
     fields = Rates.__dataclass_fields__
-    return Rates(**{key: value for key, value in row.items() if key in fields})
+    return Rates(**{key: value for key, value in row.items() if key in fields}, borrowed=borrowed)
+
+
+def _borrow(method: str, methods: dict, tables: dict) -> tuple[dict | None, str | None]:
+    """The row of a relative among `methods`, or the published row, and a word on where it comes from."""
+    own = tables.get("untuned", {}).get("methods", {}).get(method, {})
+    if (relative := own.get("like")) in methods:
+        return {**methods[relative], **own}, f"that of {relative}"
+    published = tables.get("sd15", {}).get("methods", {})
+    if method in published:
+        return published[method], "what is published for Stable Diffusion 1.5"
+    return None, None
 
 
 def write_rates(name: str, table: dict, path: Path = RATES) -> None:

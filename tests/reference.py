@@ -169,6 +169,35 @@ def reference_radius(entries: Tensor, options: Options) -> float:
     return options["eps"] * (width**2 if options["radius"] == "released" else 1) / len(entries) ** 0.5
 
 
+def reference_normalized(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """DeLoRA paper (2503.18225), Equation 7 and Table 1: DeLoRA with 1 in place of every norm of W0."""
+    return reference_delora(torch.ones_like(w0) / w0.shape[0] ** 0.5, p, rank, {**options, "norm": "columns"}) + (
+        w0 - torch.ones_like(w0) / w0.shape[0] ** 0.5
+    )
+
+
+def reference_relaxed(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """DeLoRA paper, after Equation 14: W0 H^T with H = I - (lambda / r) (B Xi A - D Phi C)."""
+    change = unit_outer(p["b"], p["a"]) - unit_outer(p["d"], p["c"])
+    return w0 @ (torch.eye(w0.shape[1], dtype=w0.dtype) - p["lam"] / rank * change).T
+
+
+def reference_highrank(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """DeLoRA paper, Equation 14: H = I - (lambda / r) U Sigma U^T + (lambda / r) V Theta V^T."""
+    change = unit_outer(p["u"], p["u"]) - unit_outer(p["v"], p["v"])
+    return w0 @ (torch.eye(w0.shape[1], dtype=w0.dtype) - p["lam"] / rank * change).T
+
+
+def reference_boundary(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """DeLoRA paper, Equation 10, or with ``whole`` the row of Table 1: lambda in place of lambda / 2."""
+    return reference_highrank(w0, p, 2 if options["scale"] == "half" else 1, options)
+
+
+def unit_outer(columns: Tensor, rows: Tensor) -> Tensor:
+    """sum_i columns_i rows_i^T / (||columns_i|| ||rows_i||)."""
+    return sum_of_outer([x / reference_norm(x) for x in columns], [x / reference_norm(x) for x in rows])
+
+
 def reference_scale(rank: int, options: Options) -> float:
     """alpha / r, or alpha / sqrt(r)."""
     alpha = 2.0 * rank if options["alpha"] == "2r" else options["alpha"]
@@ -199,6 +228,10 @@ REFERENCES: dict[str, Callable[[Tensor, State, int, Options], Tensor]] = {
     "dvora": reference_dvora,
     "hra": reference_hra,
     "full": reference_full,
+    "ablation-normalized": reference_normalized,
+    "ablation-relaxed": reference_relaxed,
+    "ablation-highrank": reference_highrank,
+    "ablation-boundary": reference_boundary,
 }
 """The oracle of every method in ``adapters.METHODS``."""
 
@@ -247,6 +280,32 @@ def gauges_etherplus(w0: Tensor, p: State, rank: int, options: Options) -> dict[
     """||H - I||_F of the side that has moved more, at most sqrt(2 n)."""
     moved = [reference_moved(reference_relaxed_reflections(p[f"u_{side}"], p[f"v_{side}"])) for side in sides(p)]
     return {"transform_distance": torch.stack(moved).max(), "bound": (2 * number(options["blocks"])).sqrt()}
+
+
+def gauges_normalized(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """DeLoRA's, with S = 1 but where zero_b's clamp makes it less."""
+    ones = torch.ones_like(w0) / w0.shape[0] ** 0.5
+    return gauges_delora(ones, p, rank, {**options, "norm": "columns"})
+
+
+def gauges_relaxed(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """||H - I||_F, at most |lambda|."""
+    change = unit_outer(p["b"], p["a"]) - unit_outer(p["d"], p["c"])
+    return {"transform_distance": (p["lam"] / rank * change).norm(), "lambda": p["lam"], "bound": p["lam"].abs()}
+
+
+def gauges_highrank(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """||H - I||_F, at most |lambda| / sqrt(2)."""
+    change = unit_outer(p["u"], p["u"]) - unit_outer(p["v"], p["v"])
+    bound = p["lam"].abs() / 2**0.5
+    return {"transform_distance": (p["lam"] / rank * change).norm(), "lambda": p["lam"], "bound": bound}
+
+
+def gauges_boundary(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """||H - I||_F, at most |lambda| / sqrt(2), or twice that."""
+    if options["scale"] == "half":
+        return gauges_highrank(w0, p, 2, options)
+    return gauges_highrank(w0, p, 1, options) | {"bound": p["lam"].abs() * 2**0.5}
 
 
 def gauges_naive(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
@@ -306,6 +365,10 @@ GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = 
     "dvora": gauges_dora,
     "hra": gauges_hra,
     "full": lambda w0, p, rank, options: {},
+    "ablation-normalized": gauges_normalized,
+    "ablation-relaxed": gauges_relaxed,
+    "ablation-highrank": gauges_highrank,
+    "ablation-boundary": gauges_boundary,
 }
 
 
@@ -329,4 +392,8 @@ def reference_num_parameters(name: str, num_out: int, num_in: int, rank: int, op
         "dvora": rank + num_out + magnitudes,
         "hra": rank * num_in,
         "full": num_in * num_out,
+        "ablation-normalized": low_rank + 1,
+        "ablation-relaxed": 2 * rank * num_in + 1,
+        "ablation-highrank": rank * num_in + 1,
+        "ablation-boundary": 2 * num_in + 1,
     }[name]

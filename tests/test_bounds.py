@@ -122,6 +122,25 @@ def reflect_hra(adapter: Adapter) -> dict[str, float]:
     return {"distance": 2 * 4.0, "transform_distance": 2 * adapter.rank**0.5}
 
 
+def align_relaxed(adapter: Adapter) -> dict[str, float]:
+    """All products one and the same, those of the second term with the other sign, and W0 along them."""
+    set_base(adapter)
+    for name, value in (("a", 2.0), ("b", 3.0), ("c", 5.0), ("d", -7.0)):
+        adapter.get_parameter(name).zero_()[..., 0] = value
+    lam = float(adapter.get_parameter("lam").fill_(-1.5).abs())
+    return {"distance": 4.0 * lam, "transform_distance": lam}
+
+
+def align_pairs(adapter: Adapter) -> dict[str, float]:
+    """All u alike, all v alike and perpendicular to them, and W0 along u."""
+    set_base(adapter)
+    adapter.get_parameter("u").zero_()[..., 0] = 2.0
+    adapter.get_parameter("v").zero_()[..., 1] = 3.0
+    lam = float(adapter.get_parameter("lam").fill_(-1.5).abs())
+    twice = 2 if adapter.options.get("scale") == "whole" else 1
+    return {"distance": 4.0 * twice * lam / 2, "transform_distance": twice * lam / 2**0.5}
+
+
 ADVERSARIES: dict[str, tuple[Callable[[Adapter], dict[str, float]], ...]] = {
     "delora": (lengthen_delora,),
     "dora-fixed": (turn_fixed_dora,),
@@ -130,6 +149,10 @@ ADVERSARIES: dict[str, tuple[Callable[[Adapter], dict[str, float]], ...]] = {
     "oft": (turn_plane, turn_all_planes),
     "coft": (turn_plane, turn_all_planes),
     "hra": (reflect_hra,),
+    "ablation-normalized": (lengthen_delora,),
+    "ablation-relaxed": (align_relaxed,),
+    "ablation-highrank": (align_pairs,),
+    "ablation-boundary": (align_pairs,),
 }
 
 

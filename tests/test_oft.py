@@ -90,8 +90,8 @@ def test_blocks_that_do_not_fit_name_the_matrix(method: str) -> None:
     with pytest.raises(BadInput, match=r"blocks=5 does not divide the input of matrix 'attn1\.to_q' of 8 x 12"):
         make_pack(f"{method}:blocks=5")
     if get_class(method).min_width > 1:  # type: ignore[attr-defined]
-        with pytest.raises(BadInput, match=r"blocks=12 .* of 8 x 12 into blocks of 2 or more"):
-            make_pack(f"{method}:blocks=12")
+        with pytest.raises(BadInput, match=r"blocks=4 leaves less than 2 to a block of matrix 'layer' of 8 x 4"):
+            make_adapter(parse_method(method), nn.Linear(4, 8))
 
 
 # COFT's ball.
