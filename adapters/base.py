@@ -59,7 +59,7 @@ class Adapter(nn.Module):
     packable: ClassVar[bool] = True
     uses_rank: ClassVar[bool] = True
     rank_multiple: ClassVar[int] = 1
-    """What the rank must be a multiple of."""
+    """The rank must be a multiple of this."""
     has_small_work: ClassVar[bool] = True
     """Whether ``low_rank`` computes anything, so that doing it once for a whole stack pays."""
     uses_boundary: ClassVar[bool] = False
@@ -146,7 +146,7 @@ class Adapter(nn.Module):
     def transform(
         self, rows: Float[Tensor, "k n in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "k n out"]:
-        """Each replica's rows through its weight, in their dtype; methods whose change has no low rank override this."""
+        """Each replica's rows through its weight, in their dtype; methods with no such change override this."""
         change = self.prepared or self._compute_change(rows)
         return low_rank_linear(rows, weight, bias, _cast(change, rows.dtype))
 
@@ -212,9 +212,7 @@ class Adapter(nn.Module):
                 f"allowed are 1 to {min(num_out, num_in)}"
             )
         if self.uses_rank and self.rank % self.rank_multiple:
-            raise BadInput(
-                f"rank {self.rank} is not a multiple of {self.rank_multiple}, as {type(self).__name__} needs"
-            )
+            raise BadInput(f"rank {self.rank} is not allowed here: it must be a multiple of {self.rank_multiple}")
         if self.num_replicas < 1:
             raise BadInput(f"matrix {self.path!r} was given no seeds: one per replica is needed")
         if self.uses_boundary:
