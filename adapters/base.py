@@ -64,7 +64,7 @@ class Adapter(nn.Module):
     packable: ClassVar[bool] = True
     uses_rank: ClassVar[bool] = True
     rank_multiple: ClassVar[int] = 1
-    """What the rank must be a multiple of."""
+    """The rank must be a multiple of this."""
     has_small_work: ClassVar[bool] = True
     """Whether ``change`` computes anything, so that doing it once for a whole stack pays."""
     uses_boundary: ClassVar[bool] = False
@@ -233,9 +233,7 @@ class Adapter(nn.Module):
                 f"allowed are 1 to {min(num_out, num_in)}"
             )
         if self.uses_rank and self.rank % self.rank_multiple:
-            raise BadInput(
-                f"rank {self.rank} is not a multiple of {self.rank_multiple}, as {type(self).__name__} needs"
-            )
+            raise BadInput(f"rank {self.rank} is not allowed here: it must be a multiple of {self.rank_multiple}")
         if reason := self.misfit((num_out, num_in), self.options):
             raise BadInput(f"{reason} matrix {self.path!r} of {num_out} x {num_in}")
         if self.num_replicas < 1:

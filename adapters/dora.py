@@ -55,7 +55,7 @@ class Dora(Lora):
 
     def weight(self) -> Float[Tensor, "*batch out in"]:
         """Equation 5 of the DoRA paper along the chosen axis; with ``detached``, Equation 11's constant norm."""
-        a, b = self.update_factors()
+        a, b = self.factor_pair()
         v = self.base_weight() + self.scale * (b @ a)
         norms = torch.linalg.vector_norm(v, dim=self.dim, keepdim=True)
         if self.options["norm_grad"] == "detached":
@@ -63,7 +63,7 @@ class Dora(Lora):
         return self.magnitude.unsqueeze(self.dim) * v / norms.clamp_min(_floor(v.dtype))
 
     def low_rank(self) -> LowRank:
-        a, b = self.update_factors()
+        a, b = self.factor_pair()
         if self.options["norm_grad"] == "full":
             norms = self._direction_norms(a, b)
         else:
@@ -115,7 +115,7 @@ class Dora(Lora):
         Single precision would do for most changes, but is off by 1e-4 ||W0|| where rows only grow (d along w) or the
         directions nearly cancel; to ask whether they do costs as much as to be exact.
         """
-        a, b = self.update_factors()
+        a, b = self.factor_pair()
         a, b, weight = self._along_axis(a.double(), b.double(), self.weight0.double())
         a, b = self.scale * a, b.mT.contiguous()
         along = times_base(a, weight)

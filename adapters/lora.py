@@ -49,22 +49,22 @@ class Lora(Adapter):
             a = kaiming_uniform(self.rank, num_in, generator)
         return {"A": a, "B": torch.zeros(num_out, self.rank)}
 
-    def update_factors(self) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
+    def factor_pair(self) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
         """The factors A and B of the change ``scale B A``; methods that make them of less override this."""
         return self.A, self.B
 
     def weight(self) -> Float[Tensor, "*batch out in"]:
         """Equation 3 of the LoRA paper: W0 + (alpha / r) B A."""
-        a, b = self.update_factors()
+        a, b = self.factor_pair()
         return self.base_weight() + self.scale * (b @ a)
 
     def low_rank(self) -> LowRank:
-        return LowRank(*self.update_factors(), self.scale)
+        return LowRank(*self.factor_pair(), self.scale)
 
     @torch.no_grad()
     def readings(self) -> dict[str, Float[Tensor, "*batch"]]:
         """The distance from Grams; they need double precision: in single, correlated factors lose 6e-4."""
-        a, b = self.update_factors()
+        a, b = self.factor_pair()
         return {"distance": self.scale * norm_of_product(b.double().mT, a.double())}
 
     def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:

@@ -64,7 +64,7 @@ class Vera(Lora):
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         return start_vectors(self)
 
-    def update_factors(self) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
+    def factor_pair(self) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
         """Equation 2 of the VeRA paper: diag(d) A and diag(b) B."""
         return self.d[..., None] * self.A, self.b[..., None] * self.B
 
@@ -95,7 +95,7 @@ class Dvora(Dora):
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         return {**start_vectors(self), "magnitude": self.base_norms.cpu()}
 
-    def update_factors(self) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
+    def factor_pair(self) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
         """As VeRA's."""
         return self.d[..., None] * self.A, self.b[..., None] * self.B
 

@@ -108,7 +108,7 @@ def test_a_rank_that_does_not_fit_names_the_matrix(rank: int) -> None:
 
 
 def test_a_rank_that_a_method_cannot_divide_is_refused() -> None:
-    with pytest.raises(BadInput, match=r"^rank 3 is not a multiple of 2, as Hra needs$"):
+    with pytest.raises(BadInput, match=r"^rank 3 is not allowed here: it must be a multiple of 2$"):
         attach(make_model(), parse_method("hra"), seeds=SEEDS, rank=3)
 
 
