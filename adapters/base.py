@@ -27,7 +27,9 @@ class Adapter(nn.Module):
     """K replicas of one method around one frozen linear layer.
 
     A method defines ``draw`` (its parameters at the start), ``weight`` (the definition, literal), ``low_rank`` (what
-    the fast path computes), ``readings`` (distance and gauges) and ``directions``.
+    the fast path computes), ``readings`` (distance and gauges) and ``directions``. The first two are enough: a method
+    without ``low_rank`` multiplies by its weight, one without ``readings`` subtracts W0 from it, in double precision;
+    correct, and slow (``derives`` says which).
 
     Args:
         base: The frozen layer; kept as it is, never written to.
@@ -54,6 +56,8 @@ class Adapter(nn.Module):
     has_small_work: ClassVar[bool] = True
     """Whether ``low_rank`` computes anything, so that doing it once for a whole stack pays."""
     uses_boundary: ClassVar[bool] = False
+    OPTIONS: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Options of a method in a file of its own, as :class:`adapters.Method` holds those of a registered one."""
     weight0: Tensor
     bias0: Tensor | None
 
@@ -78,6 +82,9 @@ class Adapter(nn.Module):
         self.weight0, self.bias0 = base.weight.detach(), None if base.bias is None else base.bias.detach()
         self.hold(self.measure())
         starts = [self.draw(self._generator(seed)) for seed in seeds]
+        if not self.ROLES:  # a method that names none trains all that it draws
+            roles: dict[str, Role] = {name: "factors" for name in starts[0] if name not in self.frozen}
+            self.ROLES = roles  # type: ignore[misc]
         self.hold({name: torch.stack([start[name] for start in starts]) for name in starts[0]})
         if boundary is not None and self.uses_boundary:
             self.set_boundary(torch.tensor(list(boundary), dtype=torch.float64))
@@ -103,17 +110,22 @@ class Adapter(nn.Module):
         """The effective weight as the fast path takes it."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def readings(self) -> dict[str, Float[Tensor, "*batch"]]:
-        """``distance`` and every gauge, computed together in double precision."""
-        raise NotImplementedError
+        """``distance`` and every gauge, computed together in double precision; here the distance, by its definition."""
+        if type(self).distance is not Adapter.distance:
+            return {"distance": self.distance()}
+        twin = self.in_double()
+        moved = torch.linalg.vector_norm(twin.weight() - twin.weight0, dim=(-2, -1))
+        return {"distance": torch.nan_to_num(moved, nan=torch.inf, posinf=torch.inf)}
 
     def bounds(self) -> dict[str, Float[Tensor, "*batch"]]:
         """An upper bound for each reading that has one, keyed by the reading's name."""
         return {}
 
     def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
-        """The method's factors as rows: ``a`` on the input side, ``b`` on the output side."""
-        raise NotImplementedError
+        """The method's factors as rows: ``a`` on the input side, ``b`` on the output side; none by default."""
+        return {}
 
     # What every method offers.
 
@@ -125,12 +137,27 @@ class Adapter(nn.Module):
         """
         if x.shape[0] % self.num_replicas:
             raise ValueError(f"{self.path}: {x.shape[0]} rows do not divide among {self.num_replicas} replicas")
-        change = self.prepared or self._compute_change(x)
         dtype = self._compute_dtype(x)
         rows = x.to(dtype).reshape(self.num_replicas, -1, x.shape[-1])
         bias = None if self.bias0 is None else self.bias0.to(dtype)
-        out = low_rank_linear(rows, self.weight0.to(dtype), bias, _cast(change, dtype))
+        if "forward" in self.derives():
+            out = self._times_weight(rows, bias)
+        else:
+            change = self.prepared or self._compute_change(x)
+            out = low_rank_linear(rows, self.weight0.to(dtype), bias, _cast(change, dtype))
         return out.view(*x.shape[:-1], -1)
+
+    @classmethod
+    def derives(cls) -> list[str]:
+        """Which of ``forward`` and ``distance`` come from ``weight`` alone, because the method does not define them."""
+        fast = cls.low_rank is not Adapter.low_rank or cls.forward is not Adapter.forward
+        measured = cls.readings is not Adapter.readings or cls.distance is not Adapter.distance
+        return [name for name, own in (("forward", fast), ("distance", measured)) if not own]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.low_rank is Adapter.low_rank:
+            cls.has_small_work = False
 
     @torch.no_grad()
     def distance(self) -> Float[Tensor, "*batch"]:
@@ -152,6 +179,17 @@ class Adapter(nn.Module):
     def factors(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
         """The factors as rows, without gradient: what mean norms and angular steps are computed from."""
         return {name: rows.detach() for name, rows in self.directions().items()}
+
+    def in_double(self) -> Adapter:
+        """The same adapter in double precision, on copies of its tensors, without gradients; for readings."""
+        twin = type(self).__new__(type(self))
+        nn.Module.__init__(twin)
+        own = {key: value for key, value in vars(self).items() if key not in vars(twin)}
+        vars(twin).update(own)
+        twin.weight0 = self.weight0.double()
+        for name in (*self.ROLES, *self.frozen, *self.constants):
+            twin.register_buffer(name, getattr(self, name).detach().double())
+        return twin
 
     def count_parameters(self) -> int:
         """Number of trainable values of one replica."""
@@ -206,6 +244,13 @@ class Adapter(nn.Module):
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             return torch.get_autocast_dtype(x.device.type)
         return x.dtype
+
+    def _times_weight(self, rows: Float[Tensor, "k n in"], bias: Tensor | None) -> Float[Tensor, "k n out"]:
+        """The slow forward: every replica's rows times its whole weight."""
+        with torch.autocast(rows.device.type, enabled=False):
+            weight = self.weight().to(rows.dtype)
+            out = rows @ weight.mT
+            return out if bias is None else out + bias
 
     def _compute_change(self, x: Tensor) -> LowRank:
         if not torch.is_autocast_enabled(x.device.type):

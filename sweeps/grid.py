@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import BadInput, MethodSpec, get_class
+from adapters.inject import try_on
 from slurm.job import Setting
 from sweeps.options import Options
 from sweeps.rates import Rates, base_rates
@@ -210,16 +211,16 @@ def base_cells(planned: Iterable[Planned]) -> list[Planned]:
 
 
 def check_rank(rank: int, model: Path, specs: Iterable[MethodSpec]) -> None:
-    """Refuse a rank above the smallest adapted matrix before anything is loaded.
+    """Refuse a rank above the smallest adapted matrix, or a method that does not fit one, before anything is loaded.
 
     Raises:
-        BadInput: naming the rank and the matrix.
+        BadInput: naming the rank and the matrix, or what does not fit.
     """
-    if not any(get_class(spec.name).uses_rank for spec in specs):
-        return
-    shapes = pipelines.attention_shapes(model)
+    specs, shapes = list(specs), pipelines.attention_shapes(model)
     path, shape = min(shapes.items(), key=lambda item: min(item[1]))
-    if rank > min(shape):
+    if rank > min(shape) and any(get_class(spec.name).uses_rank for spec in specs):
         raise BadInput(
             f"--rank is {rank}; the smallest matrix, {path}, is {shape[0]} x {shape[1]}: at most {min(shape)}"
         )
+    for spec in specs:
+        try_on(spec, shapes, rank)
