@@ -206,6 +206,11 @@ class Adapter(nn.Module):
             else:
                 self.register_buffer(name, tensor)
 
+    @property
+    def exact_gradient(self) -> bool:
+        """Whether gradients are those of the forward; DoRA's detached norm makes them others, on purpose."""
+        return True
+
     def set_boundary(self, boundary: Float[Tensor, " k"]) -> None:
         """Start from the given boundary; only methods with one define it."""
         raise NotImplementedError

@@ -39,6 +39,11 @@ class Dora(Lora):
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         return {**super().draw(generator), "magnitude": self.row_norms.cpu()}
 
+    @property
+    def exact_gradient(self) -> bool:
+        """With ``detached`` the norm is a constant for the gradient."""
+        return bool(self.options["norm_grad"] != "detached")
+
     def weight(self) -> Float[Tensor, "*batch out in"]:
         """Equation 5 of the DoRA paper, by output rows; with ``detached``, Equation 11's constant norm."""
         v = self.base_weight() + self.scale * (self.B @ self.A)
