@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters import METHODS, get_class
+from adapters import METHODS, get_class, parse_method
 from adapters.base import ROLE_ORDER
+from adapters.check import check
 from tests import reference
 from tests.make_adapters import (
     RANK,
@@ -36,6 +37,12 @@ every_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=("float64", "floa
 def test_every_method_has_an_oracle() -> None:
     assert reference.REFERENCES.keys() == reference.GAUGES.keys() == METHODS.keys()
     assert {variant.partition(":")[0] for variant in VARIANTS} == set(METHODS)
+
+
+@every_variant
+def test_every_promise_of_the_check_holds(variant: str) -> None:
+    """What `python -m adapters.check` runs on a user's method; the oracles' tests follow, and say more."""
+    assert [finding for finding in check(parse_method(variant)) if not finding.holds] == []
 
 
 # The same mathematics three times: weight, forward, and their gradients.
