@@ -1,6 +1,7 @@
 """The finetuning methods: one file per method, and the one table in which they are registered.
 
-Importing this package loads no torch, so that figures and command lines can read :data:`METHODS` quickly.
+Importing this package loads no torch, so that figures and command lines can read :data:`METHODS` quickly. Two more kinds
+of methods are named the same way: ``peft:<type>``, any tuner of HF PEFT, and ``path/to/method.py``, a user's own.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -16,9 +18,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from adapters.base import Adapter
 
-__all__ = ["METHODS", "BadInput", "Method", "MethodSpec", "get_class", "parse_method"]
+__all__ = ["METHODS", "PEFT", "BadInput", "Method", "MethodSpec", "get_class", "name_method", "parse_method"]
 
-OptionValue = str | int | float
+PEFT = "peft:"  # what the name of a method begins with that is HF PEFT's
+
+OptionValue = str | int | float | None
 Options = Mapping[str, tuple[OptionValue | type, ...]]
 
 
@@ -131,6 +135,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
     }
 )
+_PEFT_METHOD = Method("adapters.peft_pack", "PeftMatrix", "PEFT", "", "", "")
+_OWN: dict[str, Method] = {}
+"""Methods of files that this process has read, by name: ``adapters/own_method.py`` adds them."""
 
 
 @dataclass(frozen=True)
@@ -148,27 +155,49 @@ class MethodSpec:
     @property
     def label(self) -> str:
         """The method's label, followed by the options that differ from their defaults."""
-        method = METHODS[self.name]
-        changed = [
-            f"{key}={_format(value)}" for key, value in sorted(self.options.items()) if value != method.defaults[key]
-        ]
-        return f"{method.label} ({', '.join(changed)})" if changed else method.label
+        defaults = _find_method(self.name).defaults
+        return name_method(
+            self.name, {key: _format(value) for key, value in self.options.items() if value != defaults.get(key)}
+        )
+
+
+def name_method(name: str, changed: Mapping[str, str]) -> str:
+    """What a method is called in tables and figures: ``DeLoRA (start=live)``, ``PEFT BOFT (unpacked)``.
+
+    Args:
+        name: A name of :data:`METHODS`, ``peft:<type>``, or that of a user's own method.
+        changed: The options that are not the default.
+    """
+    label = METHODS[name].label if name in METHODS else name
+    notes = [f"{key}={value}" for key, value in sorted(changed.items())]
+    if name.startswith(PEFT):
+        label, notes = f"PEFT {name.removeprefix(PEFT).upper()}", [*notes, "unpacked"]
+    return f"{label} ({', '.join(notes)})" if notes else label
 
 
 def parse_method(text: str) -> MethodSpec:
     """Read a method as the command line gives it: ``delora`` or ``delora:start=live,norm=scalar``.
 
     Args:
-        text: ``name`` or ``name:key=value,...``.
+        text: ``name`` or ``name:key=value,...``, where the name may be ``peft:<type>``, whose keys are those of the
+            type's configuration (this loads PEFT), or the path of a ``.py`` file that holds a method (this runs it).
 
     Returns:
-        The method with every option, defaults filled in.
+        The method with every option, defaults filled in. Of PEFT's options only those are kept that are not the
+        default. A method in a file is named by the file and a hash of its content, ``mymethod@1a2b3c4d5e``.
 
     Raises:
-        BadInput: The method, an option or a value is unknown, an option is given twice, or is not ``key=value``.
+        BadInput: The method, an option or a value is unknown, an option is given twice, or is not ``key=value``; PEFT
+            is not installed; a file is missing, fails, or holds no or several methods.
     """
-    name, _, rest = text.strip().partition(":")
-    method = _find_method(name.strip())
+    own = re.fullmatch(r"(.+\.py)\s*(?::(.*))?", text.strip())
+    head, _, rest = text.strip().removeprefix(PEFT).partition(":")
+    name, peft = head.strip(), text.strip().startswith(PEFT)
+    if own:
+        name, rest = importlib.import_module("adapters.own_method").register(own[1], _OWN), own[2] or ""
+    elif peft:
+        name = PEFT + name.lower()
+    parse_option = importlib.import_module("adapters.peft_tuner").parser(name) if peft else _option_parser(name)
     options: dict[str, OptionValue] = {}
     for item in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, value = (part.strip() for part in item.partition("="))
@@ -176,12 +205,19 @@ def parse_method(text: str) -> MethodSpec:
             raise BadInput(f"option {item!r} of method {name!r} is not of the form key=value")
         if key in options:
             raise BadInput(f"option {key!r} of method {name!r} is given twice")
-        options[key] = _parse_option(name, method, key, value)
-    return MethodSpec(name.strip(), MappingProxyType({**method.defaults, **options}))
+        options[key] = parse_option(key, value)
+    if peft:
+        return importlib.import_module("adapters.peft_tuner").checked(name, options)
+    return MethodSpec(name, MappingProxyType({**_find_method(name).defaults, **options}))
+
+
+def _option_parser(name: str) -> Callable[[str, str], OptionValue]:
+    method = _find_method(name)
+    return lambda key, value: _parse_option(name, method, key, value)
 
 
 def get_class(name: str) -> type[Adapter]:
-    """Import the class of a registered method (this loads torch).
+    """Import the class of a method: a registered one, a ``peft:`` one, or a file's that was parsed (this loads torch).
 
     Raises:
         BadInput: No method has this name.
@@ -191,8 +227,10 @@ def get_class(name: str) -> type[Adapter]:
 
 
 def _find_method(name: str) -> Method:
-    if name in METHODS:
-        return METHODS[name]
+    if name in METHODS or name in _OWN:
+        return METHODS.get(name) or _OWN[name]
+    if name.startswith(PEFT):
+        return _PEFT_METHOD
     near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise BadInput(f"unknown method {name!r}{hint} (methods: {', '.join(METHODS)})")

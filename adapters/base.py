@@ -31,7 +31,9 @@ class Adapter(nn.Module):
     """K replicas of one method around one frozen linear layer.
 
     A method defines ``draw`` (its parameters at the start), ``weight`` (the definition, literal), ``low_rank`` or
-    ``change`` (what the fast path computes), ``readings`` (distance and gauges) and ``directions``.
+    ``change`` (what the fast path computes), ``readings`` (distance and gauges) and ``directions``. The first two are
+    enough: a method without a fast path multiplies by its weight, one without ``readings`` subtracts W0 from it, in
+    double precision; correct, and slow (``derives`` says which).
 
     Args:
         base: The frozen layer; kept as it is, never written to.
@@ -58,8 +60,6 @@ class Adapter(nn.Module):
     starts_at_base: ClassVar[bool] = True
     draws_start: ClassVar[bool] = True
     """Whether the trainable tensors' start depends on the seed and the path."""
-    exact_gradient: ClassVar[bool] = True
-    """Whether gradients are the derivatives of the forward; False where the method passes one straight through."""
     bound_kind: ClassVar[Literal["none", "distance", "transform"]] = "none"
     packable: ClassVar[bool] = True
     uses_rank: ClassVar[bool] = True
@@ -70,6 +70,8 @@ class Adapter(nn.Module):
     uses_boundary: ClassVar[bool] = False
     lr_ratio: float = 1.0
     """Rate of the role ``factors_b`` over that of ``factors``."""
+    OPTIONS: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Options of a method in a file of its own, as :class:`adapters.Method` holds those of a registered one."""
     weight0: Tensor
     bias0: Tensor | None
 
@@ -96,6 +98,9 @@ class Adapter(nn.Module):
         self.largest = self.shape if largest is None else largest
         self.hold(self.measure())
         starts = [self.draw(self._generator(seed)) for seed in seeds]
+        if not self.ROLES:  # a method that names none trains all that it draws
+            roles: dict[str, Role] = {name: "factors" for name in starts[0] if name not in self.frozen}
+            self.ROLES = roles  # type: ignore[misc]
         self.hold({name: torch.stack([start[name] for start in starts]) for name in starts[0]})
         if boundary is not None and self.uses_boundary:
             self.set_boundary(torch.tensor(list(boundary), dtype=torch.float64))
@@ -133,9 +138,14 @@ class Adapter(nn.Module):
     def project(self) -> None:
         """Put the parameters back, in place, into the set that the method allows; called after every step."""
 
+    @torch.no_grad()
     def readings(self) -> dict[str, Float[Tensor, "*batch"]]:
-        """``distance`` and every gauge, computed together in double precision."""
-        raise NotImplementedError
+        """``distance`` and every gauge, computed together in double precision; here the distance, by its definition."""
+        if type(self).distance is not Adapter.distance:
+            return {"distance": self.distance()}
+        twin = self.in_double()
+        moved = torch.linalg.vector_norm(twin.weight() - twin.weight0, dim=(-2, -1))
+        return {"distance": torch.nan_to_num(moved, nan=torch.inf, posinf=torch.inf)}
 
     def bounds(self) -> dict[str, Float[Tensor, "*batch"]]:
         """An upper bound for each reading that has one, keyed by the reading's name."""
@@ -146,8 +156,8 @@ class Adapter(nn.Module):
         return {"distance": 0.0}
 
     def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
-        """The method's factors as rows: ``a`` on the input side, ``b`` on the output side."""
-        raise NotImplementedError
+        """The method's factors as rows: ``a`` on the input side, ``b`` on the output side; none by default."""
+        return {}
 
     # What every method offers.
 
@@ -168,8 +178,23 @@ class Adapter(nn.Module):
         self, rows: Float[Tensor, "k n in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "k n out"]:
         """Each replica's rows through its weight, in their dtype; methods with no such change override this."""
+        if "forward" in self.derives():
+            return self._times_weight(rows, bias)
         change = self.prepared or self._compute_change(rows)
         return _cast(change, rows.dtype).apply(rows, weight, bias)
+
+    @classmethod
+    def derives(cls) -> list[str]:
+        """Which of ``forward`` and ``distance`` come from ``weight`` alone, because the method does not define them."""
+        names = ("low_rank", "change", "transform", "forward")
+        fast = any(getattr(cls, name) is not getattr(Adapter, name) for name in names)
+        measured = cls.readings is not Adapter.readings or cls.distance is not Adapter.distance
+        return [name for name, own in (("forward", fast), ("distance", measured)) if not own]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.low_rank is Adapter.low_rank and cls.change is Adapter.change:
+            cls.has_small_work = False
 
     @torch.no_grad()
     def distance(self) -> Float[Tensor, "*batch"]:
@@ -192,6 +217,17 @@ class Adapter(nn.Module):
         """The factors as rows, without gradient: what mean norms and angular steps are computed from."""
         return {name: rows.detach() for name, rows in self.directions().items()}
 
+    def in_double(self) -> Adapter:
+        """The same adapter in double precision, on copies of its tensors, without gradients; for readings."""
+        twin = type(self).__new__(type(self))
+        nn.Module.__init__(twin)
+        own = {key: value for key, value in vars(self).items() if key not in vars(twin)}
+        vars(twin).update(own)
+        twin.weight0 = self.weight0.double()
+        for name in (*self.ROLES, *self.frozen, *self.constants):
+            twin.register_buffer(name, getattr(self, name).detach().double())
+        return twin
+
     def count_parameters(self) -> int:
         """Number of trainable values of one replica."""
         return sum(getattr(self, name)[0].numel() for name in self.ROLES)
@@ -206,6 +242,11 @@ class Adapter(nn.Module):
                 self.register_parameter(name, nn.Parameter(tensor))
             else:
                 self.register_buffer(name, tensor)
+
+    @property
+    def exact_gradient(self) -> bool:
+        """Whether gradients are those of the forward; a detached norm or projection makes them others, on purpose."""
+        return True
 
     def set_boundary(self, boundary: Float[Tensor, " k"]) -> None:
         """Start from the given boundary; only methods with one define it."""
@@ -249,6 +290,13 @@ class Adapter(nn.Module):
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             return torch.get_autocast_dtype(x.device.type)
         return x.dtype
+
+    def _times_weight(self, rows: Float[Tensor, "k n in"], bias: Tensor | None) -> Float[Tensor, "k n out"]:
+        """The slow forward: every replica's rows times its whole weight."""
+        with torch.autocast(rows.device.type, enabled=False):
+            weight = self.weight().to(rows.dtype)
+            out = rows @ weight.mT
+            return out if bias is None else out + bias
 
     def _compute_change(self, x: Tensor) -> Change:
         if not torch.is_autocast_enabled(x.device.type):

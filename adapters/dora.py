@@ -53,6 +53,11 @@ class Dora(Lora):
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         return {**super().draw(generator), "magnitude": self.base_norms.cpu()}
 
+    @property
+    def exact_gradient(self) -> bool:
+        """With ``detached`` the norm is a constant for the gradient."""
+        return bool(self.options["norm_grad"] != "detached")
+
     def weight(self) -> Float[Tensor, "*batch out in"]:
         """Equation 5 of the DoRA paper along the chosen axis; with ``detached``, Equation 11's constant norm."""
         a, b = self.factor_pair()

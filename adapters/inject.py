@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from adapters import BadInput, MethodSpec, get_class
+from adapters import PEFT, BadInput, MethodSpec, get_class
 from adapters.base import ROLE_ORDER, Adapter, Change, Role
 
 ATTENTION_PROJECTIONS = (r"attn[12]\.to_[qkv]", r"attn[12]\.to_out\.0")
@@ -243,8 +244,10 @@ def attach(
     Raises:
         BadInput: No target is found, or rank, boundary or options do not fit one of them (it is named).
     """
-    method = get_class(spec.name)
     found = find_targets(unet) if targets is None else dict(targets)
+    if spec.name.startswith(PEFT):
+        return importlib.import_module("adapters.peft_pack").attach_peft(unet, spec, seeds, found)
+    method = get_class(spec.name)
     shapes = [tuple(base.weight.shape) for base in found.values()]
     largest = max(num_out for num_out, _ in shapes), max(num_in for _, num_in in shapes)
     adapters = {
@@ -252,6 +255,33 @@ def attach(
         for path, base in found.items()
     }
     return Attached(unet, spec, adapters)
+
+
+@torch.no_grad()
+def try_on(spec: MethodSpec, shapes: Mapping[str, tuple[int, int]], rank: int) -> None:
+    """Put a method around one small stand-in for every shape of matrix, so that what does not fit is said early.
+
+    Args:
+        shapes: ``(out, in)`` of the matrices, by path.
+
+    Raises:
+        BadInput: As :func:`attach` does.
+    """
+    model, first = nn.Module(), {shape: path for path, shape in reversed(shapes.items())}
+    for shape, path in first.items():
+        parent = model
+        *folders, name = path.split(".")
+        for folder in folders:
+            if not hasattr(parent, folder):
+                parent.add_module(folder, nn.Module())
+            parent = parent.get_submodule(folder)
+        parent.add_module(name, nn.Linear(shape[1], shape[0], bias=name == "0"))
+    boundary = [1.0] if get_class(spec.name).uses_boundary else None
+    attach(model, spec, seeds=[0], rank=rank, boundary=boundary, targets=_linears(model)).detach()
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
+    return {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def _group_by_shape(adapters: Mapping[str, Adapter]) -> list[list[str]]:
@@ -270,6 +300,7 @@ def _stack_frozen(members: list[Adapter]) -> Adapter:
     stack.path, stack.rank, stack.options = "stack", first.rank, first.options
     stack.num_replicas, stack.pack_storage, stack.prepared = first.num_replicas, None, None
     stack.configure()
+    stack.ROLES = first.ROLES  # type: ignore[misc]
     stack.weight0 = torch.stack([member.weight0 for member in members])
     stack.bias0 = None
     for name, dim in [*((name, 0) for name in first.constants), *((name, 1) for name in first.frozen)]:

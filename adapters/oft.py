@@ -192,8 +192,11 @@ class Coft(Oft):
             at any width (the default for that reason); ``peft``: eps / sqrt(n), which at 6e-5 all but forbids to train.
     """
 
-    exact_gradient: ClassVar[bool] = False
     bound_kind: ClassVar[Literal["none", "distance", "transform"]] = "transform"
+
+    @property
+    def exact_gradient(self) -> bool:
+        return False
 
     def entries(self) -> Float[Tensor, "*batch n entries"]:
         put_back: Tensor = _PutBack.apply(self.R, self._shrinking())

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from adapters import BadInput
 from adapters.inject import Attached
+from adapters.peft_pack import PeftPack
 
 CONFIG_FILE = "adapter_config.json"
 PEFT_FILE = "adapter_model.safetensors"
@@ -48,21 +49,28 @@ def save(folder: Path | str, attached: Attached, replica: int, *, base_model: st
         BadInput: The disk is full or the folder cannot be written. What stood there before still does.
     """
     folder = Path(folder)
-    config, files = _peft(attached, replica) if has_peft_form(attached) else _merged(attached, replica)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         aside.mkdir(parents=True, exist_ok=True)
-        for name, tensors in files.items():
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, aside / name, {"format": "pt"})
-        text = json.dumps({"base_model_name_or_path": base_model, **config}, indent=2, sort_keys=True)
-        (aside / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-        for name in (*files, CONFIG_FILE, "."):
+        if isinstance(attached, PeftPack):
+            attached.write(aside, base_model)
+        else:
+            _write(aside, attached, replica, base_model)
+        for name in (*(file.name for file in aside.iterdir()), "."):
             _flush(aside / name)
         _put_in_place(aside, folder)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{folder} cannot be written: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(folder: Path, attached: Attached, replica: int, base_model: str) -> None:
+    config, files = _peft(attached, replica) if has_peft_form(attached) else _merged(attached, replica)
+    for name, tensors in files.items():
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / name, {"format": "pt"})
+    text = json.dumps({"base_model_name_or_path": base_model, **config}, indent=2, sort_keys=True)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def load(folder: Path | str) -> dict[str, Tensor]:

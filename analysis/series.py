@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adapters import METHODS
+from adapters import METHODS, PEFT, name_method
 
 # Settings that may differ between runs of one method and would otherwise be averaged over without a word.
 SETTINGS = {
@@ -49,16 +49,17 @@ def parse_options(options: Any) -> dict[str, str]:
 
 
 def method_label(method: str, options: Any = "") -> str:
-    """The method's label, with those options that are not the default in brackets: `DeLoRA (start=live)`."""
-    if method not in METHODS:
+    """The method's label, with those options that are not the default in brackets: `DeLoRA (start=live)`.
+
+    HF PEFT's tuners say that they ran unpacked: `PEFT BOFT (boft_block_size=8, unpacked)`.
+    """
+    if method not in METHODS and not method.startswith(PEFT) and "@" not in method:
         return str(method)
-    known = METHODS[method].options
-    changed = [
-        f"{key}={value}"
-        for key, value in parse_options(options).items()
-        if key not in known or value != str(known[key][0])
-    ]
-    return METHODS[method].label + (f" ({', '.join(sorted(changed))})" if changed else "")
+    known = METHODS[method].options if method in METHODS else {}
+    changed = {
+        key: value for key, value in parse_options(options).items() if key not in known or value != str(known[key][0])
+    }
+    return name_method(method, changed)
 
 
 def base_rates(runs: pd.DataFrame) -> pd.DataFrame:

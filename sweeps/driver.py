@@ -15,7 +15,7 @@ from slurm.calibrate import Calibration, calibrate
 from slurm.job import Setting, read_spec
 from sweeps.grid import Planned, Scene, base_cells
 from sweeps.options import Options, Stopped
-from sweeps.plan import Plan, check_ended, open_sweep
+from sweeps.plan import Plan, check_ended, is_packable, keep_method_files, open_sweep
 from sweeps.progress import ProgressDisplay, duration
 from training.cell import BASE, Cell
 from training.store import ENDED, RunFolder
@@ -62,6 +62,7 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
     setting = dataclasses.replace(scene.setting, threads=threads)
     if missing and not options.dry_run:
         assert measured is not None
+        keep_method_files(folder, [p.cell.method for p in missing])
         plan.add(missing, setting, measured.pack_size, workers)
     packs = _todo(plan, wanted)
     todo = [p for p in cells if not _ended(folder, plan, p)]
@@ -129,6 +130,9 @@ def _show_plan(
     print(
         f"{len(train)} cells: {len(train) - left} done, {left} to train, {max(p.cell.steps for p in train)} steps each"
     )
+    alone = [name for name in names if not is_packable(name)]
+    if alone:
+        print(f"unpacked, one run at a time: {', '.join(alone)} (HF PEFT's own layers)")
     if todo and measured is not None:
         where = (
             f"{num_packs} packs of up to {measured.pack_size}" if num_packs else f"packs of up to {measured.pack_size}"

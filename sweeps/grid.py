@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import BadInput, MethodSpec, get_class
+from adapters.inject import try_on
 from slurm.job import Setting
 from sweeps.options import Options
 from sweeps.rates import Rates, base_rates
@@ -235,10 +236,10 @@ def check_rank(rank: int, model: Path, specs: Iterable[MethodSpec]) -> None:
                 raise BadInput(f"--method {spec.name}: {reason} matrix {path} of {shape[0]} x {shape[1]}")
         if get_class(spec.name).uses_rank and rank % (multiple := get_class(spec.name).rank_multiple):
             raise BadInput(f"--rank is {rank}; {spec.name} needs a multiple of {multiple}")
-    if not any(get_class(spec.name).uses_rank for spec in specs):
-        return
     path, shape = min(shapes.items(), key=lambda item: min(item[1]))
-    if rank > min(shape):
+    if rank > min(shape) and any(get_class(spec.name).uses_rank for spec in specs):
         raise BadInput(
             f"--rank is {rank}; the smallest matrix, {path}, is {shape[0]} x {shape[1]}: at most {min(shape)}"
         )
+    for spec in specs:
+        try_on(spec, shapes, rank)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from adapters import BadInput
+from adapters import BadInput, get_class
+from adapters.own_method import source
 from slurm.job import Setting, spec_id
 from sweeps.grid import Planned, Scene
 from training.cell import BASE, Cell, by_pack_key
-from training.store import RunFolder, StoreError, read_json, store_error, write_json
+from training.store import RunFolder, StoreError, method_file, read_json, store_error, write_json, writing
 
 SCHEMA = 1
 BASE_PACK = 8  # subjects of the untouched base that are scored together
@@ -54,12 +55,14 @@ class Plan:
         new = {p.cell.identity(): p for p in planned if p.cell.identity() not in known}
         for group in by_pack_key([p.cell for p in new.values()]).values():
             size = BASE_PACK if group[0].method == BASE else pack_size
+            if not is_packable(group[0].method):
+                size = 1
             for cells in even_chunks(group, size, workers):
                 self._store([new[cell.identity()] for cell in cells], setting)
 
     def _store(self, members: Sequence[Planned], setting: Setting) -> None:
         run_ids = [p.cell.run_id(p.label) for p in members]
-        pack = f"{members[0].cell.method}-{spec_id(run_ids)}"
+        pack = f"{members[0].cell.method_stem}-{spec_id(run_ids)}"
         runs = [
             {"run_id": run_id, "cell": p.cell.to_dict(), "labels": p.labels}
             for run_id, p in zip(run_ids, members, strict=True)
@@ -78,6 +81,19 @@ class Plan:
             }
             if spec["setting"] != now:
                 write_json(self.spec(pack), spec | {"setting": now})
+
+
+def is_packable(method: str) -> bool:
+    """Whether runs of a method may share a pack; PEFT's own layers hold one set of parameters each."""
+    return method == BASE or get_class(method).packable
+
+
+def keep_method_files(folder: Path, methods: Iterable[str]) -> None:
+    """Copy the files of users' own methods into a sweep's folder: workers and later readers use the copies."""
+    for method in set(methods):
+        if "@" in method and not (path := method_file(folder, method)).exists():
+            with writing(path) as aside:
+                aside.write_bytes(source(method).read_bytes())
 
 
 def even_chunks(cells: Sequence[Cell], size: int, workers: int) -> list[Sequence[Cell]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +82,14 @@ def write_rates(name: str, table: dict, path: Path = RATES) -> None:
         lines.append(f"[{key}]")
         lines += [f"{k} = {_toml(v)}" for k, v in values.items() if not isinstance(v, dict)]
         for method, row in values.get("methods", {}).items():
-            lines += ["", f"[{key}.methods.{method}]", *(f"{k} = {_toml(v)}" for k, v in row.items())]
+            lines += ["", f"[{key}.methods.{_toml_key(method)}]", *(f"{k} = {_toml(v)}" for k, v in row.items())]
         lines.append("")
     with writing(path) as aside:
         aside.write_text("\n".join(lines))
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[\w-]+", key) else _toml(key)
 
 
 def _toml(value: object) -> str:

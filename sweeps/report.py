@@ -99,7 +99,7 @@ def sheets(results: Results, scene: Scene) -> Mapping[str, object]:
     for series in results.runs["series"].unique():
         rows = found[found["series"].isin([series, "untouched base"])]
         rows = rows[rows["seed"].isna() | (rows["seed"] == rows["seed"].min())] if "seed" in rows else rows
-        name = results.runs.loc[results.runs["series"] == series, "method"].iloc[0]
+        name = results.runs.loc[results.runs["series"] == series, "method"].iloc[0].replace(":", "-")
         stem = f"pictures_{name}" if f"pictures_{name}" not in made else f"pictures_{name}_{len(made)}"
         made[stem] = figures.picture_sheet.draw(rows, own)
     return made

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from adapters import METHODS, get_class, parse_method
 from adapters.base import ROLE_ORDER
+from adapters.check import check
 from tests import reference
 from tests.make_adapters import (
     SEEDS,
     VARIANTS,
+    make_adapter,
     make_inputs,
     make_model,
     make_pack,
@@ -34,6 +36,12 @@ every_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=("float64", "floa
 def test_every_method_has_an_oracle() -> None:
     assert reference.REFERENCES.keys() == reference.GAUGES.keys() == METHODS.keys()
     assert {variant.partition(":")[0] for variant in VARIANTS} == set(METHODS)
+
+
+@every_variant
+def test_every_promise_of_the_check_holds(variant: str) -> None:
+    """What `python -m adapters.check` runs on a user's method; the oracles' tests follow, and say more."""
+    assert [finding for finding in check(parse_method(variant)) if not finding.holds] == []
 
 
 # The same mathematics three times: weight, forward, and their gradients.
@@ -199,11 +207,7 @@ def test_number_of_parameters_is_its_formula(variant: str) -> None:
 
 @pytest.mark.parametrize(
     "variant",
-    [
-        v
-        for v in VARIANTS
-        if parse_method(v).options.get("norm_grad") != "detached" and get_class(v.partition(":")[0]).exact_gradient
-    ],
+    [v for v in VARIANTS if make_adapter(parse_method(v), torch.nn.Linear(8, 12)).exact_gradient],
 )
 def test_gradcheck(variant: str) -> None:
     """Numerically, wherever the forward is what is differentiated: DoRA's detached norm is a constant by definition."""

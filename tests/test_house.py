@@ -147,7 +147,7 @@ def test_dependencies_are_declared_and_pinned_when_imported() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     base, train = (
         {re.split(r"[^\w-]", line)[0].lower() for line in lines}
-        for lines in (PROJECT["project"]["dependencies"], extras["train"])
+        for lines in (PROJECT["project"]["dependencies"], extras["train"] + extras["peft"])
     )
     pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     for name in list_modules(*ROOMS):

@@ -18,7 +18,8 @@ class Cell:
     """One run of a sweep. Rates are absolute; every field here is part of the run's identity.
 
     Attributes:
-        method: a name of `adapters.METHODS`, or "base" for the untouched model.
+        method: a name of `adapters.METHODS`, `peft:<type>`, the name of a user's own method with the hash of its
+            file (`mymethod@1a2b3c4d5e`), or "base" for the untouched model.
         options: the method's options in canonical form (`key=value,key=value`, defaults filled in).
         rank: r of the low-rank factors; 0 for methods without a rank.
         subject: name of the subject's folder.
@@ -87,7 +88,12 @@ class Cell:
 
     def run_id(self, label: str) -> str:
         """The folder's name, `delora-r16-x4-s0-dog-1a2b3c4d`; `label` is what stands for the rate or the step."""
-        return f"{self.method}-r{self.rank}-{label}-s{self.seed}-{self.subject}-{self.identity()[:10]}"
+        return f"{self.method_stem}-r{self.rank}-{label}-s{self.seed}-{self.subject}-{self.identity()[:10]}"
+
+    @property
+    def method_stem(self) -> str:
+        """The method as the beginning of a file's name: `peft:boft` is `peft-boft`."""
+        return self.method.replace(":", "-")
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""

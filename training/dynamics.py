@@ -60,6 +60,8 @@ class Dynamics:
     def _turns(self, now: list[dict[str, Directions]]) -> dict[str, Float[Tensor, "k matrices"]]:
         """Norms and angular steps; in double precision for replicas whose squares leave the range of float32."""
         values = side_by_side([norms_and_angles(*pair) for pair in zip(now, self._before)])
+        if not values:
+            return {}  # a method without directions: a user's own, or PEFT's
         wild = ~torch.stack([torch.isfinite(value).all(dim=1) for value in values.values()]).all(dim=0)
         if wild.is_cuda or bool(wild.any()):  # asking would make an accelerator wait
             pairs = [
@@ -143,6 +145,8 @@ def norms_and_angles(now: dict[str, Directions], before: dict[str, Directions]) 
 
 def side_by_side(stacks: list[dict[str, Float[Tensor, "k _"]]]) -> dict[str, Float[Tensor, "k matrices"]]:
     """Values of all stacks, matrix after matrix; nan where a stack has no such value."""
+    if not all(stacks):
+        return {}
     blank = [torch.full_like(next(iter(values.values())), torch.nan) for values in stacks]
     names = dict.fromkeys(name for values in stacks for name in values)
     return {name: torch.cat([v.get(name, b) for v, b in zip(stacks, blank)], dim=1) for name in names}

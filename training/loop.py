@@ -21,7 +21,7 @@ from training.dynamics import Dynamics
 from training.optimizer import PackedAdamW, schedule_factor
 from training.provenance import provenance
 from training.step_log import StepLog
-from training.store import ENDED, RunFolder, writing
+from training.store import ENDED, RunFolder, method_file, writing
 from training.tasks.subject import SubjectTask
 
 
@@ -167,7 +167,10 @@ def train_pack(
 
 def _attach(runs: Sequence[Run], task: SubjectTask) -> Attached:
     cells = [run.cell for run in runs]
-    spec = parse_method(f"{cells[0].method}:{cells[0].options}" if cells[0].options else cells[0].method)
+    name = cells[0].method
+    if "@" in name:  # a user's own method, of which the sweep keeps a copy
+        name = str(method_file(runs[0].folder.path.parent, name))
+    spec = parse_method(f"{name}:{cells[0].options}" if cells[0].options else name)
     boundary = [cell.boundary for cell in cells if cell.boundary is not None] or None
     return attach(task.pipeline.unet, spec, seeds=[cell.seed for cell in cells], rank=cells[0].rank, boundary=boundary)
 

@@ -323,6 +323,11 @@ def _table(kind: str, columns: Mapping[str, Any]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=wanted)
 
 
+def method_file(sweep: Path, method: str) -> Path:
+    """Where a sweep's folder keeps its copy of the file of a user's own method."""
+    return sweep / "methods" / f"{method}.py"
+
+
 def find_runs(root: Path | str) -> list[RunFolder]:
     """Every run below a runs folder, or below one sweep of it, in the order of their names."""
     root = Path(root)

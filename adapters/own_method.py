@@ -1,0 +1,105 @@
+"""A user's own method: one file that holds one :class:`adapters.base.Adapter`.
+
+A file is known by its name and the hash of its content, ``mymethod@1a2b3c4d5e``: that name is part of every run's identity,
+so that an edited file is another method, and a sweep keeps a copy of the file it was trained with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from adapters import BadInput, Method
+from adapters.base import Adapter
+
+
+def register(path: str, known: dict[str, Method]) -> str:
+    """Run a file and note its class as a method; a file that was read before is not run again.
+
+    Args:
+        path: The file, or a copy of one that :func:`source` has told of.
+        known: Where methods of files are noted, by name.
+
+    Returns:
+        The method's name.
+
+    Raises:
+        BadInput: The file is missing, raises, or holds no class, or several, or one without ``draw`` and ``weight``.
+    """
+    file = Path(path).expanduser()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise BadInput(f"method file {path!r} cannot be read: {error.strerror}") from None
+    stem = file.stem.partition("@")[0]
+    digest = hashlib.sha256(content).hexdigest()[:10]
+    name = f"{stem}@{digest}"
+    if name not in known:
+        module = f"adapters_own_{stem}_{digest}"
+        cls = _load_class(file, module)
+        known[name] = Method(module, cls.__name__, name, "", "", "", dict(cls.OPTIONS))
+    return name
+
+
+def source(name: str) -> Path:
+    """The file from which a method was read in this process."""
+    module = "adapters_own_{}_{}".format(*name.split("@"))
+    return Path(str(sys.modules[module].__file__))
+
+
+def is_own(name: str) -> bool:
+    """Whether a method's name is that of a file."""
+    return "@" in name
+
+
+def _load_class(file: Path, module_name: str) -> type[Adapter]:
+    """Run the file as a module and return the one class in it."""
+    spec = importlib.util.spec_from_file_location(module_name, file.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        text = " ".join(str(error).split())
+        raise BadInput(
+            f"method file {str(file)!r} raises at import: {type(error).__name__}: {text}{_line(error, file)}"
+        ) from None
+    try:
+        return _the_one(
+            [
+                value
+                for value in vars(module).values()
+                if isinstance(value, type) and issubclass(value, Adapter) and value.__module__ == module_name
+            ],
+            file,
+        )
+    except BadInput:
+        del sys.modules[module_name]
+        raise
+
+
+def _the_one(classes: list[type[Adapter]], file: Path) -> type[Adapter]:
+    if len(classes) != 1:
+        names = ", ".join(sorted(cls.__name__ for cls in classes)) or "none"
+        raise BadInput(
+            f"method file {str(file)!r} must hold exactly one subclass of adapters.base.Adapter, has: {names}"
+        )
+    cls = classes[0]
+    for member in ("draw", "weight"):
+        if getattr(cls, member) is getattr(Adapter, member):
+            raise BadInput(f"class {cls.__name__} of method file {str(file)!r} defines no {member}()")
+    return cls
+
+
+def _line(error: BaseException, file: Path) -> str:
+    """Where in the file it went wrong."""
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file.resolve()
+    ]
+    return f" (line {lines[-1]})" if lines else ""

@@ -1,0 +1,339 @@
+"""HF PEFT's own tuners in Plateau's loop: against PEFT itself, against our native methods, and what is refused."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from adapters import BadInput, get_class, parse_method, peft_format
+from adapters.check import make_inputs
+from adapters.inject import attach, find_targets
+from adapters.peft_pack import PeftPack, merge_to_copy
+from adapters.peft_tuner import list_types
+from adapters.toy import Model, make_model
+from analysis.series import method_label
+from sweeps import lr_robustness
+from sweeps.options import Options, run_driver
+from sweeps.plan import is_packable
+from tests.make_adapters import make_pack, relative_error
+from tests.make_studio import Studio, build_studio
+from training.dynamics import Dynamics
+from training.store import find_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+TUNERS = (
+    "boft:boft_block_size=2", "hra", "hra:r=4,apply_GS=true", "ia3", "oft:oft_block_size=2",
+    "oft:oft_block_size=4,use_cayley_neumann=false", "vera:r=4", "lora:r=2,lora_alpha=4", "lora:r=2,use_dora=true",
+    "lora:r=2,init_lora_weights=pissa", "delora:r=2", "loha:r=2", "lokr:r=2", "osf",
+)  # fmt: skip
+every_tuner = pytest.mark.parametrize("tuner", TUNERS)
+
+
+def make_tuner(
+    tuner: str, *, seed: int = 5, dtype: torch.dtype = torch.float32, moved: float = 0.0
+) -> tuple[Model, PeftPack]:
+    """The toy model with a tuner in it, at its start or away from it."""
+    model = make_model(dtype)
+    pack = attach(model, parse_method(f"peft:{tuner}"), seeds=[seed], rank=3)
+    assert isinstance(pack, PeftPack)
+    noise = torch.randn(pack.flat.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    pack.flat += (moved * noise).to(dtype)
+    return model, pack
+
+
+def by_identity(layer: nn.Module, num_in: int, dtype: torch.dtype) -> Tensor:
+    """The effective weight as the layer applies it: an oracle that knows nothing of merging."""
+    zero = layer(torch.zeros(1, num_in, dtype=dtype))
+    return (layer(torch.eye(num_in, dtype=dtype)) - zero).mT.detach()
+
+
+# The pack.
+
+
+@every_tuner
+def test_weight_and_distance_are_those_of_the_forward(tuner: str) -> None:
+    model, pack = make_tuner(tuner, moved=0.1)
+    plain = make_model(torch.float32)
+    for path, adapter in pack.adapters.items():
+        base = plain.get_submodule(path).weight
+        expected = by_identity(model.get_submodule(path), base.shape[1], torch.float32)
+        assert relative_error(adapter.weight()[0], expected) < 1e-5
+        distance = (expected.double() - base.double()).norm()
+        assert abs(float(adapter.distance()[0] - distance)) < 1e-5 * float(distance) + 1e-6 * float(base.norm())
+    for stack in pack.stacks:
+        for name, value in {"weight": stack.adapter.weight(), **stack.adapter.readings()}.items():
+            parts = [
+                a.weight() if name == "weight" else a.readings()[name] for a in map(pack.adapters.get, stack.paths)
+            ]
+            torch.testing.assert_close(value, torch.stack(parts, 1))
+
+
+@every_tuner
+def test_model_computes_what_the_merged_weights_do(tuner: str) -> None:
+    model, pack = make_tuner(tuner, moved=0.1)
+    inputs = make_inputs([5], torch.float32)
+    out = model(*inputs)
+    biases = {f"{p}.bias": merge_to_copy(model.get_submodule(p))[1] for p in pack.adapters}
+    merged = {f"{path}.weight": weight for path, weight in pack.merged(0).items()}
+    changed = merged | {name: bias for name, bias in biases.items() if bias is not None}
+    assert relative_error(torch.func.functional_call(make_model(torch.float32), changed, inputs), out) < 1e-5
+    assert torch.equal(model(*inputs), out), "merging to a copy leaves no trace"
+
+
+@every_tuner
+def test_start_comes_from_the_seed_alone(tuner: str) -> None:
+    _, one = make_tuner(tuner)
+    torch.rand(7)  # the global state is somewhere else now
+    before = torch.get_rng_state()
+    model, again = make_tuner(tuner)
+    assert torch.equal(torch.get_rng_state(), before), "the global state is left alone"
+    assert torch.equal(one.flat, again.flat)
+    start = relative_error(
+        model(*make_inputs([5], torch.float32)), make_model(torch.float32)(*make_inputs([5], torch.float32))
+    )
+    assert start < 1e-5
+    distances = torch.cat([stack.adapter.distance() for stack in again.stacks], 1)
+    assert (distances < 1e-6).all() or "pissa" in tuner
+
+
+@every_tuner
+def test_detach_restores_the_model_bit_for_bit(tuner: str) -> None:
+    model = make_model(torch.float32)
+    model.norm.weight.requires_grad_(False)
+    modules, state = dict(model.named_modules()), {k: v.clone() for k, v in model.state_dict().items()}
+    required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    attributes = set(vars(model))
+    pack = attach(model, parse_method(f"peft:{tuner}"), seeds=[1], rank=3)
+    model(*make_inputs([5], torch.float32)).square().sum().backward()
+    assert pack.grad.any()
+    pack.detach()
+    assert dict(model.named_modules()) == modules
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == required
+    assert set(vars(model)) == attributes
+    make_tuner(tuner)  # and another may come
+
+
+@every_tuner
+def test_training_moves_every_tensor_in_the_buffer_and_nothing_else(tuner: str) -> None:
+    model, pack = make_tuner(tuner, moved=0.05)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == pack.num_parameters() == pack.flat.shape[1]
+    for parameter in trained:
+        assert parameter.untyped_storage().data_ptr() == pack.flat.untyped_storage().data_ptr()
+        assert parameter.grad is not None
+        assert parameter.grad.untyped_storage().data_ptr() == pack.grad.untyped_storage().data_ptr()
+    model(*make_inputs([5], torch.float32)).square().sum().backward()
+    once = pack.grad.clone()
+    pack.zero_grad()
+    model(*make_inputs([5], torch.float32)).square().sum().backward()
+    assert torch.equal(pack.grad, once)
+    assert (once != 0).float().mean() > 0.5
+    state = pack.state(0)
+    pack.flat.zero_()
+    pack.load_state(0, state)
+    assert all(torch.equal(pack.state(0)[key], tensor) for key, tensor in state.items())
+
+
+@pytest.mark.parametrize("tuner", ["boft:boft_block_size=2", "hra", "ia3", "oft:oft_block_size=2", "vera:r=4"])
+def test_saved_folder_opens_in_peft(tuner: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    model, pack = make_tuner(tuner, moved=0.1)
+    inputs = make_inputs([5], torch.float32)
+    out = model(*inputs)
+    peft_format.save(tmp_path / "adapter", pack, 0, base_model="toy")
+    names = {file.name for file in (tmp_path / "adapter").iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "toy"
+    assert load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    plain = make_model(torch.float32)
+    opened = PeftModel.from_pretrained(plain, tmp_path / "adapter")
+    assert relative_error(opened.base_model.model(*inputs), out) < 1e-5
+
+
+def test_distance_equals_the_native_methods() -> None:
+    """PEFT's LoRA with our numbers in it: merge-to-copy against the closed form."""
+    model, native = make_pack("lora:alpha=4", [5], torch.float32, rank=2, moved=0.2)
+    _, pack = make_tuner("lora:r=2,lora_alpha=4")
+    names = {"A": "lora_A.weight", "B": "lora_B.weight"}
+    state = {key.rpartition(".")[0] + "." + names[key.rpartition(".")[2]]: t for key, t in native.state(0).items()}
+    pack.load_state(0, state)
+    for path, adapter in pack.adapters.items():
+        torch.testing.assert_close(adapter.distance(), native.adapters[path].distance(), rtol=1e-5, atol=1e-6)
+    inputs = make_inputs([5], torch.float32)
+    assert relative_error(pack._unet(*inputs), model(*inputs)) < 1e-5
+
+
+def test_dynamics_are_recorded_without_directions() -> None:
+    _, pack = make_tuner("hra", moved=0.1)
+    dynamics = Dynamics(pack)
+    dynamics.remember()
+    dynamics.record(0)
+    dynamics.snapshot(0)
+    assert dynamics.last_distances()[0] > 0
+
+
+def test_a_diverged_tuner_has_a_distance_that_is_no_nan() -> None:
+    _, pack = make_tuner("hra")
+    pack.flat.zero_()  # reflections along nothing
+    assert not torch.cat([stack.adapter.distance() for stack in pack.stacks], 1).isnan().any()
+
+
+# Names, options, labels.
+
+
+def test_options_are_peft_s_own_and_defaults_change_nothing() -> None:
+    assert parse_method("peft:boft").canonical == parse_method("peft:BOFT:boft_block_size=4").canonical == ""
+    spec = parse_method("peft:lora:use_dora=true,r=4,lora_alpha=16,init_lora_weights=gaussian")
+    assert spec.canonical == "init_lora_weights=gaussian,lora_alpha=16,r=4,use_dora=True"
+    assert parse_method(f"{spec.name}:{spec.canonical}") == spec
+    assert spec.label == method_label(spec.name, spec.canonical)
+    assert spec.label.startswith("PEFT LORA (")
+    assert spec.label.endswith("unpacked)")
+    assert method_label("peft:hra") == "PEFT HRA (unpacked)"
+    assert not is_packable("peft:hra")
+    assert is_packable("lora")
+    assert not get_class("peft:hra").uses_rank
+
+
+def test_names_are_labelled_without_loading_peft_or_torch() -> None:
+    code = "import sys; from analysis.series import method_label; method_label('peft:hra', 'r=4'); " \
+           "assert not {'torch', 'peft'} & set(sys.modules)"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("peft:bft", r"^PEFT type 'bft' does not exist; did you mean boft.*\? \(types: .*boft, .*vera"),
+        ("peft:", r"^PEFT type '' does not exist \(types"),
+        ("peft:prompt_tuning", "^PEFT type 'prompt_tuning' adapts no linear layers"),
+        ("peft:boft:block_size=4", r"has no option 'block_size'; did you mean boft_block_size.*\(options: .*boft_dropout"),
+        ("peft:boft:boft_block_size=big", "option 'boft_block_size' of method 'peft:boft' is 'big', not one of: a whole number"),
+        ("peft:boft:boft_block_size=2.5", "is '2.5', not one of: a whole number"),
+        ("peft:hra:apply_GS=1", "is '1', not one of: true, false"),
+        ("peft:hra:r=4,r=8", "option 'r' of method 'peft:hra' is given twice"),
+        ("peft:hra:r", "not of the form key=value"),
+        ("peft:lora:target_modules=to_q", "sets no option 'target_modules'"),
+        ("peft:lora:bias=all", "sets no option 'bias'"),
+        ("peft:boft:boft_block_size=4,boft_block_num=2", "^PEFT refuses method 'peft:boft': You can only specify either"),
+    ],
+)  # fmt: skip
+def test_bad_tuners_are_named_with_what_is_allowed(text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        parse_method(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tuner", "message"),
+    [
+        ("boft:boft_block_size=5", "peft's boft does not fit this model: .*divisible"),
+        ("lora:r=2,lora_dropout=0.5", "peft:lora draws random numbers at every call"),
+        ("pvera", "draws random numbers at every call"),
+        ("beft", "beft does not fit this model: .*bias"),
+        ("c3a", "c3a does not fit this model: The block size"),
+    ],
+)
+def test_a_tuner_that_does_not_fit_is_refused_and_leaves_the_model_as_it_was(tuner: str, message: str) -> None:
+    model = make_model(torch.float32)
+    modules, state = dict(model.named_modules()), {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(BadInput, match=f"(?i){message}") as caught:
+        attach(model, parse_method(f"peft:{tuner}"), seeds=[1], rank=3)
+    assert "\n" not in str(caught.value)
+    assert dict(model.named_modules()) == modules
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert len(find_targets(model)) == 8
+
+
+def test_a_pack_of_several_replicas_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"'peft:hra' runs one replica at a time \(unpacked\), given: 2 seeds"):
+        attach(make_model(), parse_method("peft:hra"), seeds=[1, 2], rank=3)
+
+
+def test_missing_peft_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = builtins.__import__
+
+    def without(name: str, *args: object, **kwargs: object) -> object:
+        if name.split(".")[0] == "peft":
+            raise ModuleNotFoundError("No module named 'peft'")
+        return whole(name, *args, **kwargs)  # type: ignore[arg-type]
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "peft"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "peft", None)  # type: ignore[arg-type]
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(
+        BadInput, match="methods peft:<type> need HF PEFT, which cannot be loaded .*pip install peft"
+    ) as e:
+        parse_method("peft:boft")
+    assert "\n" not in str(e.value)
+    assert parse_method("lora").name == "lora"
+
+
+def test_types_are_those_that_adapt_modules() -> None:
+    types = list_types()
+    assert {"boft", "hra", "ia3", "oft", "vera", "lora", "delora"} <= types.keys()
+    assert not {"prompt_tuning", "p_tuning", "prefix_tuning"} & types.keys()
+
+
+# Through the front door.
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    """A tiny pipeline with scorers and subjects."""
+    return build_studio(tmp_path_factory.mktemp("studio"))
+
+
+def test_a_tuner_trains_unpacked_to_a_figure_and_is_found_again(studio: Studio, tmp_path: Path) -> None:
+    flags = ("--method", "peft:hra:r=4", "lora", "--base-lr", "1e-2", "--multipliers", "1", "2", "--pack-size", "2",
+             "--subjects", str(studio.folder / "subjects"), "1", "--workers", "1")  # fmt: skip
+    done = studio.run(tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "unpacked, one run at a time: peft:hra" in done.stdout
+    assert "PEFT HRA (r=4, unpacked)" in done.stdout
+    assert (tmp_path / "lr_robustness" / "fig2_lr_robustness.png").exists()
+    sizes = {run.run_id.split("-r")[0]: run.read()["provenance"]["pack_size"] for run in find_runs(tmp_path)}
+    assert sizes["peft-hra"] == 1
+    assert sizes["lora"] == 2
+    run = next(run for run in find_runs(tmp_path) if run.run_id.startswith("peft-hra"))
+    assert run.read()["cell"]["method"] == "peft:hra"
+    assert {file.name for file in run.adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    distances = run.read_dynamics().groupby("step")["distance"].mean()
+    assert distances[0] < 1e-4 < distances[6]
+    assert len(run.read_norms())
+    again = studio.run(tmp_path, *flags)
+    assert "4 done, 0 to train" in again.stdout, again.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--method", "peft:hra"), "no base rate of peft:hra"),
+        (("--method", "peft:boft:boft_block_size=7", "--base-lr", "1"), "boft does not fit this model"),
+        (("--method", "peft:hrra", "--base-lr", "1"), "did you mean hra"),
+        (("--method", "/nowhere/mine.py", "--base-lr", "1"), "method file '/nowhere/mine.py' cannot be read"),
+    ],
+)
+def test_front_door_refuses_in_one_line(
+    arguments: tuple[str, ...], said: str, studio: Studio, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys, "argv", studio.arguments(tmp_path, *arguments)[1:])
+    assert run_driver(Options, lr_robustness.drive, "") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert said in lines[0]
+    assert not find_runs(tmp_path)
