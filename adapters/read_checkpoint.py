@@ -149,7 +149,8 @@ def _check_layer(file: Path, name: str, layer: Mapping[str, Tensor]) -> None:
 def _named(file: Path, layers: Layers, known: Iterable[str] | None) -> Layers:
     """Numbers replaced by paths."""
     named, unet = {}, {}
-    for name, layer in layers.items():
+    for name in sorted(layers, key=lambda name: (len(name), name)):  # numbers in their order
+        layer = layers[name]
         _check_layer(file, name, layer)
         component, _, number = name.partition(":")
         if component not in ("unet", "text_encoder") or not number.isdigit():

@@ -26,6 +26,8 @@ BAR = "#dcdcdc"
 def draw(rows: pd.DataFrame, title: str) -> Figure:
     """Dots for matrices by kind of projection, bars for each block's median; relative to W0 where that is known.
 
+    A text encoder's matrices are drawn only where the adapter has no others.
+
     Args:
         rows: columns component, block, kind, distance, distance_rel, one row a matrix.
         title: of the figure.
@@ -36,13 +38,13 @@ def draw(rows: pd.DataFrame, title: str) -> Figure:
     rows = rows[rows["distance"].notna()]
     if rows.empty:
         raise BadInput("the table holds no distance: name the base model when it is made")
+    rows = rows[rows["component"] == "unet"] if "unet" in set(rows["component"]) else rows
     relative = bool(rows["distance_rel"].notna().all())
     values = rows["distance_rel"] * 100 if relative else rows["distance"]
-    places = rows["component"].where(rows["component"] != "unet", "") + "\n" + rows["block"]
-    blocks = sorted(dict.fromkeys(places), key=lambda name: (name.split("\n")[0], list(places).index(name)))
+    blocks = sorted(dict.fromkeys(rows["block"]), key=_depth)
     figure = new_figure(max(5.5, 0.62 * len(blocks) + 1.8), 3.6)
     ax = figure.add_subplot()
-    position = places.map(blocks.index).to_numpy(dtype=float)
+    position = rows["block"].map(blocks.index).to_numpy(dtype=float)
     medians = values.groupby(position).median()
     ax.bar(medians.index, medians, width=0.8, color=BAR, zorder=1, label="median of the block")
     names = rows["kind"].map(lambda kind: KINDS.get(kind, "other"))
@@ -56,16 +58,21 @@ def draw(rows: pd.DataFrame, title: str) -> Figure:
             )  # fmt: skip
     ax.set_ylim(bottom=0)
     ax.set_ylabel("‖ΔW‖ in % of ‖W0‖" if relative else "‖ΔW‖")
-    labels = [
-        name.replace("_blocks", "").replace("_block", "").replace("text_encoder", "text").strip() for name in blocks
-    ]
-    ax.set_xticks(range(len(blocks)), labels, fontsize=7)
+    labels = [name.replace("_blocks", "").replace("_block", "") for name in blocks]
+    ax.set_xticks(range(len(blocks)), labels)
     ax.set_xlim(-0.6, len(blocks) - 0.4)
     ax.grid(False, axis="x")
     ax.tick_params(axis="x", length=0)
     ax.set_title(title)
     figure.legend(loc="outside lower center", ncols=6, labelcolor=MUTED)
     return figure
+
+
+def _depth(block: str) -> tuple[int, int]:
+    """Down, mid and up blocks in the order in which the U-Net runs through them; a text encoder's layers by number."""
+    side, _, number = block.partition(".")
+    order = ["down_blocks", "mid_block", "up_blocks"]
+    return order.index(side) if side in order else len(order), int(number or 0) if number.isdigit() or not number else 0
 
 
 def main(arguments: list[str]) -> int:

@@ -206,7 +206,10 @@ def _column_norms(opened: Opened) -> dict[str, Tensor]:
 
 
 def write_merged(opened: Opened, out: Path) -> None:
-    """Write the U-Net with the changes added, in its own dtypes, with its configuration."""
+    """Write the U-Net with its configuration: adapted matrices in single precision, the others as they are stored.
+
+    Half precision would round away changes of a thousandth of a weight.
+    """
     from training.base_weights import FILE
     from training.measure import changes
 
@@ -214,7 +217,7 @@ def write_merged(opened: Opened, out: Path) -> None:
     merged = {path: (weight.double() + delta) for path, delta, weight in changes(opened.checkpoint, base)}
     tensors = base.unet_tensors()
     for path, weight in merged.items():
-        tensors[f"{path}.weight"] = weight.to(tensors[f"{path}.weight"].dtype)
+        tensors[f"{path}.weight"] = weight.float()
     _write_tensors(out / FILE, tensors, {"format": "pt"})
     with writing(out / "config.json") as aside:
         shutil.copyfile(base.folder / "unet" / "config.json", aside)
