@@ -128,7 +128,9 @@ def to_lora(checkpoint: Checkpoint, deltas: Mapping[str, Float[Tensor, "out in"]
     parts = {path: _decompose(path, delta) for path, delta in deltas.items()}
     full = max(int((s > RESOLUTION * s.max()).sum()) for _, s, _ in parts.values())
     kept = max(full, 1) if rank is None else rank
-    state, lost, whole = {}, {}, {}
+    state: dict[str, Tensor] = {}
+    lost: dict[str, float] = {}
+    whole: dict[str, float] = {}
     for path, (u, s, v) in parts.items():
         root = s[:kept].sqrt()
         a, b = (root[:, None] * v[:kept]).float(), (u[:, :kept] * root).float()

@@ -175,7 +175,9 @@ def _shape(layer: Mapping[str, Tensor]) -> tuple[int, ...]:
 def _delora(file: Path, form: str, layers: Layers, notes: tuple[str, ...]) -> Checkpoint:
     """DeLoRA from PEFT (B = 0 at the start) or from the released code (frozen copies scaled by the present lambda)."""
     wanted = {"A", "B", "lam"} | ({"A_start", "B_start"} if form == "released DeLoRA" else set())
-    ranks, norms, state = {}, {}, {}
+    ranks: dict[str, int] = {}
+    norms: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for path, layer in layers.items():
         if missing := wanted - layer.keys():
             raise BadInput(f"{file}: matrix {path!r} lacks {min(missing)!r} of DeLoRA")
@@ -206,7 +208,7 @@ def _lora(file: Path, form: str, layers: Layers, notes: tuple[str, ...]) -> Chec
     if not uniform:
         alpha = float(rank)
     method = "dora" if any("magnitude" in layer for layer in layers.values()) else "lora"
-    state = {}
+    state: dict[str, Tensor] = {}
     for path, layer in layers.items():
         a, b = layer["A"].flatten(1), layer["B"].flatten(1)
         if not uniform:

@@ -71,13 +71,13 @@ def literal_distances(attached: Attached) -> dict[str, float]:
     return {path: float((merged[path] - a.base.weight).double().norm()) for path, a in attached.adapters.items()}
 
 
-def make_numbered(file: Path, shapes: list[tuple[int, int]], rank: int = 2) -> list[Tensor]:
-    """A file of cloneofsimo/lora with text tokens; returns the changes in the order of their numbers."""
-    generator, tensors, changes = torch.Generator().manual_seed(3), {"<s1>": torch.zeros(8)}, []
+def make_numbered(file: Path, shapes: list[tuple[int, int]], rank: int = 2) -> list[tuple[Tensor, Tensor]]:
+    """A file of cloneofsimo/lora with text tokens; returns (up, down) in the order of their numbers."""
+    generator, tensors, pairs = torch.Generator().manual_seed(3), {"<s1>": torch.zeros(8)}, []
     for number, (num_out, num_in) in enumerate(shapes):
         up = torch.randn(num_out, rank, generator=generator).half()
         down = torch.randn(rank, num_in, generator=generator).half()
         tensors |= {f"unet:{number}:up": up, f"unet:{number}:down": down}
-        changes.append(up.double() @ down.double())
+        pairs.append((up.float(), down.float()))
     save_file(tensors, file, {"<s1>": "<embed>", "unet": '["CrossAttention", "Attention", "GEGLU"]'})
-    return changes
+    return pairs

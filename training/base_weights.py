@@ -65,7 +65,7 @@ class BaseWeights:
 
     def unet_tensors(self) -> dict[str, Tensor]:
         """Every tensor of the U-Net, as it is stored."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for file in sorted((self.folder / "unet").glob("*.safetensors")):
             with safe_open(file, framework="pt") as handle:
                 tensors |= {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
