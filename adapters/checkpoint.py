@@ -1,0 +1,150 @@
+"""A trained adapter apart from any model, whichever program has saved it: measured by itself, or put into a U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adapters import BadInput, MethodSpec, get_class
+from adapters.base import Adapter
+from adapters.inject import Attached, attach
+from adapters.layer_names import TEXT_ENCODER
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One trained adapter, apart from any model.
+
+    Attributes:
+        source: the file it was read from.
+        format: whose layout that is.
+        spec: the method with its options.
+        rank: r; where ranks differ, the largest: the others are padded with zeros.
+        state: ``path.name`` tensors, as :meth:`adapters.inject.Attached.load_state` takes them.
+        shapes: ``(out, in)`` of every matrix by path, or of a convolution's kernel ``(out, in, height, width)``.
+        ranks: rank of every matrix in the file.
+        norms: DeLoRA's stored column norms of W0 by path, where the file has them.
+        notes: what the file holds besides, one line each.
+    """
+
+    source: Path
+    format: str
+    spec: MethodSpec
+    rank: int
+    state: dict[str, Tensor]
+    shapes: dict[str, tuple[int, ...]]
+    ranks: dict[str, int] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def tensors(self, path: str) -> dict[str, Tensor]:
+        """The tensors of one matrix by name."""
+        return {key.rpartition(".")[2]: value for key, value in self.state.items() if key.rpartition(".")[0] == path}
+
+    def of_unet(self) -> Checkpoint:
+        """The part that belongs to the U-Net.
+
+        Raises:
+            BadInput: nothing does, or a convolution does: only linear layers can be exported or attached.
+        """
+        kept = {path: shape for path, shape in self.shapes.items() if not path.startswith(TEXT_ENCODER)}
+        if not kept:
+            raise BadInput(f"{self.source} adapts no matrix of a U-Net")
+        if kernel := next((path for path, shape in kept.items() if len(shape) != 2), None):
+            raise BadInput(
+                f"{self.source} adapts the convolution {kernel!r}: only linear layers can be exported or attached"
+            )
+        state = {key: value for key, value in self.state.items() if not key.startswith(TEXT_ENCODER)}
+        return replace(self, shapes=kept, state=state)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the size of the change depends on W0: for all but LoRA, and DeLoRA that stores W0's column norms."""
+        if self.spec.name == "delora":
+            return self.spec.options["start"] != "zero_b" or set(self.norms) != set(self.shapes)
+        return self.spec.name != "lora"
+
+
+def build_adapter(checkpoint: Checkpoint, path: str, weight: Float[Tensor, "out in *kernel"]) -> Adapter:
+    """One matrix with its adapter, of one replica, in the weight's precision; a convolution's kernel counts as a matrix.
+
+    Raises:
+        BadInput: the weight is of another shape than the adapter.
+    """
+    _check_shape(checkpoint, path, tuple(weight.shape))
+    weight = weight.flatten(1)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    method, boundary = get_class(checkpoint.spec.name), _placeholder(checkpoint, 1)
+    adapter = method(
+        layer, path=path, seeds=[0], rank=checkpoint.rank, boundary=boundary, options=checkpoint.spec.options
+    )
+    adapter.requires_grad_(False)
+    for name, tensor in checkpoint.tensors(path).items():
+        getattr(adapter, name)[0].copy_(tensor)
+    return adapter
+
+
+def attach_checkpoint(unet: nn.Module, checkpoint: Checkpoint, seeds: Iterable[int] = (0,)) -> Attached:
+    """Put a trained adapter into a U-Net, to score, measure or go on training; the text encoder's part is left out.
+
+    Args:
+        unet: the model; restored by :meth:`adapters.inject.Attached.detach`.
+        checkpoint: from :func:`adapters.read_checkpoint.read_checkpoint`.
+        seeds: one per replica; every replica begins in the checkpoint's state.
+
+    Raises:
+        BadInput: the checkpoint is of another model; the first matrix that does not fit is named.
+    """
+    part, targets, modules = checkpoint.of_unet(), {}, dict(unet.named_modules())
+    for path in part.shapes:
+        layer = modules.get(path)
+        if not isinstance(layer, nn.Linear):
+            what = "no such matrix" if layer is None else f"a {type(layer).__name__}, not a linear layer,"
+            raise BadInput(f"{part.source} does not fit {type(unet).__name__}: it has {what} at {path!r}")
+        _check_shape(part, path, tuple(layer.weight.shape))
+        check_norms(part, path, layer.weight)
+        targets[path] = layer
+    replicas = list(seeds)
+    attached = attach(
+        unet, part.spec, seeds=replicas, rank=part.rank, boundary=_placeholder(part, len(replicas)), targets=targets
+    )
+    for replica in range(len(replicas)):
+        attached.load_state(replica, part.state)
+    return attached
+
+
+def check_norms(checkpoint: Checkpoint, path: str, weight: Float[Tensor, "out in"]) -> None:
+    """Check that W0 has the column norms that a DeLoRA checkpoint stores.
+
+    Raises:
+        BadInput: it has others: the checkpoint is of another model. The matrix is named.
+    """
+    stored = checkpoint.norms.get(path)
+    if stored is None:
+        return
+    own = torch.linalg.vector_norm(weight.detach().double(), dim=0)
+    if checkpoint.spec.options["norm"] == "scalar":
+        own = torch.linalg.vector_norm(own).expand_as(own)
+    if (stored.to(own) - own).norm() > 1e-2 * own.norm():
+        raise BadInput(
+            f"{checkpoint.source} is of another model: matrix {path!r} has other column norms than it stores"
+        )
+
+
+def _placeholder(checkpoint: Checkpoint, replicas: int) -> list[float] | None:
+    """A lambda for methods that must be given one; the state's own takes its place."""
+    return [1.0] * replicas if get_class(checkpoint.spec.name).uses_boundary else None
+
+
+def _check_shape(checkpoint: Checkpoint, path: str, shape: tuple[int, ...]) -> None:
+    if checkpoint.shapes[path] != shape:
+        raise BadInput(
+            f"{checkpoint.source} is of another model: matrix {path!r} is {'x'.join(map(str, shape))} in the model, "
+            f"{'x'.join(map(str, checkpoint.shapes[path]))} in the checkpoint"
+        )

@@ -1,0 +1,118 @@
+"""How other programs name an adapted matrix, and its path in diffusers' U-Net or transformers' text encoder.
+
+- HF PEFT: ``base_model.model.<path>.lora_A.weight``; diffusers: ``unet.<path>.lora_A.weight``, older
+  ``unet.<path>.lora.down.weight`` and ``unet.<attention>.processor.to_q_lora.down.weight``;
+- kohya's sd-scripts: ``lora_unet_<path with underscores>.lora_down.weight``, ``.alpha``, LyCORIS' ``.dora_scale``;
+- cloneofsimo/lora: ``unet:<number>:down``, numbered in the order of the modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+TEXT_ENCODER = "text_encoder."
+"""Beginning of the path of a text encoder's matrix; a U-Net's paths begin as its own modules do."""
+
+ROLES = {
+    "lora_A": "A", "lora_B": "B", "lora_down": "A", "lora_up": "B", "lora.down": "A", "lora.up": "B",
+    "lora_linear_layer.down": "A", "lora_linear_layer.up": "B", "down": "A", "up": "B", "alpha": "alpha",
+    "lora_magnitude_vector": "magnitude", "dora_scale": "magnitude",
+    "delora_A": "A", "delora_B": "B", "delora_lambda": "lam", "delora_w_norm": "norms",
+    "frozen_C": "A_start", "frozen_D": "B_start",
+}  # fmt: skip
+"""Last part of a tensor's name, and what it is here. The released DeLoRA code's C and D are frozen copies of A and B."""
+
+_KEY = re.compile(rf"(.+?)[._:]({'|'.join(map(re.escape, ROLES))})(?:\.default)?(?:\.weight)?")
+_COMPOUNDS = (
+    "down_blocks", "up_blocks", "mid_block", "transformer_blocks", "time_emb_proj", "time_embedding", "conv_in",
+    "conv_out", "conv_shortcut", "proj_in", "proj_out", "linear_1", "linear_2", "to_q", "to_k", "to_v", "to_out",
+    "text_model", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj",
+)  # fmt: skip
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_BLOCK_ORDER = ("down_blocks", "up_blocks", "mid_block")
+_CLIP_ORDER = ("k_proj", "v_proj", "q_proj", "out_proj")
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """``(path, role)`` of a tensor's name, the role as in ``ROLES``; None if it belongs to no LoRA, DoRA or DeLoRA.
+
+    Names of cloneofsimo/lora come back with ``unet:<number>`` as path.
+    """
+    match = _KEY.fullmatch(key)
+    return (_to_path(match[1]), ROLES[match[2]]) if match else None
+
+
+def to_kohya(path: str) -> str:
+    """kohya's name of a matrix of the U-Net."""
+    return f"lora_unet_{path.replace('.', '_')}"
+
+
+def _to_path(stem: str) -> str:
+    for prefix, becomes in (("lora_unet_", ""), ("lora_te_", TEXT_ENCODER), ("lora_te1_", TEXT_ENCODER)):
+        if stem.startswith(prefix):
+            return becomes + _undo_underscores(stem.removeprefix(prefix))
+    path = stem.removeprefix("base_model.model.").removeprefix("unet.")
+    if ".processor." in path:  # diffusers before 0.22
+        path = path.replace(".processor.", ".")
+        path += ".0" if path.endswith("to_out") else ""
+    return path
+
+
+def _undo_underscores(name: str) -> str:
+    dotted = name.replace("_", ".")
+    for compound in _COMPOUNDS:
+        dotted = re.sub(rf"(?<![^.]){re.escape(compound.replace('_', '.'))}(?![^.])", compound, dotted)
+    return dotted
+
+
+# Numbers instead of names.
+
+
+def name_numbers(shapes: Sequence[tuple[int, int]], paths: Iterable[str]) -> list[str] | None:
+    """The paths behind cloneofsimo/lora's ``unet:0, unet:1, ...``; None if the shapes do not fit.
+
+    Its order is that of diffusers 0.11: down, up and mid blocks; in each transformer block attn1's four projections,
+    the GEGLU's, attn2's four. Files may leave the GEGLU out.
+
+    Args:
+        shapes: ``(out, in)`` of the numbered matrices.
+        paths: ``path:out:in`` of every linear layer of the model, in any order; see :func:`describe_sd15`.
+    """
+    known = {(parts := item.rsplit(":", 2))[0]: (int(parts[1]), int(parts[2])) for item in paths}
+    ordered = sorted((path for path in known if _place(path)), key=lambda path: _place(path) or ())
+    for wanted in (ordered, [path for path in ordered if ".attn" in path]):
+        if [known[path] for path in wanted] == list(shapes):
+            return wanted
+    return None
+
+
+def name_clip_number(number: int) -> str:
+    """The path behind ``text_encoder:<number>``: k, v, q and output projection of one CLIP layer after the other."""
+    return f"{TEXT_ENCODER}text_model.encoder.layers.{number // 4}.self_attn.{_CLIP_ORDER[number % 4]}"
+
+
+def _place(path: str) -> tuple[int, ...] | None:
+    """Where a matrix stands in cloneofsimo/lora's order; None for one that it never adapts."""
+    match = re.fullmatch(
+        r"(down_blocks|up_blocks|mid_block)\.(?:(\d+)\.)?attentions\.(\d+)\.transformer_blocks\.(\d+)\.(.+)", path
+    )
+    within = [f"attn1.{kind}" for kind in _ATTENTION] + ["ff.net.0.proj"] + [f"attn2.{kind}" for kind in _ATTENTION]
+    if match is None or match[5] not in within:
+        return None
+    numbers = (int(match[2] or 0), int(match[3]), int(match[4]))
+    return (_BLOCK_ORDER.index(match[1]), *numbers, within.index(match[5]))
+
+
+def describe_sd15() -> list[str]:
+    """``path:out:in`` of every matrix of Stable Diffusion 1.5's U-Net that cloneofsimo/lora adapts: 144."""
+    blocks = [(f"down_blocks.{i}.attentions.{j}", 320 * 2**i) for i in range(3) for j in range(2)]
+    blocks += [(f"up_blocks.{i}.attentions.{j}", 320 * 2 ** (3 - i)) for i in range(1, 4) for j in range(3)]
+    rows = []
+    for block, width in [*blocks, ("mid_block.attentions.0", 1280)]:
+        stem = f"{block}.transformer_blocks.0"
+        rows += [f"{stem}.attn1.{kind}:{width}:{width}" for kind in _ATTENTION]
+        rows.append(f"{stem}.ff.net.0.proj:{8 * width}:{width}")
+        widths = {"to_k": 768, "to_v": 768}
+        rows += [f"{stem}.attn2.{kind}:{width}:{widths.get(kind, width)}" for kind in _ATTENTION]
+    return rows

@@ -1,0 +1,250 @@
+"""Read an adapter that any of several programs has saved: HF PEFT, diffusers, kohya, cloneofsimo/lora, the released
+DeLoRA code, Plateau itself. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from adapters import BadInput, parse_method
+from adapters.checkpoint import Checkpoint
+from adapters.layer_names import TEXT_ENCODER, describe_sd15, name_clip_number, name_numbers, split_key
+from adapters.peft_format import CONFIG_FILE, MERGED_FILE, OWN_FILE, PEFT_FILE
+
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+Layers = dict[str, dict[str, Tensor]]
+
+
+def read_checkpoint(path: Path | str, layers: Iterable[str] | None = None) -> Checkpoint:
+    """Read a safetensors file, or a folder that HF PEFT, the released DeLoRA code or Plateau has saved.
+
+    Args:
+        path: the file or folder.
+        layers: ``path:out:in`` of the model's linear layers, for files that number them; None means Stable Diffusion
+            1.5's.
+
+    Raises:
+        BadInput: it is missing, a pickle, damaged, or of a method that is not known here (the tensor is named).
+    """
+    file = _find_file(Path(path))
+    tensors, metadata = _open(file)
+    beside = file.with_name(CONFIG_FILE)
+    config = _read_config(beside) if beside.is_file() else {}
+    if file.name == OWN_FILE:
+        return _own(file, tensors, config)
+    given, notes = _sort(file, tensors, metadata)
+    if any(":" in name for name in given):
+        given, form = _named(file, given, layers), "cloneofsimo/lora (numbered layers)"
+    elif any("A_start" in layer for layer in given.values()):
+        form = "released DeLoRA"
+    elif any(key.startswith(("lora_unet_", "lora_te")) for key in tensors):
+        form = "kohya"
+    elif any(key.startswith(("unet.", TEXT_ENCODER)) for key in tensors):
+        form, config = "diffusers", {}
+    else:
+        form = "HF PEFT"
+    for name, layer in given.items():
+        _check_layer(file, name, layer)
+    if any("lam" in layer for layer in given.values()):
+        return _delora(file, form, given, notes)
+    if form == "HF PEFT" and "lora_alpha" not in config:
+        raise BadInput(f"{file} needs {CONFIG_FILE} beside it: LoRA's alpha stands there")
+    _set_alphas(file, given, config, metadata)
+    return _lora(file, form, given, notes)
+
+
+# Files.
+
+
+def _find_file(path: Path) -> Path:
+    if path.is_dir():
+        for name in (OWN_FILE, PEFT_FILE):
+            if (path / name).is_file():
+                return path / name
+        found = sorted(path.glob("*.safetensors"))
+        if len(found) == 1:
+            return found[0]
+        pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
+        if not pickles:
+            raise BadInput(f"{path} holds no adapter: neither {OWN_FILE} nor {PEFT_FILE}")
+        path = pickles[0]
+    if not path.is_file():
+        raise BadInput(f"no file or folder {path}")
+    if path.suffix in PICKLES:
+        made = path.with_suffix(".safetensors").name
+        code = (
+            f"import torch, safetensors.torch as s; s.save_file(torch.load('{path.name}', weights_only=True), '{made}')"
+        )
+        raise BadInput(f'{path} is a pickle, which can run code when read; convert it: python -c "{code}"')
+    return path
+
+
+def _open(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            return tensors, handle.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{file} is damaged or no safetensors file: {error}") from error
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file} is damaged: {error}") from None
+    if not isinstance(config, dict):
+        raise BadInput(f"{file} is damaged: it holds no JSON object")
+    return config
+
+
+def _own(file: Path, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> Checkpoint:
+    """Plateau's own folder: the method's name and options stand in the configuration."""
+    try:
+        options = ",".join(f"{key}={value}" for key, value in config["options"].items())
+        spec, rank = parse_method(f"{config['method']}:{options}"), int(config["r"])
+        paths = config["target_modules"]
+        with safe_open(file.with_name(MERGED_FILE), framework="pt") as merged:
+            shapes = {path: tuple(merged.get_slice(f"{path}.weight").get_shape()) for path in paths}
+    except (KeyError, AttributeError, TypeError, SafetensorError, OSError) as error:
+        raise BadInput(f"{file.parent} is damaged: {error!r}") from None
+    return Checkpoint(file, "Plateau", spec, rank, tensors, shapes, dict.fromkeys(paths, rank))
+
+
+# Tensors.
+
+
+def _sort(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[Layers, tuple[str, ...]]:
+    """Tensors by matrix and role, in single precision or better; text tokens only leave a note."""
+    layers: Layers = {}
+    tokens = sorted(key for key in tensors if metadata.get(key) == "<embed>" or re.fullmatch(r"<.+>", key))
+    for key in sorted(tensors.keys() - set(tokens)):
+        split = split_key(key)
+        if split is None:
+            raise BadInput(f"{file}: tensor {key!r} belongs to none of LoRA, DoRA, DeLoRA")
+        tensor = tensors[key]
+        layers.setdefault(split[0], {})[split[1]] = tensor if tensor.dtype == torch.float64 else tensor.float()
+    if not layers:
+        raise BadInput(f"{file} holds no adapter")
+    return layers, (f"text tokens {', '.join(tokens)} are left out",) if tokens else ()
+
+
+def _check_layer(file: Path, name: str, layer: Mapping[str, Tensor]) -> None:
+    if missing := {"A", "B"} - layer.keys():
+        raise BadInput(f"{file}: matrix {name!r} lacks factor {min(missing)}")
+    a, b = layer["A"], layer["B"]
+    if a.ndim < 2 or b.ndim < 2 or a.shape[0] != b.shape[1]:
+        raise BadInput(f"{file}: factors of {name!r} do not multiply: {tuple(b.shape)} and {tuple(a.shape)}")
+
+
+def _named(file: Path, layers: Layers, known: Iterable[str] | None) -> Layers:
+    """Numbers replaced by paths."""
+    named, unet = {}, {}
+    for name in sorted(layers, key=lambda name: (len(name), name)):  # numbers in their order
+        layer = layers[name]
+        _check_layer(file, name, layer)
+        component, _, number = name.partition(":")
+        if component not in ("unet", "text_encoder") or not number.isdigit():
+            raise BadInput(f"{file}: {name!r} is neither unet:<number> nor text_encoder:<number>")
+        if component == "unet":
+            unet[int(number)] = layer
+        else:
+            named[name_clip_number(int(number))] = layer
+    ordered = [unet[number] for number in sorted(unet)]
+    shapes = [(layer["B"].shape[0], layer["A"].shape[1]) for layer in ordered]
+    paths = name_numbers(shapes, describe_sd15() if known is None else known) if unet else []
+    if paths is None:
+        model = "Stable Diffusion 1.5 (name another one with --model)" if known is None else "this model"
+        raise BadInput(f"{file} numbers {len(shapes)} matrices of the U-Net, whose shapes are not those of {model}")
+    return dict(zip(paths, ordered)) | named
+
+
+def _shape(layer: Mapping[str, Tensor]) -> tuple[int, ...]:
+    return (layer["B"].shape[0], *layer["A"].shape[1:])
+
+
+def _delora(file: Path, form: str, layers: Layers, notes: tuple[str, ...]) -> Checkpoint:
+    """DeLoRA from PEFT (B = 0 at the start) or from the released code (frozen copies scaled by the present lambda)."""
+    wanted = {"A", "B", "lam"} | ({"A_start", "B_start"} if form == "released DeLoRA" else set())
+    ranks: dict[str, int] = {}
+    norms: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for path, layer in layers.items():
+        if missing := wanted - layer.keys():
+            raise BadInput(f"{file}: matrix {path!r} lacks {min(missing)!r} of DeLoRA")
+        ranks[path] = layer["A"].shape[0]
+        if "norms" in layer:
+            norms[path] = layer["norms"].flatten()
+        state |= {f"{path}.{name}": layer[name] for name in wanted}
+        state[f"{path}.lam"] = layer["lam"].reshape(())
+        if "A_start" in wanted:
+            state[f"{path}.lam_start"] = state[f"{path}.lam"].clone()
+    if len(set(ranks.values())) > 1:
+        raise BadInput(
+            f"{file}: DeLoRA's ranks differ from matrix to matrix ({min(ranks.values())} to {max(ranks.values())})"
+        )
+    scalar = bool(norms) and all(torch.equal(norm, norm[:1].expand_as(norm)) for norm in norms.values())
+    start = "live" if form == "released DeLoRA" else "zero_b"
+    spec = parse_method(f"delora:start={start},norm={'scalar' if scalar else 'columns'}")
+    shapes = {path: _shape(layer) for path, layer in layers.items()}
+    return Checkpoint(file, form, spec, next(iter(ranks.values())), state, shapes, ranks, norms, notes)
+
+
+def _lora(file: Path, form: str, layers: Layers, notes: tuple[str, ...]) -> Checkpoint:
+    """LoRA or DoRA; where ranks or alphas differ, factors are padded to the largest rank and B takes up the scale."""
+    ranks = {path: layer["A"].shape[0] for path, layer in layers.items()}
+    alphas = {path: float(layer["alpha"]) for path, layer in layers.items()}
+    rank, alpha = max(ranks.values()), next(iter(alphas.values()))
+    uniform = len(set(ranks.values())) == len(set(alphas.values())) == 1 and math.isfinite(alpha) and alpha > 0
+    if not uniform:
+        alpha = float(rank)
+    method = "dora" if any("magnitude" in layer for layer in layers.values()) else "lora"
+    state: dict[str, Tensor] = {}
+    for path, layer in layers.items():
+        a, b = layer["A"].flatten(1), layer["B"].flatten(1)
+        if not uniform:
+            b = b * (alphas[path] / ranks[path])
+            a, b = (
+                nn.functional.pad(part, pad)
+                for part, pad in ((a, (0, 0, 0, rank - len(a))), (b, (0, rank - b.shape[1])))
+            )
+        state |= {f"{path}.A": a, f"{path}.B": b}
+        if method == "dora":
+            if "magnitude" not in layer or layer["magnitude"].numel() != len(b):
+                raise BadInput(f"{file}: DoRA's magnitudes of {path!r} are missing, or not one for each output row")
+            state[f"{path}.magnitude"] = layer["magnitude"].flatten()
+    spec = parse_method(f"{method}:alpha={'2r' if alpha == 2 * rank else repr(alpha)}")
+    shapes = {path: _shape(layer) for path, layer in layers.items()}
+    return Checkpoint(file, form, spec, rank, state, shapes, ranks, {}, notes)
+
+
+def _set_alphas(file: Path, layers: Layers, config: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Give every matrix its alpha, so that the scale is alpha / r: its own tensor, else the configuration's, else r.
+
+    The configuration is PEFT's, beside the file or in diffusers' header (``unet.lora_alpha`` and so on).
+    """
+    try:
+        config = config or json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        for path, layer in layers.items():
+            if "alpha" not in layer:
+                layer["alpha"] = torch.tensor(_find_alpha(path, layer["A"].shape[0], config), dtype=torch.float64)
+    except (ValueError, TypeError, AttributeError, re.error) as error:
+        raise BadInput(f"{file}: its LoRA configuration is damaged: {error}") from None
+
+
+def _find_alpha(path: str, rank: int, config: Mapping[str, Any]) -> float:
+    prefix = TEXT_ENCODER if path.startswith(TEXT_ENCODER) else "unet."
+    own = {key.removeprefix(prefix): value for key, value in config.items()}
+    patterns = (own.get("alpha_pattern") or {}).items()
+    matching = (value for key, value in patterns if re.fullmatch(rf"(.*\.)?({key})", path.removeprefix(TEXT_ENCODER)))
+    alpha = float(next(matching, own.get("lora_alpha", rank)))
+    return alpha * math.sqrt(rank) if own.get("use_rslora") else alpha

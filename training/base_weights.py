@@ -1,0 +1,72 @@
+"""The pretrained weights of a diffusers pipeline folder, one matrix at a time, straight from its safetensors."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from adapters import BadInput
+from adapters.layer_names import TEXT_ENCODER
+
+FILE = "diffusion_pytorch_model.safetensors"
+
+
+class BaseWeights:
+    """Reads `path` as the U-Net's `<path>.weight`, and `text_encoder.<path>` as the text encoder's.
+
+    Args:
+        folder: a diffusers pipeline folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight by path, from the headers alone."""
+        return {path: shape for path, (_, shape) in self._index.items()}
+
+    @functools.cached_property
+    def _index(self) -> dict[str, tuple[Path, tuple[int, ...]]]:
+        index = {}
+        for part, prefix in (("unet", ""), ("text_encoder", TEXT_ENCODER)):
+            for file in sorted((self.folder / part).glob("*.safetensors")):
+                with safe_open(file, framework="pt") as handle:
+                    for key in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
+                        if key.endswith(".weight"):
+                            shape = tuple(handle.get_slice(key).get_shape())
+                            index[prefix + key.removesuffix(".weight")] = (file, shape)
+        return index
+
+    @property
+    def layers(self) -> list[str]:
+        """`path:out:in` of every matrix."""
+        return [f"{path}:{shape[0]}:{shape[1]}" for path, shape in self.shapes.items() if len(shape) == 2]
+
+    def read(self, path: str, source: object) -> Tensor:
+        """One weight in single precision or better.
+
+        Args:
+            path: of the matrix.
+            source: the checkpoint that asks, for the error.
+
+        Raises:
+            BadInput: the model has no such matrix: the checkpoint is of another model.
+        """
+        if path not in self._index:
+            raise BadInput(f"{source} is of another model: {self.folder} has no matrix {path!r}")
+        with safe_open(self._index[path][0], framework="pt") as handle:
+            weight = handle.get_tensor(f"{path.removeprefix(TEXT_ENCODER)}.weight")
+        return weight if weight.dtype == torch.float64 else weight.float()
+
+    def unet_tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the U-Net, as it is stored."""
+        tensors: dict[str, Tensor] = {}
+        for file in sorted((self.folder / "unet").glob("*.safetensors")):
+            with safe_open(file, framework="pt") as handle:
+                tensors |= {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+        return tensors

@@ -1,0 +1,102 @@
+"""How far a checkpoint moves every matrix, from its factors alone where those suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from adapters.checkpoint import Checkpoint, build_adapter, check_norms
+from adapters.layer_names import TEXT_ENCODER
+from training.base_norms import where
+from training.base_weights import BaseWeights
+
+
+@torch.no_grad()
+def measure(checkpoint: Checkpoint, base: BaseWeights | None) -> pd.DataFrame:
+    """The distance of every matrix.
+
+    Args:
+        checkpoint: any adapter.
+        base: the pretrained weights; None where they are not at hand.
+
+    Returns:
+        Rows matrix, component ("unet" or "text_encoder"), block, attention, kind, rank, num_out, num_in, distance
+        (||W_t - W_0||_F; nan where it depends on an absent W_0), base_norm and distance_rel (nan without a base).
+
+    Raises:
+        BadInput: the checkpoint is of another model; the first matrix that does not fit is named.
+    """
+    rows = []
+    for path, shape in checkpoint.shapes.items():
+        component, _, inner = path.partition(TEXT_ENCODER)
+        component = "text_encoder" if path.startswith(TEXT_ENCODER) else "unet"
+        distance, norm = np.nan, np.nan
+        if base is not None:
+            weight = _fitting(checkpoint, path, base)
+            norm = float(weight.double().norm())
+            distance = float(build_adapter(checkpoint, path, weight).distance()[0])
+        elif not checkpoint.needs_base:
+            distance = float(build_adapter(checkpoint, path, _stand_in(checkpoint, path)).distance()[0])
+        place = where(path) if component == "unet" else _where_in_clip(inner)
+        rows.append(
+            {"matrix": path, "component": component, **place, "rank": checkpoint.ranks.get(path, checkpoint.rank),
+             "num_out": shape[0], "num_in": int(np.prod(shape[1:])), "distance": distance, "base_norm": norm,
+             "distance_rel": distance / norm if norm else np.nan}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def changes(checkpoint: Checkpoint, base: BaseWeights) -> Iterator[tuple[str, Float[Tensor, "out in"], Tensor]]:
+    """(path, W_t - W_0 in double precision, W_0) of every matrix.
+
+    Raises:
+        BadInput: the checkpoint is of another model; the first matrix that does not fit is named.
+    """
+    for path in checkpoint.shapes:
+        weight = _fitting(checkpoint, path, base)
+        double = weight.double()
+        yield path, build_adapter(checkpoint, path, double).weight()[0] - double, weight
+
+
+def by_block(rows: pd.DataFrame) -> pd.DataFrame:
+    """The norm over all matrices of a block together: the root of the sum of squares, for distance and base."""
+    squares = rows.assign(distance=rows["distance"] ** 2, base_norm=rows["base_norm"] ** 2)
+    grouped = squares.groupby(["component", "block"], sort=False)
+    sums = grouped[["distance", "base_norm"]].sum(min_count=1).pow(0.5)
+    sums["distance_rel"] = sums["distance"] / sums["base_norm"]
+    return sums.assign(num_matrices=grouped.size()).reset_index()
+
+
+def write_table(rows: pd.DataFrame, file: Path) -> None:
+    """One row a matrix, as CSV with eight digits."""
+    rows.to_csv(file, index=False, float_format="%.8g")
+
+
+def _fitting(checkpoint: Checkpoint, path: str, base: BaseWeights) -> Tensor:
+    weight = base.read(path, checkpoint.source)
+    if weight.ndim == 2:
+        check_norms(checkpoint, path, weight)
+    return weight
+
+
+def _stand_in(checkpoint: Checkpoint, path: str) -> Tensor:
+    """A weight of the right shape that has, where the checkpoint stores them, W0's column norms; else zeros."""
+    weight = torch.zeros(checkpoint.shapes[path])
+    if path in checkpoint.norms:
+        norms = checkpoint.norms[path]
+        scalar = checkpoint.spec.options["norm"] == "scalar"
+        weight[0] = norms / len(norms) ** 0.5 if scalar else norms
+    return weight
+
+
+def _where_in_clip(path: str) -> dict[str, str]:
+    parts = path.split(".")
+    layer = f"layers.{parts[parts.index('layers') + 1]}" if "layers" in parts[:-1] else parts[0]
+    return {"block": layer, "kind": parts[-1], "attention": parts[-2] if len(parts) > 1 else ""}
