@@ -84,7 +84,7 @@ class Naive(Adapter):
         """``distance``; ``transform_distance``, ||Q - I||_F; ``orthogonality``, the error ||Q^T Q - I||_F."""
         change = self.exact_change()
         readings = {
-            "distance": _norm(self.base_factor @ change.mT),
+            "distance": self._weight_distance(change),
             "transform_distance": _norm(change),
             "orthogonality": self._orthogonality(change),
         }
@@ -94,6 +94,12 @@ class Naive(Adapter):
             tiny = torch.finfo(torch.float64).tiny
             readings |= {"bound": bound, "saturation": readings[reading] / bound.clamp_min(tiny)}
         return readings
+
+    def _weight_distance(self, change: Float[Tensor, "*batch n width width"]) -> Float[Tensor, "*batch"]:
+        """||W0 D^T||_F, in one product by block for all replicas together."""
+        stacked = change.movedim(0, -3).flatten(-3, -2)
+        squares = (self.base_factor @ stacked.mT).square().sum(-2).unflatten(-1, (self.num_replicas, -1))
+        return squares.sum((-3, -1)).movedim(-1, 0).sqrt()
 
     def _orthogonality(self, change: Float[Tensor, "*batch n width width"]) -> Float[Tensor, "*batch"]:
         """From D = Q - I: Q^T Q - I = D + D^T + D^T D."""
