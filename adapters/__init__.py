@@ -92,7 +92,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "vera": Method("adapters.vera", "Vera", "VeRA", "#882255", "-", "<", _VERA_OPTIONS),
         "dvora": Method("adapters.vera", "Dvora", "DVoRA", "#AA4499", "--", ">", {**_VERA_OPTIONS, **_NORM_OPTIONS}),
-        "hra": Method("adapters.hra", "Hra", "HRA", "#6A3D9A", ":", "x"),
+        "hra": Method("adapters.hra", "Hra", "HRA", "#6A3D9A", ":", "."),
         "full": Method("adapters.full", "Full", "full finetuning", "#666666", "-.", "d"),
     }
 )
