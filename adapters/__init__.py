@@ -113,7 +113,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "naive": Method("adapters.oft", "Naive", "Naive", "#7F7F00", ":", "8", {"blocks": (4, int)}),
         "vera": Method("adapters.vera", "Vera", "VeRA", "#882255", "-", "<", _VERA_OPTIONS),
         "dvora": Method("adapters.vera", "Dvora", "DVoRA", "#AA4499", "--", ">", {**_VERA_OPTIONS, **_NORM_OPTIONS}),
-        "hra": Method("adapters.hra", "Hra", "HRA", "#6A3D9A", ":", "x"),
+        "hra": Method("adapters.hra", "Hra", "HRA", "#6A3D9A", ":", "."),
         "full": Method("adapters.full", "Full", "full finetuning", "#666666", "-.", "d"),
         "ablation-normalized": Method(
             "adapters.ablations",
