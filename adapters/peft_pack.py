@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -208,7 +209,7 @@ def attach_peft(unet: nn.Module, spec: MethodSpec, seeds: Sequence[int], targets
         raise BadInput(f"method {spec.name!r} runs one replica at a time (unpacked), given: {len(seeds)} seeds")
     config, kept = make_config(spec, list(targets)), Untouched(unet, targets)
     try:
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with torch.random.fork_rng(), warnings.catch_warnings(), no_build_on_cpu(targets):
             warnings.simplefilter("ignore")
             digest = hashlib.sha256(f"{seeds[0]}/{spec.name}".encode()).digest()
             torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -220,6 +221,23 @@ def attach_peft(unet: nn.Module, spec: MethodSpec, seeds: Sequence[int], targets
             raise
         raise BadInput(f"PEFT's {spec.name.removeprefix('peft:')} does not fit this model: {one_line(error)}") from None
     return pack
+
+
+@contextlib.contextmanager
+def no_build_on_cpu(targets: Mapping[str, nn.Linear]) -> Iterator[None]:
+    """Keep PEFT's BOFT from compiling its CUDA kernel where there is no GPU.
+
+    It tries in every process, in vain, and processes that try at once wait for each other's lock, for minutes or for ever.
+    Without the kernel it computes the same with torch's own operations.
+    """
+    boft = importlib.import_module("peft.tuners.boft.layer")
+    build = boft.get_fbd_cuda
+    if not any(base.weight.is_cuda for base in targets.values()):
+        boft.get_fbd_cuda = lambda: None
+    try:
+        yield
+    finally:
+        boft.get_fbd_cuda = build
 
 
 @torch.no_grad()
