@@ -60,8 +60,8 @@ class Watch:
         """
         self.now += 1
         seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
-        row = {"step": self.now, "seconds": seconds, "lr": self._rate()}
-        self._losses.append(row | {"loss": float("nan") if loss is None else float(loss)})
+        value = float("nan") if loss is None else float(torch.as_tensor(loss).detach())
+        self._losses.append({"step": self.now, "seconds": seconds, "lr": self._rate(), "loss": value})
         if self.now % self._every == 0:
             self.record()
         if len(self._losses) >= 100:
