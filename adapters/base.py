@@ -224,7 +224,7 @@ class Adapter(nn.Module):
         own = {key: value for key, value in vars(self).items() if key not in vars(twin)}
         vars(twin).update(own)
         twin.weight0 = self.weight0.double()
-        for name in (*self.ROLES, *self.frozen, *self.constants):
+        for name in (*self.ROLES, *self.frozen, *self.constants, *self.shared):
             twin.register_buffer(name, getattr(self, name).detach().double())
         return twin
 

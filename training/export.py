@@ -8,7 +8,7 @@
     python -m training.export --inspect FILE       # format, rank, targets, how far each matrix moves, a picture
 
 RUN is a run folder, or any file or folder that --inspect reads: HF PEFT, diffusers, kohya, cloneofsimo/lora, the
-released DeLoRA code. Nothing is overwritten, and nothing is ever unpickled.
+released DeLoRA code. An export overwrites nothing, and nothing is ever unpickled.
 """
 
 from __future__ import annotations
