@@ -26,7 +26,7 @@ RESOLUTION = 1e-9
 def alpha_of(checkpoint: Checkpoint) -> float:
     """LoRA's alpha as a number."""
     alpha = checkpoint.spec.options["alpha"]
-    return 2.0 * checkpoint.rank if alpha == "2r" else float(alpha)
+    return 2.0 * checkpoint.rank if alpha == "2r" else float(str(alpha))
 
 
 def to_diffusers(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
