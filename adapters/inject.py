@@ -259,7 +259,7 @@ def try_on(spec: MethodSpec, shapes: Mapping[str, tuple[int, int]], rank: int) -
     Raises:
         BadInput: As :func:`attach` does.
     """
-    model, first = nn.Module(), {shape: path for path, shape in reversed(shapes.items())}
+    model, first = nn.Module(), {shape: path for path, shape in reversed(list(shapes.items()))}
     for shape, path in first.items():
         parent = model
         *folders, name = path.split(".")

@@ -230,7 +230,7 @@ def no_build_on_cpu(targets: Mapping[str, nn.Linear]) -> Iterator[None]:
     It tries in every process, in vain, and processes that try at once wait for each other's lock, for minutes or for ever.
     Without the kernel it computes the same with torch's own operations.
     """
-    boft = importlib.import_module("peft.tuners.boft.layer")
+    boft: Any = importlib.import_module("peft.tuners.boft.layer")
     build = boft.get_fbd_cuda
     if not any(base.weight.is_cuda for base in targets.values()):
         boft.get_fbd_cuda = lambda: None
@@ -252,7 +252,8 @@ def _probe(pack: PeftPack) -> None:
     noise = 0.02 * torch.randn(kept.shape, generator=generator, dtype=torch.float64)
     pack.flat += noise.to(kept)
     for stack in pack.stacks:
-        layer, path = stack.adapter.layers[0], stack.paths[0]  # type: ignore[index]
+        layers: Any = stack.adapter.layers
+        layer, path = layers[0], stack.paths[0]
         weight, bias = merge_to_copy(layer)
         x = torch.randn(16, weight.shape[1], generator=generator, dtype=torch.float64).to(weight)
         out, again = layer(x), layer(x)
