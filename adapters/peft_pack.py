@@ -252,8 +252,8 @@ def _probe(pack: PeftPack) -> None:
     noise = 0.02 * torch.randn(kept.shape, generator=generator, dtype=torch.float64)
     pack.flat += noise.to(kept)
     for stack in pack.stacks:
-        layer: Any = stack.adapter.layers[0]  # type: ignore[index]
-        path = stack.paths[0]
+        layers: Any = stack.adapter.layers
+        layer, path = layers[0], stack.paths[0]
         weight, bias = merge_to_copy(layer)
         x = torch.randn(16, weight.shape[1], generator=generator, dtype=torch.float64).to(weight)
         out, again = layer(x), layer(x)
