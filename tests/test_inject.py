@@ -67,6 +67,7 @@ def shapes() -> list[tuple[int, int]]:
         ("dora", 16, 3_288_576),
         ("dora:axis=columns", 16, 3_188_736 + 99_456),
         ("delora", 16, 3_188_864),
+        ("ablation-normalized", 16, 3_188_864),
         ("ether", 16, 99_456),
         ("oft", 16, 11_602_368),
         ("coft", 16, 11_602_368),
