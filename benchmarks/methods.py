@@ -103,21 +103,21 @@ def base_step(unet: nn.Module, batch: Batch) -> Step:
     return lambda: batch.loss(unet).backward()
 
 
-def our_step(unet: nn.Module, batch: Batch, method: str) -> Step:
-    """A step of one replica of a method of ours."""
+def our_step(unet: nn.Module, batch: Batch, method: str, size: int = 1) -> Step:
+    """A step of a pack of one of our methods; the batch has as many rows as the pack has replicas."""
     spec = parse_method(method)
-    boundary = [1.0] if get_class(spec.name).uses_boundary else None
-    pack = attach(unet, spec, seeds=[0], rank=RANK, boundary=boundary)
+    boundary = [1.0] * size if get_class(spec.name).uses_boundary else None
+    pack = attach(unet, spec, seeds=range(size), rank=RANK, boundary=boundary)
     optimizer = PackedAdamW(
-        pack.flat, pack.grad, pack.segments, rates=dict.fromkeys(pack.segments, [RATE]), weight_decay=[0.01],
-        clip=[CLIP],
+        pack.flat, pack.grad, pack.segments, rates=dict.fromkeys(pack.segments, [RATE] * size),
+        weight_decay=[0.01] * size, clip=[CLIP] * size,
     )  # fmt: skip
 
     def step() -> None:
         pack.zero_grad()
-        loss = batch.loss(unet)
+        loss = batch.loss(unet) * size  # the sum of the replicas' means
         loss.backward()
-        optimizer.step(loss.detach()[None])
+        optimizer.step(loss.detach().expand(size))
 
     return step
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import dynamics, methods, packs
+from benchmarks import dynamics, every_method, methods, packs
 from benchmarks.rows import Row, to_markdown, write_page
 from benchmarks.scene import QUICK, Effort, Place, find_place
 from benchmarks.timing import Interval, mean_of, ratio_of, ratio_of_means
@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return find_place(str(folder), folder)
 
 
-@pytest.mark.parametrize("script", [packs, methods, dynamics], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("script", [packs, methods, every_method, dynamics], ids=lambda module: module.__name__)
 def test_every_script_yields_its_rows(script: object, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packs, "calibrate", lambda *_: Calibration({1: 1.0, 2: 1.0}, 2))  # it has tests of its own
     monkeypatch.setattr(packs, "SEVERAL", 1)  # threads wait for each other where other tests keep the cores busy

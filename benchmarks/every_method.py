@@ -1,0 +1,45 @@
+"""One training step of every registered method: beside LoRA's, and in a pack of 8 beside 8 runs alone.
+
+All variants share the frozen U-Net's tensors and take turns. On a CPU they run on one thread, as in the front door's worker
+processes.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from adapters import METHODS
+from benchmarks.methods import Batch, make_batch, our_step, share
+from benchmarks.rows import Row
+from benchmarks.scene import Effort, Place, Scene, threads
+from benchmarks.timing import interleave, ratio_of
+
+PACK = 8
+AIM, PACK_AIM = 1.3, 2.0  # of methods that are meant to be as fast as LoRA, and to pack as well
+DENSE = ("full", "naive", "oft", "coft")  # reported without an aim for the pack: their work grows with every replica
+
+
+def measure(place: Place, device: str, effort: Effort) -> list[Row]:
+    """Two rows for each method on one device."""
+    scene = Scene(place, device)
+    unet, one = scene.pipeline.unet, make_batch(scene)
+    many = Batch(*(repeat(part) for part in (one.noisy, one.times, one.text, one.target)))
+    with threads(1):
+        steps = {name: our_step(share(unet), one, name) for name in METHODS}
+        steps |= {f"{name} x {PACK}": our_step(share(unet), many, name, PACK) for name in METHODS}
+        times = interleave(steps, rounds=effort.rounds, laps=effort.laps, device=scene.device)
+    rows = []
+    for name, method in METHODS.items():
+        if name != "lora":
+            aim = None if name == "full" else AIM
+            rows.append(Row(f"{method.label}'s step over LoRA's, alone", ratio_of(times[name], times["lora"]), aim))
+    for name, method in METHODS.items():
+        gain = ratio_of(PACK * times[name], times[f"{name} x {PACK}"])
+        aim = None if name in DENSE else PACK_AIM
+        rows.append(Row(f"{method.label}: pack of {PACK} against its cells alone", gain, aim, ">="))
+    return rows
+
+
+def repeat(part: Tensor) -> Tensor:
+    """One part of a batch, as often as the pack has replicas."""
+    return part.repeat(PACK, *[1] * (part.ndim - 1))
