@@ -131,7 +131,13 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "adapters.ablations", "HighRank", "ETHER+ with boundary, rank", "#117733", "-", "*"
         ),
         "ablation-boundary": Method(
-            "adapters.ablations", "Boundary", "ETHER+ with boundary", "#CC6677", ":", "4", {"scale": ("half", "whole")}
+            "adapters.ablations",
+            "Boundary",
+            "ETHER+ with boundary",
+            "#CC6677",
+            ":",
+            "$\\clubsuit$",
+            {"scale": ("half", "whole")},
         ),
     }
 )
