@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from adapters import BadInput
 from figures.fig4_weight_norms import KINDS, kind_colors
+from figures.panels import by_row, legend_columns
 from figures.style import DPI, INK, MUTED, new_figure, styled
 from training.store import writing
 
@@ -64,7 +65,11 @@ def draw(rows: pd.DataFrame, title: str) -> Figure:
     ax.grid(False, axis="x")
     ax.tick_params(axis="x", length=0)
     ax.set_title(title)
-    figure.legend(loc="outside lower center", ncols=6, labelcolor=MUTED)
+    handles, labels = ax.get_legend_handles_labels()
+    columns = legend_columns(labels, figure.get_figwidth())
+    figure.legend(
+        by_row(handles, columns), by_row(labels, columns), loc="outside lower center", ncols=columns, labelcolor=MUTED
+    )
     return figure
 
 
