@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import BadInput, parse_method
+from adapters import PEFT, BadInput, parse_method
 from analysis import Results, load
 from slurm import submit
 from slurm.calibrate import Calibration, calibrate
@@ -145,6 +145,8 @@ def _show_plan(
 def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[str]:
     """A line for each method that trains about as many values as the matrices themselves have: what a pack of it holds.
 
+    HF PEFT's tuners are left out: they hold no pack.
+
     Args:
         cells: what is to be trained.
         model: the pipeline's folder.
@@ -153,7 +155,8 @@ def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[
     from adapters.parameters import COPIES_IN_TRAINING, count_parameters
 
     shapes, lines = list(attention_shapes(model).values()), []
-    for method, options, rank in dict.fromkeys((c.method, c.options, c.rank) for c in cells if c.method != BASE):
+    ours = [cell for cell in cells if cell.method != BASE and not cell.method.startswith(PEFT)]
+    for method, options, rank in dict.fromkeys((cell.method, cell.options, cell.rank) for cell in ours):
         count = count_parameters(parse_method(f"{method}:{options}"), shapes, rank)
         if count > sum(num_out * num_in for num_out, num_in in shapes) / 2:
             each = count * 4 * COPIES_IN_TRAINING / 2**20
