@@ -16,6 +16,7 @@ from figures.style import ALARM, BACKGROUND, INK, MARGIN_OCTAVES, MUTED, Look, c
 
 BASE_DASHES = (0, (6, 2.2))
 LEGEND_ROW_IN = 0.18
+MOST_BANDS = 8  # beyond so many curves bands hide each other and everything else
 
 
 def draw_curves(ax: Axes, frame: pd.DataFrame, x: str, styles: Mapping[str, Look], *, markers: bool = True) -> None:
@@ -26,7 +27,7 @@ def draw_curves(ax: Axes, frame: pd.DataFrame, x: str, styles: Mapping[str, Look
         curve = curve[np.isfinite(curve["mean"].astype(float))]
         marks: dict[str, Any] = look.marks() if markers else {}
         ax.plot(curve[x], curve["mean"], color=look.color, ls=look.line_style, label=series, zorder=3, **marks)
-        if (curve["num_subjects"] > 1).any():
+        if has_bands(frame) and (curve["num_subjects"] > 1).any():
             low, high = (curve[end].astype(float).to_numpy() for end in ("low", "high"))
             ax.fill_between(curve[x], low, high, color=look.color, alpha=alpha, lw=0, zorder=2, label=f"_band {series}")
             if len(curve) == 1:  # a band has no width there
@@ -48,7 +49,9 @@ def limit_to_means(ax: Axes, frames: Sequence[pd.DataFrame], base: float = np.na
     if not len(means):
         return
     reach = 0.5 * max(float(np.ptp(means)), 1e-2 * float(np.abs(means).max())) or 0.01
-    low, high = (_shown(scale, *(frame[end] for frame in frames if end in frame)) for end in ("low", "high"))
+    low, high = (
+        _shown(scale, *(frame[end] for frame in frames if end in frame and has_bands(frame))) for end in ("low", "high")
+    )
     bottom = max(min([*low, *means]), float(means.min()) - reach)
     top = min(max([*high, *means]), float(means.max()) + reach)
     room = 0.06 * (top - bottom) or reach
@@ -248,10 +251,17 @@ def by_row(items: Sequence[Any], columns: int) -> list[Any]:
     return [item for start in range(columns) for item in items[start::columns]]
 
 
+def has_bands(frame: pd.DataFrame) -> bool:
+    """Whether the curves are few enough to be drawn with their bands."""
+    return bool(frame["series"].nunique() <= MOST_BANDS)
+
+
 def band_text(frame: pd.DataFrame) -> str:
     """What the bands are, or why there are none."""
     if frame["num_subjects"].max() < 2:
         return "One subject: no interval"
+    if not has_bands(frame):
+        return f"Means over subjects; bands are left out beyond {MOST_BANDS} curves, the tables have the intervals"
     return "Means over subjects, bands: 95 % t intervals (the subject is the unit)"
 
 

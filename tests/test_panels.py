@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from figures.panels import by_row, cuts_a_band, draw_curves, legend_columns, limit_to_means, spread
+from figures.panels import (
+    MOST_BANDS,
+    band_text,
+    by_row,
+    cuts_a_band,
+    draw_curves,
+    legend_columns,
+    limit_to_means,
+    spread,
+)
 from figures.style import looks, multiplier_text
 
 
@@ -77,3 +86,14 @@ def test_one_point_without_an_interval_stands_in_the_middle(scale: str) -> None:
     low, high = ax.get_ylim()
     assert low < 1 < high
     assert 1 - low == pytest.approx(high - 1, rel=0.05)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_bands_are_left_out_where_they_would_hide_each_other(more: int) -> None:
+    curve, ax = make_curve(5.0), Figure().add_subplot()
+    names = [f"series {number}" for number in range(MOST_BANDS + more)]
+    frame = pd.concat([curve.assign(series=name) for name in names])
+    draw_curves(ax, frame, "x", dict.fromkeys(names, looks(curve)["LoRA"]))
+    bands = [part for part in ax.collections if str(part.get_label()).startswith("_band")]
+    assert len(bands) == (0 if more else MOST_BANDS)
+    assert ("left out" in band_text(frame)) == bool(more)
