@@ -67,6 +67,8 @@ class Adapter(nn.Module):
     """The rank must be a multiple of this."""
     has_small_work: ClassVar[bool] = True
     """Whether ``change`` computes anything, so that doing it once for a whole stack pays."""
+    has_fast_path: ClassVar[bool] = False
+    """Whether the method defines more than ``weight``; set for every class by itself."""
     uses_boundary: ClassVar[bool] = False
     lr_ratio: float = 1.0
     """Rate of the role ``factors_b`` over that of ``factors``."""
@@ -178,7 +180,7 @@ class Adapter(nn.Module):
         self, rows: Float[Tensor, "k n in"], weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "k n out"]:
         """Each replica's rows through its weight, in their dtype; methods with no such change override this."""
-        if "forward" in self.derives():
+        if not self.has_fast_path:
             return self._times_weight(rows, bias)
         change = self.prepared or self._compute_change(rows)
         return _cast(change, rows.dtype).apply(rows, weight, bias)
@@ -186,13 +188,13 @@ class Adapter(nn.Module):
     @classmethod
     def derives(cls) -> list[str]:
         """Which of ``forward`` and ``distance`` come from ``weight`` alone, because the method does not define them."""
-        names = ("low_rank", "change", "transform", "forward")
-        fast = any(getattr(cls, name) is not getattr(Adapter, name) for name in names)
         measured = cls.readings is not Adapter.readings or cls.distance is not Adapter.distance
-        return [name for name, own in (("forward", fast), ("distance", measured)) if not own]
+        return [name for name, own in (("forward", cls.has_fast_path), ("distance", measured)) if not own]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        names = ("low_rank", "change", "transform", "forward")
+        cls.has_fast_path = any(getattr(cls, name) is not getattr(Adapter, name) for name in names)
         if cls.low_rank is Adapter.low_rank and cls.change is Adapter.change:
             cls.has_small_work = False
 

@@ -155,9 +155,8 @@ def gradient_is_that_of_weight(spec: MethodSpec) -> Verdict:
         parameters = [adapter.get_parameter(name) for name in adapter.ROLES]
         bias = 0.0 if adapter.bias0 is None else adapter.bias0
         fast_out, slow_out = adapter(x), x @ adapter.weight().mT + bias
-        aim = torch.linspace(
-            -1, 1, fast_out.shape[-1], dtype=torch.float64
-        )  # no length alone: rotations do not change it
+        # Not towards zero: a rotation of the outputs does not change their length.
+        aim = torch.linspace(-1, 1, fast_out.shape[-1], dtype=torch.float64)
         fast = torch.autograd.grad((fast_out - aim).square().sum(), parameters, allow_unused=True)
         slow = torch.autograd.grad((slow_out - aim).square().sum(), parameters, allow_unused=True)
         for name, one, other in zip(adapter.ROLES, fast, slow, strict=True):
@@ -246,7 +245,7 @@ def nan_stays_in_its_replica(spec: MethodSpec) -> Verdict:
 def only_the_adapter_moves(spec: MethodSpec) -> Verdict:
     """A step of training moves every trainable tensor, and neither the base nor the method's frozen tensors."""
     model, attached = make_pack(spec, moved=0.1)
-    before = {key: tensor for row in (0,) for key, tensor in attached.state(row).items()}
+    before = attached.state(0)
     model(*make_inputs()).square().sum().backward()
     torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2).step()
     roles = next(iter(attached.adapters.values())).ROLES
@@ -325,9 +324,8 @@ def parameters_are_counted(spec: MethodSpec) -> Verdict:
     model, attached = make_pack(spec)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     counted = attached.num_parameters()
-    return counted * len(
-        SEEDS
-    ) == trained == attached.flat.numel(), f"{counted} values in {len(attached.adapters)} matrices"
+    holds = counted * len(SEEDS) == trained == attached.flat.numel()
+    return holds, f"{counted} values in {len(attached.adapters)} matrices"
 
 
 PROMISES: dict[str, Callable[[MethodSpec], Verdict]] = {

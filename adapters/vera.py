@@ -41,14 +41,9 @@ def draw_projections(rank: int, num_out: int, num_in: int) -> tuple[Float[Tensor
     return uniform(rank, num_in), uniform(num_out, rank)
 
 
-class Vera(Lora):
-    """W = W0 + diag(b) B diag(d) A with frozen random A and B; b = 0 at the start.
+class RandomPair(Lora):
+    """What VeRA and DVoRA share: the random pair, cut to the matrix, and the two vectors that train."""
 
-    Options:
-        d_initial: d at the start; 0.1 is the paper's and PEFT's default.
-    """
-
-    ROLES: ClassVar[Mapping[str, Role]] = {"d": "factors", "b": "factors"}
     shared: ClassVar[tuple[str, ...]] = ("A", "B")
     draws_start: ClassVar[bool] = False
     has_small_work: ClassVar[bool] = True
@@ -59,10 +54,15 @@ class Vera(Lora):
         self.scale = 1.0
 
     def measure(self) -> dict[str, Tensor]:
-        return cut_projections(self)
+        """The first columns of A and the first rows of B, as many as the matrix has: views where nothing must be copied."""
+        num_out, num_in = self.shape
+        a, b = draw_projections(self.rank, *self.largest)
+        return {**super().measure(), "A": a[:, :num_in].to(self.dtype), "B": b[:num_out].to(self.dtype)}
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return start_vectors(self)
+        """d constant and b zero, as in the VeRA paper's Section 3.2."""
+        d = torch.full((self.rank,), float(self.options["d_initial"]))
+        return {"d": d, "b": torch.zeros(self.shape[0])}
 
     def factor_pair(self) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
         """Equation 2 of the VeRA paper: diag(d) A and diag(b) B."""
@@ -73,44 +73,27 @@ class Vera(Lora):
         return {"a": self.d[..., None, :], "b": self.b[..., None, :]}
 
 
-class Dvora(Dora):
+class Vera(RandomPair):
+    """W = W0 + diag(b) B diag(d) A with frozen random A and B; b = 0 at the start.
+
+    Options:
+        d_initial: d at the start; 0.1 is the paper's and PEFT's default.
+    """
+
+    ROLES: ClassVar[Mapping[str, Role]] = {"d": "factors", "b": "factors"}
+
+
+class Dvora(RandomPair, Dora):
     """W = diag(m / ||V||) V with V = W0 + diag(b) B diag(d) A: DoRA's magnitudes, VeRA's direction.
 
     Options: ``d_initial`` as VeRA's; ``axis`` and ``norm_grad`` as DoRA's.
     """
 
     ROLES: ClassVar[Mapping[str, Role]] = {"d": "factors", "b": "factors", "magnitude": "magnitude"}
-    shared: ClassVar[tuple[str, ...]] = ("A", "B")
-    draws_start: ClassVar[bool] = False
-    d: Tensor
-    b: Tensor
 
     def configure(self) -> None:
-        self.scale = 1.0
+        super().configure()
         self.choose_axis()
 
-    def measure(self) -> dict[str, Tensor]:
-        return {**super().measure(), **cut_projections(self)}
-
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return {**start_vectors(self), "magnitude": self.base_norms.cpu()}
-
-    def factor_pair(self) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
-        """As VeRA's."""
-        return self.d[..., None] * self.A, self.b[..., None] * self.B
-
-    def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
-        return {"a": self.d[..., None, :], "b": self.b[..., None, :]}
-
-
-def cut_projections(adapter: Lora) -> dict[str, Tensor]:
-    """The first columns of A and the first rows of B, as many as the matrix has: views, where nothing must be copied."""
-    num_out, num_in = adapter.shape
-    a, b = draw_projections(adapter.rank, *adapter.largest)
-    return {"A": a[:, :num_in].to(adapter.dtype), "B": b[:num_out].to(adapter.dtype)}
-
-
-def start_vectors(adapter: Lora) -> dict[str, Tensor]:
-    """d constant and b zero, as in the paper's Section 3.2."""
-    d = torch.full((adapter.rank,), float(adapter.options["d_initial"]))
-    return {"d": d, "b": torch.zeros(adapter.shape[0])}
+        return {**super().draw(generator), "magnitude": self.base_norms.cpu()}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import math
 import sys
 from collections.abc import Callable
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from adapters import METHODS, BadInput, MethodSpec, parse_method
+from training.command_line import parse
 
 DEFAULT_MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -174,33 +173,6 @@ def run_driver(options: type[Parsed], drive: Callable[[Parsed], int], descriptio
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 130
-
-
-def parse(options: type[Parsed], description: str) -> Parsed:
-    """Read `sys.argv` into a dataclass with tyro, whose boxes of errors become one line.
-
-    Raises:
-        BadInput: for anything that cannot be read.
-        SystemExit: after `--help`.
-    """
-    import tyro
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(options, description=description)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise BadInput(_one_line(said.getvalue())) from None
-
-
-def _one_line(box: str) -> str:
-    """The text of tyro's box of an error, without frame, rules, and the pointer to the help text."""
-    lines = [line.strip(" │") for line in box.splitlines()]
-    text = [line for line in lines if line and not set(line) <= set("─╭╮╰╯ ") and not line.startswith("╭")]
-    kept = [line for line in text if not line.startswith(("For full helptext", "Argument helptext", "╰"))]
-    return " ".join(kept) or "the command line cannot be read; see --help"
 
 
 def with_defaults(options: Parsed, **changes: Any) -> Parsed:

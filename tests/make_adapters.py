@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from adapters import METHODS, Method, MethodSpec, get_class, parse_method
 from adapters.base import Adapter
+from adapters.check import suitable_rank
 from adapters.inject import Attached, attach
 from adapters.toy import Model, make_model
 from tests.reference import REFERENCES
@@ -60,7 +61,7 @@ def make_pack(
     model = make_model(dtype) if model is None else model
     boundary = [0.5 + seed / 10 for seed in seeds]
     spec = parse_method(variant)
-    attached = attach(model, spec, seeds=seeds, rank=suit(rank, spec), boundary=boundary)
+    attached = attach(model, spec, seeds=seeds, rank=suitable_rank(spec, rank), boundary=boundary)
     for replica, seed in enumerate(seeds):
         move(attached.flat[replica], seed, moved)
     return model, attached
@@ -68,14 +69,8 @@ def make_pack(
 
 def make_adapter(spec: MethodSpec, base: nn.Linear, rank: int = RANK) -> Adapter:
     """One replica of a method around one layer."""
-    method, rank = get_class(spec.name), suit(rank, spec)
+    method, rank = get_class(spec.name), suitable_rank(spec, rank)
     return method(base, path="layer", seeds=[3], rank=rank, boundary=[0.7], options=spec.options)
-
-
-def suit(rank: int, spec: MethodSpec) -> int:
-    """The next rank from this one on that the method can divide as it must."""
-    multiple = get_class(spec.name).rank_multiple
-    return -(-rank // multiple) * multiple
 
 
 def make_lone(spec: MethodSpec, adapter: Adapter) -> Attached:

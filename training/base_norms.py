@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from jaxtyping import Float
 from safetensors import safe_open
+from torch import Tensor
 
 from training.tasks.pipeline import attention_shapes
 
@@ -31,6 +34,13 @@ def base_norms(folder: Path, axis: str = "columns") -> pd.DataFrame:
          "change": 0.0, "num_matrices": norm.size(), "num_runs": 1}
     ).reset_index()  # fmt: skip
     return frame.assign(series="untouched base", method="base", multiplier=float("nan"))
+
+
+def describe_matrix(path: str, weight: Float[Tensor, "out in"]) -> dict[str, Any]:
+    """What run.json says of an adapted matrix: where it lies in the U-Net, its shape and its pretrained norm."""
+    num_out, num_in = weight.shape
+    norm = float(weight.double().norm())
+    return {"matrix": path, **where(path), "num_out": num_out, "num_in": num_in, "base_norm": norm}
 
 
 def where(path: str) -> dict[str, str]:

@@ -13,9 +13,7 @@ released DeLoRA code. An export overwrites nothing, and nothing is ever unpickle
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import shutil
 import subprocess
 import sys
@@ -26,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from adapters import BadInput, parse_method
+from training.command_line import parse
 from training.store import RunFolder, write_json, writing
 
 if TYPE_CHECKING:
@@ -293,31 +292,10 @@ def describe(checkpoint: Checkpoint, rows: pd.DataFrame) -> list[str]:
     return lines
 
 
-def parse(arguments: list[str]) -> Options:
-    """Read the command line; tyro's box of an error becomes one line.
-
-    Raises:
-        BadInput: for anything that cannot be read.
-        SystemExit: after `--help`.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(Options, args=arguments, description=__doc__)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        words = [line.strip(" │╭╮╰╯─") for line in said.getvalue().splitlines()]
-        text = " ".join(
-            word for word in words if word and not word.startswith(("For full helptext", "Argument helptext"))
-        )
-        raise BadInput(text or "the command line cannot be read; see --help") from None
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; bad input is one line on stderr and exit code 2."""
     try:
-        return run(parse(sys.argv[1:] if arguments is None else arguments))
+        return run(parse(Options, __doc__ or "", arguments))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from safetensors.torch import save as to_bytes
 
 from adapters import parse_method, peft_format
 from adapters.inject import Attached, attach
-from training.base_norms import where
+from training.base_norms import describe_matrix
 from training.cell import BASE, Cell
 from training.dynamics import Dynamics
 from training.optimizer import PackedAdamW, schedule_factor
@@ -109,7 +109,8 @@ def train_pack(
         # Take up where it was left.
         resumed_at = _resume(runs, optimizer)
         made = provenance(device) | {"pack": pack, "pack_size": len(runs), "resumed_at": resumed_at}
-        _start(runs, open_runs, _matrices(attached), made)
+        matrices = [describe_matrix(path, a.base_weight()) for path, a in attached.adapters.items()]
+        _start(runs, open_runs, matrices, made)
         dynamics.remember()
         step = resumed_at or 0
         if resumed_at is None:
@@ -187,16 +188,6 @@ def _rates(runs: Sequence[Run], attached: Attached) -> dict[str, list[float]]:
         return (cell.lr if own is None else own) * ratios.get(role, 1.0)
 
     return {role: [rate(run.cell, role) for run in runs] for role in attached.segments}
-
-
-def _matrices(attached: Attached) -> list[dict]:
-    """One row for each adapted matrix: where it lies in the U-Net, its shape and its pretrained norm."""
-    rows = []
-    for path, adapter in attached.adapters.items():
-        num_out, num_in = adapter.shape
-        norm = float(adapter.base_weight().double().norm())
-        rows.append({"matrix": path, **where(path), "num_out": num_out, "num_in": num_in, "base_norm": norm})
-    return rows
 
 
 def _seconds_spent(runs: Sequence[Run]) -> float:

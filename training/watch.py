@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters import BadInput
-from training.base_norms import where
+from training.base_norms import describe_matrix
 from training.cell import Cell
 from training.dynamics import Directions, norms_and_angles
 from training.effective_weights import Watched, find_watched
@@ -108,11 +108,7 @@ class Watch:
 
     def open_run(self, device: torch.device) -> None:
         """Write run.json and the rows of step 0."""
-        rows = [
-            {"matrix": path, **where(path), "num_out": one.base.shape[0], "num_in": one.base.shape[1],
-             "base_norm": float(one.base.double().norm())}
-            for path, one in self.matrices.items()
-        ]  # fmt: skip
+        rows = [describe_matrix(path, one.base) for path, one in self.matrices.items()]
         self.folder.write(
             {
                 "sweep": self.folder.path.parent.name, "cell": self._cell.to_dict(), "labels": {"watched": True},

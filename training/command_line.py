@@ -1,0 +1,39 @@
+"""Command lines: typed dataclasses read by tyro, whose boxes of errors become one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import TypeVar
+
+from adapters import BadInput
+
+Parsed = TypeVar("Parsed")
+
+
+def parse(options: type[Parsed], description: str, arguments: Sequence[str] | None = None) -> Parsed:
+    """Read a command line, `sys.argv` where none is given, into a dataclass.
+
+    Raises:
+        BadInput: for anything that cannot be read.
+        SystemExit: after `--help`.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options, args=arguments, description=description)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise BadInput(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The text of tyro's box of an error, without frame, rules, and the pointer to the help text."""
+    lines = [line.strip(" │") for line in box.splitlines()]
+    text = [line for line in lines if line and not set(line) <= set("─╭╮╰╯ ") and not line.startswith("╭")]
+    kept = [line for line in text if not line.startswith(("For full helptext", "Argument helptext", "╰"))]
+    return " ".join(kept) or "the command line cannot be read; see --help"
