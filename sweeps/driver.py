@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adapters import PEFT, BadInput, parse_method
 from analysis import Results, load
-from slurm import submit
+from slurm import inline
 from slurm.calibrate import Calibration, calibrate
 from slurm.job import Setting, read_spec
 from sweeps.grid import Planned, Scene, base_cells
@@ -89,7 +89,7 @@ def relabel(results: Results, labels: dict[str, dict]) -> Results:
 
 
 def _workers(options: Options, setting: Setting, num_cells: int) -> tuple[int, int]:
-    workers, threads = submit.choose_workers(max(2, num_cells), setting.device)
+    workers, threads = inline.choose_workers(max(2, num_cells), setting.device)
     if options.workers != "auto":
         cores = workers * threads
         workers = int(options.workers)
@@ -171,7 +171,7 @@ def _run(plan: Plan, packs: Sequence[str], workers: int, num_done: int, estimate
     cells = {pack: len(plan.packs[pack]) for pack in packs}
     work = {pack: _work(plan, pack) for pack in packs}
     with ProgressDisplay(num_done, cells, work, estimate) as display:
-        outcome = submit.run_inline([plan.spec(pack) for pack in packs], workers=workers, listen=display.listen)
+        outcome = inline.run_inline([plan.spec(pack) for pack in packs], workers=workers, listen=display.listen)
     if outcome == "stopped":
         raise Stopped("stopped; everything computed is checkpointed: the same command goes on from here")
 

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from slurm.submit import Event
+from slurm.inline import Event
 
 
 class ProgressDisplay:

@@ -1,4 +1,4 @@
-"""Send packs to where they run. Inline: worker processes of this machine, which share the packs by locks."""
+"""Packs run in worker processes of this machine, which share them by locks."""
 
 from __future__ import annotations
 

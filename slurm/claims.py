@@ -1,0 +1,307 @@
+"""Whose turn it is at a pack: claims that hold on any file system, for processes of any machine.
+
+A turn is a file `<pack>.claim-000007.json`, made by a hard link from a finished file: of two processes that want turn 7,
+one gets it. Nobody ever removes a claim. A holder that stops writes its outcome into its own claim; then, or when it is
+known to be dead, the next process makes the claim of turn 8, and whoever still believes in turn 7 sees that it is over.
+
+A holder is known to be dead if it ran on this very machine and its process is gone; if it was an earlier start of our own
+SLURM job; if SLURM says that its job is gone; or if its heartbeat has not changed for `STALE_S` seconds of our own clock
+(clocks of machines are never compared). Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import getpass
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from adapters import BadInput
+from slurm.sweep_folder import PackFiles
+from training.store import StoreError, read_json, store_error, write_json
+
+BEAT_S = float(os.environ.get("PLATEAU_BEAT_S", "10"))
+STALE_S = float(os.environ.get("PLATEAU_STALE_S", "90"))
+SETTLE_S = float(os.environ.get("PLATEAU_SETTLE_S", "10"))
+"""How long a new file may stay unseen on other machines (attribute caches of network file systems)."""
+
+JobGone = Callable[[str], bool | None]
+"""Says whether a SLURM job has left the queue; None where that cannot be known."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process, so that others can tell whether it still lives.
+
+    Attributes:
+        host, user: for people.
+        machine: boot and process-id namespace; equal only where process ids mean the same.
+        pid, started: the process and when it was started, in clock ticks since the boot (0 where unknown).
+        job: SLURM's job (`123`, of an array `123_4`); "" outside SLURM.
+        restart: how often SLURM has started that job again.
+    """
+
+    host: str
+    user: str
+    machine: str
+    pid: int
+    started: int
+    job: str = ""
+    restart: int = 0
+
+    @classmethod
+    def me(cls) -> Holder:
+        """This process."""
+        task = os.environ.get("SLURM_ARRAY_TASK_ID")
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}" if task else os.environ.get("SLURM_JOB_ID", "")
+        restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        return cls(socket.gethostname(), _user(), _machine(), os.getpid(), _started(os.getpid()), job, restart)
+
+    def is_dead(self, me: Holder, job_gone: JobGone | None = None) -> bool | None:
+        """Whether this process is over, as seen from `me`; None if only its heartbeat can tell."""
+        if self.machine == me.machine:
+            return not _is_alive(self.pid, self.started)
+        if self.job and self.job == me.job and self.restart < me.restart:
+            return True
+        return job_gone(self.job) if self.job and job_gone else None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A turn that this process holds.
+
+    Attributes:
+        pack: whose turn.
+        turn: its number.
+        before: contents of the earlier claims, oldest first, each with its `outcome` ("killed" for one that left none).
+    """
+
+    pack: PackFiles
+    turn: int
+    before: tuple[dict, ...]
+
+    def is_mine(self) -> bool:
+        """Whether no later turn has begun."""
+        return not self.pack.claim(self.turn + 1).exists()
+
+    def end(self, outcome: str, **more: Any) -> None:
+        """Give the turn up: "done", "stopped" or "failed"; `more` stands in the claim for the reader."""
+        path = self.pack.claim(self.turn)
+        write_json(path, read_json(path) | {"outcome": outcome, **more})
+
+
+class Watch:
+    """Remembers when each heartbeat was last seen to change, on this process's own clock."""
+
+    def __init__(self, stale_s: float | None = None) -> None:
+        self.stale_s = STALE_S if stale_s is None else stale_s
+        self._seen: dict[Path, tuple[object, float]] = {}
+
+    def is_stale(self, pack: PackFiles, turn: int) -> bool:
+        """Whether the holder of `turn` has shown no sign of life for `stale_s`, as far as this object has watched."""
+        beat = read_beat(pack)
+        sign = (turn, beat.get("turn"), beat.get("count"))
+        last, since = self._seen.get(pack.spec, (None, 0.0))
+        now = time.monotonic()
+        if sign != last:
+            self._seen[pack.spec] = (sign, now)
+            return False
+        return now - since > self.stale_s
+
+
+def take(pack: PackFiles, watch: Watch, job_gone: JobGone | None = None, **more: Any) -> Claim | None:
+    """Take the next turn at a pack, if nobody has it.
+
+    Args:
+        pack: the pack, freshly looked up.
+        watch: what this process has seen of other holders; keep it between calls.
+        job_gone: asks SLURM, where there is one.
+        more: stands in the claim, such as the version of the code.
+
+    Returns:
+        The turn, or None while another process holds the pack.
+
+    Raises:
+        StoreError: if the claim cannot be written.
+    """
+    me, turn = Holder.me(), pack.newest_turn()
+    held = _read_claim(pack, turn) if turn else None
+    if held is not None and "outcome" not in held:
+        holder = _holder(held)
+        dead = holder.is_dead(me, job_gone) if holder else None
+        if dead is False or (dead is None and not watch.is_stale(pack, turn)):
+            return None
+        if holder is None or holder.machine != me.machine:
+            time.sleep(SETTLE_S)  # what it wrote last becomes visible here
+            if pack.newest_turn() != turn:
+                return None
+            held = _read_claim(pack, turn)
+    if not _create(pack.claim(turn + 1), {"holder": dataclasses.asdict(me), "began": time.time(), **more}):
+        return None
+    if held is not None and "outcome" not in held:
+        _write_quietly(pack.claim(turn), held | {"outcome": "killed", "last": read_beat(pack)})
+    return Claim(pack, turn + 1, tuple(_read_claim(pack, n) for n in range(1, turn + 1)))
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, name: str, wait_s: float = 60.0) -> Iterator[None]:
+    """Do something that only one process of all machines may do at a time, such as planning or submitting.
+
+    Raises:
+        BadInput: if another process has been at it for `wait_s`; the message names it.
+        StoreError: if the folder cannot be written.
+    """
+    pack, watch, began = PackFiles(name, folder), Watch(), time.monotonic()
+    while (claim := take(pack, watch)) is None:
+        if time.monotonic() - began > wait_s:
+            holder = _holder(_read_claim(pack, pack.newest_turn()))
+            who = f"process {holder.pid} of {holder.user} on {holder.host}" if holder else "another process"
+            raise BadInput(f"{who} is busy with {folder / name}: wait for it to end")
+        time.sleep(0.2)
+    try:
+        with Heart(claim):
+            yield
+    finally:
+        claim.end("done")
+
+
+class Heart:
+    """Writes a holder's heartbeat from a thread of its own, with the progress last reported.
+
+    Args:
+        claim: the turn.
+        every_s: seconds between beats.
+    """
+
+    def __init__(self, claim: Claim, every_s: float | None = None) -> None:
+        self.claim, self.every_s = claim, BEAT_S if every_s is None else every_s
+        self.lost = False
+        self._count, self._fields = 0, {"phase": "starting"}
+        self._wake, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="heartbeat")
+
+    def __enter__(self) -> Heart:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._wake.set()
+        self._thread.join()
+
+    def tell(self, **fields: Any) -> None:
+        """What the next beat says; a change of phase is written at once."""
+        at_once = fields.get("phase") != self._fields.get("phase")
+        self._fields = fields
+        if at_once:
+            self._wake.set()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._wake.clear()
+            self.lost = self.lost or not self.claim.is_mine()
+            self._count += 1
+            beat = {"turn": self.claim.turn, "count": self._count, "time": time.time(), **self._fields}
+            _write_quietly(self.claim.pack.beat, beat)
+            self._wake.wait(self.every_s)
+
+
+def read_beat(pack: PackFiles) -> dict:
+    """The newest heartbeat; empty if there is none to be read."""
+    return _read_quietly(pack.beat)
+
+
+def read_claims(pack: PackFiles) -> list[dict]:
+    """Every turn's claim, oldest first; empty dictionaries for those that cannot be read."""
+    return [_read_claim(pack, turn) for turn in range(1, pack.newest_turn() + 1)]
+
+
+def _read_claim(pack: PackFiles, turn: int) -> dict:
+    return _read_quietly(pack.claim(turn))
+
+
+def _read_quietly(path: Path) -> dict:
+    try:
+        found = read_json(path)
+    except (StoreError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_quietly(path: Path, value: dict) -> None:
+    with contextlib.suppress(StoreError):  # a full disk: training's own writes say so
+        write_json(path, value)
+
+
+def _holder(claim: dict) -> Holder | None:
+    try:
+        return Holder(**claim["holder"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _create(path: Path, value: dict) -> bool:
+    """Make a file with all of its content, unless it is there; says whether it was made."""
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        write_json(aside, value)
+        os.link(aside, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise store_error(error, path) from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@functools.cache
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+@functools.cache
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _started(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _is_alive(pid: int, started: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _started(pid) == started and not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return False
