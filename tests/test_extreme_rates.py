@@ -18,12 +18,13 @@ from torch import Tensor
 
 from adapters import METHODS, parse_method
 from adapters.check import suitable_rank
-from adapters.inject import attach
+from adapters.inject import Attached, attach
 from adapters.toy import make_model
 from sweeps.rates import base_rates
 from tests.make_adapters import VARIANTS, make_inputs
 from tests.test_loop import make_cell, parts, studio  # noqa: F401
 from tests.test_loop import train as train_on_pipeline
+from tests.test_readings import check_distances
 from training.dynamics import Dynamics
 from training.optimizer import PackedAdamW
 
@@ -41,14 +42,15 @@ every_precision = pytest.mark.parametrize("precision", PRECISIONS)
 
 
 class Trained(NamedTuple):
-    """What a pack left behind: its values, the steps at which replicas diverged (-1: never), and what was read."""
+    """What a pack left behind: itself, its values, the steps at which replicas diverged (-1: never), and what was read."""
 
+    attached: Attached
     flat: Tensor
     diverged_at: list[int]
     rows: list[dict[str, Tensor]]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def train(variant: str, precision: str, multipliers: tuple[float, ...], steps: int) -> Trained:
     """Some steps of the training loop, each replica at its multiple of the published base rate."""
     spec = parse_method(variant)
@@ -78,7 +80,7 @@ def train(variant: str, precision: str, multipliers: tuple[float, ...], steps: i
         if step % 10 == 0:
             dynamics.snapshot(step)
     rows = [row for _, row in (*dynamics._rows, *dynamics._snapshots)]
-    return Trained(attached.flat.clone(), optimizer.frozen_at.tolist(), rows)
+    return Trained(attached, attached.flat.clone(), optimizer.frozen_at.tolist(), rows)
 
 
 def check(variant: str, precision: str, multipliers: tuple[float, ...], steps: int) -> None:
@@ -100,7 +102,8 @@ def check(variant: str, precision: str, multipliers: tuple[float, ...], steps: i
 @every_precision
 @pytest.mark.parametrize("method", METHODS)
 def test_finite_or_diverged_at_any_rate(method: str, precision: str) -> None:
-    check(FIRST[method], precision, WILD, steps=20)
+    check(FIRST[method], precision, WILD, 20)
+    check_distances(train(FIRST[method], precision, WILD, 20).attached)
 
 
 @pytest.mark.slow
@@ -110,12 +113,12 @@ def test_finite_or_diverged_at_any_rate(method: str, precision: str) -> None:
 def test_finite_or_diverged_at_any_rate_for_every_option(
     variant: str, multipliers: tuple[float, ...], precision: str
 ) -> None:
-    check(variant, precision, multipliers, steps=60)
+    check(variant, precision, multipliers, 40)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_rates_beyond_all_floats_are_marked_where_nothing_holds_the_weight(method: str) -> None:
-    check(FIRST[method], "float32", BEYOND, steps=10)
+    check(FIRST[method], "float32", BEYOND, 10)
     if method in ("lora", "dora", "naive", "vera", "dvora", "full"):
         assert all(1 <= at <= 3 for at in train(FIRST[method], "float32", BEYOND, 10).diverged_at[1:])
 
