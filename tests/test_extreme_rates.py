@@ -106,6 +106,19 @@ def test_finite_or_diverged_at_any_rate(method: str, precision: str) -> None:
     check_distances(train(FIRST[method], precision, WILD, 20).attached)
 
 
+@every_precision
+def test_series_blows_up_at_rates_at_which_the_solve_stays_orthogonal(precision: str) -> None:
+    exact, series = (train(f"oft:blocks=4,cayley={form}", precision, WILD, 20) for form in ("exact", "series"))
+    errors = {
+        form: torch.stack([row["orthogonality"] for row in pack.rows if "orthogonality" in row]).amax((0, 2))
+        for form, pack in (("exact", exact), ("series", series))
+    }
+    assert (errors["exact"] < 1e-5).all()
+    assert errors["series"][0] < 1e-6
+    assert 0.01 < errors["series"][1] < 1
+    assert errors["series"][2] > 1e6
+
+
 @pytest.mark.slow
 @every_precision
 @pytest.mark.parametrize("multipliers", [WILD, BEYOND], ids=("wild", "beyond"))
