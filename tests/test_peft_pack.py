@@ -206,6 +206,7 @@ def test_options_are_peft_s_own_and_defaults_change_nothing() -> None:
     assert method_label("peft:hra") == "PEFT HRA (unpacked)"
     assert not is_packable("peft:hra")
     assert is_packable("lora")
+    assert not get_class("peft:hra").uses_rank
 
 
 def test_time_is_predicted_at_the_speed_of_a_run_alone() -> None:
@@ -214,7 +215,6 @@ def test_time_is_predicted_at_the_speed_of_a_run_alone() -> None:
     alone = make_cell("peft:hra", steps=100, num_inference_steps=0)
     assert measured.predict([packed], workers=1) - START_S == pytest.approx(50)
     assert measured.predict([packed, alone], workers=1) - START_S == pytest.approx(150)
-    assert not get_class("peft:hra").uses_rank
 
 
 def test_names_are_labelled_without_loading_peft_or_torch() -> None:
