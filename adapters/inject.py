@@ -268,7 +268,7 @@ def try_on(spec: MethodSpec, shapes: Mapping[str, tuple[int, int]], rank: int) -
         BadInput: As :func:`attach` does.
     """
     model, first = nn.Module(), {shape: path for path, shape in reversed(list(shapes.items()))}
-    for shape, path in first.items():
+    for shape, path in reversed(list(first.items())):
         parent = model
         *folders, name = path.split(".")
         for folder in folders:

@@ -8,17 +8,16 @@ the diagonal train: half as many values as the authors' code stores, for the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from adapters.base import Adapter, Role
 from adapters.blockwise import Blockwise
+from adapters.cayley import CayleyChange, holding, series_change, skew, skew_norm, solve
 
 
 class Naive(Adapter):
@@ -75,19 +74,20 @@ class Naive(Adapter):
     def change(self) -> Blockwise:
         return Blockwise(self.N)
 
-    def exact_change(self) -> Float[Tensor, "*batch n width width"]:
-        """Q - I in double precision, exact near the start too."""
-        return self.N.double()
+    def exact_changes(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Q - I of one replica after the other, ``[*m, n, width, width]``: exact near the start too; and as the forward
+        applies it. Both in double precision.
+        """
+        yield from ((change, change) for change in map(Tensor.double, self.N))
 
     @torch.no_grad()
     def readings(self) -> dict[str, Float[Tensor, "*batch"]]:
-        """``distance``; ``transform_distance``, ||Q - I||_F; ``orthogonality``, the error ||Q^T Q - I||_F."""
-        change = self.exact_change()
-        readings = {
-            "distance": self._weight_distance(change),
-            "transform_distance": _norm(change),
-            "orthogonality": self._orthogonality(change),
-        }
+        """``distance``; ``transform_distance``, ||Q - I||_F; ``orthogonality``, the error ||Q^T Q - I||_F.
+
+        One replica at a time, so that its blocks stay in the cache.
+        """
+        rows = [self._read(*changes) for changes in self.exact_changes()]
+        readings = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         if self.bound_kind != "none":
             reading = "distance" if self.bound_kind == "distance" else "transform_distance"
             bound = self.bounds()[reading]
@@ -95,15 +95,12 @@ class Naive(Adapter):
             readings |= {"bound": bound, "saturation": readings[reading] / bound.clamp_min(tiny)}
         return readings
 
-    def _weight_distance(self, change: Float[Tensor, "*batch n width width"]) -> Float[Tensor, "*batch"]:
-        """||W0 D^T||_F, in one product by block for all replicas together."""
-        stacked = change.movedim(0, -3).flatten(-3, -2)
-        squares = (self.base_factor @ stacked.mT).square().sum(-2).unflatten(-1, (self.num_replicas, -1))
-        return squares.sum((-3, -1)).movedim(-1, 0).sqrt()
-
-    def _orthogonality(self, change: Float[Tensor, "*batch n width width"]) -> Float[Tensor, "*batch"]:
-        """From D = Q - I: Q^T Q - I = D + D^T + D^T D."""
-        return _norm(change + change.mT + change.mT @ change)
+    def _read(self, change: Tensor, applied: Tensor) -> dict[str, Float[Tensor, "*m"]]:
+        """Of one replica: ||W0 D^T||_F, ||D||_F, and ||D + D^T + D^T D||_F of the D that the forward applies."""
+        blocks = applied.flatten(0, -3)
+        error = torch.baddbmm(blocks + blocks.mT, blocks.mT, blocks).view_as(change)
+        moved = self.base_factor @ change.mT
+        return {"distance": _norm(moved), "transform_distance": _norm(change), "orthogonality": _norm(error)}
 
     def directions(self) -> dict[str, Float[Tensor, "*batch n dim"]]:
         """The blocks as rows; there is nothing on the output side."""
@@ -113,7 +110,8 @@ class Naive(Adapter):
 class Oft(Naive):
     """OFT: Q = (I - S)(I + S)^-1, orthogonal whatever the learning rate; S starts at zero.
 
-    A norm of S beyond which rounding drowns the identity beside it (4e4 in single precision) is held there.
+    A norm of S beyond which rounding drowns the identity beside it (3e10) is held there. The solve that the readings need
+    serves the forward of the next step as well.
 
     Options: that of :class:`Naive`, and
         cayley: ``exact``, by a linear solve (the paper and its code); ``series``, the five terms
@@ -128,6 +126,7 @@ class Oft(Naive):
 
     def configure(self) -> None:
         super().configure()
+        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
         self.is_series = self.options.get("cayley") == "series"
         if self.is_series:
             self.bound_kind = "none"  # type: ignore[misc]
@@ -136,34 +135,45 @@ class Oft(Naive):
         return {"R": torch.zeros(self.blocks, self.width * (self.width - 1) // 2)}
 
     def matrices(self) -> Float[Tensor, "*batch n width width"]:
-        """Equation 5 of the OFT paper (Cayley's parametrisation), or PEFT's series."""
-        identity = torch.eye(self.width, dtype=self.dtype, device=self.weight0.device)
-        s = _skew(self.entries(), self.width)
-        if self.is_series:
-            return identity + 2 * s + 2 * s @ s + 2 * s @ s @ s + s @ s @ s @ s
-        return torch.linalg.solve_ex(identity + s, identity - s, left=False)[0]
+        """Equation 5 of the OFT paper (Cayley's parametrisation), solved in double precision, or PEFT's series."""
+        identity = torch.eye(self.width, dtype=torch.float64, device=self.weight0.device)
+        if not self.is_series:
+            s = skew(self.entries().double(), self.width)
+            return torch.linalg.solve_ex(identity + s, identity - s, left=False)[0].to(self.dtype)
+        s = skew(self.entries(), self.width)
+        return identity.to(self.dtype) + 2 * s + 2 * s @ s + 2 * s @ s @ s + s @ s @ s @ s
 
     def entries(self) -> Float[Tensor, "*batch n entries"]:
         """What stands above the diagonal of S."""
-        return self.R if self.is_series else self.R * _holding(self.R)
+        return self.R if self.is_series else self.R * holding(self.R)
 
     def change(self) -> Blockwise:
+        entries = self.entries()
         if self.is_series:
-            return Blockwise(_series_change(self.entries(), self.width))
-        change: Tensor = _CayleyChange.apply(self.entries(), self.width)
+            return Blockwise(series_change(entries, self.width))
+        if self._kept is None or self._kept[0].dtype != self.R.dtype or not torch.equal(self._kept[0], self.R):
+            for _ in self.exact_changes():
+                pass
+        assert self._kept is not None
+        change: Tensor = CayleyChange.apply(entries, *self._kept[1:])
         return Blockwise(change)
 
-    def exact_change(self) -> Float[Tensor, "*batch n width width"]:
-        entries = self.entries().double() if self.is_series else self._held_double()
-        return (_series_change if self.is_series else _CayleyChange.apply)(entries, self.width)
+    def exact_changes(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """In exact arithmetic Q is a rotation; what the forward applies is that to the last digit of its precision.
 
-    def _held_double(self) -> Float[Tensor, "*batch n entries"]:
-        entries = self.R.double()
-        return entries * _holding(entries)
-
-    def _orthogonality(self, change: Float[Tensor, "*batch n width width"]) -> Float[Tensor, "*batch"]:
-        """Of the Q that the forward applies: in exact arithmetic it is 0, so what is seen is the solver's rounding."""
-        return super()._orthogonality(change if self.is_series else self.change().blocks.double())
+        It is kept, with the inverse that its gradient needs, so that the forward need not solve again until R is another.
+        """
+        with torch.no_grad():
+            entries = self.entries()
+            if self.is_series:
+                yield from ((change, change) for change in (series_change(one.double(), self.width) for one in entries))
+                return
+            applied, inverses = (entries.new_empty(*entries.shape[:-1], self.width, self.width) for _ in range(2))
+            for row, one in enumerate(entries):
+                change, inverse = solve(one, self.width)
+                applied[row], inverses[row] = change, inverse
+                yield change, applied[row].double()
+            self._kept = self.R.detach().clone(), applied, inverses
 
     def bounds(self) -> dict[str, Float[Tensor, "*batch"]]:
         """||W - W0||_F <= 2 ||W0||_F; ||Q - I||_F <= 2 sqrt(n 2 floor(width / 2)): every plane turned by pi."""
@@ -208,9 +218,6 @@ class Coft(Oft):
         put_back: Tensor = _PutBack.apply(self.R, self._shrinking())
         return put_back
 
-    def _held_double(self) -> Float[Tensor, "*batch n entries"]:
-        return self.R.double() * self._shrinking()
-
     @torch.no_grad()
     def project(self) -> None:
         self.R.mul_(self._shrinking())
@@ -218,7 +225,7 @@ class Coft(Oft):
     @torch.no_grad()
     def _shrinking(self) -> Float[Tensor, "*batch n 1"]:
         """What each block is multiplied by, exactly 1 inside the ball and at its rim, so that once is as good as twice."""
-        norms = _skew_norm(self.R.double())
+        norms = skew_norm(self.R)
         inside = norms <= self.radius * (1 + 4 * torch.finfo(self.dtype).eps)
         return torch.where(inside, 1.0, self.radius / norms).to(self.dtype)
 
@@ -242,29 +249,6 @@ class Coft(Oft):
         return self._bounds(squared(room), squared(room / (self.width // 2)))
 
 
-class _CayleyChange(torch.autograd.Function):
-    """D = Q - I = -2 S (I + S)^-1 from S's entries above the diagonal, and its gradient.
-
-    With M = (I + S)^-1, D = 2 M - 2 I, so dD = -2 M dS M, and the gradient of S is -2 M^T G M^T. A singular system (there
-    is none but by rounding) gives infinite values and no exception.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, entries: Tensor, width: int) -> Tensor:
-        s = _skew(entries, width)
-        inverse = torch.linalg.inv_ex(s + torch.eye(width, dtype=s.dtype, device=s.device))[0]
-        ctx.save_for_backward(inverse)
-        return -2 * s @ inverse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (inverse,) = ctx.saved_tensors
-        grad_s = inverse.mT @ grad @ inverse.mT
-        rows, columns = _above_diagonal(inverse.shape[-1], inverse.device)
-        return -2 * (grad_s - grad_s.mT)[..., rows, columns], None
-
-
 class _PutBack(torch.autograd.Function):
     """Values times a factor, with the gradient passed straight through, as if the values had been written over."""
 
@@ -277,39 +261,6 @@ class _PutBack(torch.autograd.Function):
         return grad, None
 
 
-def _series_change(entries: Tensor, width: int) -> Float[Tensor, "*batch n width width"]:
-    """2 S + 2 S^2 + 2 S^3 + S^4 by Horner's rule."""
-    s = _skew(entries, width)
-    twice = 2 * torch.eye(width, dtype=s.dtype, device=s.device)
-    return s @ (twice + s @ (twice + s @ (twice + s)))
-
-
-def _skew(entries: Float[Tensor, "*batch entries"], width: int) -> Float[Tensor, "*batch width width"]:
-    """The skew-symmetric matrix with these entries above its diagonal, row by row, as in PEFT."""
-    rows, columns = _above_diagonal(width, entries.device)
-    upper = entries.new_zeros(*entries.shape[:-1], width, width)
-    upper[..., rows, columns] = entries
-    return upper - upper.mT
-
-
-@lru_cache(maxsize=32)
-def _above_diagonal(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    rows, columns = torch.triu_indices(width, width, 1, device=device)
-    return rows, columns
-
-
-def _skew_norm(entries: Float[Tensor, "*batch entries"]) -> Float[Tensor, "*batch 1"]:
-    """||S||_F from the entries above its diagonal."""
-    return 2**0.5 * torch.linalg.vector_norm(entries, dim=-1, keepdim=True)
-
-
-@torch.no_grad()
-def _holding(entries: Float[Tensor, "*batch entries"]) -> Float[Tensor, "*batch 1"]:
-    """1, or what brings ||S||_F down to where I + S can still be solved: eps^(-2/3), 4e4 and 3e10."""
-    largest = torch.finfo(entries.dtype).eps ** (-2 / 3)
-    return (largest / _skew_norm(entries)).clamp_max(1)
-
-
 def _norm(blocks: Float[Tensor, "*batch n rows columns"]) -> Float[Tensor, "*batch"]:
-    """Frobenius norm over all blocks."""
-    return torch.linalg.vector_norm(blocks, dim=(-3, -2, -1))
+    """Frobenius norm over all blocks, in double precision."""
+    return torch.linalg.vector_norm(blocks, dim=(-3, -2, -1), dtype=torch.float64)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import BadInput
+from adapters import PEFT, BadInput
 from slurm.job import Setting
 from training.cell import BASE, Cell
 from training.store import StoreError, writing
@@ -37,17 +37,22 @@ class Calibration:
     def predict(self, cells: Sequence[Cell], workers: int) -> float:
         """Expected seconds until all cells are done.
 
-        A cell costs its steps, and its pictures' passes through the U-Net: two for each sampler step with guidance.
+        A cell costs its steps, and its pictures' passes through the U-Net: two for each sampler step with guidance. HF
+        PEFT's tuners run alone, at the speed of the smallest pack.
         """
-        each = self.step_s[max(size for size in self.step_s if size <= self.pack_size)]
-        each /= max(size for size in self.step_s if size <= self.pack_size)
         total = 0.0
         for cell in cells:
             rows = cell.train_batch_size * cell.gradient_accumulation_steps * (2 if cell.prior_loss_weight > 0 else 1)
             evaluations = len(cell.evaluated_steps()) if cell.method != BASE else 1
             passes = 2 * cell.num_inference_steps * cell.num_prompts * cell.num_images * evaluations
-            total += each * (cell.steps * rows + passes / PASSES)
+            size = 1 if cell.method.startswith(PEFT) else self.pack_size
+            total += self._each_s(size) * (cell.steps * rows + passes / PASSES)
         return START_S + total / workers if cells else 0.0
+
+    def _each_s(self, pack_size: int) -> float:
+        """Seconds of one run's step in a pack of this size, or of the largest one measured below it."""
+        size = max(size for size in self.step_s if size <= pack_size)
+        return self.step_s[size] / size
 
 
 def calibrate(setting: Setting, cell: Cell, pack_size: str) -> Calibration:

@@ -231,9 +231,6 @@ def check_rank(rank: int, model: Path, specs: Iterable[MethodSpec]) -> None:
     """
     specs, shapes = list(specs), pipelines.attention_shapes(model)
     for spec in specs:
-        for path, shape in shapes.items():
-            if reason := get_class(spec.name).misfit(shape, spec.options):
-                raise BadInput(f"--method {spec.name}: {reason} matrix {path} of {shape[0]} x {shape[1]}")
         if get_class(spec.name).uses_rank and rank % (multiple := get_class(spec.name).rank_multiple):
             raise BadInput(f"--rank is {rank}; {spec.name} needs a multiple of {multiple}")
     path, shape = min(shapes.items(), key=lambda item: min(item[1]))
@@ -242,4 +239,7 @@ def check_rank(rank: int, model: Path, specs: Iterable[MethodSpec]) -> None:
             f"--rank is {rank}; the smallest matrix, {path}, is {shape[0]} x {shape[1]}: at most {min(shape)}"
         )
     for spec in specs:
-        try_on(spec, shapes, rank)
+        try:
+            try_on(spec, shapes, rank)
+        except BadInput as error:
+            raise BadInput(f"--method {spec.name}: {error}") from None

@@ -20,11 +20,13 @@ from adapters.peft_pack import PeftPack, merge_to_copy, no_build_on_cpu
 from adapters.peft_tuner import list_types
 from adapters.toy import Model, make_model
 from analysis.series import method_label
+from slurm.calibrate import START_S, Calibration
 from sweeps import lr_robustness
 from sweeps.options import Options, run_driver
 from sweeps.plan import is_packable
 from tests.make_adapters import make_pack, relative_error
 from tests.make_studio import Studio, build_studio
+from tests.test_loop import make_cell
 from training.dynamics import Dynamics
 from training.store import find_runs
 
@@ -205,6 +207,14 @@ def test_options_are_peft_s_own_and_defaults_change_nothing() -> None:
     assert not is_packable("peft:hra")
     assert is_packable("lora")
     assert not get_class("peft:hra").uses_rank
+
+
+def test_time_is_predicted_at_the_speed_of_a_run_alone() -> None:
+    measured = Calibration({1: 1.0, 4: 2.0, 8: 3.0}, pack_size=4)
+    packed = make_cell("lora", steps=100, num_inference_steps=0)
+    alone = make_cell("peft:hra", steps=100, num_inference_steps=0)
+    assert measured.predict([packed], workers=1) - START_S == pytest.approx(50)
+    assert measured.predict([packed, alone], workers=1) - START_S == pytest.approx(150)
 
 
 def test_names_are_labelled_without_loading_peft_or_torch() -> None:

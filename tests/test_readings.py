@@ -116,28 +116,29 @@ def test_distance_is_exact_where_reflections_undo_each_other(sign: float, apart:
     check_distances(make_lone(spec, adapter))
 
 
-@settings(max_examples=60, deadline=None)
+@every_variant
+@settings(max_examples=6, deadline=None)
 @given(
-    variant=st.sampled_from(VARIANTS),
-    exponent=st.integers(-9, 6),
-    base_exponent=st.integers(-4, 4),
+    exponents=st.lists(st.floats(-8, 4), min_size=6, max_size=6),
+    base_exponent=st.floats(-4, 4),
     seed=st.integers(0, 1000),
+    keep=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_distance_is_exact_and_bounded_at_any_scale(
-    variant: str, exponent: int, base_exponent: int, seed: int, dtype: torch.dtype
+    variant: str, exponents: list[float], base_exponent: float, seed: int, keep: bool, dtype: torch.dtype
 ) -> None:
-    spec = parse_method(variant)
+    """Every tensor at a scale of its own, from its start on or without it."""
+    spec, generator = parse_method(variant), torch.Generator().manual_seed(seed)
     base = nn.Linear(12, 8, dtype=dtype)
     with torch.no_grad():
-        base.weight.copy_(10.0**base_exponent * torch.randn(8, 12, generator=torch.Generator().manual_seed(seed)))
+        base.weight.copy_(10.0**base_exponent * torch.randn(8, 12, generator=generator))
     adapter = make_adapter(spec, base)
-    for parameter in adapter.parameters(recurse=False):
-        parameter.data += 10.0**exponent * torch.randn(
-            parameter.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=dtype
-        )
-    attached = make_lone(spec, adapter)
-    check_distances(attached)
+    for name, exponent in zip(adapter.ROLES, exponents):
+        parameter = adapter.get_parameter(name)
+        noise = 10.0**exponent * torch.randn(parameter.shape, generator=generator, dtype=dtype)
+        parameter.data = keep * parameter.data + noise
+    check_distances(make_lone(spec, adapter))
     readings = adapter.readings()
     for name, bound in adapter.bounds().items():
         assert (readings[name] <= bound * (1 + 1e-6)).all()
