@@ -20,6 +20,9 @@ from torch.autograd.function import once_differentiable
 from adapters.base import Adapter, Role
 from adapters.blockwise import Blockwise
 
+LARGEST_NORM = {dtype: torch.finfo(dtype).eps ** (-2 / 3) for dtype in (torch.float32, torch.float64)}
+"""Where ||S||_F is held, so that I + S can still be solved: 4e4 and 3e10."""
+
 
 class Naive(Adapter):
     """W = W0 diag(I + N_1, ..., I + N_n)^T with N trained freely, from zero on, so that weight decay pulls to W0.
@@ -305,9 +308,8 @@ def _skew_norm(entries: Float[Tensor, "*batch entries"]) -> Float[Tensor, "*batc
 
 @torch.no_grad()
 def _holding(entries: Float[Tensor, "*batch entries"]) -> Float[Tensor, "*batch 1"]:
-    """1, or what brings ||S||_F down to where I + S can still be solved: eps^(-2/3), 4e4 and 3e10."""
-    largest = torch.finfo(entries.dtype).eps ** (-2 / 3)
-    return (largest / _skew_norm(entries)).clamp_max(1)
+    """1, or what brings ||S||_F down to `LARGEST_NORM`."""
+    return (LARGEST_NORM[entries.dtype] / _skew_norm(entries)).clamp_max(1)
 
 
 def _norm(blocks: Float[Tensor, "*batch n rows columns"]) -> Float[Tensor, "*batch"]:

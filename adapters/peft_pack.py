@@ -96,7 +96,7 @@ class PeftPack(Attached):
     """
 
     def __init__(self, unet: nn.Module, spec: MethodSpec, model: Any, kept: Untouched) -> None:
-        self.spec, self.num_replicas, self._unet, self._model, self._kept = spec, 1, unet, model, kept
+        self.spec, self.num_replicas, self._unet, self.model, self._kept = spec, 1, unet, model, kept
         layers = {path: unet.get_submodule(path) for path in kept.targets}
         for path, layer in layers.items():
             if layer is kept.targets[path] or not hasattr(layer, "merge"):
@@ -147,10 +147,10 @@ class PeftPack(Attached):
 
     def write(self, folder: Path, base_model: str) -> None:
         """PEFT's own folder: ``adapter_config.json`` and ``adapter_model.safetensors``; never a pickle."""
-        self._model.peft_config["default"].base_model_name_or_path = base_model
+        self.model.peft_config["default"].base_model_name_or_path = base_model
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+            self.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card
 
 
@@ -198,8 +198,22 @@ class Untouched:
             parameter.requires_grad_(self._required_grad[name])
 
 
-def attach_peft(unet: nn.Module, spec: MethodSpec, seeds: Sequence[int], targets: Mapping[str, nn.Linear]) -> PeftPack:
+def attach_peft(
+    unet: nn.Module,
+    spec: MethodSpec,
+    seeds: Sequence[int],
+    targets: Mapping[str, nn.Linear],
+    *,
+    config: Any = None,
+) -> PeftPack:
     """Let PEFT adapt the targets, start from the seed, and check that forward and merge agree.
+
+    Args:
+        unet: The model; changed in place.
+        spec: Method and options.
+        seeds: One.
+        targets: Layers by path.
+        config: PEFT's configuration; None makes it from the options.
 
     Raises:
         BadInput: More than one seed; or PEFT's type does not fit a target, trains nothing, draws random numbers at
@@ -207,7 +221,7 @@ def attach_peft(unet: nn.Module, spec: MethodSpec, seeds: Sequence[int], targets
     """
     if len(seeds) != 1:
         raise BadInput(f"method {spec.name!r} runs one replica at a time (unpacked), given: {len(seeds)} seeds")
-    config, kept = make_config(spec, list(targets)), Untouched(unet, targets)
+    config, kept = config or make_config(spec, list(targets)), Untouched(unet, targets)
     try:
         with torch.random.fork_rng(), warnings.catch_warnings(), no_build_on_cpu(targets):
             warnings.simplefilter("ignore")

@@ -49,7 +49,7 @@ def list_types() -> dict[str, type]:
     return {
         kind.value.lower(): config
         for kind, config in sorted(mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items(), key=lambda item: item[0].value)
-        if not issubclass(config, peft.PromptLearningConfig) and "target_modules" in _fields(config)
+        if not issubclass(config, peft.PromptLearningConfig) and "target_modules" in fields_of(config)
     }
 
 
@@ -62,7 +62,7 @@ def parser(name: str) -> Callable[[str, str], Any]:
     config = _config_class(name)
 
     def parse_option(key: str, text: str) -> Any:
-        known = _fields(config)
+        known = fields_of(config)
         if key in OURS or key not in known:
             near = difflib.get_close_matches(key, set(known) - set(OURS), n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -84,7 +84,7 @@ def checked(name: str, options: Mapping[str, Any]) -> MethodSpec:
     Raises:
         BadInput: PEFT refuses the options' combination.
     """
-    defaults = {f.name: f.default for f in _fields(_config_class(name)).values()}
+    defaults = {f.name: f.default for f in fields_of(_config_class(name)).values()}
     kept = {key: value for key, value in options.items() if defaults[key] != value or type(defaults[key]) is bool}
     kept = {key: value for key, value in kept.items() if value is not defaults[key]}
     spec = MethodSpec(name, MappingProxyType(dict(sorted(kept.items()))))
@@ -100,7 +100,7 @@ def make_config(spec: MethodSpec, targets: Sequence[str]) -> Any:
     """
     config = _config_class(spec.name)
     values = {"target_modules": list(targets), **spec.options}
-    if "feedforward_modules" in _fields(config):  # (IA)^3 wants to be told that there are none
+    if "feedforward_modules" in fields_of(config):  # (IA)^3 wants to be told that there are none
         values.setdefault("feedforward_modules", [])
     try:
         with warnings.catch_warnings():
@@ -128,7 +128,8 @@ def _config_class(name: str) -> Any:
     raise BadInput(f"PEFT type {kind!r} {what}{hint} (types: {', '.join(types_)})")
 
 
-def _fields(config: Any) -> dict[str, dataclasses.Field]:
+def fields_of(config: Any) -> dict[str, dataclasses.Field]:
+    """The keys that a configuration class takes."""
     return {field.name: field for field in dataclasses.fields(config) if field.init}
 
 

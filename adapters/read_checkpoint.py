@@ -19,6 +19,7 @@ from adapters import BadInput, parse_method
 from adapters.checkpoint import Checkpoint
 from adapters.layer_names import TEXT_ENCODER, describe_sd15, name_clip_number, name_numbers, split_key
 from adapters.peft_format import CONFIG_FILE, MERGED_FILE, OWN_FILE, PEFT_FILE
+from adapters.read_peft import read_peft
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 Layers = dict[str, dict[str, Tensor]]
@@ -41,6 +42,8 @@ def read_checkpoint(path: Path | str, layers: Iterable[str] | None = None) -> Ch
     config = _read_config(beside) if beside.is_file() else {}
     if file.name == OWN_FILE:
         return _own(file, tensors, config)
+    if str(config.get("peft_type", "LORA")).upper() not in ("LORA", "DELORA"):
+        return read_peft(file, tensors, config)
     given, notes = _sort(file, tensors, metadata)
     if any(":" in name for name in given):
         given, form = _named(file, given, layers), "cloneofsimo/lora (numbered layers)"
