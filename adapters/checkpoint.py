@@ -145,6 +145,17 @@ def attach_checkpoint(unet: nn.Module, checkpoint: Checkpoint, seeds: Iterable[i
     return attached
 
 
+def check_fit(checkpoint: Checkpoint, path: str, weight: Float[Tensor, "out in *kernel"]) -> None:
+    """Check that a model's matrix is one that the adapter was trained on, as far as the adapter says.
+
+    Raises:
+        BadInput: its shape is another, or the column norms that DeLoRA stores are. The matrix is named.
+    """
+    _check_shape(checkpoint, path, tuple(weight.shape))
+    if weight.ndim == 2:
+        check_norms(checkpoint, path, weight)
+
+
 def check_norms(checkpoint: Checkpoint, path: str, weight: Float[Tensor, "out in"]) -> None:
     """Check that W0 has the column norms that a DeLoRA checkpoint stores.
 
