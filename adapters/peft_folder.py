@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from adapters import PEFT, BadInput, MethodSpec
 from adapters.inject import bare_model
 from adapters.peft_layout import PREFIX
-from adapters.peft_pack import PeftPack, attach_peft, merge_to_copy, no_build_on_cpu
-from adapters.peft_tuner import OURS, SIMPLE, checked, fields_of, list_types, load_peft, one_line
+from adapters.peft_pack import PeftPack, attach_peft, merge_to_copy
+from adapters.peft_tuner import OURS, SIMPLE, checked, fields_of, list_types, load_peft, no_build_on_cpu, one_line
 
 if TYPE_CHECKING:
     from adapters.checkpoint import Checkpoint
@@ -85,8 +85,6 @@ def attach_folder(
 def merge(checkpoint: Checkpoint, weights: Mapping[str, Tensor], biases: Mapping[str, Tensor]) -> dict[str, Merged]:
     """What PEFT merges into each of these layers, by path, in single precision, as it opens a folder itself.
 
-    In double precision a type that reads W0's singular vectors could take others than those that it was trained with.
-
     Args:
         checkpoint: the folder.
         weights: W0 of every matrix that it adapts.
@@ -94,7 +92,7 @@ def merge(checkpoint: Checkpoint, weights: Mapping[str, Tensor], biases: Mapping
 
     Raises:
         BadInput: the tensors do not fit the weights (PEFT's reason is kept); or what they mean hangs on the order of the
-            model's modules, as TinyLoRA's does, which the folder does not say.
+            model's modules, as TinyLoRA's and FRoD's does, which the folder does not say.
     """
     merged = _merge_in_order(checkpoint, weights, biases)
     turned = _merge_in_order(checkpoint, dict(reversed(list(weights.items()))), biases)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from adapters import BadInput, MethodSpec
 from adapters.base import Adapter, Role
 from adapters.inject import Attached, Stack, _group_by_shape, _set_module
 from adapters.low_rank import LowRank
-from adapters.peft_tuner import load_peft, make_config, one_line
+from adapters.peft_tuner import load_peft, make_config, no_build_on_cpu, one_line
 
 PREFIX = "base_model.model."
 AGREEMENT = 1e-4
@@ -235,23 +234,6 @@ def attach_peft(
             raise
         raise BadInput(f"PEFT's {spec.name.removeprefix('peft:')} does not fit this model: {one_line(error)}") from None
     return pack
-
-
-@contextlib.contextmanager
-def no_build_on_cpu(targets: Mapping[str, nn.Linear]) -> Iterator[None]:
-    """Keep PEFT's BOFT from compiling its CUDA kernel where there is no GPU.
-
-    It tries in every process, in vain, and processes that try at once wait for each other's lock, for minutes or for ever.
-    Without the kernel it computes the same with torch's own operations.
-    """
-    boft: Any = importlib.import_module("peft.tuners.boft.layer")
-    build = boft.get_fbd_cuda
-    if not any(base.weight.is_cuda for base in targets.values()):
-        boft.get_fbd_cuda = lambda: None
-    try:
-        yield
-    finally:
-        boft.get_fbd_cuda = build
 
 
 @torch.no_grad()

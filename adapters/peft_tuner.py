@@ -7,13 +7,14 @@ of the installation (``pip install '.[peft]'``) and is loaded only when a method
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -114,6 +115,23 @@ def one_line(error: Exception) -> str:
     """An error's text on one line, with its kind where the text alone says little."""
     text = " ".join(str(error).split())
     return text if " " in text else f"{type(error).__name__} {text}".strip()
+
+
+@contextlib.contextmanager
+def no_build_on_cpu(targets: Mapping[str, Any]) -> Iterator[None]:
+    """Keep PEFT's BOFT from compiling its CUDA kernel where there is no GPU.
+
+    It tries in every process, in vain, and processes that try at once wait for each other's lock, for minutes or for ever.
+    Without the kernel it computes the same with torch's own operations.
+    """
+    boft: Any = importlib.import_module("peft.tuners.boft.layer")
+    build = boft.get_fbd_cuda
+    if not any(base.weight.is_cuda for base in targets.values()):
+        boft.get_fbd_cuda = lambda: None
+    try:
+        yield
+    finally:
+        boft.get_fbd_cuda = build
 
 
 def _config_class(name: str) -> Any:

@@ -15,7 +15,7 @@ from peft import BOFTConfig
 
 from adapters import BadInput, parse_method
 from adapters.inject import ATTENTION_PROJECTIONS
-from adapters.peft_pack import no_build_on_cpu
+from adapters.peft_tuner import no_build_on_cpu
 from adapters.starting_point import agree, content_hash, from_file, to_bytes
 from sweeps import lr_robustness
 from sweeps.options import Options, run_driver

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from adapters import BadInput
 from adapters.checkpoint import attach_checkpoint
 from adapters.inject import ATTENTION_PROJECTIONS
-from adapters.peft_pack import no_build_on_cpu
+from adapters.peft_tuner import no_build_on_cpu
 from adapters.read_checkpoint import read_checkpoint
 from tests.make_adapters import relative_error
 from tests.make_checkpoints import literal_distances, load_unet, make_batch, make_moved, make_run, predict

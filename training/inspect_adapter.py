@@ -36,7 +36,8 @@ def inspect(opened: Opened, out: Path | None) -> int:
         write_table(rows, aside)
     print(f"\n{table}")
     if rows["distance"].notna().any():
-        title = f"{opened.stem.name}: {checkpoint.spec.label}, rank {checkpoint.rank}"
+        rank = f", rank {checkpoint.rank}" if checkpoint.rank else ""
+        title = f"{opened.stem.name}\n{checkpoint.spec.label}{rank}"
         draw = [sys.executable, "-m", "figures.checkpoint_norms", str(table.resolve()), str(out.resolve()), title]
         done = subprocess.run(draw, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
@@ -52,7 +53,7 @@ def describe(checkpoint: Checkpoint, rows: pd.DataFrame) -> list[str]:
     lines = [
         f"format   {checkpoint.format}",
         f"method   {checkpoint.spec.label} ({checkpoint.spec.canonical})",
-        f"rank     {', '.join(map(str, ranks))}",
+        f"rank     {', '.join(str(rank or 'none') for rank in ranks)}",
         f"targets  {len(rows)} matrices: "
         + ", ".join(f"{count} {'.'.join(filter(None, key))}" for key, count in kinds.items()),
         *(f"note     {note}" for note in checkpoint.notes),
