@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adapters import BadInput, MethodSpec, get_class
+from adapters import BadInput, MethodSpec, get_class, peft_folder
 from adapters.base import Adapter
 from adapters.inject import Attached, attach
 from adapters.layer_names import TEXT_ENCODER
+from adapters.vera import RandomPair, draw_projections, share_pair
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,14 @@ class Checkpoint:
         spec: the method with its options.
         rank: r; where ranks differ, the largest: the others are padded with zeros.
         state: ``path.name`` tensors, as :meth:`adapters.inject.Attached.load_state` takes them.
-        shapes: ``(out, in)`` of every matrix by path, or of a convolution's kernel ``(out, in, height, width)``.
+        shapes: ``(out, in)`` of every matrix by path, or of a convolution's kernel ``(out, in, height, width)``; 0 where
+            the file leaves a size open, as OFT's does the number of rows, and nothing where it leaves all open.
         ranks: rank of every matrix in the file.
         norms: DeLoRA's stored column norms of W0 by path, where the file has them.
         notes: what the file holds besides, one line each.
+        pair: VeRA's random pair, A and B, whole, where the file has it.
+        config: HF PEFT's configuration of a tuner that is not native here; ``state`` then holds PEFT's tensors as they
+            are, and :mod:`adapters.peft_folder` computes with them.
     """
 
     source: Path
@@ -41,6 +47,8 @@ class Checkpoint:
     ranks: dict[str, int] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    pair: dict[str, Tensor] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def tensors(self, path: str) -> dict[str, Tensor]:
         """The tensors of one matrix by name."""
@@ -55,19 +63,30 @@ class Checkpoint:
         kept = {path: shape for path, shape in self.shapes.items() if not path.startswith(TEXT_ENCODER)}
         if not kept:
             raise BadInput(f"{self.source} adapts no matrix of a U-Net")
-        if kernel := next((path for path, shape in kept.items() if len(shape) != 2), None):
+        if kernel := next((path for path, shape in kept.items() if len(shape) > 2), None):
             raise BadInput(
                 f"{self.source} adapts the convolution {kernel!r}: only linear layers can be exported or attached"
             )
         state = {key: value for key, value in self.state.items() if not key.startswith(TEXT_ENCODER)}
         return replace(self, shapes=kept, state=state)
 
+    def sized(self, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+        """With a model's sizes where the file leaves them open; what does not fit is found where it is used."""
+        return replace(self, shapes={path: _filled(own, shapes.get(path, own)) for path, own in self.shapes.items()})
+
+    def random_pair(self) -> dict[str, Tensor]:
+        """VeRA's and DVoRA's random pair: the file's, or the one that a run draws for matrices of these sizes."""
+        if self.pair or not issubclass(get_class(self.spec.name), RandomPair):
+            return self.pair
+        largest = (max(sizes) for sizes in zip(*self.shapes.values(), strict=True))
+        return dict(zip("AB", draw_projections(self.rank, *largest), strict=True))
+
     @property
     def needs_base(self) -> bool:
-        """Whether the size of the change depends on W0: for all but LoRA, and DeLoRA that stores W0's column norms."""
+        """Whether the size of the change depends on W0: not for LoRA, VeRA, and DeLoRA that stores W0's column norms."""
         if self.spec.name == "delora":
             return self.spec.options["start"] != "zero_b" or set(self.norms) != set(self.shapes)
-        return self.spec.name != "lora"
+        return self.spec.name not in ("lora", "vera") or any(0 in shape for shape in self.shapes.values())
 
 
 def build_adapter(checkpoint: Checkpoint, path: str, weight: Float[Tensor, "out in *kernel"]) -> Adapter:
@@ -87,6 +106,8 @@ def build_adapter(checkpoint: Checkpoint, path: str, weight: Float[Tensor, "out 
     adapter.requires_grad_(False)
     for name, tensor in checkpoint.tensors(path).items():
         getattr(adapter, name)[0].copy_(tensor)
+    if pair := checkpoint.random_pair():
+        share_pair([adapter], pair)
     return adapter
 
 
@@ -111,12 +132,28 @@ def attach_checkpoint(unet: nn.Module, checkpoint: Checkpoint, seeds: Iterable[i
         check_norms(part, path, layer.weight)
         targets[path] = layer
     replicas = list(seeds)
+    if part.config:
+        return peft_folder.attach_folder(unet, part, replicas, targets)
     attached = attach(
         unet, part.spec, seeds=replicas, rank=part.rank, boundary=_placeholder(part, len(replicas)), targets=targets
     )
+    if part.pair:
+        share_pair([stack.adapter for stack in attached.stacks], part.pair)
+        share_pair(attached.adapters.values(), part.pair)
     for replica in range(len(replicas)):
         attached.load_state(replica, part.state)
     return attached
+
+
+def check_fit(checkpoint: Checkpoint, path: str, weight: Float[Tensor, "out in *kernel"]) -> None:
+    """Check that a model's matrix is one that the adapter was trained on, as far as the adapter says.
+
+    Raises:
+        BadInput: its shape is another, or the column norms that DeLoRA stores are. The matrix is named.
+    """
+    _check_shape(checkpoint, path, tuple(weight.shape))
+    if weight.ndim == 2:
+        check_norms(checkpoint, path, weight)
 
 
 def check_norms(checkpoint: Checkpoint, path: str, weight: Float[Tensor, "out in"]) -> None:
@@ -143,8 +180,18 @@ def _placeholder(checkpoint: Checkpoint, replicas: int) -> list[float] | None:
 
 
 def _check_shape(checkpoint: Checkpoint, path: str, shape: tuple[int, ...]) -> None:
-    if checkpoint.shapes[path] != shape:
+    own = checkpoint.shapes[path]
+    if own and not _agree(own, shape):
         raise BadInput(
             f"{checkpoint.source} is of another model: matrix {path!r} is {'x'.join(map(str, shape))} in the model, "
-            f"{'x'.join(map(str, checkpoint.shapes[path]))} in the checkpoint"
+            f"{'x'.join(str(size or '?') for size in own)} in the checkpoint"
         )
+
+
+def _filled(own: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape if not own or (0 in own and _agree(own, shape)) else own
+
+
+def _agree(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a shape, with 0 for what is open, is another."""
+    return len(own) == len(shape) and all(size in (0, other) for size, other in zip(own, shape))

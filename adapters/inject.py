@@ -267,17 +267,27 @@ def try_on(spec: MethodSpec, shapes: Mapping[str, tuple[int, int]], rank: int) -
     Raises:
         BadInput: As :func:`attach` does.
     """
-    model, first = nn.Module(), {shape: path for path, shape in reversed(list(shapes.items()))}
-    for shape, path in reversed(list(first.items())):
+    first = {shape: path for path, shape in reversed(list(shapes.items()))}
+    layers = {
+        path: nn.Linear(*reversed(shape), bias=path.endswith(".0")) for shape, path in reversed(list(first.items()))
+    }
+    model = bare_model(layers)
+    boundary = [1.0] if get_class(spec.name).uses_boundary else None
+    attach(model, spec, seeds=[0], rank=rank, boundary=boundary, targets=_linears(model)).detach()
+
+
+def bare_model(layers: Mapping[str, nn.Linear]) -> nn.Module:
+    """Nothing but these layers, each under its path."""
+    model = nn.Module()
+    for path, layer in layers.items():
         parent = model
         *folders, name = path.split(".")
         for folder in folders:
             if not hasattr(parent, folder):
                 parent.add_module(folder, nn.Module())
             parent = parent.get_submodule(folder)
-        parent.add_module(name, nn.Linear(shape[1], shape[0], bias=name == "0"))
-    boundary = [1.0] if get_class(spec.name).uses_boundary else None
-    attach(model, spec, seeds=[0], rank=rank, boundary=boundary, targets=_linears(model)).detach()
+        parent.add_module(name, layer)
+    return model
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:

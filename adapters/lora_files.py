@@ -6,6 +6,7 @@ DeLoRA, ETHER+ and others that no other program knows become a LoRA by truncated
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,18 +16,18 @@ from torch import Tensor
 
 from adapters import BadInput, parse_method
 from adapters.checkpoint import Checkpoint
-from adapters.layer_names import TEXT_ENCODER, to_kohya
-from adapters.peft_format import DELORA_NAMES, LORA_NAMES, PEFT_PREFIX
+from adapters.layer_names import to_kohya
+from adapters.peft_layout import LORA_NAMES, alpha_of, describe, misses, rename, to_peft_names
 
 LORAS = ("lora", "dora", "dora-fixed")
 RESOLUTION = 1e-9
 """Singular values below this share of the largest are rounding errors of the change, which is computed in float64."""
 
 
-def alpha_of(checkpoint: Checkpoint) -> float:
-    """LoRA's alpha as a number."""
-    alpha = checkpoint.spec.options["alpha"]
-    return 2.0 * checkpoint.rank if alpha == "2r" else float(str(alpha))
+def strength(checkpoint: Checkpoint) -> float:
+    """The alpha that gives this LoRA its strength where the scale is alpha / r: times sqrt(r) for rank-stabilised ones."""
+    alpha, options = alpha_of(checkpoint.spec, checkpoint.rank), checkpoint.spec.options
+    return alpha * math.sqrt(checkpoint.rank) if options["divisor"] == "sqrt_r" else alpha
 
 
 def to_diffusers(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -39,8 +40,9 @@ def to_diffusers(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, s
         BadInput: the method is neither LoRA nor DoRA.
     """
     _need_lora(checkpoint, "diffusers")
-    tensors = {f"unet.{key}": value for key, value in _renamed(checkpoint, LORA_NAMES).items()}
-    config = {f"unet.{key}": value for key, value in _lora_config(checkpoint).items()}
+    tensors = {f"unet.{key}": value for key, value in rename(checkpoint.state, LORA_NAMES).items()}
+    described = describe(checkpoint.spec, checkpoint.rank, checkpoint.shapes)
+    config = {f"unet.{key}": value for key, value in described.items()}
     return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(config, sort_keys=True)}
 
 
@@ -55,10 +57,10 @@ def to_kohya_layout(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str
     for path in checkpoint.shapes:
         parts, name = checkpoint.tensors(path), to_kohya(path)
         tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = parts["A"], parts["B"]
-        tensors[f"{name}.alpha"] = torch.tensor(alpha_of(checkpoint))
+        tensors[f"{name}.alpha"] = torch.tensor(strength(checkpoint))
         if "magnitude" in parts:
             tensors[f"{name}.dora_scale"] = parts["magnitude"][:, None]  # one for each output row
-    rank, alpha = str(checkpoint.rank), f"{alpha_of(checkpoint):g}"
+    rank, alpha = str(checkpoint.rank), f"{strength(checkpoint):g}"
     return tensors, {
         "format": "pt",
         "ss_network_module": "networks.lora",
@@ -73,28 +75,21 @@ def to_peft(
     """Tensors and ``adapter_config.json`` of an HF PEFT folder.
 
     Args:
-        checkpoint: LoRA, DoRA, or DeLoRA that starts from B = 0.
+        checkpoint: of any method that PEFT has.
         norms: DeLoRA's column norms of W0 by path, where the checkpoint does not hold them.
 
     Raises:
         BadInput: PEFT has no such method.
     """
-    if checkpoint.spec.name in LORAS:
-        tensors = {f"{PEFT_PREFIX}{key}": value for key, value in _renamed(checkpoint, LORA_NAMES).items()}
-        return tensors, _lora_config(checkpoint)
-    if checkpoint.spec.name != "delora" or checkpoint.spec.options["start"] != "zero_b":
-        raise BadInput(
-            f"HF PEFT has no {checkpoint.spec.label}; it has LoRA, DoRA and DeLoRA (start=zero_b): "
-            "export this one to merged or lora-svd"
-        )
-    tensors = {f"{PEFT_PREFIX}{key}": value for key, value in _renamed(checkpoint, DELORA_NAMES).items()}
+    if checkpoint.config:
+        return checkpoint.state, dict(checkpoint.config)
+    if reason := misses(checkpoint.spec, checkpoint.state):
+        raise BadInput(f"{reason}: export this {checkpoint.spec.label} to merged or lora-svd")
     stored = {**(norms or {}), **checkpoint.norms}
-    for path in checkpoint.shapes:
-        if path not in stored:
-            raise BadInput(f"{checkpoint.source} lacks the column norms of {path!r}: name the base model with --model")
-        tensors[f"{PEFT_PREFIX}{path}.delora_w_norm"] = stored[path]
-    config = {"peft_type": "DELORA", "module_dropout": 0.0, "init_weights": True}
-    return tensors, {**_shared_config(checkpoint), **config}
+    if checkpoint.spec.name == "delora" and (bare := next((p for p in checkpoint.shapes if p not in stored), None)):
+        raise BadInput(f"{checkpoint.source} lacks the column norms of {bare!r}: name the base model with --model")
+    tensors = to_peft_names(checkpoint.spec, checkpoint.state, stored, checkpoint.random_pair())
+    return tensors, describe(checkpoint.spec, checkpoint.rank, checkpoint.shapes)
 
 
 class Approximation(NamedTuple):
@@ -162,31 +157,8 @@ def _decompose(path: str, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _need_lora(checkpoint: Checkpoint, layout: str) -> None:
-    if checkpoint.spec.name not in LORAS:
+    spec = checkpoint.spec
+    if spec.name not in LORAS or spec.options.get("axis") == "columns":
         raise BadInput(
-            f"the {layout} layout has no {checkpoint.spec.label}; it has LoRA and DoRA: export this one to merged or lora-svd"
+            f"the {layout} layout has no {spec.label}; it has LoRA and DoRA: export this one to merged or lora-svd"
         )
-
-
-def _renamed(checkpoint: Checkpoint, names: Mapping[str, str]) -> dict[str, Tensor]:
-    tensors = {}
-    for key, tensor in checkpoint.state.items():
-        path, _, name = key.rpartition(".")
-        tensors[f"{path}.{names[name]}"] = tensor.reshape(-1) if tensor.ndim == 0 else tensor
-    return tensors
-
-
-def _shared_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    assert not any(path.startswith(TEXT_ENCODER) for path in checkpoint.shapes), "take of_unet() first"
-    return {
-        "task_type": None, "inference_mode": True, "bias": "none", "r": checkpoint.rank,
-        "target_modules": list(checkpoint.shapes),
-    }  # fmt: skip
-
-
-def _lora_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    alpha = alpha_of(checkpoint)
-    return _shared_config(checkpoint) | {
-        "peft_type": "LORA", "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "lora_dropout": 0.0,
-        "use_rslora": False, "use_dora": checkpoint.spec.name != "lora", "init_lora_weights": True,
-    }  # fmt: skip

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters import BadInput
+from adapters import BadInput, peft_layout
 from adapters.inject import Attached
 from adapters.peft_pack import PeftPack
+from adapters.vera import whole_pair
 
 CONFIG_FILE = "adapter_config.json"
 PEFT_FILE = "adapter_model.safetensors"
 OWN_FILE = "plateau_adapter.safetensors"
 MERGED_FILE = "merged.safetensors"
-
-PEFT_PREFIX = "base_model.model."
-LORA_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-DELORA_NAMES = {"A": "delora_A", "B": "delora_B", "lam": "delora_lambda"}
-OWN_NAMES = {theirs: own for names in (LORA_NAMES, DELORA_NAMES) for own, theirs in names.items()}
 
 
 def save(folder: Path | str, attached: Attached, replica: int, *, base_model: str) -> None:
@@ -66,7 +61,9 @@ def save(folder: Path | str, attached: Attached, replica: int, *, base_model: st
 
 
 def _write(folder: Path, attached: Attached, replica: int, base_model: str) -> None:
-    config, files = _peft(attached, replica) if has_peft_form(attached) else _merged(attached, replica)
+    attached.project()
+    with_peft = has_peft_form(attached, replica)
+    config, files = _peft(attached, replica) if with_peft else _merged(attached, replica)
     for name, tensors in files.items():
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / name, {"format": "pt"})
     text = json.dumps({"base_model_name_or_path": base_model, **config}, indent=2, sort_keys=True)
@@ -91,53 +88,32 @@ def load(folder: Path | str) -> dict[str, Tensor]:
                 tensors = load_file(folder / name)
             except (SafetensorError, OSError) as error:
                 raise BadInput(f"{folder / name} is damaged: {error}") from error
-            return tensors if name == OWN_FILE else _own_state(tensors, folder / name)
+            return tensors if name == OWN_FILE else peft_layout.to_own_state(tensors, folder / name)
     raise BadInput(f"{folder} holds no adapter: neither {OWN_FILE} nor {PEFT_FILE}")
 
 
-def has_peft_form(attached: Attached) -> bool:
+def has_peft_form(attached: Attached, replica: int = 0) -> bool:
     """Whether PEFT computes this very function: LoRA, DoRA by rows unless a row of W0 is zero (there PEFT's is NaN),
-    and DeLoRA that starts from B = 0, with either norm.
+    DeLoRA that starts from B = 0, OFT, COFT, HRA and VeRA; see :func:`adapters.peft_layout.misses`.
     """
-    name, options = attached.spec.name, attached.spec.options
-    if name in ("dora", "dora-fixed"):
+    if attached.spec.name in ("dora", "dora-fixed"):
         norms = [adapter.get_buffer("base_norms") for adapter in attached.adapters.values()]
-        return options["axis"] == "rows" and all(bool((norm > 0).all()) for norm in norms)
-    return name == "lora" or (name == "delora" and options["start"] == "zero_b")
+        if not all(bool((norm > 0).all()) for norm in norms):
+            return False
+    return peft_layout.misses(attached.spec, attached.state(replica)) is None
 
 
 def _peft(attached: Attached, replica: int) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     """Configuration and tensors in PEFT's names."""
-    first = next(iter(attached.adapters.values()))
-    config: dict[str, Any] = {
-        "task_type": None,
-        "inference_mode": True,
-        "bias": "none",
-        "r": first.rank,
-        "target_modules": list(attached.adapters),
-    }
-    tensors = {}
-    if attached.spec.name == "delora":
-        config |= {"peft_type": "DELORA", "module_dropout": 0.0, "init_weights": True}
-        for path, adapter in attached.adapters.items():
-            norms = adapter.get_buffer("column_norms").to(adapter.dtype)
-            tensors[f"{PEFT_PREFIX}{path}.delora_w_norm"] = norms.clone()
-        names = DELORA_NAMES
-    else:
-        alpha, init = attached.spec.options["alpha"], attached.spec.options["init"]
-        config |= {
-            "peft_type": "LORA",
-            "lora_alpha": 2 * first.rank if alpha == "2r" else alpha,
-            "lora_dropout": 0.0,
-            "use_rslora": attached.spec.options["divisor"] == "sqrt_r",
-            "use_dora": attached.spec.name != "lora",
-            "init_lora_weights": "gaussian" if init == "gaussian" else True,
-        }
-        names = LORA_NAMES
-    for key, tensor in attached.state(replica).items():
-        path, _, name = key.rpartition(".")
-        tensors[f"{PEFT_PREFIX}{path}.{names[name]}"] = tensor.reshape(-1) if tensor.ndim == 0 else tensor
-    return config, {PEFT_FILE: tensors}
+    adapters, spec = attached.adapters, attached.spec
+    norms, projections = {}, {}
+    if spec.name == "delora":
+        norms = {path: a.get_buffer("column_norms").to(a.dtype).clone() for path, a in adapters.items()}
+    if spec.name == "vera":
+        projections = whole_pair(adapters.values())
+    tensors = peft_layout.to_peft_names(spec, attached.state(replica), norms, projections)
+    rank = next(iter(adapters.values())).rank
+    return peft_layout.describe(spec, rank, adapters), {PEFT_FILE: tensors}
 
 
 def _merged(attached: Attached, replica: int) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
@@ -152,21 +128,6 @@ def _merged(attached: Attached, replica: int) -> tuple[dict[str, Any], dict[str,
     }
     merged = {f"{path}.weight": weight for path, weight in attached.merged(replica).items()}
     return config, {MERGED_FILE: merged, OWN_FILE: attached.state(replica)}
-
-
-def _own_state(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """PEFT's keys, with or without their prefix, as ``path.name``; what follows from W0 is left out."""
-    state = {}
-    for key, tensor in tensors.items():
-        theirs = next((name for name in (*OWN_NAMES, "delora_w_norm") if key.endswith(f".{name}")), None)
-        if theirs is None:
-            raise BadInput(f"{file}: tensor {key!r} belongs to none of LoRA, DoRA, DeLoRA")
-        if theirs == "delora_w_norm":
-            continue
-        path = key.removeprefix(PEFT_PREFIX).removesuffix(f".{theirs}")
-        own = OWN_NAMES[theirs]
-        state[f"{path}.{own}"] = tensor.reshape(()) if own == "lam" else tensor
-    return state
 
 
 def _put_in_place(aside: Path, folder: Path) -> None:

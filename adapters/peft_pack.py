@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from adapters import BadInput, MethodSpec
 from adapters.base import Adapter, Role
 from adapters.inject import Attached, Stack, _group_by_shape, _set_module
 from adapters.low_rank import LowRank
-from adapters.peft_tuner import load_peft, make_config, one_line
+from adapters.peft_tuner import load_peft, make_config, no_build_on_cpu, one_line
 
 PREFIX = "base_model.model."
 AGREEMENT = 1e-4
@@ -96,7 +95,7 @@ class PeftPack(Attached):
     """
 
     def __init__(self, unet: nn.Module, spec: MethodSpec, model: Any, kept: Untouched) -> None:
-        self.spec, self.num_replicas, self._unet, self._model, self._kept = spec, 1, unet, model, kept
+        self.spec, self.num_replicas, self._unet, self.model, self._kept = spec, 1, unet, model, kept
         layers = {path: unet.get_submodule(path) for path in kept.targets}
         for path, layer in layers.items():
             if layer is kept.targets[path] or not hasattr(layer, "merge"):
@@ -147,10 +146,10 @@ class PeftPack(Attached):
 
     def write(self, folder: Path, base_model: str) -> None:
         """PEFT's own folder: ``adapter_config.json`` and ``adapter_model.safetensors``; never a pickle."""
-        self._model.peft_config["default"].base_model_name_or_path = base_model
+        self.model.peft_config["default"].base_model_name_or_path = base_model
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+            self.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card
 
 
@@ -198,8 +197,22 @@ class Untouched:
             parameter.requires_grad_(self._required_grad[name])
 
 
-def attach_peft(unet: nn.Module, spec: MethodSpec, seeds: Sequence[int], targets: Mapping[str, nn.Linear]) -> PeftPack:
+def attach_peft(
+    unet: nn.Module,
+    spec: MethodSpec,
+    seeds: Sequence[int],
+    targets: Mapping[str, nn.Linear],
+    *,
+    config: Any = None,
+) -> PeftPack:
     """Let PEFT adapt the targets, start from the seed, and check that forward and merge agree.
+
+    Args:
+        unet: The model; changed in place.
+        spec: Method and options.
+        seeds: One.
+        targets: Layers by path.
+        config: PEFT's configuration; None makes it from the options.
 
     Raises:
         BadInput: More than one seed; or PEFT's type does not fit a target, trains nothing, draws random numbers at
@@ -207,7 +220,7 @@ def attach_peft(unet: nn.Module, spec: MethodSpec, seeds: Sequence[int], targets
     """
     if len(seeds) != 1:
         raise BadInput(f"method {spec.name!r} runs one replica at a time (unpacked), given: {len(seeds)} seeds")
-    config, kept = make_config(spec, list(targets)), Untouched(unet, targets)
+    config, kept = config or make_config(spec, list(targets)), Untouched(unet, targets)
     try:
         with torch.random.fork_rng(), warnings.catch_warnings(), no_build_on_cpu(targets):
             warnings.simplefilter("ignore")
@@ -221,23 +234,6 @@ def attach_peft(unet: nn.Module, spec: MethodSpec, seeds: Sequence[int], targets
             raise
         raise BadInput(f"PEFT's {spec.name.removeprefix('peft:')} does not fit this model: {one_line(error)}") from None
     return pack
-
-
-@contextlib.contextmanager
-def no_build_on_cpu(targets: Mapping[str, nn.Linear]) -> Iterator[None]:
-    """Keep PEFT's BOFT from compiling its CUDA kernel where there is no GPU.
-
-    It tries in every process, in vain, and processes that try at once wait for each other's lock, for minutes or for ever.
-    Without the kernel it computes the same with torch's own operations.
-    """
-    boft: Any = importlib.import_module("peft.tuners.boft.layer")
-    build = boft.get_fbd_cuda
-    if not any(base.weight.is_cuda for base in targets.values()):
-        boft.get_fbd_cuda = lambda: None
-    try:
-        yield
-    finally:
-        boft.get_fbd_cuda = build
 
 
 @torch.no_grad()

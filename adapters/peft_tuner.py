@@ -7,13 +7,14 @@ of the installation (``pip install '.[peft]'``) and is loaded only when a method
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -49,7 +50,7 @@ def list_types() -> dict[str, type]:
     return {
         kind.value.lower(): config
         for kind, config in sorted(mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items(), key=lambda item: item[0].value)
-        if not issubclass(config, peft.PromptLearningConfig) and "target_modules" in _fields(config)
+        if not issubclass(config, peft.PromptLearningConfig) and "target_modules" in fields_of(config)
     }
 
 
@@ -62,7 +63,7 @@ def parser(name: str) -> Callable[[str, str], Any]:
     config = _config_class(name)
 
     def parse_option(key: str, text: str) -> Any:
-        known = _fields(config)
+        known = fields_of(config)
         if key in OURS or key not in known:
             near = difflib.get_close_matches(key, set(known) - set(OURS), n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -84,7 +85,7 @@ def checked(name: str, options: Mapping[str, Any]) -> MethodSpec:
     Raises:
         BadInput: PEFT refuses the options' combination.
     """
-    defaults = {f.name: f.default for f in _fields(_config_class(name)).values()}
+    defaults = {f.name: f.default for f in fields_of(_config_class(name)).values()}
     kept = {key: value for key, value in options.items() if defaults[key] != value or type(defaults[key]) is bool}
     kept = {key: value for key, value in kept.items() if value is not defaults[key]}
     spec = MethodSpec(name, MappingProxyType(dict(sorted(kept.items()))))
@@ -100,7 +101,7 @@ def make_config(spec: MethodSpec, targets: Sequence[str]) -> Any:
     """
     config = _config_class(spec.name)
     values = {"target_modules": list(targets), **spec.options}
-    if "feedforward_modules" in _fields(config):  # (IA)^3 wants to be told that there are none
+    if "feedforward_modules" in fields_of(config):  # (IA)^3 wants to be told that there are none
         values.setdefault("feedforward_modules", [])
     try:
         with warnings.catch_warnings():
@@ -116,6 +117,23 @@ def one_line(error: Exception) -> str:
     return text if " " in text else f"{type(error).__name__} {text}".strip()
 
 
+@contextlib.contextmanager
+def no_build_on_cpu(targets: Mapping[str, Any]) -> Iterator[None]:
+    """Keep PEFT's BOFT from compiling its CUDA kernel where there is no GPU.
+
+    It tries in every process, in vain, and processes that try at once wait for each other's lock, for minutes or for ever.
+    Without the kernel it computes the same with torch's own operations.
+    """
+    boft: Any = importlib.import_module("peft.tuners.boft.layer")
+    build = boft.get_fbd_cuda
+    if not any(base.weight.is_cuda for base in targets.values()):
+        boft.get_fbd_cuda = lambda: None
+    try:
+        yield
+    finally:
+        boft.get_fbd_cuda = build
+
+
 def _config_class(name: str) -> Any:
     types_ = list_types()
     kind = name.removeprefix(PEFT)
@@ -128,7 +146,8 @@ def _config_class(name: str) -> Any:
     raise BadInput(f"PEFT type {kind!r} {what}{hint} (types: {', '.join(types_)})")
 
 
-def _fields(config: Any) -> dict[str, dataclasses.Field]:
+def fields_of(config: Any) -> dict[str, dataclasses.Field]:
+    """The keys that a configuration class takes."""
     return {field.name: field for field in dataclasses.fields(config) if field.init}
 
 

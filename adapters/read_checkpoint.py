@@ -19,6 +19,7 @@ from adapters import BadInput, parse_method
 from adapters.checkpoint import Checkpoint
 from adapters.layer_names import TEXT_ENCODER, describe_sd15, name_clip_number, name_numbers, split_key
 from adapters.peft_format import CONFIG_FILE, MERGED_FILE, OWN_FILE, PEFT_FILE
+from adapters.read_peft import read_peft
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 Layers = dict[str, dict[str, Tensor]]
@@ -41,6 +42,8 @@ def read_checkpoint(path: Path | str, layers: Iterable[str] | None = None) -> Ch
     config = _read_config(beside) if beside.is_file() else {}
     if file.name == OWN_FILE:
         return _own(file, tensors, config)
+    if str(config.get("peft_type", "LORA")).upper() not in ("LORA", "DELORA"):
+        return read_peft(file, tensors, config)
     given, notes = _sort(file, tensors, metadata)
     if any(":" in name for name in given):
         given, form = _named(file, given, layers), "cloneofsimo/lora (numbered layers)"
@@ -209,6 +212,7 @@ def _lora(file: Path, form: str, layers: Layers, notes: tuple[str, ...]) -> Chec
         alpha = float(rank)
     method = "dora" if any("magnitude" in layer for layer in layers.values()) else "lora"
     state: dict[str, Tensor] = {}
+    axes: set[str] = set()
     for path, layer in layers.items():
         a, b = layer["A"].flatten(1), layer["B"].flatten(1)
         if not uniform:
@@ -219,12 +223,22 @@ def _lora(file: Path, form: str, layers: Layers, notes: tuple[str, ...]) -> Chec
             )
         state |= {f"{path}.A": a, f"{path}.B": b}
         if method == "dora":
-            if "magnitude" not in layer or layer["magnitude"].numel() != len(b):
-                raise BadInput(f"{file}: DoRA's magnitudes of {path!r} are missing, or not one for each output row")
+            if "magnitude" not in layer or layer["magnitude"].numel() not in (len(b), a.shape[1]):
+                raise BadInput(f"{file}: DoRA's magnitudes of {path!r} are missing, or not one for each row or column")
+            axes.add(_axis(layer["magnitude"], len(b)))
             state[f"{path}.magnitude"] = layer["magnitude"].flatten()
-    spec = parse_method(f"{method}:alpha={'2r' if alpha == 2 * rank else repr(alpha)}")
+    if len(axes) > 1:
+        raise BadInput(f"{file}: DoRA's magnitudes belong to rows of some matrices and to columns of others")
+    axis = "".join(f",axis={name}" for name in axes)
+    spec = parse_method(f"{method}:alpha={'2r' if alpha == 2 * rank else repr(alpha)}{axis}")
     shapes = {path: _shape(layer) for path, layer in layers.items()}
     return Checkpoint(file, form, spec, rank, state, shapes, ranks, {}, notes)
+
+
+def _axis(magnitude: Tensor, num_out: int) -> str:
+    """Rows, unless LyCORIS' shape ``[1, in]`` (``wd_on_output`` off) or the number of values says columns."""
+    single_row = magnitude.ndim > 1 and magnitude.shape[0] == 1 and num_out > 1
+    return "columns" if single_row or magnitude.numel() != num_out else "rows"
 
 
 def _set_alphas(file: Path, layers: Layers, config: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ the DoRA paper's text, "the directional update by VeRA", with everything else as
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adapters.base import Role
+from adapters.base import Adapter, Role
 from adapters.dora import Dora
 from adapters.lora import Lora
 
@@ -39,6 +39,24 @@ def draw_projections(rank: int, num_out: int, num_in: int) -> tuple[Float[Tensor
         return torch.empty(shape).uniform_(-limit, limit, generator=generator)
 
     return uniform(rank, num_in), uniform(num_out, rank)
+
+
+def whole_pair(adapters: Iterable[Adapter]) -> dict[str, Tensor]:
+    """The random pair that these adapters were cut from, as far as any of them reaches: A ``[r, in]`` and B ``[out, r]``."""
+    pairs = [(adapter.get_buffer("A"), adapter.get_buffer("B")) for adapter in adapters]
+    return {
+        "A": max((a for a, _ in pairs), key=lambda a: a.shape[1]).clone(),
+        "B": max((b for _, b in pairs), key=len).clone(),
+    }
+
+
+def share_pair(adapters: Iterable[Adapter], pair: Mapping[str, Tensor]) -> None:
+    """Put another random pair, large enough for each, into the adapters' buffers."""
+    for adapter in adapters:
+        num_out, num_in = adapter.shape
+        like = adapter.get_buffer("A")
+        adapter.register_buffer("A", pair["A"][:, :num_in].to(like))
+        adapter.register_buffer("B", pair["B"][:num_out].to(like))
 
 
 class RandomPair(Lora):

@@ -33,6 +33,7 @@ SETTINGS = {
     "num_images": "{} pictures",
     "num_inference_steps": "{} sampler steps",
     "guidance_scale": "guidance {}",
+    "init_adapter": "from adapter {}",
     "base_lr": "base rate {}",
     "base_lr_lambda": "lambda's base rate {}",
     "base_lr_magnitude": "m's base rate {}",

@@ -15,7 +15,7 @@ from slurm.calibrate import Calibration, calibrate
 from slurm.job import Setting, read_spec
 from sweeps.grid import Planned, Scene, base_cells
 from sweeps.options import Options, Stopped
-from sweeps.plan import Plan, check_ended, is_packable, keep_method_files, open_sweep
+from sweeps.plan import Plan, check_ended, is_packable, keep_method_files, keep_start, open_sweep
 from sweeps.progress import ProgressDisplay, duration
 from training.cell import BASE, Cell
 from training.store import ENDED, RunFolder
@@ -64,6 +64,8 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
         assert measured is not None
         keep_method_files(folder, [p.cell.method for p in missing])
         plan.add(missing, setting, measured.pack_size, workers)
+    if not options.dry_run:
+        keep_start(folder, scene)
     packs = _todo(plan, wanted)
     todo = [p for p in cells if not _ended(folder, plan, p)]
     estimate = measured.predict([p.cell for p in todo], workers) if measured else 0.0

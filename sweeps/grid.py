@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import BadInput, MethodSpec, get_class
+from adapters.checkpoint import Checkpoint, check_fit
 from adapters.inject import try_on
+from adapters.starting_point import agree, content_hash
 from slurm.job import Setting
 from sweeps.options import Options
 from sweeps.rates import Rates, base_rates
 from training.cell import Cell
+from training.open_adapter import open_adapter
 from training.tasks import pipeline as pipelines
 from training.tasks import scorers as scoring
 from training.tasks import subjects as subject_folders
@@ -36,12 +39,14 @@ class Scene:
         shared: fields of every cell.
         subjects: the subjects, checked, in order.
         model_name: as the user called it.
+        start: the adapter that every cell starts from; None for the method's own start.
     """
 
     setting: Setting
     shared: dict
     subjects: list[subject_folders.Subject]
     model_name: str
+    start: Checkpoint | None = None
 
     @property
     def model_hash(self) -> str:
@@ -91,7 +96,28 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
     ):  # fmt: skip
         shared[name] = getattr(options, name)
     shared["num_class_images"] = options.num_class_images if options.prior_loss_weight > 0 else 0
-    return Scene(setting, shared, subjects, options.model)
+    start = open_start(options, model) if options.init_adapter else None
+    if start is not None:
+        shared["init_adapter"] = content_hash(start)
+    return Scene(setting, shared, subjects, options.model, start)
+
+
+def open_start(options: Options, model: Path) -> Checkpoint:
+    """The adapter that `--init-adapter` names, as one of the method asked for; the text encoder's part is left out.
+
+    Raises:
+        BadInput: it is no adapter, of another method or rank than the flags', or of another model; the first matrix that
+            does not fit is named.
+    """
+    assert options.init_adapter is not None
+    opened = open_adapter(options.init_adapter, str(model))
+    part = opened.checkpoint.of_unet()
+    if len(part.shapes) < len(opened.checkpoint.shapes):
+        print(f"the text encoder's part of {options.init_adapter} is left out", file=sys.stderr)
+    base = opened.need_base("--init-adapter")
+    for path in part.shapes:
+        check_fit(part, path, base.read(path, part.source))
+    return [agree(part, spec, options.rank) for spec in options.specs()][0]
 
 
 def choose_device(device: str) -> str:
@@ -187,7 +213,7 @@ def expand(options: Options, scene: Scene, specs: Iterable[MethodSpec] | None = 
             print(describe_borrowed(spec, rates, scene.model_name), file=sys.stderr)
         for subject in scene.subjects:
             for seed in options.seeds:
-                for multiplier in dict.fromkeys(options.multipliers):
+                for multiplier in dict.fromkeys(options.multipliers if options.steps else (1.0,)):
                     labels = {"multiplier": multiplier, "scale": options.scale, "base_lr": rates.lr}
                     planned.append(
                         plan_cell(scene, spec, subject, seed, labels, **scaled(rates, multiplier, options.scale))

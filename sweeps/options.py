@@ -42,8 +42,10 @@ class Options:
     """Which rates the multiplier scales."""
     rank: int = 8
     """Rank of the low-rank factors."""
+    init_adapter: Path | None = None
+    """Start from this adapter (a run folder, or a file or folder of another program) and not from the method's own start."""
     steps: int = 500
-    """Optimiser steps."""
+    """Optimiser steps; 0, with --init-adapter, only scores it."""
     eval_steps: tuple[int, ...] = ()
     """Steps after which pictures are made and scored, besides the last."""
     train_batch_size: int = 1
@@ -127,7 +129,9 @@ class Options:
         Raises:
             BadInput: naming the flag, its value, and what is allowed.
         """
-        for flag in ("rank", "steps", "train_batch_size", "gradient_accumulation_steps", "num_prompts", "num_images",
+        if self.init_adapter is None or self.steps != 0:
+            _need(self.steps >= 1, "steps", self.steps, "a whole number from 1 on, or 0 with --init-adapter")
+        for flag in ("rank", "train_batch_size", "gradient_accumulation_steps", "num_prompts", "num_images",
                      "gauge_every", "norms_every"):  # fmt: skip
             _need(getattr(self, flag) >= 1, flag, getattr(self, flag), "a whole number from 1 on")
         for flag in ("base_lr", "lr_lambda", "lr_magnitude", "boundary", "resolution", "num_inference_steps"):

@@ -11,10 +11,11 @@ from filelock import FileLock
 
 from adapters import BadInput, get_class
 from adapters.own_method import source
+from adapters.starting_point import to_bytes
 from slurm.job import Setting, spec_id
 from sweeps.grid import Planned, Scene
 from training.cell import BASE, Cell, by_pack_key
-from training.store import RunFolder, StoreError, method_file, read_json, store_error, write_json, writing
+from training.store import RunFolder, StoreError, method_file, read_json, start_file, store_error, write_json, writing
 
 SCHEMA = 1
 BASE_PACK = 8  # subjects of the untouched base that are scored together
@@ -94,6 +95,14 @@ def keep_method_files(folder: Path, methods: Iterable[str]) -> None:
         if "@" in method and not (path := method_file(folder, method)).exists():
             with writing(path) as aside:
                 aside.write_bytes(source(method).read_bytes())
+
+
+def keep_start(folder: Path, scene: Scene) -> None:
+    """Write the adapter that a scene's cells start from into a sweep's folder: workers and resumes use the copy."""
+    if scene.start is None or (path := start_file(folder, scene.shared["init_adapter"])).exists():
+        return
+    with writing(path) as aside:
+        aside.write_bytes(to_bytes(scene.start))
 
 
 def even_chunks(cells: Sequence[Cell], size: int, workers: int) -> list[Sequence[Cell]]:

@@ -10,7 +10,8 @@ import peft
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 from peft import DeloraConfig, LoraConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
@@ -18,12 +19,14 @@ from safetensors.torch import load_file, save_file
 
 from adapters.checkpoint import attach_checkpoint, build_adapter
 from adapters.inject import ATTENTION_PROJECTIONS
+from adapters.layer_names import to_kohya
 from adapters.read_checkpoint import read_checkpoint
+from adapters.starting_point import agree
 from tests.make_adapters import relative_error
 from tests.make_checkpoints import RANK, literal_distances, load_unet, make_batch, make_moved, make_run, predict
 from training.export import main
 
-LORAS = ["lora", "lora:alpha=3.5,init=gaussian", "dora", "dora-fixed"]
+LORAS = ["lora", "lora:alpha=3.5,init=gaussian", "lora:divisor=sqrt_r", "dora", "dora-fixed"]
 OTHERS = ["delora", "delora:start=live", "delora:start=zero_b", "etherplus", "etherplus:sides=one"]
 TARGETS = rf".*({'|'.join(ATTENTION_PROJECTIONS)})"
 
@@ -65,15 +68,16 @@ def test_diffusers_opens_its_layout(variant: str, pipeline: Path, tmp_path: Path
     assert relative_error(predict(open_pipeline(pipeline, file).unet), predict(unet)) < 1e-5
 
 
-def test_diffusers_opens_kohyas_layout(pipeline: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", [variant for variant in LORAS if not variant.startswith("dora")])
+def test_diffusers_opens_kohyas_layout(variant: str, pipeline: Path, tmp_path: Path) -> None:
     unet = load_unet(pipeline)
-    run = make_run(tmp_path, make_moved(unet, "lora"), pipeline)
+    run = make_run(tmp_path, make_moved(unet, variant), pipeline)
     file = export(run.path, "kohya", tmp_path / "out.safetensors")
     assert relative_error(predict(open_pipeline(pipeline, file).unet), predict(unet)) < 1e-5
 
 
 def test_kohyas_dora_is_its_formula(pipeline: Path, tmp_path: Path) -> None:
-    """diffusers drops `dora_scale`, so the layout is held to LyCORIS' formula: scale V / ||V||, one norm an output row."""
+    """LyCORIS' scale V / ||V||, one norm an output row."""
     attached = make_moved(load_unet(pipeline), "dora")
     run = make_run(tmp_path, attached, pipeline)
     tensors = load_file(export(run.path, "kohya", tmp_path / "out.safetensors"))
@@ -83,6 +87,40 @@ def test_kohyas_dora_is_its_formula(pipeline: Path, tmp_path: Path) -> None:
         v = adapter.base.weight + float(tensors[f"{name}.alpha"]) / len(down) * up @ down
         merged = tensors[f"{name}.dora_scale"] * v / v.norm(dim=1, keepdim=True)
         assert relative_error(merged, attached.merged(0)[path]) < 1e-6
+
+
+def test_diffusers_conversion_of_kohyas_dora_opens_in_peft(pipeline: Path, tmp_path: Path) -> None:
+    """`load_lora_weights` drops `dora_scale`, so its conversion is called by itself, and PEFT computes with the outcome."""
+    unet = load_unet(pipeline)
+    run = make_run(tmp_path, make_moved(unet, "dora"), pipeline)
+    tensors = load_file(export(run.path, "kohya", tmp_path / "out.safetensors"))
+    config = LoraConfig(r=RANK, lora_alpha=float(tensors[next(k for k in tensors if k.endswith(".alpha"))]), use_dora=True,
+                        target_modules=TARGETS)  # fmt: skip
+    converted, _ = _convert_non_diffusers_lora_to_diffusers(tensors)
+    state = convert_unet_state_dict_to_peft({key.removeprefix("unet."): value for key, value in converted.items()})
+    state = {key.removesuffix(".weight") if "magnitude" in key else key: t.squeeze(1) if "magnitude" in key else t
+             for key, t in state.items()}  # fmt: skip
+    model = peft.get_peft_model(load_unet(pipeline), config)
+    outcome = peft.set_peft_model_state_dict(model, {f"base_model.model.{key}": t for key, t in state.items()})
+    assert not outcome.unexpected_keys
+    assert not [key for key in outcome.missing_keys if "lora_" in key]
+    assert relative_error(predict(model), predict(unet)) < 1e-5
+
+
+def test_kohyas_dora_by_columns_opens_here(pipeline: Path, tmp_path: Path) -> None:
+    attached = make_moved(load_unet(pipeline), "dora:axis=columns")
+    tensors = {}
+    for key, tensor in attached.state(0).items():
+        path, _, name = key.rpartition(".")
+        theirs = {"A": "lora_down.weight", "B": "lora_up.weight", "magnitude": "dora_scale"}[name]
+        tensors[f"{to_kohya(path)}.{theirs}"] = tensor[None] if name == "magnitude" else tensor
+        tensors[f"{to_kohya(path)}.alpha"] = torch.tensor(2.0 * RANK)
+    save_file(tensors, tmp_path / "lycoris.safetensors")
+    checkpoint = read_checkpoint(tmp_path / "lycoris.safetensors")
+    assert checkpoint.spec.options["axis"] == "columns"
+    opened = attach_checkpoint(load_unet(pipeline), checkpoint)
+    for path, distance in literal_distances(attached).items():
+        assert float(opened.adapters[path].distance()[0]) == pytest.approx(distance, rel=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
@@ -209,7 +247,7 @@ def test_every_layout_comes_back_to_the_bit(to: str, variant: str, pipeline: Pat
     state = attached.state(0)
     assert back.state.keys() == state.keys()
     assert all(torch.equal(back.state[key], state[key]) for key in state)
-    assert back.spec.options["alpha"] == attached.spec.options["alpha"]
+    assert agree(back, attached.spec, RANK).spec == attached.spec, "the strength is another"
 
 
 def test_released_delora_checkpoint_opens_here(pipeline: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from adapters import parse_method
 from adapters.layer_names import describe_sd15, name_numbers, split_key, to_kohya
 from figures.checkpoint_norms import draw
 from tests.make_checkpoints import literal_distances, load_unet, make_moved, make_numbered, make_run
@@ -69,6 +70,18 @@ def test_factors_alone_suffice(variant: str, pipeline: Path, tmp_path: Path, sho
     _, rows = shown(make_run(tmp_path, attached, pipeline).adapter)
     assert by_matrix(rows) == pytest.approx(literal_distances(attached), rel=1e-4)
     assert rows["base_norm"].isna().all()
+
+
+def test_table_and_picture_lie_in_the_current_folder(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "downloads", make_moved(load_unet(pipeline), "lora"), pipeline)
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["--inspect", str(run.path)]) == 0
+    made = {path for path in tmp_path.rglob("*") if path.is_file()} - set(before)
+    assert made == {tmp_path / "here" / f"{run.run_id}-norms{suffix}" for suffix in (".csv", ".png")}
 
 
 def test_doras_distance_asks_for_the_model(pipeline: Path, tmp_path: Path, shown: Shown) -> None:
@@ -235,14 +248,24 @@ def test_a_run_without_an_adapter(pipeline: Path, tmp_path: Path, refused: Calla
 
 @pytest.mark.parametrize(
     ("variant", "to"),
-    [("delora", "peft"), ("delora", "kohya"), ("delora:start=zero_b", "diffusers"), ("etherplus", "peft")],
+    [
+        ("delora", "peft"),
+        ("delora", "kohya"),
+        ("delora:start=zero_b", "diffusers"),
+        ("etherplus", "peft"),
+        ("dora:axis=columns", "peft"),
+        ("dora:axis=columns", "kohya"),
+        ("dora:axis=columns", "diffusers"),
+        ("naive", "peft"),
+        ("oft", "kohya"),
+    ],
 )
 def test_a_format_that_the_method_does_not_have(
     variant: str, to: str, pipeline: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     run = make_run(tmp_path, make_moved(load_unet(pipeline), variant), pipeline)
     line = refused(run.path, "--to", to, "--out", tmp_path / "out")
-    assert "DeLoRA" in line or "ETHER+" in line
+    assert parse_method(variant).label.split(" (")[0] in line
     assert "lora-svd" in line
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""LoRA, DoRA and DeLoRA (start ``zero_b``) against HF PEFT on a U-Net, and the folders that PEFT and we both read."""
+"""Native methods against HF PEFT on a U-Net, forward, gradients and steps, and the folders that PEFT and we both read."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import peft
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from peft import DeloraConfig, HRAConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig
+from peft import DeloraConfig, HRAConfig, LoraConfig, OFTConfig, PeftConfig, PeftModel, VeraConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapters import BadInput, parse_method, peft_format
+from adapters import BadInput, parse_method, peft_format, peft_layout
 from adapters.inject import ATTENTION_PROJECTIONS, Attached, attach
 from tests.make_adapters import relative_error
 
@@ -28,6 +28,8 @@ CONFIGS: dict[str, PeftConfig] = {
     "lora:divisor=sqrt_r": LoraConfig(r=RANK, lora_alpha=2 * RANK, use_rslora=True, target_modules=TARGETS),
     "vera": VeraConfig(r=RANK, target_modules=TARGETS),
     "hra": HRAConfig(r=RANK, target_modules=TARGETS),
+    "oft": OFTConfig(r=4, oft_block_size=0, use_cayley_neumann=False, target_modules=TARGETS),
+    "oft:blocks=2,cayley=series": OFTConfig(r=2, oft_block_size=0, target_modules=TARGETS),
 }
 BASE_RATES = {
     "lora": 6e-4,
@@ -36,20 +38,19 @@ BASE_RATES = {
     "lora:divisor=sqrt_r": 6e-4,
     "vera": 2e-2,
     "hra": 6e-3,
+    "oft": 6e-3,
+    "oft:blocks=2,cayley=series": 6e-3,
 }
 """The first three from Figure 2 of the DeLoRA paper."""
-NAMES = {
-    "lora": peft_format.LORA_NAMES, "dora": peft_format.LORA_NAMES, "delora": peft_format.DELORA_NAMES,
-    "vera": {"d": "vera_lambda_d", "b": "vera_lambda_b"}, "hra": {"U": "hra_u"},
-}  # fmt: skip
 SAVED_AS_PEFT = [
     "lora", "lora:alpha=3.5,init=gaussian", "lora:divisor=sqrt_r,alpha=3,lr_ratio=16", "dora",
     "dora:alpha=6,norm_grad=full", "dora:divisor=sqrt_r", "dora-fixed", "delora:start=zero_b",
-    "delora:start=zero_b,norm=scalar",
+    "delora:start=zero_b,norm=scalar", "oft", "oft:blocks=2,cayley=series", "coft:radius=peft,eps=0.5", "coft:eps=0.01",
+    "hra", "vera",
 ]  # fmt: skip
 SAVED_MERGED = [
     "delora", "delora:start=live,norm=scalar", "etherplus", "etherplus:sides=one,blocks=2",
-    "dora:axis=columns", "vera", "dvora:axis=columns", "hra", "full",
+    "dora:axis=columns", "dvora:axis=columns", "naive", "full",
 ]  # fmt: skip
 
 every_method = pytest.mark.parametrize("variant", CONFIGS)
@@ -95,18 +96,20 @@ def make_peft(variant: str, attached: Attached, dtype: torch.dtype) -> PeftModel
     model = peft.get_peft_model(make_unet(dtype), CONFIGS[variant])
     if dtype == torch.float64:
         model.double()
-    names, state = NAMES[attached.spec.name], {}
+    names, state = peft_layout.NAMES[attached.spec.name], {}
     for key, tensor in attached.state(0).items():
         path, _, name = key.rpartition(".")
-        state[f"{peft_format.PEFT_PREFIX}{path}.{names[name]}"] = tensor.reshape(-1) if tensor.ndim == 0 else tensor
+        state[f"{peft_layout.PREFIX}{path}.{names[name]}"] = tensor.reshape(-1) if tensor.ndim == 0 else tensor
     if variant.startswith("delora"):
         norms = {path: adapter.base.weight.norm(dim=0) for path, adapter in attached.adapters.items()}
-        state |= {f"{peft_format.PEFT_PREFIX}{path}.delora_w_norm": norm for path, norm in norms.items()}
+        state |= {f"{peft_layout.PREFIX}{path}.delora_w_norm": norm for path, norm in norms.items()}
     if variant == "vera":  # theirs, from their generator: ours must be the same
         state |= {f"base_model.vera_{name}": getattr(model.base_model, f"vera_{name}")["default"] for name in "AB"}
     outcome: Any = peft.set_peft_model_state_dict(model, state)
     assert not outcome.unexpected_keys
-    assert not [key for key in outcome.missing_keys if "lora" in key or "vera_lambda" in key]
+    assert not [
+        key for key in outcome.missing_keys if any(mark in key for mark in ("lora", "vera_lambda", "oft_R", "hra_u"))
+    ]
     return model
 
 
@@ -116,7 +119,7 @@ def peft_parameters(model: PeftModel, attached: Attached) -> list[tuple[Tensor, 
     pairs: list[tuple[Tensor, Tensor]] = []
     for path, adapter in attached.adapters.items():
         for name in adapter.ROLES:
-            known = NAMES[attached.spec.name][name].removesuffix(".weight")
+            known = peft_layout.NAMES[attached.spec.name][name].removesuffix(".weight")
             (key,) = [key for key in theirs if path in key and known in key]
             pairs.append((adapter.get_parameter(name), theirs.pop(key)))
     assert not theirs, "both train the same tensors"
@@ -233,7 +236,7 @@ def test_loaded_state_is_the_saved_one(variant: str, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, other.state(2)[key]) for key, tensor in attached.state(1).items())
 
 
-@pytest.mark.parametrize("variant", [v for v in CONFIGS if not v.startswith(("vera", "hra"))])
+@every_method
 def test_folder_that_peft_saved_loads_here(variant: str, tmp_path: Path) -> None:
     _, attached = make_attached(variant, moved=0.1)
     make_peft(variant, attached, torch.float32).save_pretrained(str(tmp_path))
@@ -300,5 +303,5 @@ def test_loading_another_method_of_peft_names_the_tensor(tmp_path: Path) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peft.get_peft_model(make_unet(), config).save_pretrained(str(tmp_path))
-    with pytest.raises(BadInput, match=r"tensor '.*ia3_l' belongs to none of LoRA, DoRA, DeLoRA"):
+    with pytest.raises(BadInput, match=r"tensor '.*ia3_l' belongs to none of LoRA, DoRA, DeLoRA, OFT, HRA, VeRA"):
         peft_format.load(tmp_path)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from adapters import BadInput, get_class, parse_method, peft_format
 from adapters.check import make_inputs
 from adapters.inject import attach, find_targets
-from adapters.peft_pack import PeftPack, merge_to_copy, no_build_on_cpu
-from adapters.peft_tuner import list_types
+from adapters.peft_pack import PeftPack, merge_to_copy
+from adapters.peft_tuner import list_types, no_build_on_cpu
 from adapters.toy import Model, make_model
 from analysis.series import method_label
 from slurm.calibrate import START_S, Calibration

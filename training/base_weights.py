@@ -28,18 +28,19 @@ class BaseWeights:
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every weight by path, from the headers alone."""
-        return {path: shape for path, (_, shape) in self._index.items()}
+        return {
+            key.removesuffix(".weight"): shape for key, (_, shape) in self._index.items() if key.endswith(".weight")
+        }
 
     @functools.cached_property
     def _index(self) -> dict[str, tuple[Path, tuple[int, ...]]]:
+        """File and shape of every tensor."""
         index = {}
         for part, prefix in (("unet", ""), ("text_encoder", TEXT_ENCODER)):
             for file in sorted((self.folder / part).glob("*.safetensors")):
                 with safe_open(file, framework="pt") as handle:
                     for key in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
-                        if key.endswith(".weight"):
-                            shape = tuple(handle.get_slice(key).get_shape())
-                            index[prefix + key.removesuffix(".weight")] = (file, shape)
+                        index[prefix + key] = (file, tuple(handle.get_slice(key).get_shape()))
         return index
 
     @property
@@ -57,11 +58,18 @@ class BaseWeights:
         Raises:
             BadInput: the model has no such matrix: the checkpoint is of another model.
         """
-        if path not in self._index:
+        if path not in self.shapes:
             raise BadInput(f"{source} is of another model: {self.folder} has no matrix {path!r}")
-        with safe_open(self._index[path][0], framework="pt") as handle:
-            weight = handle.get_tensor(f"{path.removeprefix(TEXT_ENCODER)}.weight")
-        return weight if weight.dtype == torch.float64 else weight.float()
+        return self._read(f"{path}.weight")
+
+    def read_bias(self, path: str) -> Tensor | None:
+        """The bias that belongs to a weight, in single precision or better; None if there is none."""
+        return self._read(f"{path}.bias") if f"{path}.bias" in self._index else None
+
+    def _read(self, key: str) -> Tensor:
+        with safe_open(self._index[key][0], framework="pt") as handle:
+            tensor = handle.get_tensor(key.removeprefix(TEXT_ENCODER))
+        return tensor if tensor.dtype == torch.float64 else tensor.float()
 
     def unet_tensors(self) -> dict[str, Tensor]:
         """Every tensor of the U-Net, as it is stored."""

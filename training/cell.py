@@ -48,6 +48,8 @@ class Cell:
         gauge_every: steps between two rows of the dynamics.
         norms_every: steps between two snapshots of the weight norms.
         model_hash, subject_hash, scorer_hash: contents of the model, pictures and prompts, and scorers.
+        init_adapter: content of the adapter that the run starts from; empty for the method's own start. Empty, it stands
+            in no file and in no hash: runs made before it existed keep their names.
     """
 
     method: str
@@ -81,9 +83,10 @@ class Cell:
     model_hash: str = ""
     subject_hash: str = ""
     scorer_hash: str = ""
+    init_adapter: str = ""
 
     def identity(self) -> str:
-        """SHA-256 over every field, in hexadecimal: the same cell asked for twice runs once."""
+        """SHA-256 over every field of `to_dict`, in hexadecimal: the same cell asked for twice runs once."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def run_id(self, label: str) -> str:
@@ -97,7 +100,8 @@ class Cell:
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
-        return dataclasses.asdict(self) | {"eval_steps": list(self.eval_steps)}
+        fields = dataclasses.asdict(self) | {"eval_steps": list(self.eval_steps)}
+        return fields if self.init_adapter else {name: fields[name] for name in fields if name != "init_adapter"}
 
     @classmethod
     def from_dict(cls, fields: Mapping) -> Cell:

@@ -1,21 +1,20 @@
 """Take trained adapters out to other programs, and look into theirs.
 
-    python -m training.export RUN --to peft        # HF PEFT folder: LoRA, DoRA, DeLoRA that starts from B = 0
+    python -m training.export RUN --to peft        # HF PEFT folder: LoRA, DoRA, DeLoRA (start=zero_b), OFT, HRA, VeRA
     python -m training.export RUN --to diffusers   # for pipeline.load_lora_weights: LoRA, DoRA
     python -m training.export RUN --to kohya       # for kohya's scripts, ComfyUI, A1111: LoRA, DoRA
     python -m training.export RUN --to merged      # the whole U-Net, for UNet2DConditionModel.from_pretrained
     python -m training.export RUN --to lora-svd    # any method as a LoRA, with the error that this costs
     python -m training.export --inspect FILE       # format, rank, targets, how far each matrix moves, a picture
 
-RUN is a run folder, or any file or folder that --inspect reads: HF PEFT, diffusers, kohya, cloneofsimo/lora, the
-released DeLoRA code. An export overwrites nothing, and nothing is ever unpickled.
+RUN is a run folder, or any file or folder that --inspect reads: HF PEFT (any tuner that it can merge), diffusers, kohya,
+cloneofsimo/lora, the released DeLoRA code. An export overwrites nothing, and nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +22,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from adapters import BadInput, parse_method
+from adapters import BadInput
 from training.command_line import parse
-from training.store import RunFolder, write_json, writing
+from training.store import write_json, writing
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
 
-    from adapters.checkpoint import Checkpoint
-    from training.base_weights import BaseWeights
+    from training.open_adapter import Opened
 
 Layout = Literal["peft", "diffusers", "kohya"]
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Options:
     inspect: Path | None = None
     """Look into this run, file or folder instead, and write nothing but a table and a picture."""
     out: Path | None = None
-    """Where to write; default: beside the adapter, named after it and the format."""
+    """Where to write; default: beside the adapter, named after it and the format; with --inspect: the current folder."""
     model: str | None = None
     """Base model: `pocket`, a diffusers pipeline folder, or a hub id; default: the run's own."""
     rank: int | None = None
@@ -73,33 +69,11 @@ class Options:
             raise BadInput(f"--rank is {self.rank}; allowed: a whole number from 1 on, with --to lora-svd")
 
 
-@dataclass(frozen=True)
-class Opened:
-    """What the user named.
-
-    Attributes:
-        checkpoint: the adapter.
-        base: the pretrained weights, None where they are not at hand.
-        stem: the path that names of new files begin with.
-    """
-
-    checkpoint: Checkpoint
-    base: BaseWeights | None
-    stem: Path
-
-    def need_base(self, what: str) -> BaseWeights:
-        """The pretrained weights.
-
-        Raises:
-            BadInput: they are not at hand.
-        """
-        if self.base is None:
-            raise BadInput(f"{what} needs the base model: name it with --model")
-        return self.base
-
-
 def run(options: Options) -> int:
     """Export or inspect; print what was written."""
+    from training.inspect_adapter import inspect
+    from training.open_adapter import open_adapter
+
     options.check()
     if options.inspect is not None:
         return inspect(open_adapter(options.inspect, options.model), options.out)
@@ -124,53 +98,6 @@ def run(options: Options) -> int:
     return 0
 
 
-def open_adapter(path: Path, model: str | None) -> Opened:
-    """Read a run's adapter, or anybody's.
-
-    Args:
-        path: run folder, adapter folder or file.
-        model: name of the base; None means the run's own, if it is still there.
-
-    Raises:
-        BadInput: it is no adapter, or one of another model.
-    """
-    from adapters.read_checkpoint import read_checkpoint
-    from training.base_weights import BaseWeights
-    from training.tasks.pipeline import locate
-
-    folder = RunFolder(path)
-    if not folder.exists():
-        base = BaseWeights(locate(model)) if model else None
-        checkpoint = read_checkpoint(path, base.layers if base else None)
-        return Opened(checkpoint, base, path.with_suffix("") if path.is_file() else path)
-    record = folder.read()
-    if not folder.adapter.is_dir():
-        raise BadInput(f"{path} is {record['status']} and holds no adapter: the run has to end first")
-    try:
-        base = BaseWeights(locate(model or str(record["labels"].get("model", ""))))
-    except BadInput:
-        if model:
-            raise
-        base = None
-    cell = record["cell"]
-    spec = parse_method(f"{cell['method']}:{cell['options']}")
-    checkpoint = dataclasses.replace(read_checkpoint(folder.adapter), spec=spec)
-    if base is not None:
-        _check_norms(checkpoint, base, record["matrices"])
-    return Opened(checkpoint, base, folder.path / folder.run_id)
-
-
-def _check_norms(checkpoint: Checkpoint, base: BaseWeights, matrices: list[dict]) -> None:
-    """Check the base against the norms that the run has recorded; the first matrix that differs is named."""
-    for row in matrices:
-        norm = float(base.read(row["matrix"], checkpoint.source).double().norm())
-        if abs(norm - row["base_norm"]) > 1e-3 * row["base_norm"]:
-            raise BadInput(
-                f"{checkpoint.source} is of another model: matrix {row['matrix']!r} has norm {norm:.6g} in "
-                f"{base.folder}, {row['base_norm']:.6g} where it was trained"
-            )
-
-
 # Writing.
 
 
@@ -187,7 +114,7 @@ def write_layout(opened: Opened, layout: str, out: Path) -> None:
         tensors, config = to_peft(checkpoint, _column_norms(opened))
         name = str(opened.base.folder) if opened.base else ""
         _write_tensors(out / "adapter_model.safetensors", tensors, {"format": "pt"})
-        write_json(out / "adapter_config.json", {"base_model_name_or_path": name, **config})
+        write_json(out / "adapter_config.json", config | {"base_model_name_or_path": name})
         return
     tensors, metadata = to_diffusers(checkpoint) if layout == "diffusers" else to_kohya_layout(checkpoint)
     _write_tensors(out, tensors, metadata)
@@ -213,21 +140,30 @@ def write_merged(opened: Opened, out: Path) -> None:
     from training.measure import changes
 
     base = opened.need_base("a merged U-Net")
-    merged = {path: (weight.double() + delta) for path, delta, weight in changes(opened.checkpoint, base)}
     tensors = base.unet_tensors()
-    for path, weight in merged.items():
-        tensors[f"{path}.weight"] = weight.float()
+    for one in changes(opened.checkpoint, base):
+        tensors[f"{one.path}.weight"] = (one.weight.double() + one.delta).float()
+        if one.bias is not None:
+            tensors[f"{one.path}.bias"] = one.bias
     _write_tensors(out / FILE, tensors, {"format": "pt"})
     with writing(out / "config.json") as aside:
         shutil.copyfile(base.folder / "unet" / "config.json", aside)
 
 
 def write_approximation(opened: Opened, rank: int | None, layout: Layout, out: Path) -> None:
-    """Write the best LoRA of a rank, and print what it loses."""
+    """Write the best LoRA of a rank, and print what it loses.
+
+    Raises:
+        BadInput: the adapter changes biases, which a LoRA does not.
+    """
     from adapters.lora_files import to_lora
     from training.measure import changes
 
-    deltas = {path: delta for path, delta, _ in changes(opened.checkpoint, opened.need_base("a LoRA by SVD"))}
+    deltas = {}
+    for one in changes(opened.checkpoint, opened.need_base("a LoRA by SVD")):
+        if one.bias is not None:
+            raise BadInput(f"{opened.checkpoint.spec.label} changes the bias of {one.path!r} too: export it to merged")
+        deltas[one.path] = one.delta
     made = to_lora(opened.checkpoint, deltas, rank)
     worst = max(made.errors, key=lambda path: made.errors[path])
     print(
@@ -242,54 +178,6 @@ def _write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, s
 
     with writing(file) as aside:
         aside.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata))
-
-
-# Inspecting.
-
-
-def inspect(opened: Opened, out: Path | None) -> int:
-    """Print what an adapter is and how far it moves each block; write a table of all matrices and a picture of it."""
-    from training.measure import measure, write_table
-
-    checkpoint = opened.checkpoint
-    rows = measure(checkpoint, opened.base)
-    print("\n".join(describe(checkpoint, rows)))
-    out = out or opened.stem.with_name(f"{opened.stem.name}-norms.png")
-    table = out.with_suffix(".csv")
-    with writing(table) as aside:
-        write_table(rows, aside)
-    print(f"\n{table}")
-    if rows["distance"].notna().any():
-        title = f"{opened.stem.name}: {checkpoint.spec.label}, rank {checkpoint.rank}"
-        draw = [sys.executable, "-m", "figures.checkpoint_norms", str(table.resolve()), str(out.resolve()), title]
-        done = subprocess.run(draw, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise BadInput(f"the picture {out} could not be drawn: {(done.stderr.splitlines() or ['?'])[-1]}")
-        print(out)
-    return 0
-
-
-def describe(checkpoint: Checkpoint, rows: pd.DataFrame) -> list[str]:
-    """Format, method, rank, targets and the change by block, as lines for a terminal."""
-    from training.measure import by_block
-
-    ranks = sorted(set(checkpoint.ranks.values()))
-    kinds = rows.groupby(["component", "attention", "kind"], sort=False).size()
-    lines = [
-        f"format   {checkpoint.format}",
-        f"method   {checkpoint.spec.label} ({checkpoint.spec.canonical})",
-        f"rank     {', '.join(map(str, ranks))}",
-        f"targets  {len(rows)} matrices: "
-        + ", ".join(f"{count} {'.'.join(filter(None, key))}" for key, count in kinds.items()),
-        *(f"note     {note}" for note in checkpoint.notes),
-    ]
-    if rows["distance"].isna().all():
-        return [*lines, "note     how far it moves depends on the base model: name it with --model"]
-    lines += ["", f"{'block':<28}{'matrices':>9}{'‖ΔW‖':>12}{'‖ΔW‖/‖W0‖':>12}"]
-    for row in by_block(rows).itertuples():
-        relative = f"{row.distance_rel:.4g}" if row.distance_rel == row.distance_rel else "-"
-        lines.append(f"{row.component + '.' + row.block:<28}{row.num_matrices:>9}{row.distance:>12.5g}{relative:>12}")
-    return lines
 
 
 def main(arguments: list[str] | None = None) -> int:

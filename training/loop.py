@@ -14,14 +14,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from adapters import parse_method, peft_format
+from adapters.checkpoint import attach_checkpoint
 from adapters.inject import Attached, attach
+from adapters.starting_point import from_file
 from training.base_norms import describe_matrix
 from training.cell import BASE, Cell
 from training.dynamics import Dynamics
 from training.optimizer import PackedAdamW, schedule_factor
 from training.provenance import provenance
 from training.step_log import StepLog
-from training.store import ENDED, RunFolder, method_file, writing
+from training.store import ENDED, RunFolder, method_file, start_file, writing
 from training.tasks.subject import SubjectTask
 
 
@@ -167,13 +169,16 @@ def train_pack(
 
 
 def _attach(runs: Sequence[Run], task: SubjectTask) -> Attached:
-    cells = [run.cell for run in runs]
-    name = cells[0].method
+    """The pack in the U-Net, at the method's start or at the adapter that its cells start from."""
+    cells, sweep, unet = [run.cell for run in runs], runs[0].folder.path.parent, task.pipeline.unet
+    name, seeds = cells[0].method, [cell.seed for cell in cells]
     if "@" in name:  # a user's own method, of which the sweep keeps a copy
-        name = str(method_file(runs[0].folder.path.parent, name))
+        name = str(method_file(sweep, name))
     spec = parse_method(f"{name}:{cells[0].options}" if cells[0].options else name)
+    if cells[0].init_adapter:
+        return attach_checkpoint(unet, from_file(start_file(sweep, cells[0].init_adapter), spec), seeds)
     boundary = [cell.boundary for cell in cells if cell.boundary is not None] or None
-    return attach(task.pipeline.unet, spec, seeds=[cell.seed for cell in cells], rank=cells[0].rank, boundary=boundary)
+    return attach(unet, spec, seeds=seeds, rank=cells[0].rank, boundary=boundary)
 
 
 def _rates(runs: Sequence[Run], attached: Attached) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from adapters.checkpoint import Checkpoint, build_adapter, check_norms
 from adapters.layer_names import TEXT_ENCODER
+from adapters.peft_folder import merge
 from training.base_norms import where
 from training.base_weights import BaseWeights
 
@@ -33,9 +35,26 @@ def measure(checkpoint: Checkpoint, base: BaseWeights | None) -> pd.DataFrame:
         BadInput: the checkpoint is of another model; the first matrix that does not fit is named.
     """
     rows = []
-    for path, shape in checkpoint.shapes.items():
+    for path, distance, norm in _distances(checkpoint, base):
         component, _, inner = path.partition(TEXT_ENCODER)
         component = "text_encoder" if path.startswith(TEXT_ENCODER) else "unet"
+        place = where(path) if component == "unet" else _where_in_clip(inner)
+        num_out, num_in = _sizes(checkpoint.shapes[path])
+        rows.append(
+            {"matrix": path, "component": component, **place, "rank": checkpoint.ranks.get(path, checkpoint.rank),
+             "num_out": num_out, "num_in": num_in, "distance": distance, "base_norm": norm,
+             "distance_rel": distance / norm if norm else np.nan}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _distances(checkpoint: Checkpoint, base: BaseWeights | None) -> Iterator[tuple[str, float, float]]:
+    """(path, distance, norm of W0) of every matrix; nan for what an absent base leaves open."""
+    if base is not None and checkpoint.config:
+        for one in changes(checkpoint, base):
+            yield one.path, float(one.delta.norm()), float(one.weight.double().norm())
+        return
+    for path in checkpoint.shapes:
         distance, norm = np.nan, np.nan
         if base is not None:
             weight = _fitting(checkpoint, path, base)
@@ -43,26 +62,53 @@ def measure(checkpoint: Checkpoint, base: BaseWeights | None) -> pd.DataFrame:
             distance = float(build_adapter(checkpoint, path, weight).distance()[0])
         elif not checkpoint.needs_base:
             distance = float(build_adapter(checkpoint, path, _stand_in(checkpoint, path)).distance()[0])
-        place = where(path) if component == "unet" else _where_in_clip(inner)
-        rows.append(
-            {"matrix": path, "component": component, **place, "rank": checkpoint.ranks.get(path, checkpoint.rank),
-             "num_out": shape[0], "num_in": int(np.prod(shape[1:])), "distance": distance, "base_norm": norm,
-             "distance_rel": distance / norm if norm else np.nan}
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+        yield path, distance, norm
+
+
+def _sizes(shape: tuple[int, ...]) -> tuple[int | float, int | float]:
+    """Rows and columns, nan where they are not known."""
+    num_out, num_in = (shape[0], int(np.prod(shape[1:]))) if shape else (0, 0)
+    return num_out or np.nan, num_in or np.nan
+
+
+class Change(NamedTuple):
+    """What an adapter does to one matrix.
+
+    Attributes:
+        path: the matrix.
+        delta: W_t - W_0, double precision.
+        weight: W_0.
+        bias: the layer's new bias, where the adapter changes that too, as (IA)^3 does; None for most.
+    """
+
+    path: str
+    delta: Float[Tensor, "out in"]
+    weight: Float[Tensor, "out in"]
+    bias: Float[Tensor, " out"] | None
 
 
 @torch.no_grad()
-def changes(checkpoint: Checkpoint, base: BaseWeights) -> Iterator[tuple[str, Float[Tensor, "out in"], Tensor]]:
-    """(path, W_t - W_0 in double precision, W_0) of every matrix.
+def changes(checkpoint: Checkpoint, base: BaseWeights) -> Iterator[Change]:
+    """The change of every matrix.
 
     Raises:
         BadInput: the checkpoint is of another model; the first matrix that does not fit is named.
     """
+    if checkpoint.config:
+        yield from _merged_changes(checkpoint, base)
+        return
     for path in checkpoint.shapes:
         weight = _fitting(checkpoint, path, base)
         double = weight.double()
-        yield path, build_adapter(checkpoint, path, double).weight()[0] - double, weight
+        yield Change(path, build_adapter(checkpoint, path, double).weight()[0] - double, weight, None)
+
+
+def _merged_changes(checkpoint: Checkpoint, base: BaseWeights) -> Iterator[Change]:
+    weights = {path: _fitting(checkpoint, path, base) for path in checkpoint.shapes}
+    biases = {path: bias for path in weights if (bias := base.read_bias(path)) is not None}
+    for path, (merged, bias) in merge(checkpoint, weights, biases).items():
+        kept = bias is None or torch.equal(bias, biases[path])
+        yield Change(path, merged.double() - weights[path].double(), weights[path], None if kept else bias)
 
 
 def by_block(rows: pd.DataFrame) -> pd.DataFrame:

@@ -328,6 +328,11 @@ def method_file(sweep: Path, method: str) -> Path:
     return sweep / "methods" / f"{method}.py"
 
 
+def start_file(sweep: Path, content_hash: str) -> Path:
+    """Where a sweep's folder keeps its copy of an adapter that runs start from."""
+    return sweep / "starts" / f"{content_hash}.safetensors"
+
+
 def find_runs(root: Path | str) -> list[RunFolder]:
     """Every run below a runs folder, or below one sweep of it, in the order of their names."""
     root = Path(root)
