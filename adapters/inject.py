@@ -269,7 +269,7 @@ def try_on(spec: MethodSpec, shapes: Mapping[str, tuple[int, int]], rank: int) -
     """
     first = {shape: path for path, shape in reversed(list(shapes.items()))}
     layers = {
-        path: nn.Linear(*reversed(shape), bias=path.endswith(".0")) for shape, path in reversed(list(first.items()))
+        path: nn.Linear(shape[1], shape[0], bias=path.endswith(".0")) for shape, path in reversed(list(first.items()))
     }
     model = bare_model(layers)
     boundary = [1.0] if get_class(spec.name).uses_boundary else None
