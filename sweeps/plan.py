@@ -12,6 +12,7 @@ from filelock import FileLock
 from adapters import BadInput, get_class
 from adapters.own_method import source
 from slurm.job import Setting, spec_id
+from slurm.sweep_folder import SweepFolder
 from sweeps.grid import Planned, Scene
 from training.cell import BASE, Cell, by_pack_key
 from training.store import RunFolder, StoreError, method_file, read_json, store_error, write_json, writing
@@ -36,9 +37,9 @@ class Plan:
     def read(cls, folder: Path) -> Plan:
         """The plan stored in a sweep's folder; empty if there is none."""
         packs = {}
-        for path in sorted((folder / "packs").glob("*.json")):
-            rows = read_json(path)["runs"]
-            packs[path.stem] = [(Cell.from_dict(row["cell"]).identity(), row["run_id"]) for row in rows]
+        for name, files in SweepFolder(folder).scan().items():
+            rows = read_json(files.spec)["runs"]
+            packs[name] = [(Cell.from_dict(row["cell"]).identity(), row["run_id"]) for row in rows]
         return cls(folder, packs)
 
     def run_ids(self) -> dict[str, str]:
@@ -137,7 +138,9 @@ def check_ended(folder: Path, run_ids: Iterable[str]) -> list[str]:
     for run_id in run_ids:
         run = RunFolder(folder / run_id)
         try:
-            if run.exists() and run.status() in ("finished", "diverged"):
+            if line := run.mend():
+                lines.append(line)
+            elif run.exists() and run.status() in ("finished", "diverged"):
                 run.verify()
         except StoreError as error:
             if "version" in str(error) or "schema" in str(error):
