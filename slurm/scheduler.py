@@ -12,17 +12,17 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from adapters import BadInput
+from slurm.limits import Limits, read_config, read_max_submit, read_partitions
 
 QUERY_S = 30.0  # SLURM's own programs give up on a silent controller after about ten
 OVER = frozenset({
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 })  # fmt: skip
-WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 
 
 class SchedulerError(BadInput):
@@ -50,55 +50,6 @@ class State:
         """Whether it will never run again. A job that is requeued is not over."""
         return self.state in OVER
 
-    @property
-    def waiting(self) -> bool:
-        """Whether it is yet to start."""
-        return self.state in WAITING
-
-
-@dataclass(frozen=True)
-class Partition:
-    """One partition.
-
-    Attributes:
-        name: as `--partition` takes it.
-        max_time_min: longest wall time in minutes; None where there is no limit.
-        default: whether jobs without `--partition` go there.
-        up: whether it takes jobs.
-        qos: the partition's own quality of service; "" for none.
-    """
-
-    name: str
-    max_time_min: int | None = None
-    default: bool = False
-    up: bool = True
-    qos: str = ""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the cluster allows.
-
-    Attributes:
-        cluster: the cluster's name.
-        max_array_size: array tasks are numbered below this.
-        max_submit: how many jobs, array tasks counted, a user may have in the queue; None where none is known.
-        partitions: by name.
-        accounting: whether a database keeps accounts.
-        private_jobs: whether other users' jobs are hidden.
-    """
-
-    cluster: str = ""
-    max_array_size: int = 1001
-    max_submit: int | None = None
-    partitions: Mapping[str, Partition] = field(default_factory=dict)
-    accounting: bool = False
-    private_jobs: bool = False
-
-    def default_partition(self) -> str | None:
-        """The partition of jobs that name none."""
-        return next((p.name for p in self.partitions.values() if p.default), None)
-
 
 class Scheduler:
     """The SLURM of this machine.
@@ -116,23 +67,27 @@ class Scheduler:
         """Whether this machine can submit."""
         return shutil.which("sbatch") is not None
 
-    def jobs(self, names: Iterable[str] | None = None, ids: Iterable[str] | None = None) -> dict[str, State]:
+    def jobs(self, wanted: Iterable[str] | None = None) -> dict[str, State]:
         """Jobs in the queue and those that ended a short while ago, in one query, arrays task by task.
 
         Args:
-            names: only jobs of these names, whoever's they are.
-            ids: only these jobs, or all tasks of these arrays; with neither, all jobs of this user.
+            wanted: ids of jobs, or of arrays, which stand for all their tasks, and names of jobs, whoever's they are;
+                None for all jobs of this user.
 
         Raises:
             SchedulerError: if SLURM does not answer.
         """
-        chosen = ["-u", _user()]
-        if names is not None:
-            chosen = ["-n", ",".join(names)]
-        elif ids is not None:
-            chosen = ["-j", ",".join(ids)]
-        if not chosen[1]:
+        wanted = None if wanted is None else list(wanted)
+        if wanted == []:
             return {}
+        ids = [word for word in wanted or [] if re.fullmatch(r"\d+(_\d+)?", word)]
+        chosen = ["-u", _user()] if wanted is None else ["-j" if ids else "-n", ",".join(wanted)]
+        if wanted and 0 < len(ids) < len(wanted):  # SLURM would look for jobs that have both, the id and the name
+            found = self._queue()
+            return {j: s for j, s in found.items() if {j, j.split("_")[0], s.name} & set(wanted)}
+        return self._queue(*chosen)
+
+    def _queue(self, *chosen: str) -> dict[str, State]:
         try:
             return read_queue(self._ask("squeue", "-h", "-r", "-t", "all", *chosen, "-o", "%i|%T|%u|%r|%j"))
         except SchedulerError as error:
@@ -143,7 +98,7 @@ class Scheduler:
     def job_gone(self, job: str) -> bool | None:
         """Whether a job will never run again; None where that cannot be known. A requeued job is not gone."""
         try:
-            found = self.jobs(ids=[job])
+            found = self.jobs([job])
             if job in found:
                 return found[job].over
             return None if self.limits().private_jobs else True
@@ -243,61 +198,6 @@ def read_queue(text: str) -> dict[str, State]:
         job, state, user, reason, name = line.split("|", 4)
         found.setdefault(job.strip(), State(state, reason, name, user))
     return found
-
-
-def read_config(text: str) -> dict[str, str]:
-    """Lines `Name = value` of `scontrol show config`."""
-    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
-    return {name.strip(): value.strip() for name, value in pairs}
-
-
-def read_partitions(text: str) -> dict[str, Partition]:
-    """Rows of `scontrol show partition --oneliner`."""
-    found = {}
-    for line in text.splitlines():
-        row = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        if "PartitionName" in row:
-            found[row["PartitionName"]] = Partition(
-                row["PartitionName"], read_minutes(row.get("MaxTime", "UNLIMITED")), row.get("Default") == "YES",
-                row.get("State", "UP") == "UP", "" if row.get("QoS", "N/A") == "N/A" else row["QoS"],
-            )  # fmt: skip
-    return found
-
-
-def read_minutes(text: str) -> int | None:
-    """SLURM's time (`days-hours:minutes:seconds`, its shorter forms, or UNLIMITED) in whole minutes.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if text.upper() in ("UNLIMITED", "INFINITE", "NONE"):
-        return None
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if match is None:
-        raise ValueError(f"{text!r} is no time; SLURM writes minutes, hours:minutes:seconds or days-hours")
-    days, first, second, third = (int(part or 0) for part in match.groups())
-    if match[1] is not None:
-        return days * 1440 + first * 60 + second
-    return first * 60 + second if match[4] is not None else first
-
-
-def read_max_submit(associations: str, services: str, account: str | None, qos: str | None) -> int | None:
-    """The tightest of the limits on submitted jobs that concern one user.
-
-    Args:
-        associations: rows `account|maxsubmit|qos|defaultqos` of the user.
-        services: rows `name|maxsubmit per user|maxsubmit per account`.
-        account: the one to be charged; None for any of the user's.
-        qos: the one asked for; None for the association's default.
-    """
-    per_service = {row.split("|")[0]: [int(n) for n in row.split("|")[1:] if n.isdigit()] for row in services.split()}
-    found: list[int] = []
-    for row in associations.splitlines():
-        name, most, _, default = (row.split("|") + [""] * 4)[:4]
-        if account in (None, name):
-            found += [int(most)] if most.isdigit() else []
-            found += per_service.get(qos or default or "normal", [])
-    return min(found, default=None)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import scheduler
+from slurm import limits, scheduler
 from slurm.scheduler import Scheduler, SchedulerError, State
 from tests.make_slurm import FakeSlurm, make_slurm
 
@@ -33,12 +33,11 @@ def test_queue_is_read_task_by_task() -> None:
     found = scheduler.read_queue(QUEUE)
     assert found["1_2"] == State("PENDING", "JobArrayTaskLimit", "plateau-abc", "root")
     assert [job for job, state in found.items() if state.over] == ["5_0", "1_1"]
-    assert [job for job, state in found.items() if state.waiting] == ["1_2", "2"]
     assert found["2"].name == "a|b.sh"
 
 
 def test_partitions_are_read_with_their_limits() -> None:
-    found = scheduler.read_partitions(PARTITIONS)
+    found = limits.read_partitions(PARTITIONS)
     assert {name: p.max_time_min for name, p in found.items()} == {"debug": 60, "long": None, "urgent": 2880}
     assert [p.name for p in found.values() if p.default] == ["debug"]
     assert (found["long"].up, found["long"].qos, found["debug"].qos) == (False, "big", "")
@@ -49,12 +48,12 @@ def test_partitions_are_read_with_their_limits() -> None:
     [("90", 90), ("90:30", 90), ("01:30:00", 90), ("1-0", 1440), ("1-2:30", 1590), ("2-00:00:00", 2880), ("UNLIMITED", None)],
 )  # fmt: skip
 def test_times_are_read_in_slurms_forms(text: str, minutes: int | None) -> None:
-    assert scheduler.read_minutes(text) == minutes
+    assert limits.read_minutes(text) == minutes
 
 
 def test_time_is_refused_when_it_is_none() -> None:
     with pytest.raises(ValueError, match="'soon' is no time"):
-        scheduler.read_minutes("soon")
+        limits.read_minutes("soon")
 
 
 @pytest.mark.parametrize(
@@ -62,16 +61,19 @@ def test_time_is_refused_when_it_is_none() -> None:
 )
 def test_tightest_submit_limit_counts(account: str | None, qos: str | None, most: int) -> None:
     associations = "lab||normal,short|normal\nother|50|normal|normal\n"
-    assert scheduler.read_max_submit(associations, "normal|200|\nshort|20|500\n", account, qos) == most
+    assert limits.read_max_submit(associations, "normal|200|\nshort|20|500\n", account, qos) == most
 
 
 def test_jobs_are_asked_for_in_one_query(slurm: FakeSlurm) -> None:
     slurm.add("7_0", "PENDING", "plateau-x")
     slurm.add("8", "RUNNING", "other")
     assert set(Scheduler().jobs()) == {"7_0", "8"}
-    assert set(Scheduler().jobs(names=["plateau-x"])) == {"7_0"}
-    assert Scheduler().jobs(names=[]) == {}
-    assert [call.split()[0] for call in slurm.calls()] == ["squeue", "squeue"]
+    assert set(Scheduler().jobs(["plateau-x"])) == {"7_0"}
+    assert Scheduler().jobs([]) == {}
+    assert set(Scheduler().jobs(["7", "8"])) == {"7_0", "8"}
+    assert set(Scheduler().jobs(["8", "plateau-x"])) == {"7_0", "8"}
+    assert Scheduler().jobs(["9"]) == {}
+    assert [call.split()[0] for call in slurm.calls()] == ["squeue"] * 5
 
 
 def test_filters_of_the_users_own_squeue_do_not_count(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,9 +99,9 @@ def test_job_may_live_when_others_jobs_are_hidden_or_slurm_is_silent(slurm: Fake
 
 def test_limits_are_asked_once_and_the_database_only_where_there_is_one(slurm: FakeSlurm) -> None:
     asked = Scheduler()
-    limits = asked.limits()
-    assert asked.limits() is limits
-    assert (limits.max_array_size, limits.max_submit, limits.default_partition()) == (20, None, "debug")
+    allowed = asked.limits()
+    assert asked.limits() is allowed
+    assert (allowed.max_array_size, allowed.max_submit, allowed.default_partition()) == (20, None, "debug")
     assert not [call for call in slurm.calls() if call.startswith("sacctmgr")]
     slurm.config["AccountingStorageType"] = "accounting_storage/slurmdbd"
     slurm.write()
