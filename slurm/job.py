@@ -171,3 +171,9 @@ def keep_freed_memory() -> None:
 def spec_id(run_ids: list[str]) -> str:
     """A short name that depends on the membership and the order of a pack."""
     return hashlib.sha256("\n".join(run_ids).encode()).hexdigest()[:10]
+
+
+def run_task(specs: list[str], code: str = "") -> None:
+    """Run packs in order."""
+    for spec in specs:
+        run_pack(Path(spec))
