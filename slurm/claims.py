@@ -70,6 +70,11 @@ class Holder:
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         return cls(socket.gethostname(), _user(), machine(), os.getpid(), _started(os.getpid()), job, restart)
 
+    @classmethod
+    def of(cls, pid: int) -> Holder:
+        """Another process of this machine."""
+        return dataclasses.replace(cls.me(), pid=pid, started=_started(pid))
+
     def is_dead(self, me: Holder, job_gone: JobGone | None = None) -> bool | None:
         """Whether this process is over, as seen from `me`; None if only its heartbeat can tell."""
         if self.machine == me.machine:

@@ -6,9 +6,10 @@ A run leaves `run.json`, `scores.parquet`, `dynamics/`, `steps/`, `norms/` (Parq
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,12 @@ class RunFolder:
     def run_id(self) -> str:
         """The folder's name."""
         return self.path.name
+
+    @property
+    def sweep(self) -> Path:
+        """The sweep's folder; runs of a large sweep stand in numbered folders of it."""
+        above = self.path.parent
+        return above.parent if above.name.isdigit() and (above.parent / "packs").is_dir() else above
 
     @property
     def identity(self) -> str:
@@ -338,7 +345,19 @@ def method_file(sweep: Path, method: str) -> Path:
 
 
 def find_runs(root: Path | str) -> list[RunFolder]:
-    """Every run below a runs folder, or below one sweep of it, in the order of their names."""
-    root = Path(root)
-    found = [*root.glob("*/run.json"), *root.glob("*/*/run.json")]
-    return [RunFolder(path.parent) for path in sorted(found) if not path.parent.name.startswith(".")]
+    """Every run below a runs folder, or below one sweep of it, in the order of their paths."""
+    return [RunFolder(path) for path in sorted(_find_runs(Path(root), depth=2))]
+
+
+def _find_runs(folder: Path, depth: int) -> Iterator[Path]:
+    """Folders with a run.json; below the second level they are looked for in numbered folders alone."""
+    try:
+        with os.scandir(folder) as entries:
+            below = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for path in below:
+        if (path / "run.json").exists():
+            yield path
+        elif depth > 1 or (depth and path.name.isdigit()):
+            yield from _find_runs(path, depth - 1)
