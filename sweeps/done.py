@@ -76,11 +76,10 @@ class Done:
             self.statuses |= dict.fromkeys(failed, "planned")
 
     def _status(self, run: RunFolder) -> str:
-        try:
-            return run.status()
-        except StoreError as error:
-            self.lines.append(set_aside(run, error))
+        if line := run.mend():
+            self.lines.append(line)
             return "planned"
+        return run.status()
 
 
 def check_ended(done: Done, wanted: Iterable[str]) -> None:
@@ -108,6 +107,8 @@ def check_ended(done: Done, wanted: Iterable[str]) -> None:
 
 def _damage(run: RunFolder) -> str:
     """What is wrong with a run that is said to have ended, in one line; "" if nothing is."""
+    if line := run.mend():
+        return line
     try:
         if run.status() not in ENDED:
             return f"{run.path} has no ended run: run {run.run_id} is trained again"
