@@ -6,9 +6,10 @@ A run leaves `run.json`, `scores.parquet`, `dynamics/`, `steps/`, `norms/` (Parq
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
