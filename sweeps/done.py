@@ -34,7 +34,7 @@ class Done:
 
     @classmethod
     def look(cls, plan: Plan) -> Done:
-        """Look up how far a plan is; damaged descriptions of unfinished runs are set aside.
+        """Look up how far a plan is; damaged runs of unfinished packs are set aside.
 
         Raises:
             StoreError: for a run of another schema version.
@@ -78,6 +78,7 @@ class Done:
     def _status(self, run: RunFolder) -> str:
         if line := run.mend():
             self.lines.append(line)
+            return "planned"
         return run.status()
 
 
@@ -106,6 +107,8 @@ def check_ended(done: Done, wanted: Iterable[str]) -> None:
 
 def _damage(run: RunFolder) -> str:
     """What is wrong with a run that is said to have ended, in one line; "" if nothing is."""
+    if line := run.mend():
+        return line
     try:
         if run.status() not in ENDED:
             return f"{run.path} has no ended run: run {run.run_id} is trained again"
