@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from slurm.claims import Holder
 from slurm.sweep_folder import SweepFolder
 from training.store import StoreError, read_json
 
@@ -50,6 +51,7 @@ class Task:
         name: what the array is called, `plateau-<token>`.
         executor, host, user: of the record.
         folder: where the scheduler's own files and logs are.
+        workers: processes of a local submission, of which each is given all packs.
     """
 
     job: str
@@ -58,6 +60,7 @@ class Task:
     host: str
     user: str
     folder: Path | None
+    workers: tuple[Holder, ...] = ()
 
     def find(self, jobs: Jobs) -> JobState | None:
         """The task in SLURM's answer."""
@@ -67,7 +70,8 @@ class Task:
         """Whether it will still be run, as far as anybody knows."""
         if self.executor == "slurm":
             return jobs is None or state_of(self.find(jobs)) in ACTIVE
-        return False
+        me = Holder.me()
+        return any(worker.is_dead(me) is False for worker in self.workers)
 
     def log(self) -> Path | None:
         """Where its errors go, if the file is there."""
@@ -108,9 +112,10 @@ class Submissions:
             name = f"plateau-{record.get('token')}"
             job = str(record.get("job") or named.get(name, "").partition("_")[0])
             folder = Path(record["folder"]) if record.get("folder") else None
+            workers = tuple(Holder(**worker) for worker in record.get("workers", []))
             for number, packs in enumerate(record.get("tasks", [])):
                 task = Task(f"{job}_{number}" if job else "", name, record.get("executor", ""), record.get("host", ""),
-                            record.get("user", ""), folder)  # fmt: skip
+                            record.get("user", ""), folder, workers)  # fmt: skip
                 found.update(dict.fromkeys(packs, task))
         return found
 
