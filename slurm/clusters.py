@@ -81,7 +81,7 @@ def choose_cluster(name: str, flags: Mapping[str, Any] | None = None) -> Cluster
         others = ", ".join(dict.fromkeys([*EXECUTORS, *known]))
         places = " or ".join(str(path) for path in _places())
         raise BadInput(f"--cluster is {name}; known: {others} (sections of {places})")
-    settings = {}
+    settings: dict[str, Any] = {}
     for tables in files:
         for section, values in tables:
             if section in ("slurm", name):
@@ -174,7 +174,7 @@ def check_setting(name: str, value: Any, where: str) -> Any:
     kinds = (int, float) if isinstance(default, float) else (int,)
     if isinstance(value, bool) or not isinstance(value, kinds) or not lowest <= value < 1e9:
         raise BadInput(f"{where} is {value!r}; allowed: a {'whole ' if kinds == (int,) else ''}number from {lowest} on")
-    return type(default)(value)
+    return float(value) if isinstance(default, float) else value
 
 
 def _check_list(name: str, value: Any, where: str) -> tuple[str, ...]:

@@ -25,6 +25,10 @@ class Partition:
     up: bool = True
     qos: str = ""
 
+    def time(self) -> str:
+        """Its limit in words."""
+        return "no time limit" if self.max_time_min is None else f"at most {self.max_time_min} min"
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -81,7 +81,7 @@ class Scheduler:
         if wanted == []:
             return {}
         ids = [word for word in wanted or [] if re.fullmatch(r"\d+(_\d+)?", word)]
-        chosen = ["-u", _user()] if wanted is None else ["-j" if ids else "-n", ",".join(wanted)]
+        chosen = ["-u", user_name()] if wanted is None else ["-j" if ids else "-n", ",".join(wanted)]
         if wanted and 0 < len(ids) < len(wanted):  # SLURM would look for jobs that have both, the id and the name
             found = self._queue()
             return {j: s for j, s in found.items() if {j, j.split("_")[0], s.name} & set(wanted)}
@@ -146,7 +146,13 @@ class Scheduler:
         """The tightest submit limit of this user; None where the database does not say."""
         try:
             rows = self._ask(
-                "sacctmgr", "-n", "-P", "show", "assoc", f"user={_user()}", "format=account,maxsubmit,qos,defaultqos"
+                "sacctmgr",
+                "-n",
+                "-P",
+                "show",
+                "assoc",
+                f"user={user_name()}",
+                "format=account,maxsubmit,qos,defaultqos",
             )
             services = self._ask("sacctmgr", "-n", "-P", "show", "qos", "format=name,maxsubmitpu,maxsubmitpa")
         except BadInput:
@@ -201,7 +207,8 @@ def read_queue(text: str) -> dict[str, State]:
 
 
 @functools.cache
-def _user() -> str:
+def user_name() -> str:
+    """Whose jobs are meant."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -1,8 +1,9 @@
 """What was sent to a cluster, as its records say: `<sweep>/submissions/<token>.json`, one for each job array.
 
 A record: {"token", "user", "host", "made", "cluster", "executor": "slurm" | "local" | "export", "code", "folder", "job",
-"tasks": [[pack names of task 0], ...], "time_min", "state": "intent" | "sent" | "refused", "error"}. It is written as an
-intent before `sbatch`, whose job is called `plateau-<token>`, and gets its job's id afterwards. Imports no torch.
+"tasks": [[pack names of task 0], ...], "time_min", "state": "intent" | "sent" | "refused", "error"}, and "workers", the
+processes, for `local`. It is written as an intent before `sbatch`, whose job is called `plateau-<token>`, and gets its
+job's id afterwards. Imports no torch.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Task:
         name: what the array is called, `plateau-<token>`.
         executor, host, user: of the record.
         folder: where the scheduler's own files and logs are.
-        workers: processes of a local submission, of which each is given all packs.
+        workers: numbers of the processes of `--cluster local`, which share all of its packs.
+        works: whether one of them lives.
     """
 
     job: str
@@ -60,22 +62,22 @@ class Task:
     host: str
     user: str
     folder: Path | None
-    workers: tuple[Holder, ...] = ()
+    workers: tuple[int, ...] = ()
+    works: bool = False
 
     def find(self, jobs: Jobs) -> JobState | None:
         """The task in SLURM's answer."""
-        return jobs.get(self.job) or jobs.get(self.job.partition("_")[0])
+        return jobs.get(self.job) or jobs.get(self.job.partition("_")[0]) or jobs.get(f"{self.job}_0")
 
     def is_live(self, jobs: Jobs | None) -> bool:
         """Whether it will still be run, as far as anybody knows."""
         if self.executor == "slurm":
             return jobs is None or state_of(self.find(jobs)) in ACTIVE
-        me = Holder.me()
-        return any(worker.is_dead(me) is False for worker in self.workers)
+        return self.works
 
     def log(self) -> Path | None:
         """Where its errors go, if the file is there."""
-        names = (f"{self.job}_0_log.err", f"{self.job}.err", f"{self.job}.out")
+        names = [f"{self.job}_0_log.err", *(f"{pid}_0_log.err" for pid in self.workers)]
         found = (self.folder / name for name in names if self.folder is not None)
         return next((path for path in found if path.exists()), None)
 
@@ -105,17 +107,19 @@ class Submissions:
     def tasks(self, jobs: Jobs | None) -> dict[str, Task]:
         """The newest task that each pack was sent in, by the pack's name."""
         named = {state.name: job for job, state in (jobs or {}).items()}
-        found = {}
+        found, me = {}, Holder.me()
         for record in self.records:
             if record.get("state") == "refused":
                 continue
             name = f"plateau-{record.get('token')}"
             job = str(record.get("job") or named.get(name, "").partition("_")[0])
             folder = Path(record["folder"]) if record.get("folder") else None
-            workers = tuple(Holder(**worker) for worker in record.get("workers", []))
-            for number, packs in enumerate(record.get("tasks", [])):
-                task = Task(f"{job}_{number}" if job else "", name, record.get("executor", ""), record.get("host", ""),
-                            record.get("user", ""), folder, workers)  # fmt: skip
+            workers = [Holder(**worker) for worker in record.get("workers", [])]
+            works, sent = any(worker.is_dead(me) is False for worker in workers), record.get("tasks", [])
+            for number, packs in enumerate(sent):
+                place = f"{job}_{number}" if job and len(sent) > 1 else job  # one task alone is sent as no array
+                task = Task(place, name, record.get("executor", ""), record.get("host", ""), record.get("user", ""),
+                            folder, tuple(worker.pid for worker in workers), works)  # fmt: skip
                 found.update(dict.fromkeys(packs, task))
         return found
 

@@ -44,7 +44,9 @@ class Done:
         done = cls(plan, files, dict.fromkeys(plan.run_ids().values(), "planned"))
         for pack, rows in plan.packs.items():
             if pack in files.endings:
-                done.statuses |= files.endings[pack].get("runs", {})
+                runs = files.endings[pack].get("runs", {})
+                whole = not done.is_replaced(pack)  # of a halved pack, what had ended stays with it
+                done.statuses |= {run_id: status for run_id, status in runs.items() if whole or status in ENDED}
             elif files.claims.get(pack) or plan.run(rows[0][1]).exists():
                 done.statuses |= {run_id: done._status(plan.run(run_id)) for _, run_id in rows}
         return done
@@ -76,11 +78,10 @@ class Done:
             self.statuses |= dict.fromkeys(failed, "planned")
 
     def _status(self, run: RunFolder) -> str:
-        try:
-            return run.status()
-        except StoreError as error:
-            self.lines.append(set_aside(run, error))
+        if line := run.mend():
+            self.lines.append(line)
             return "planned"
+        return run.status()
 
 
 def check_ended(done: Done, wanted: Iterable[str]) -> None:
@@ -108,6 +109,8 @@ def check_ended(done: Done, wanted: Iterable[str]) -> None:
 
 def _damage(run: RunFolder) -> str:
     """What is wrong with a run that is said to have ended, in one line; "" if nothing is."""
+    if line := run.mend():
+        return line
     try:
         if run.status() not in ENDED:
             return f"{run.path} has no ended run: run {run.run_id} is trained again"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SHIM = r"""#!{python}
-import fnmatch, json, os, pathlib, re, signal, sys, time
+import json, os, pathlib, re, signal, sys, time
 home = pathlib.Path({home!r})
 program, words = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
 with open(home / "calls", "a") as file:
