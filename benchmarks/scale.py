@@ -124,9 +124,9 @@ def _look(surveyor: Any) -> list[Any]:
 @contextmanager
 def _measured(row: dict[str, Any], name: str) -> Iterator[None]:
     with count_operations() as counts:
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         yield
-        row[f"{name}_s"] = time.perf_counter() - began
+        row[f"{name}_s"], row[f"{name}_cpu_s"] = time.perf_counter() - began, time.process_time() - spent
     row[f"{name}_operations"] = sum(counts.values())
 
 
@@ -199,7 +199,8 @@ def describe_machine() -> str:
     place = os.path.realpath(tempfile.gettempdir())
     found = max((m for m in mounts if place.startswith(m[1])), key=lambda m: len(m[1]), default=["", "", "unknown"])
     command = shlex.join(["python", "-m", "benchmarks.scale", *sys.argv[1:]])
-    return (f"{cpu or platform.machine()}, {len(os.sched_getaffinity(0))} cores, {found[2]}, Python "
+    load = f"load average {os.getloadavg()[0]:.0f} when it ended"
+    return (f"{cpu or platform.machine()}, {len(os.sched_getaffinity(0))} cores, {load}, {found[2]}, Python "
             f"{platform.python_version()}, {date.today().isoformat()}; `{command}`.")  # fmt: skip
 
 
@@ -214,10 +215,10 @@ def plan_table(rows: list[dict[str, Any]]) -> str:
         return f"| {name} | {' | '.join(show(row) for row in rows)} |"
 
     def cost(name: str) -> Callable[[dict[str, Any]], str]:
-        return lambda row: f"{row[f'{name}_s']:.2f} s, {row[f'{name}_operations']:,}"
+        return lambda row: f"{row[f'{name}_s']:.2f} s ({row[f'{name}_cpu_s']:.2f} s), {row[f'{name}_operations']:,}"
 
     return "\n".join([
-        line("seconds, and operations on the file system", lambda row: f"{row['cells']:,} cells"),
+        line("wall (processor) seconds, operations on the file system", lambda row: f"{row['cells']:,} cells"),
         f"|---|{'---|' * len(rows)}",
         line("packs", lambda row: f"{row['packs']:,}"),
         line("plan", cost("plan")),
