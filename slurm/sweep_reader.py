@@ -49,6 +49,7 @@ class SweepReader:
         self.claims: dict[str, dict] = {}
         self._specs: dict[str, Spec] = {}
         self._turns: dict[str, int] = {}  # at which an ending or a claim was read
+        self._unbegun: set[str] = set()
 
     def refresh(self) -> None:
         """List the folders, read what is new."""
@@ -67,10 +68,11 @@ class SweepReader:
 
     def has_moved_on(self, pack: PackFiles) -> bool:
         """Whether the pack's files say more now than when they were listed; an ending is taken over."""
-        now = PackFiles.of(pack.spec)
-        if now.has_ended and (ending := read_quietly(now.ended)):
-            self.endings[pack.name], self._turns[pack.name] = ending, now.turn
-        return now.has_ended or now.turn != pack.turn or self.read_claim(pack) != self.claims[pack.name]
+        ending = read_quietly(pack.ended)  # by name, which is known sooner than from a listing, and costs less
+        if ending:
+            self.endings[pack.name], self._turns[pack.name] = ending, pack.turn
+        later = pack.claim(pack.turn + 1).exists()
+        return bool(ending) or later or self.read_claim(pack) != self.claims[pack.name]
 
     def read_claim(self, pack: PackFiles) -> dict:
         """The newest claim; empty if nobody ever held the pack."""
@@ -97,7 +99,8 @@ class SweepReader:
     def statuses_without_claims(self, pack: PackFiles) -> dict[str, str]:
         """Statuses of the runs of a pack of the time before claims; empty if none of them was begun."""
         paths = self.spec(pack).runs
-        if pack.turn or not RunFolder(self.sweep.path / paths[0]).exists():
+        if pack.turn or pack.name in self._unbegun or not RunFolder(self.sweep.path / paths[0]).exists():
+            self._unbegun.add(pack.name)  # whoever begins it now makes a claim
             return {}
         return {path.rpartition("/")[2]: RunFolder(self.sweep.path / path).status() for path in paths}
 
