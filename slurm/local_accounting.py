@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -27,6 +28,7 @@ def mariadb(cluster: Cluster) -> Daemon:
          f"--pid-file={data / 'pid'}", f"--port={cluster.ports[3]}", "--bind-address=127.0.0.1", "--skip-name-resolve",
          "--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900"),
         cluster.folder / "mariadbd.out",
+        (("TMPDIR", str(data)),),  # the caller's may be closed to the user mysql
     )  # fmt: skip
 
 
@@ -60,6 +62,6 @@ def _make_database(data: Path) -> None:
     shutil.chown(data, "mysql", "mysql")
     command = [program("mariadb-install-db"), "--no-defaults", "--user=mysql", f"--datadir={data}",
                "--auth-root-authentication-method=socket", "--skip-test-db"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | {"TMPDIR": str(data)}, capture_output=True, text=True)
     if done.returncode:
         raise BadInput(f"no database can be made in {data}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")

@@ -106,8 +106,6 @@ def check(options: Options) -> None:
         if not isinstance(value, bool) and value < lowest.get(flag, 1):
             least = lowest.get(flag, 1)
             raise BadInput(f"--{flag.replace('_', '-')} {value}: allowed are whole numbers from {least} on")
-    if len(str(options.folder.absolute())) > LONGEST_FOLDER:
-        raise BadInput(f"--folder {options.folder}: at most {LONGEST_FOLDER} characters (paths of sockets are short)")
 
 
 def require_packages(options: Options) -> None:
@@ -192,11 +190,13 @@ def up(folder: Path, shape: Shape) -> str:
 
 
 def require_fit(folder: Path) -> None:
-    """Check that a folder is empty, that only root can change it, and that others can enter it.
+    """Check that a folder is empty, that only root can change it, that others can enter it, and that its name is short.
 
     Raises:
         BadInput: saying what is wrong with it.
     """
+    if len(str(folder)) > LONGEST_FOLDER:
+        raise BadInput(f"--folder {folder}: at most {LONGEST_FOLDER} characters (paths of sockets are short)")
     if any(folder.iterdir()):
         raise BadInput(f"--folder {folder} holds other things: choose one that is new or empty")
     for place in (folder, *folder.parents):

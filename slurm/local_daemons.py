@@ -13,6 +13,7 @@ from pathlib import Path
 
 from adapters import BadInput
 
+EXEC_S = 1.0  # until a process that was started shows its command line
 TERM_S = 10.0  # until a daemon that was asked to end is killed
 
 
@@ -44,15 +45,18 @@ class Daemon:
         Raises:
             BadInput: if it ends, or is not ready in time; with the last line of its log that tells of an error.
         """
+        began = time.monotonic()
         if not self.find():
             with open(self.log, "ab") as log:
-                process = subprocess.Popen(
-                    self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                subprocess.run(
+                    ["setsid", "--fork", *self.command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                     env=os.environ | dict(self.environment), cwd=self.log.parent,
                 )  # fmt: skip
-            wait_until(lambda: process.poll() is not None or is_ready(), wait_s)
-        if not (wait_until(is_ready, wait_s) if self.find() else is_ready()):
-            raise BadInput(f"{self.name} does not start: {last_error(self.log)} (log: {self.log})")
+        while not is_ready():
+            running_s = time.monotonic() - began
+            if running_s > wait_s or (running_s > EXEC_S and not self.find()):
+                raise BadInput(f"{self.name} does not start: {last_error(self.log)} (log: {self.log})")
+            time.sleep(0.05)
 
     def stop(self) -> None:
         """End it, at last by force."""
@@ -60,12 +64,13 @@ class Daemon:
 
 
 def list_processes() -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Process id and command line of every process that is not a zombie."""
+    """Process id and command line of every process that has one (zombies have none)."""
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
                 words = Path("/proc", entry, "cmdline").read_bytes().split(b"\0")[:-1]
-                yield int(entry), tuple(os.fsdecode(word) for word in words)
+                if words:
+                    yield int(entry), tuple(os.fsdecode(word) for word in words)
 
 
 def read_environment(pid: int) -> list[tuple[str, str]]:

@@ -67,6 +67,7 @@ WITH_ACCOUNTING = """\
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={ports[2]}
+AccountingStoragePass={folder}/munge.socket
 AccountingStorageEnforce=associations,limits,qos"""
 DBD_CONF = """\
 AuthType=auth/munge
@@ -131,11 +132,12 @@ class Cluster:
         if not key.exists():
             _write(key, secrets.token_bytes(128), 0o600)
         host = socket.gethostname().partition(".")[0]
+        accounting = WITH_ACCOUNTING if self.shape.accounting else WITHOUT_ACCOUNTING
         values = dataclasses.asdict(self.shape) | {
             "host": host, "folder": self.folder, "ports": self.ports, "memory_mib": _memory_mib(),
             "password": key.read_bytes().hex()[:32],
             "user_signal": USER_SIGNAL if self.shape.user_signal else "# without " + USER_SIGNAL,
-            "accounting": (WITH_ACCOUNTING if self.shape.accounting else WITHOUT_ACCOUNTING).format(ports=self.ports),
+            "accounting": accounting.format(ports=self.ports, folder=self.folder),
         }  # fmt: skip
         _write(self.conf, CONF.format(**values).encode(), 0o644)
         if self.shape.accounting:
