@@ -181,7 +181,7 @@ def run_row(folder: RunFolder, run: dict[str, Any]) -> dict[str, Any]:
         **(run.get("labels") or {}),
         **cell,
         "run_id": folder.run_id,
-        "sweep": run.get("sweep") or folder.path.parent.name,
+        "sweep": run.get("sweep") or folder.sweep.name,
         "path": str(folder.path),
         "status": run.get("status"),
         "diverged_step": run.get("diverged_step"),

@@ -46,7 +46,7 @@ def run(options: Options) -> int:
     from adapters import BadInput
     from benchmarks.rows import Row, to_markdown, write_page
     from benchmarks.scene import QUICK, Effort, find_place
-    from slurm.job import quiet_libraries
+    from slurm.libraries import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -4,6 +4,9 @@ A turn is a file `<pack>.claim-000007.json`, made by a hard link from a finished
 one gets it. Nobody ever removes a claim. A holder that stops writes its outcome into its own claim; then, or when it is
 known to be dead, the next process makes the claim of turn 8, and whoever still believes in turn 7 sees that it is over.
 
+A turn taken from a process of another machine begins with `SETTLE_S` of waiting: what that one wrote last becomes visible
+here, and the new claim there, so that a holder that was thought dead and wakes up stops before it writes anything.
+
 A holder is known to be dead if it ran on this very machine and its process is gone; if it was an earlier start of our own
 SLURM job; if SLURM says that its job is gone; or if its heartbeat has not changed for `STALE_S` seconds of our own clock
 (clocks of machines are never compared). Imports no torch.
@@ -17,6 +20,7 @@ import functools
 import getpass
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +31,7 @@ from typing import Any
 
 from adapters import BadInput
 from slurm.sweep_folder import PackFiles
-from training.store import StoreError, read_json, store_error, write_json
+from training.whole_files import DamagedFile, StoreError, create_json, machine, read_json, remove_asides, write_json
 
 BEAT_S = float(os.environ.get("PLATEAU_BEAT_S", "10"))
 STALE_S = float(os.environ.get("PLATEAU_STALE_S", "90"))
@@ -64,7 +68,12 @@ class Holder:
         task = os.environ.get("SLURM_ARRAY_TASK_ID")
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}" if task else os.environ.get("SLURM_JOB_ID", "")
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        return cls(socket.gethostname(), _user(), _machine(), os.getpid(), _started(os.getpid()), job, restart)
+        return cls(socket.gethostname(), _user(), machine(), os.getpid(), _started(os.getpid()), job, restart)
+
+    @classmethod
+    def of(cls, pid: int) -> Holder:
+        """Another process of this machine."""
+        return dataclasses.replace(cls.me(), pid=pid, started=_started(pid))
 
     def is_dead(self, me: Holder, job_gone: JobGone | None = None) -> bool | None:
         """Whether this process is over, as seen from `me`; None if only its heartbeat can tell."""
@@ -75,6 +84,10 @@ class Holder:
         return job_gone(self.job) if self.job and job_gone else None
 
 
+class TurnLost(Exception):
+    """Another process took over, since this one had shown no sign of life; nothing may be written any more."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A turn that this process holds.
@@ -83,20 +96,39 @@ class Claim:
         pack: whose turn.
         turn: its number.
         before: contents of the earlier claims, oldest first, each with its `outcome` ("killed" for one that left none).
+        contents: what stands in this one.
     """
 
     pack: PackFiles
     turn: int
     before: tuple[dict, ...]
+    contents: dict
 
     def is_mine(self) -> bool:
         """Whether no later turn has begun."""
         return not self.pack.claim(self.turn + 1).exists()
 
+    def check(self) -> None:
+        """To be called before anything is written.
+
+        Raises:
+            TurnLost: if a later turn has begun.
+        """
+        if not self.is_mine():
+            raise TurnLost(f"turn {self.turn} at {self.pack.name} is over")
+
     def end(self, outcome: str, **more: Any) -> None:
-        """Give the turn up: "done", "stopped" or "failed"; `more` stands in the claim for the reader."""
-        path = self.pack.claim(self.turn)
-        write_json(path, read_json(path) | {"outcome": outcome, **more})
+        """Give the turn up: "done", "stopped", "failed" or "refused"; `more` stands in the claim for the reader.
+
+        Raises:
+            StoreError: if it cannot be written.
+        """
+        write_json(self.pack.claim(self.turn), self.contents | {"outcome": outcome, **more})
+
+    def end_quietly(self, outcome: str, **more: Any) -> None:
+        """Give the turn up, where the disk may be the reason."""
+        with contextlib.suppress(StoreError):
+            self.end(outcome, **more)
 
 
 class Watch:
@@ -135,21 +167,21 @@ def take(pack: PackFiles, watch: Watch, job_gone: JobGone | None = None, **more:
     """
     me, turn = Holder.me(), pack.newest_turn()
     held = _read_claim(pack, turn) if turn else None
+    holder = _holder(held) if held is not None else None
     if held is not None and "outcome" not in held:
-        holder = _holder(held)
         dead = holder.is_dead(me, job_gone) if holder else None
         if dead is False or (dead is None and not watch.is_stale(pack, turn)):
             return None
-        if holder is None or holder.machine != me.machine:
-            time.sleep(SETTLE_S)  # what it wrote last becomes visible here
-            if pack.newest_turn() != turn:
-                return None
-            held = _read_claim(pack, turn)
-    if not _create(pack.claim(turn + 1), {"holder": dataclasses.asdict(me), "began": time.time(), **more}):
+    contents = {"holder": dataclasses.asdict(me), "began": time.time(), **more}
+    if not create_json(pack.claim(turn + 1), contents):
         return None
+    if held is not None and (holder is None or holder.machine != me.machine):
+        time.sleep(SETTLE_S)
+        held = _read_claim(pack, turn)
     if held is not None and "outcome" not in held:
         _write_quietly(pack.claim(turn), held | {"outcome": "killed", "last": read_beat(pack)})
-    return Claim(pack, turn + 1, tuple(_read_claim(pack, n) for n in range(1, turn + 1)))
+        remove_asides(pack.folder)
+    return Claim(pack, turn + 1, tuple(_read_claim(pack, n) for n in range(1, turn + 1)), contents)
 
 
 @contextlib.contextmanager
@@ -170,8 +202,10 @@ def exclusive(folder: Path, name: str, wait_s: float = 60.0) -> Iterator[None]:
     try:
         with Heart(claim):
             yield
-    finally:
-        claim.end("done")
+    except BaseException:
+        claim.end_quietly("done")
+        raise
+    claim.end("done")
 
 
 class Heart:
@@ -210,7 +244,8 @@ class Heart:
     def _run(self) -> None:
         while not self._over.is_set():
             self._wake.clear()
-            self.lost = self.lost or not self.claim.is_mine()
+            with contextlib.suppress(OSError):
+                self.lost = self.lost or not self.claim.is_mine()
             self._count += 1
             beat = {"turn": self.claim.turn, "count": self._count, "time": time.time(), **self._fields}
             _write_quietly(self.claim.pack.beat, beat)
@@ -234,9 +269,17 @@ def _read_claim(pack: PackFiles, turn: int) -> dict:
 def _read_quietly(path: Path) -> dict:
     try:
         found = read_json(path)
-    except (StoreError, OSError):
+    except DamagedFile as error:
+        if path not in _named:
+            _named.add(path)
+            print(f"{error}: going on without it", file=sys.stderr)
+        return {}
+    except OSError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+_named: set[Path] = set()  # damaged files that were told of
 
 
 def _write_quietly(path: Path, value: dict) -> None:
@@ -251,36 +294,12 @@ def _holder(claim: dict) -> Holder | None:
         return None
 
 
-def _create(path: Path, value: dict) -> bool:
-    """Make a file with all of its content, unless it is there; says whether it was made."""
-    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        write_json(aside, value)
-        os.link(aside, path)
-        return True
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise store_error(error, path) from None
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 @functools.cache
 def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-@functools.cache
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
 
 
 def _started(pid: int) -> int:

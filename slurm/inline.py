@@ -1,4 +1,4 @@
-"""Packs run in worker processes of this machine, which share them by locks."""
+"""Packs run in worker processes of this machine, which take turns at them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import multiprocessing
 import os
 import queue
 import signal
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import BadInput
+from slurm.ended import reopen
+from slurm.sweep_folder import PackFiles
+from training.stop import Interrupted, StopSignals
 from training.store import StoreError
 
 WORKER_GIB = 2.0  # memory set aside for one worker when their number is chosen
+POLL_S = 0.5  # between two looks at packs that other processes hold
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def choose_workers(num_packs: int, device: str) -> tuple[int, int]:
 
 
 def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event], None]) -> str:
-    """Run packs in worker processes until all have ended.
+    """Run packs in worker processes until all have ended; those that have failed are tried again.
 
     Args:
         specs: the packs' JSON specifications.
@@ -60,6 +63,8 @@ def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event],
     Raises:
         StoreError: as the worker that met it says; the others have stopped with checkpoints.
     """
+    for path in specs:
+        reopen(PackFiles.of(path))
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
     paths = [str(path) for path in specs]
@@ -106,38 +111,38 @@ def _pass_on(team: Sequence[multiprocessing.process.BaseProcess], number: int) -
 
 def work(paths: Sequence[str], worker: int, events: multiprocessing.Queue) -> None:
     """A worker process: take every pack that nobody holds, then wait for those that others hold."""
-    stopped, parent = [], os.getppid()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.append(True))
-    from slurm.job import keep_freed_memory, quiet_libraries, run_pack
-    from training.loop import Interrupted, Progress
+    with StopSignals() as stop:
+        parent = os.getppid()
+        try:
+            _work([Path(path) for path in (*paths[worker:], *paths[:worker])], worker, events, stop, parent)
+        except (Interrupted, KeyboardInterrupt):
+            events.put(Event("stopped", worker, ""))
+        except BadInput as error:
+            events.put(Event("error", worker, str(error)))
+        finally:
+            events.close()
+            if os.getppid() == parent:
+                events.join_thread()
+            else:
+                events.cancel_join_thread()
+
+
+def _work(
+    paths: Sequence[Path], worker: int, events: multiprocessing.Queue, stop: Callable[[], bool], parent: int
+) -> None:
+    from slurm.job import run_all, run_pack
+    from slurm.libraries import keep_freed_memory, quiet_libraries
 
     quiet_libraries()
     keep_freed_memory()
 
-    def report(progress: Progress) -> None:
-        if os.getppid() != parent:  # the sweep was killed: its workers must not train on unseen
-            raise Interrupted
-        events.put(Event("progress", worker, progress))
+    def stopped() -> bool:
+        return stop() or os.getppid() != parent  # the sweep was killed: its workers must not train on unseen
 
-    pending = list(paths[worker:]) + list(paths[:worker])
-    try:
-        while pending:
-            for path in list(pending):
-                if stopped:
-                    raise Interrupted
-                outcome = run_pack(Path(path), report)
-                if outcome != "busy":
-                    pending.remove(path)
-                    events.put(Event(outcome, worker, Path(path).stem))
-            time.sleep(0.5 if pending else 0)  # others hold the rest
-    except (Interrupted, KeyboardInterrupt):
-        events.put(Event("stopped", worker, ""))
-    except BadInput as error:
-        events.put(Event("error", worker, str(error)))
-    finally:
-        events.close()
-        if os.getppid() == parent:
-            events.join_thread()
-        else:
-            events.cancel_join_thread()
+    def run(path: Path) -> str:
+        outcome = run_pack(path, lambda progress: events.put(Event("progress", worker, progress)), stop=stopped)
+        if outcome != "busy":
+            events.put(Event(outcome, worker, path.stem))
+        return outcome
+
+    run_all(paths, run, stopped, POLL_S)

@@ -1,173 +1,203 @@
-"""Run one pack from its specification: all that a job does, wherever it runs."""
+"""Run packs from their specifications: all that a job does, wherever it runs.
+
+    python -m slurm.job runs/<sweep>/packs/<pack>.json ... [--code VERSION]
+
+A job that SLURM warns with SIGUSR2 (`--signal=USR2@90`) checkpoints and has itself requeued, whatever its time limit.
+SIGTERM or SIGINT: it checkpoints and stops; its runs are `preempted`, and the same command goes on with them.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import hashlib
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-from filelock import FileLock, Timeout
-
 from adapters import BadInput
-from training.cell import Cell
-from training.loop import Interrupted, Progress, Run, train_pack
-from training.store import ENDED, RunFolder, read_json
-from training.tasks import pipeline as pipelines
-from training.tasks import scorers as scoring
-from training.tasks import subjects as subject_folders
-from training.tasks.class_pictures import class_latents
-from training.tasks.subject import SubjectTask
+from slurm.claims import BEAT_S, JobGone, Watch, take
+from slurm.code_version import code_version
+from slurm.ended import has_failed, read_ended
+from slurm.halve import spec_id
+from slurm.libraries import keep_freed_memory, quiet_libraries
+from slurm.pack import Setting, list_runs, make_task, read_contents, read_spec
+from slurm.sweep_folder import PackFiles
+from slurm.turn import Turn
+from training.loop import Interrupted, Progress, Run
+from training.stop import StopSignals
+
+__all__ = ["Setting", "make_task", "read_spec", "run_pack", "run_task", "spec_id"]
+_WATCH = Watch()  # what this process has seen of other holders
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What every pack of a sweep shares, besides its cells.
-
-    Attributes:
-        model, dino, clip: folders or hub ids, already located.
-        subjects: folder of subjects.
-        token, instance_prompt: how a subject is called in prompts.
-        runs: the runs folder (class pictures are kept in it).
-        device: "cpu" or "cuda".
-        threads: CPU threads of one worker; 0 leaves torch's choice.
-        gradient_checkpointing, cache_latents, pre_compute_text_embeddings: trade time for memory; results agree
-            up to rounding.
-        checkpoint_every_s: seconds between checkpoints.
-    """
-
-    model: str
-    dino: str
-    clip: str
-    subjects: str
-    token: str
-    instance_prompt: str
-    runs: str
-    device: str = "cpu"
-    threads: int = 0
-    gradient_checkpointing: bool = False
-    cache_latents: bool = True
-    pre_compute_text_embeddings: bool = True
-    checkpoint_every_s: float = 30.0
-
-
-@functools.cache
-def _pipeline(model: str, device: str) -> pipelines.Pipeline:
-    return pipelines.load(Path(model), torch.device(device))
-
-
-@functools.cache
-def _scorers(dino: str, clip: str, device: str) -> scoring.Scorers:
-    return scoring.Scorers(dino, clip, torch.device(device))
-
-
-def read_spec(path: Path) -> tuple[str, Setting, list[Run]]:
-    """A pack's specification: its name, the sweep's setting, and its runs."""
-    spec = read_json(path)
-    folder = path.parents[1]
-    runs = [Run(Cell.from_dict(r["cell"]), RunFolder(folder / r["run_id"]), r["labels"]) for r in spec["runs"]]
-    return spec["pack"], Setting(**spec["setting"]), runs
-
-
-def ended(runs: list[Run]) -> bool:
-    """Whether every run of a pack has ended."""
-    return all(run.folder.status() in ENDED for run in runs)
-
-
-def run_pack(path: Path, report: Callable[[Progress], None] = lambda progress: None) -> str:
+def run_pack(
+    path: Path,
+    report: Callable[[Progress], None] = lambda progress: None,
+    *,
+    stop: Callable[[], bool] | None = None,
+    job_gone: JobGone | None = None,
+) -> str:
     """Run one pack, once: a pack that another process holds is left to it.
+
+    A pack that smaller ones have replaced stands for them.
 
     Args:
         path: the pack's JSON specification, `<runs>/<sweep>/packs/<pack>.json`.
         report: called with the progress.
+        stop: asked often whether to stop; None: after a signal.
+        job_gone: asks SLURM about other holders.
 
     Returns:
-        "done", "busy" (another process has it) or "failed" (the traceback is in each run.json).
+        "done", "busy" (another process has it) or "failed" (the traceback is in the run.json).
 
     Raises:
         BadInput: if the disk is full, a folder cannot be written, or an input changed since the plan.
-        Interrupted: after a signal, with everything checkpointed.
+        Interrupted: when asked to stop, with everything checkpointed.
     """
-    pack, setting, runs = read_spec(path)
-    lock = FileLock(path.with_suffix(".lock"), timeout=0)
-    try:
-        with lock:
-            if ended(runs):
-                return "done"
-            if setting.threads:
-                torch.set_num_threads(setting.threads)
+    contents, files = read_contents(path), PackFiles.of(path)
+
+    def run(name: str) -> str:
+        return run_pack(path.with_name(f"{name}.json"), report, stop=stop, job_gone=job_gone)
+
+    if (whole := contents.get("part_of")) and not _is_replaced(PackFiles.of(path.with_name(f"{whole}.json"))):
+        return run(whole)
+    runs = list_runs(path, contents)
+    while (end := read_ended(files)) is None or not _is_final(end, runs):
+        claim = take(files, _WATCH, job_gone, code=code_version())
+        if claim is None:
+            return "busy"
+        Turn(claim, path, contents, runs, report, stop).play()
+    if end["replaced_by"]:
+        outcomes = {run(name) for name in end["replaced_by"]}
+        return next(outcome for outcome in ("busy", "failed", "done") if outcome in outcomes)
+    return "failed" if has_failed(end) else "done"
+
+
+def _is_replaced(files: PackFiles) -> bool:
+    end = read_ended(files)
+    return end is not None and bool(end["replaced_by"])
+
+
+def _is_final(end: dict, runs: list[Run]) -> bool:
+    """Whether what is written down about a pack's end still holds: a damaged run may have been set aside since."""
+    return bool(end["replaced_by"]) or has_failed(end) or all(run.folder.exists() for run in runs)
+
+
+def run_all(paths: Sequence[Path], run: Callable[[Path], str], stop: Callable[[], bool], pause_s: float) -> None:
+    """Run packs in order, then wait for those that other processes hold: should a holder die, its pack is taken over.
+
+    Args:
+        paths: the specifications.
+        run: runs one and says "busy" if another process has it.
+        stop: says whether to stop.
+        pause_s: seconds between two looks at busy packs.
+
+    Raises:
+        Interrupted: when asked to stop.
+    """
+    pending = list(paths)
+    while pending:
+        for path in list(pending):
+            if stop():
+                raise Interrupted
+            if run(path) != "busy":
+                pending.remove(path)
+        pause(pause_s if pending else 0.0, stop)
+
+
+def pause(seconds: float, stop: Callable[[], bool]) -> None:
+    """Sleep, but not past a request to stop."""
+    end = time.monotonic() + seconds
+    while not stop() and time.monotonic() < end:
+        time.sleep(min(0.1, seconds))
+
+
+def run_task(specs: Sequence[str], code: str = "", job_gone: JobGone | None = None) -> None:
+    """Run packs as a task of a job does; what a pack cannot do is told on stderr, and the others go on.
+
+    Args:
+        specs: paths of the packs' specifications.
+        code: the version of the code that was submitted; "" does not ask.
+        job_gone: asks SLURM about other holders.
+
+    Raises:
+        BadInput: if the code is another one; at the end, if packs could not be run.
+    """
+    quiet_libraries()
+    keep_freed_memory()
+    paths, errors = [Path(spec) for spec in specs], []
+    with StopSignals() as stop:
+        check_code(paths, code, job_gone)
+
+        def run(path: Path) -> str:
             try:
-                task = make_task(setting, runs)
-                train_pack(runs, task, pack=pack, report=report, checkpoint_every_s=setting.checkpoint_every_s)
-                return "done"
-            except (BadInput, Interrupted):
-                raise
-            except Exception as error:
-                _mark_failed(runs, error)
+                return run_pack(path, stop=stop, job_gone=job_gone)
+            except BadInput as error:
+                print(error, file=sys.stderr)
+                errors.append(error)
                 return "failed"
-    except Timeout:
-        return "busy"
+
+        try:
+            run_all(paths, run, stop, min(5.0, BEAT_S))
+        except Interrupted:
+            print(
+                f"stopped by {signal.Signals(stop.received).name}; everything computed is checkpointed", file=sys.stderr
+            )
+            if stop.received == signal.SIGUSR2 and (job := os.environ.get("SLURM_JOB_ID")):
+                requeue(job)
+    if errors:
+        raise BadInput(f"{len(errors)} of {len(paths)} packs could not be run; the first: {errors[0]}")
 
 
-def make_task(setting: Setting, runs: list[Run]) -> SubjectTask:
-    """Model, scorers, subjects and class pictures of a pack, loaded once in a process."""
-    pipeline = _pipeline(setting.model, setting.device)
-    if setting.gradient_checkpointing:
-        pipeline.unet.enable_gradient_checkpointing()
-    load = functools.partial(
-        subject_folders.load, Path(setting.subjects), token=setting.token, instance_prompt=setting.instance_prompt
-    )
-    cells = [run.cell for run in runs]
-    subjects = {cell.subject: load(cell.subject) for cell in cells}
-    for cell in cells:
-        if subjects[cell.subject].content_hash() != cell.subject_hash:
-            raise BadInput(f"the pictures or prompts of {cell.subject} changed since the sweep was planned")
-    pool = Path(setting.runs) / "class_pictures"
-    classes = {subjects[cell.subject].cls for cell in cells if cell.prior_loss_weight > 0}
-    return SubjectTask(
-        pipeline, _scorers(setting.dino, setting.clip, setting.device), cells, subjects,
-        {cls: class_latents(pipeline, cls, cells[0], pool) for cls in classes},
-        cache_latents=setting.cache_latents, cache_texts=setting.pre_compute_text_embeddings,
-    )  # fmt: skip
+def check_code(paths: Sequence[Path], code: str, job_gone: JobGone | None = None) -> None:
+    """Refuse packs that were submitted with other code.
 
-
-def _mark_failed(runs: list[Run], error: Exception) -> None:
-    text = "".join(traceback.format_exception(error))
-    for run in runs:
-        if run.folder.status() in ENDED:
-            continue
-        before = run.folder.read() if run.folder.exists() else {"cell": run.cell.to_dict(), "labels": run.labels}
-        run.folder.write({**before, "status": "failed", "error": text})
-
-
-def quiet_libraries() -> None:
-    """Switch off the libraries' own progress bars and notices, which would break the live table."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks for the next step, instead of giving them back and faulting fresh pages in.
-
-    By default it returns large blocks at once: readings of a pack then took twice as long. Elsewhere nothing happens.
+    Raises:
+        BadInput: naming both versions, which also stands in the packs' claims.
     """
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (OSError, TypeError, AttributeError):
+    if code in ("", code_version()):
         return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # names in malloc.h
-    for option, value in ((trim_threshold, 256 << 20), (top_pad, 64 << 20), (mmap_threshold, 32 << 20)):
-        set_option(option, value)
+    error = (
+        f"submitted with code {code}, but the checkout is now {code_version()}: nothing was run; give the same command "
+        "again to run it with the present code"
+    )
+    for files in map(PackFiles.of, paths):
+        if not files.has_ended and (claim := take(files, _WATCH, job_gone, code=code_version())):
+            claim.end("refused", error=error)
+    raise BadInput(error)
 
 
-def spec_id(run_ids: list[str]) -> str:
-    """A short name that depends on the membership and the order of a pack."""
-    return hashlib.sha256("\n".join(run_ids).encode()).hexdigest()[:10]
+def requeue(job: str) -> None:
+    """Have SLURM start this job again; if it refuses, its words go to stderr and the same command resumes by hand."""
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+        words = done.stderr.strip() if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        words = str(error)
+    if words:
+        print(f"job {job} is not requeued: {words}; give the same command again", file=sys.stderr)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; 2 if a pack could not be run."""
+    words = list(arguments)
+    code = ""
+    if "--code" in words:
+        at = words.index("--code")
+        code = words[at + 1] if at + 1 < len(words) else "?"
+        del words[at : at + 2]
+    if not words or any(word.startswith("-") for word in words):
+        print("usage: python -m slurm.job SPEC.json ... [--code VERSION]", file=sys.stderr)
+        return 2
+    try:
+        run_task(words, code)
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

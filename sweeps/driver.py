@@ -12,13 +12,13 @@ from adapters import PEFT, BadInput, parse_method
 from analysis import Results, load
 from slurm import inline
 from slurm.calibrate import Calibration, calibrate
-from slurm.job import Setting, read_spec
+from slurm.job import Setting
+from sweeps.done import Done, check_ended
 from sweeps.grid import Planned, Scene, base_cells
 from sweeps.options import Options, Stopped
-from sweeps.plan import Plan, check_ended, is_packable, keep_method_files, open_sweep
+from sweeps.plan import Plan, is_packable, keep_method_files, open_sweep
 from sweeps.progress import ProgressDisplay, duration
 from training.cell import BASE, Cell
-from training.store import ENDED, RunFolder
 from training.tasks.pipeline import attention_shapes
 
 
@@ -54,26 +54,27 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
     cells = [*base_cells(planned), *planned]
     plan = Plan.read(folder)
     wanted = {p.cell.identity() for p in cells}
-    for line in check_ended(folder, [run_id for identity, run_id in plan.run_ids().items() if identity in wanted]):
-        print(line, file=sys.stderr)
+    done = _look(plan, wanted, options.dry_run)
     missing = [p for p in cells if p.cell.identity() not in plan.run_ids()]
-    measured = calibrate(scene.setting, cells[-1].cell, options.pack_size) if missing or _todo(plan, wanted) else None
+    measured = calibrate(scene.setting, cells[-1].cell, options.pack_size) if missing or done.todo(wanted) else None
     workers, threads = _workers(options, scene.setting, len(cells))
     setting = dataclasses.replace(scene.setting, threads=threads)
     if missing and not options.dry_run:
         assert measured is not None
         keep_method_files(folder, [p.cell.method for p in missing])
         plan.add(missing, setting, measured.pack_size, workers)
-    packs = _todo(plan, wanted)
-    todo = [p for p in cells if not _ended(folder, plan, p)]
+        done = Done.look(plan)
+    packs = done.todo(wanted)
+    todo = [p for p in cells if not done.has(p.cell.identity())]
     estimate = measured.predict([p.cell for p in todo], workers) if measured else 0.0
     _show_plan(options, scene, cells, todo, len(packs), workers, measured, estimate)
     if options.dry_run:
         return None
-    if packs:
+    while packs:
         plan.refresh(setting, packs)
         _run(plan, packs, min(workers, len(packs)), len(cells) - len(todo), estimate)
-    _report_failures(plan, folder, packs)
+        _report_failures(plan, packs)
+        packs = _look(plan, wanted).todo(wanted)
     ids = plan.run_ids()
     labels = {ids[p.cell.identity()]: p.labels for p in cells}
     return Outcome(relabel(load(folder).select(list(labels)), labels), folder, len(todo))
@@ -97,19 +98,16 @@ def _workers(options: Options, setting: Setting, num_cells: int) -> tuple[int, i
     return workers, threads
 
 
-def _ended(folder: Path, plan: Plan, planned: Planned) -> bool:
-    run_id = plan.run_ids().get(planned.cell.identity())
-    return run_id is not None and RunFolder(folder / run_id).status() in ENDED
-
-
-def _todo(plan: Plan, wanted: set[str]) -> list[str]:
-    """Packs that hold a wanted cell which has not ended, the untouched base's last: they are short."""
-    packs = [
-        pack
-        for pack, rows in plan.packs.items()
-        if any(identity in wanted and RunFolder(plan.folder / r).status() not in ENDED for identity, r in rows)
-    ]
-    return sorted(packs, key=lambda pack: pack.startswith(f"{BASE}-"))
+def _look(plan: Plan, wanted: set[str], dry_run: bool = False) -> Done:
+    """What is done. Failed runs are to be tried again; where all are done, their tables are checked: they are drawn next."""
+    done = Done.look(plan)
+    if not dry_run:
+        done.reopen_failed(wanted)
+        if not done.todo(wanted):
+            check_ended(done, wanted)
+    for line in done.lines:
+        print(line, file=sys.stderr)
+    return done
 
 
 def _show_plan(
@@ -169,20 +167,14 @@ def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[
 
 def _run(plan: Plan, packs: Sequence[str], workers: int, num_done: int, estimate: float) -> None:
     cells = {pack: len(plan.packs[pack]) for pack in packs}
-    work = {pack: _work(plan, pack) for pack in packs}
+    work = {pack: plan.work[pack] for pack in packs}
     with ProgressDisplay(num_done, cells, work, estimate) as display:
         outcome = inline.run_inline([plan.spec(pack) for pack in packs], workers=workers, listen=display.listen)
     if outcome == "stopped":
         raise Stopped("stopped; everything computed is checkpointed: the same command goes on from here")
 
 
-def _work(plan: Plan, pack: str) -> float:
-    """Relative cost of a pack: steps and pictures of all its cells."""
-    _, _, runs = read_spec(plan.spec(pack))
-    return sum(r.cell.steps + 3.0 * r.cell.num_prompts * r.cell.num_images for r in runs)
-
-
-def _report_failures(plan: Plan, folder: Path, packs: Sequence[str]) -> None:
+def _report_failures(plan: Plan, packs: Sequence[str]) -> None:
     """Stop with the last line of the first failure, if a run failed.
 
     Raises:
@@ -190,7 +182,7 @@ def _report_failures(plan: Plan, folder: Path, packs: Sequence[str]) -> None:
     """
     for pack in packs:
         for _, run_id in plan.packs[pack]:
-            run = RunFolder(folder / run_id)
+            run = plan.run(run_id)
             if run.status() == "failed":
                 last = run.read()["error"].strip().splitlines()[-1]
                 raise BadInput(

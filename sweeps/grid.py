@@ -72,7 +72,7 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
         raise BadInput(f"--num-prompts is {options.num_prompts}; {few.name} has {len(few.prompts)} prompts")
     setting = Setting(
         model=str(model), dino=dino, clip=clip, subjects=str(folder.resolve()), token=options.token,
-        instance_prompt=prompt, runs=str(options.runs.resolve()), device=choose_device(options.device),
+        instance_prompt=prompt, runs=str(options.runs.resolve()), device=choose_device(options),
         gradient_checkpointing=options.gradient_checkpointing, cache_latents=options.cache_latents,
         pre_compute_text_embeddings=options.pre_compute_text_embeddings,
     )  # fmt: skip
@@ -94,12 +94,17 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
     return Scene(setting, shared, subjects, options.model)
 
 
-def choose_device(device: str) -> str:
-    """The device asked for, or the best there is.
+def choose_device(options: Options) -> str:
+    """The device asked for, or the best there is where packs will run.
 
     Raises:
         BadInput: if CUDA is asked for and not there.
     """
+    cluster, device = options.where.choose(), options.device
+    if cluster is not None:
+        if device == "cuda" and not cluster.num_gpus:
+            raise BadInput("--device is cuda; tasks get no GPU: give --gpus 1")
+        return cluster.device if device == "auto" else device
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():

@@ -8,12 +8,70 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
 
 from adapters import METHODS, BadInput, MethodSpec, parse_method
+from slurm.clusters import EXECUTORS, Cluster, choose_cluster
+from slurm.scheduler import Scheduler
+from slurm.submit import check_cluster
 from training.command_line import parse
 
 DEFAULT_MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Flags that say where packs run, and what their jobs ask for; what no flag says, `slurm/clusters.toml` does."""
+
+    cluster: str = "inline"
+    """`inline` (in this process's workers), `local` (workers that outlive it), `slurm`, `export` (files for sbatch), or a
+    section of your `clusters.toml`."""
+    partition: str | None = None
+    """SLURM's partition."""
+    account: str | None = None
+    """SLURM's account, who is charged."""
+    qos: str | None = None
+    """SLURM's quality of service."""
+    gpus: str | None = None
+    """GPUs of a task: a number, or a type and a number as in a100:1; above 0 it trains on cuda."""
+    cpus_per_task: int | None = None
+    """Cores of a task."""
+    mem_gb: float | None = None
+    """Memory of a task in GB."""
+    time_min: int | None = None
+    """Wall time of a task in minutes; default: what its packs are expected to need. What needs longer is requeued."""
+    wait: bool = False
+    """Stay until everything has ended, and draw; otherwise jobs go on alone, and the same command draws later."""
+
+    @property
+    def executor(self) -> str:
+        """One of `inline`, `local`, `slurm`, `export`; a user's own cluster is `slurm`."""
+        return self.cluster if self.cluster in EXECUTORS else "slurm"
+
+    def choose(self) -> Cluster | None:
+        """What jobs ask for; None where there are none.
+
+        Raises:
+            BadInput: for an unknown cluster, a broken file, a value that is not allowed, or a flag that nobody reads.
+        """
+        flags = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("cluster", "wait")}
+        if self.executor in ("slurm", "export"):
+            return choose_cluster(self.cluster, flags)
+        for name, value in flags.items():
+            _need(value is None, name, value, f"only with --cluster slurm, export or your own, not {self.cluster}")
+        return None
+
+    def check(self) -> None:
+        """Check what can be checked before any work, the cluster's own limits included.
+
+        Raises:
+            BadInput: as `choose`; where there is no SLURM, for an unknown partition or a time above its limit.
+        """
+        cluster = self.choose()
+        if cluster is not None and self.executor == "slurm":
+            check_cluster(cluster, Scheduler())
 
 
 @dataclass(frozen=True)
@@ -98,8 +156,6 @@ class Options:
     """Name of the sweep's folder in it; default: the driver's name."""
     docs: Path | None = None
     """Also write tables, figures and compact Parquet to this folder, to be committed."""
-    cluster: Literal["inline"] = "inline"
-    """Where packs run."""
     pack_size: str = "auto"
     """Runs in one pack: a number, or `auto` (measured once on each machine)."""
     workers: str = "auto"
@@ -108,6 +164,8 @@ class Options:
     """Where to train."""
     dry_run: bool = False
     """Show the plan and exit."""
+    where: Annotated[ClusterOptions, tyro.conf.arg(name="")] = ClusterOptions()
+    """Where packs run."""
 
     def specs(self) -> list[MethodSpec]:
         """The methods asked for, parsed.
@@ -147,6 +205,7 @@ class Options:
         for flag in ("pack_size", "workers"):
             value = getattr(self, flag)
             _need(value == "auto" or (value.isdigit() and int(value) > 0), flag, value, "auto or a number from 1 on")
+        self.where.check()
 
 
 def _need(holds: bool, flag: str, value: object, allowed: str) -> None:

@@ -1,86 +1,176 @@
-"""The stored plan of a sweep: which cells train together. Every resume reuses it, so that results stay the same to the bit."""
+"""The stored plan of a sweep: which cells train together. Every resume reuses it, so that results stay the same to the bit.
+
+One process at a time plans a sweep, and reads what others have planned before. A specification is written once, and read
+once by each process. Packs and runs after the first thousand stand in numbered folders (`slurm.sweep_folder`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
 from adapters import BadInput, get_class
 from adapters.own_method import source
+from slurm.claims import SETTLE_S, exclusive
 from slurm.job import Setting, spec_id
+from slurm.sweep_folder import PackFiles, SweepFolder
 from sweeps.grid import Planned, Scene
 from training.cell import BASE, Cell, by_pack_key
-from training.store import RunFolder, StoreError, method_file, read_json, store_error, write_json, writing
+from training.many_files import write_texts
+from training.store import RunFolder, method_file, read_json, store_error, write_json, writing
 
 SCHEMA = 1
 BASE_PACK = 8  # subjects of the untouched base that are scored together
 
 
-@dataclass
 class Plan:
     """The packs of one sweep folder. Stored as one JSON file a pack; a stored pack never changes its members.
 
     Attributes:
         folder: `<runs>/<sweep>`.
         packs: pack name -> its runs, as (cell identity, run_id).
+        work: relative cost of each pack: steps and pictures of all its cells.
     """
 
-    folder: Path
-    packs: dict[str, list[tuple[str, str]]]
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.sweep = folder, SweepFolder(folder)
+        self.packs: dict[str, list[tuple[str, str]]] = {}
+        self.work: dict[str, float] = {}
+        self._ids: dict[str, str] = {}
+        self._specs: dict[str, Path] = {}
+        self._runs: dict[str, str] = {}
+        self._settings: dict[str, dict] = {}
 
     @classmethod
     def read(cls, folder: Path) -> Plan:
         """The plan stored in a sweep's folder; empty if there is none."""
-        packs = {}
-        for path in sorted((folder / "packs").glob("*.json")):
-            rows = read_json(path)["runs"]
-            packs[path.stem] = [(Cell.from_dict(row["cell"]).identity(), row["run_id"]) for row in rows]
-        return cls(folder, packs)
+        plan = cls(folder)
+        plan.catch_up()
+        return plan
+
+    def catch_up(self) -> None:
+        """Read the packs that others have planned since.
+
+        Raises:
+            BadInput: if the file system does not show all of them.
+        """
+        self._read(self._list(self._tally()[0]))
+
+    def _list(self, count: int) -> dict[str, PackFiles]:
+        """The packs, `count` of them at the least: a folder may show files of another machine late."""
+        began = time.monotonic()
+        while len(listed := self.sweep.scan()) < count:
+            if time.monotonic() - began > 3 * SETTLE_S:
+                raise BadInput(
+                    f"{self.sweep.packs} shows {len(listed)} of {count} packs: wait for its file system and run the same "
+                    f"command again; if they were removed on purpose, remove {self.folder / 'plan.json'} too"
+                )
+            time.sleep(0.2)
+        return listed
+
+    def _tally(self) -> tuple[int, int]:
+        """Numbers of packs and runs that were planned so far."""
+        path = self.folder / "plan.json"
+        tally = read_json(path) if path.exists() else {}
+        return tally.get("packs", 0), tally.get("runs", 0)
+
+    def _read(self, listed: dict[str, PackFiles]) -> None:
+        for name, files in listed.items():
+            if name not in self.packs:
+                self._keep(name, files.spec, read_json(files.spec))
+
+    def _keep(self, name: str, path: Path, spec: dict) -> None:
+        rows = spec["runs"]
+        identities = [row.get("identity") or Cell.from_dict(row["cell"]).identity() for row in rows]
+        self.packs[name] = [(identity, row["run_id"]) for identity, row in zip(identities, rows, strict=True)]
+        self.work[name] = sum(_work(row["cell"]) for row in rows)
+        self._ids |= self.packs[name]
+        self._runs |= {row["run_id"]: row.get("folder") or row["run_id"] for row in rows}
+        self._specs[name], self._settings[name] = path, spec["setting"]
 
     def run_ids(self) -> dict[str, str]:
         """Folder name of every planned cell, by identity."""
-        return {identity: run_id for rows in self.packs.values() for identity, run_id in rows}
+        return self._ids
+
+    def run(self, run_id: str) -> RunFolder:
+        """The folder of a run."""
+        return RunFolder(self.folder / self._runs.get(run_id, run_id))
 
     def spec(self, pack: str) -> Path:
         """Where a pack's specification lies."""
-        return self.folder / "packs" / f"{pack}.json"
+        return self._specs[pack]
 
     def add(self, planned: Sequence[Planned], setting: Setting, pack_size: int, workers: int) -> None:
-        """Put cells that no pack holds yet into new packs of one group each."""
-        known = self.run_ids()
-        new = {p.cell.identity(): p for p in planned if p.cell.identity() not in known}
-        for group in by_pack_key([p.cell for p in new.values()]).values():
-            size = BASE_PACK if group[0].method == BASE else pack_size
-            if not is_packable(group[0].method):
-                size = 1
-            for cells in even_chunks(group, size, workers):
-                self._store([new[cell.identity()] for cell in cells], setting)
+        """Put cells that no pack holds yet into new packs of one group each.
 
-    def _store(self, members: Sequence[Planned], setting: Setting) -> None:
-        run_ids = [p.cell.run_id(p.label) for p in members]
-        pack = f"{members[0].cell.method_stem}-{spec_id(run_ids)}"
-        runs = [
-            {"run_id": run_id, "cell": p.cell.to_dict(), "labels": p.labels}
-            for run_id, p in zip(run_ids, members, strict=True)
-        ]
-        spec = {"schema": SCHEMA, "pack": pack, "setting": dataclasses.asdict(setting), "runs": runs}
-        write_json(self.spec(pack), spec)
-        self.packs[pack] = [(p.cell.identity(), run_id) for p, run_id in zip(members, run_ids, strict=True)]
+        Raises:
+            BadInput: if another process is planning this sweep and does not come to an end.
+        """
+        if all(p.cell.identity() in self._ids for p in planned):
+            return
+        with exclusive(self.folder, "planner"):
+            self.catch_up()
+            new = {p.cell.identity(): p for p in planned if p.cell.identity() not in self._ids}
+            groups: list[list[Planned]] = []
+            for group in by_pack_key([p.cell for p in new.values()]).values():
+                size = BASE_PACK if group[0].method == BASE else pack_size
+                if not is_packable(group[0].method):
+                    size = 1
+                groups += [[new[cell.identity()] for cell in cells] for cells in even_chunks(group, size, workers)]
+            self._store(groups, setting)
+
+    def _store(self, groups: Sequence[Sequence[Planned]], setting: Setting) -> None:
+        num_packs, num_runs = (max(pair) for pair in zip(self._tally(), (len(self.packs), len(self._runs))))
+        shared, specs = dataclasses.asdict(setting), {}
+        for members in groups:
+            runs = [self._row(p, number) for number, p in enumerate(members, num_runs)]
+            pack = f"{members[0].cell.method_stem}-{spec_id([str(row['run_id']) for row in runs])}"
+            path = self.sweep.place_pack(num_packs) / f"{pack}.json"
+            specs[path] = {"schema": SCHEMA, "pack": pack, "setting": shared, "runs": runs}
+            num_packs, num_runs = num_packs + 1, num_runs + len(runs)
+        write_texts({path: spec_text(spec) for path, spec in specs.items()})
+        write_json(self.folder / "plan.json", {"schema": SCHEMA, "packs": num_packs, "runs": num_runs})
+        for path, spec in specs.items():
+            self._keep(path.stem, path, spec)
+
+    def _row(self, planned: Planned, number: int) -> dict[str, object]:
+        """One run in a specification; `folder` says where it stands if that is not directly in the sweep's folder."""
+        cell, run_id, place = planned.cell, planned.cell.run_id(planned.label), self.sweep.place_run(number)
+        folder = {} if place == self.folder else {"folder": f"{place.name}/{run_id}"}
+        return {
+            "run_id": run_id,
+            **folder,
+            "identity": cell.identity(),
+            "cell": cell.to_dict(),
+            "labels": planned.labels,
+        }
 
     def refresh(self, setting: Setting, packs: Iterable[str]) -> None:
         """Point stored packs at where model, scorers and subjects lie now; threads stay as planned."""
+        changed = {}
         for pack in packs:
-            spec = read_json(self.spec(pack))
-            now = dataclasses.asdict(setting) | {
-                "threads": spec["setting"]["threads"],
-                "device": spec["setting"]["device"],
-            }
-            if spec["setting"] != now:
-                write_json(self.spec(pack), spec | {"setting": now})
+            stored, now = self._settings[pack], dataclasses.asdict(setting)
+            now |= {"threads": stored["threads"], "device": stored["device"]}
+            if stored != now:
+                changed[self.spec(pack)] = spec_text(read_json(self.spec(pack)) | {"setting": now})
+                self._settings[pack] = now
+        write_texts(changed)
+
+
+def spec_text(spec: dict) -> str:
+    """A specification as JSON, one line a run: the encoder that indents is many times slower."""
+    head = json.dumps({key: value for key, value in spec.items() if key != "runs"}, indent=1, allow_nan=False)
+    rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in spec["runs"])
+    return f'{head[:-2]},\n "runs": [\n  {rows}\n ]\n}}\n'
+
+
+def _work(cell: dict) -> float:
+    return float(cell["steps"] + 3.0 * cell["num_prompts"] * cell["num_images"])
 
 
 def is_packable(method: str) -> bool:
@@ -129,19 +219,3 @@ def open_sweep(runs: Path, sweep: str, scene: Scene) -> Path:
             f"{scene.model_name!r} ({scene.model_hash}): give another --runs or --sweep"
         )
     return folder
-
-
-def check_ended(folder: Path, run_ids: Iterable[str]) -> list[str]:
-    """Set damaged runs aside so that they are trained again; returns one line for each."""
-    lines = []
-    for run_id in run_ids:
-        run = RunFolder(folder / run_id)
-        try:
-            if run.exists() and run.status() in ("finished", "diverged"):
-                run.verify()
-        except StoreError as error:
-            if "version" in str(error) or "schema" in str(error):
-                raise
-            kept = run.set_aside()
-            lines.append(f"{error}: run {run_id} is trained again; what is left of it is kept in {kept.name}")
-    return lines

@@ -172,7 +172,7 @@ class Maker:
 
 def make_runs(root: Path, **changes: Any) -> Path:
     """Write a synthetic runs folder; the arguments are `Maker`'s fields."""
-    with mock.patch("training.store.os.fsync"):  # hundreds of folders: flushing each to disk takes most of the time
+    with mock.patch("os.fsync"):  # hundreds of folders: flushing each to disk takes most of the time
         return Maker(root, **changes).write()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -84,6 +85,10 @@ class Cell:
 
     def identity(self) -> str:
         """SHA-256 over every field, in hexadecimal: the same cell asked for twice runs once."""
+        return self._identity
+
+    @functools.cached_property
+    def _identity(self) -> str:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def run_id(self, label: str) -> str:
@@ -97,7 +102,7 @@ class Cell:
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
-        return dataclasses.asdict(self) | {"eval_steps": list(self.eval_steps)}
+        return {name: getattr(self, name) for name in FIELDS} | {"eval_steps": list(self.eval_steps)}
 
     @classmethod
     def from_dict(cls, fields: Mapping) -> Cell:
@@ -106,9 +111,8 @@ class Cell:
         Raises:
             BadInput: if a field is unknown or missing; the message lists the known ones.
         """
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise BadInput(f"unknown cell field {unknown[0]!r}; known fields: {', '.join(sorted(known))}")
+        if unknown := sorted(set(fields) - FIELDS.keys()):
+            raise BadInput(f"unknown cell field {unknown[0]!r}; known fields: {', '.join(sorted(FIELDS))}")
         try:
             return cls(**(dict(fields) | {"eval_steps": tuple(fields.get("eval_steps", ()))}))
         except TypeError as error:
@@ -116,20 +120,7 @@ class Cell:
 
     def pack_key(self) -> tuple:
         """Cells with equal keys may train in one pack; rate, seed, subject and boundary are free inside it."""
-        free = {
-            "lr",
-            "lr_lambda",
-            "lr_magnitude",
-            "boundary",
-            "seed",
-            "subject",
-            "subject_hash",
-            "adam_weight_decay",
-            "max_grad_norm",
-        }
-        return tuple(value for name, value in self.to_dict().items() if name not in free and name != "eval_steps") + (
-            self.eval_steps,
-        )
+        return tuple(getattr(self, name) for name in KEY_FIELDS)
 
     def evaluated_steps(self) -> list[int]:
         """Steps after which this run is scored, the last one included, in order."""
@@ -144,6 +135,14 @@ class Cell:
             mixed_precision=self.mixed_precision, model_hash=self.model_hash, subject_hash=self.subject_hash,
             scorer_hash=self.scorer_hash,
         )  # fmt: skip
+
+
+FIELDS = dict.fromkeys(f.name for f in dataclasses.fields(Cell))
+FREE = {
+    "lr", "lr_lambda", "lr_magnitude", "boundary", "seed", "subject", "subject_hash", "adam_weight_decay",
+    "max_grad_norm",
+}  # fmt: skip
+KEY_FIELDS = tuple(name for name in FIELDS if name not in FREE)
 
 
 def by_pack_key(cells: Iterable[Cell]) -> dict[tuple, list[Cell]]:

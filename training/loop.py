@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import signal
-import sys
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 
 from adapters import parse_method, peft_format
 from adapters.inject import Attached, attach
 from training.base_norms import describe_matrix
 from training.cell import BASE, Cell
+from training.checkpoints import resume, save_checkpoints
 from training.dynamics import Dynamics
 from training.optimizer import PackedAdamW, schedule_factor
 from training.provenance import provenance
 from training.step_log import StepLog
-from training.store import ENDED, RunFolder, method_file, writing
+from training.stop import Interrupted, StopSignals
+from training.store import ENDED, RunFolder, method_file
 from training.tasks.subject import SubjectTask
 
 
@@ -33,11 +32,18 @@ class Run:
         cell: what to train.
         folder: where it goes.
         labels: names that do not change the result (multiplier, model's name, sweep), kept for the reader.
+        sweep: the sweep's folder; None: the one that the run's folder stands in.
     """
 
     cell: Cell
     folder: RunFolder
     labels: dict
+    sweep: Path | None = None
+
+    @property
+    def sweep_folder(self) -> Path:
+        """The sweep's folder; runs may stand in numbered folders of it."""
+        return self.sweep or self.folder.path.parent
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,6 @@ class Progress:
     diverged: int
 
 
-class Interrupted(Exception):
-    """The pack was asked to stop; everything is checkpointed."""
-
-
 def train_pack(
     runs: Sequence[Run],
     task: SubjectTask,
@@ -73,6 +75,8 @@ def train_pack(
     report: Callable[[Progress], None] = lambda progress: None,
     checkpoint_every_s: float = 30.0,
     keep_adapters: bool = True,
+    stop: Callable[[], bool] | None = None,
+    before_write: Callable[[], None] = lambda: None,
 ) -> None:
     """Train, measure, evaluate and store a pack; go on where a killed process left it.
 
@@ -83,21 +87,37 @@ def train_pack(
         report: called with the progress, at most a few times a second.
         checkpoint_every_s: seconds between checkpoints.
         keep_adapters: whether to store the trained adapters.
+        stop: asked often whether to stop; None: after a signal of `training.stop.SIGNALS`.
+        before_write: called before anything is written; may raise, where the pack is no longer ours.
 
     Raises:
-        Interrupted: after SIGINT, SIGTERM or SIGUSR2, with a checkpoint written.
+        Interrupted: when asked to stop, with a checkpoint written.
         StoreError: if a folder cannot be written.
     """
-    # Build the pack.
-    shared, device = runs[0].cell, task.pipeline.device
-    attached = _attach(runs, task) if shared.method != BASE else None
-    open_runs = [run.folder if run.folder.status() not in ENDED else None for run in runs]
-    began, spent = time.monotonic(), _seconds_spent(runs)
-    try:
+    with contextlib.ExitStack() as stack:
+        asked = stop or stack.enter_context(StopSignals())
+
+        def may_go_on() -> None:
+            if asked():
+                raise Interrupted(pack)
+
+        # Build the pack.
+        shared, device = runs[0].cell, task.pipeline.device
+        attached = _attach(runs, task) if shared.method != BASE else None
+        if attached is not None:
+            stack.callback(attached.detach)
+        open_runs = [run.folder if run.folder.status() not in ENDED else None for run in runs]
+        began, spent = time.monotonic(), _seconds_spent(runs)
+        made = provenance(device) | {"pack": pack, "pack_size": len(runs)}
+        before_write()
         if attached is None:
-            _start(runs, open_runs, [], provenance(device) | {"pack": pack, "pack_size": len(runs)})
-            _evaluate(task, open_runs, 0)
-            _finish(runs, open_runs, None, None, spent + time.monotonic() - began, keep_adapters)
+            records = _start(runs, open_runs, [], made)
+            try:
+                _evaluate(task, open_runs, 0, may_go_on, before_write)
+            except Interrupted:
+                _note_status(open_runs, records, "preempted", spent + time.monotonic() - began)
+                raise
+            _finish(runs, open_runs, records, None, None, spent + time.monotonic() - began, keep_adapters)
             report(Progress(pack, "done", 0, 0, [], [], 0))
             return
         optimizer = PackedAdamW(
@@ -107,23 +127,34 @@ def train_pack(
         dynamics, log = Dynamics(attached), StepLog(len(runs))
 
         # Take up where it was left.
-        resumed_at = _resume(runs, optimizer)
-        made = provenance(device) | {"pack": pack, "pack_size": len(runs), "resumed_at": resumed_at}
+        resumed_at = resume(runs, optimizer)
         matrices = [describe_matrix(path, a.base_weight()) for path, a in attached.adapters.items()]
-        _start(runs, open_runs, matrices, made)
+        records = _start(runs, open_runs, matrices, made | {"resumed_at": resumed_at})
         dynamics.remember()
         step = resumed_at or 0
         if resumed_at is None:
             dynamics.record(0)
             dynamics.snapshot(0)
+
+        def save() -> None:
+            """Flush the rows, then write the checkpoint that stands behind them."""
+            before_write()
+            dynamics.flush(open_runs, step)
+            log.flush(open_runs, step)
+            save_checkpoints(runs, optimizer, step)
+
+        def tell(phase: str) -> None:
+            losses, distances = log.last_losses(), dynamics.last_distances()
+            report(Progress(pack, phase, step, shared.steps, losses, distances, int(optimizer.frozen.sum())))
+
         evaluated, reported, saved = set(shared.evaluated_steps()), 0.0, time.monotonic()
-        with _stop_signals() as stop:
+        try:
             while True:
                 # Make pictures and score them.
                 if step in evaluated:
-                    _save(runs, open_runs, optimizer, dynamics, log, step)
-                    report(Progress(pack, "pictures", step, shared.steps, *_state(log, dynamics, optimizer)))
-                    _evaluate(task, open_runs, step)
+                    save()
+                    tell("pictures")
+                    _evaluate(task, open_runs, step, may_go_on, before_write)
                     saved = time.monotonic()
                 if step == shared.steps:
                     break
@@ -151,26 +182,26 @@ def train_pack(
                 now = time.monotonic()
                 if now - reported > 0.2:
                     reported = now
-                    report(Progress(pack, "training", step, shared.steps, *_state(log, dynamics, optimizer)))
-                if stop.asked or now - saved > checkpoint_every_s:
-                    _save(runs, open_runs, optimizer, dynamics, log, step)
+                    tell("training")
+                if asked() or now - saved > checkpoint_every_s:
+                    save()
                     saved = time.monotonic()
-                if stop.asked and step < shared.steps:
-                    for folder in filter(None, open_runs):
-                        folder.update(status="preempted")
+                if asked() and step < shared.steps:
                     raise Interrupted(pack)
-        _finish(runs, open_runs, attached, optimizer, spent + time.monotonic() - began, keep_adapters)
-        report(Progress(pack, "done", step, shared.steps, *_state(log, dynamics, optimizer)))
-    finally:
-        if attached is not None:
-            attached.detach()
+        except Interrupted:
+            before_write()
+            _note_status(open_runs, records, "preempted", spent + time.monotonic() - began)
+            raise
+        before_write()
+        _finish(runs, open_runs, records, attached, optimizer, spent + time.monotonic() - began, keep_adapters)
+        tell("done")
 
 
 def _attach(runs: Sequence[Run], task: SubjectTask) -> Attached:
     cells = [run.cell for run in runs]
     name = cells[0].method
     if "@" in name:  # a user's own method, of which the sweep keeps a copy
-        name = str(method_file(runs[0].folder.path.parent, name))
+        name = str(method_file(runs[0].sweep_folder, name))
     spec = parse_method(f"{name}:{cells[0].options}" if cells[0].options else name)
     boundary = [cell.boundary for cell in cells if cell.boundary is not None] or None
     return attach(task.pipeline.unet, spec, seeds=[cell.seed for cell in cells], rank=cells[0].rank, boundary=boundary)
@@ -195,95 +226,64 @@ def _seconds_spent(runs: Sequence[Run]) -> float:
     return max((run.folder.read().get("pack_seconds", 0.0) for run in runs if run.folder.exists()), default=0.0)
 
 
-def _start(runs: Sequence[Run], open_runs: Sequence[RunFolder | None], matrices: list[dict], made: dict) -> None:
+def _start(runs: Sequence[Run], open_runs: Sequence[RunFolder | None], matrices: list[dict], made: dict) -> list[dict]:
+    """Write every open run's run.json; returns the contents, also of those that have ended."""
+    records: list[dict] = []
     for run, folder in zip(runs, open_runs):
+        records.append(
+            {
+                "sweep": run.sweep_folder.name, "cell": run.cell.to_dict(), "labels": run.labels,
+                "status": "running", "diverged_step": None, "num_parameters": None, "matrices": matrices,
+                "provenance": made, "pack_seconds": _seconds_spent([run]), "error": None,
+            }
+        )  # fmt: skip
         if folder is not None:
-            folder.write(
-                {
-                    "sweep": folder.path.parent.name, "cell": run.cell.to_dict(), "labels": run.labels,
-                    "status": "running", "diverged_step": None, "num_parameters": None, "matrices": matrices,
-                    "provenance": made, "pack_seconds": _seconds_spent([run]), "error": None,
-                }
-            )  # fmt: skip
+            folder.write(records[-1])
+    return records
 
 
-def _resume(runs: Sequence[Run], optimizer: PackedAdamW) -> int | None:
-    """Load the newest checkpoint that every run of the pack has whole; returns its step, None if there is none."""
-    common = set.intersection(*(set(run.folder.checkpoints()) for run in runs))
-    for step in sorted(common, reverse=True):
-        try:
-            states = [_load_checkpoint(run, step) for run in runs]
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            print(f"damaged checkpoint of step {step} ({error}); going on from an earlier one", file=sys.stderr)
-            continue
-        for row, state in enumerate(states):
-            optimizer.load_state(row, state, step)
-        break
-    else:
-        step = None
-    for run in runs:
-        if run.folder.status() not in ENDED:
-            run.folder.rewind(-1 if step is None else step)
-    return step
-
-
-def _load_checkpoint(run: Run, step: int) -> dict[str, torch.Tensor]:
-    path = run.folder.checkpoint(step)
-    with safe_open(path, framework="pt") as file:
-        if (file.metadata() or {}).get("cell") != run.cell.identity():
-            raise ValueError(f"{path} belongs to another cell")
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-
-
-def _save(
-    runs: Sequence[Run],
-    open_runs: Sequence[RunFolder | None],
-    optimizer: PackedAdamW,
-    dynamics: Dynamics,
-    log: StepLog,
-    step: int,
+def _note_status(
+    open_runs: Sequence[RunFolder | None], records: Sequence[dict], status: str, pack_seconds: float
 ) -> None:
-    """Flush the rows, then write the checkpoint that stands behind them; two generations are kept."""
-    dynamics.flush(open_runs, step)
-    log.flush(open_runs, step)
-    for row, run in enumerate(runs):
-        if run.folder.checkpoint(step).exists():
-            continue
-        with writing(run.folder.checkpoint(step)) as aside:
-            metadata = {"cell": run.cell.identity(), "step": str(step)}
-            aside.write_bytes(to_bytes(optimizer.state(row), metadata))  # an OSError says when the disk is full
-        run.folder.keep_checkpoints(2)
+    for folder, record in zip(open_runs, records):
+        if folder is not None:
+            folder.write(record | {"status": status, "pack_seconds": pack_seconds})
 
 
-def _evaluate(task: SubjectTask, open_runs: Sequence[RunFolder | None], step: int) -> None:
-    for folder, evaluation in zip(open_runs, task.evaluate(step)):
+def _evaluate(
+    task: SubjectTask,
+    open_runs: Sequence[RunFolder | None],
+    step: int,
+    may_go_on: Callable[[], None],
+    before_write: Callable[[], None],
+) -> None:
+    evaluations = task.evaluate(step, may_go_on)
+    before_write()
+    for folder, evaluation in zip(open_runs, evaluations):
         if folder is not None:
             pictures = ((p, s, lambda path, i=i: i.save(path, format="PNG")) for p, s, i in evaluation.pictures)
             folder.add_images(step, pictures)
             folder.add_scores(evaluation.scores, step)
 
 
-def _state(log: StepLog, dynamics: Dynamics, optimizer: PackedAdamW) -> tuple[list[float], list[float], int]:
-    return log.last_losses(), dynamics.last_distances(), int(optimizer.frozen.sum())
-
-
 def _finish(
     runs: Sequence[Run],
     open_runs: Sequence[RunFolder | None],
+    records: Sequence[dict],
     attached: Attached | None,
     optimizer: PackedAdamW | None,
     seconds: float,
     keep_adapters: bool,
 ) -> None:
     """Store the adapters, mark every run as ended, and only then remove the pack's checkpoints."""
-    for row, (run, folder) in enumerate(zip(runs, open_runs)):
+    for row, (run, folder, record) in enumerate(zip(runs, open_runs, records)):
         if folder is None:
             continue
         if attached is not None and keep_adapters:
             peft_format.save(folder.adapter, attached, row, base_model=str(run.labels.get("model", "")))
         at = int(optimizer.frozen_at[row]) if optimizer is not None else -1
         folder.write(
-            folder.read()
+            record
             | {
                 "status": "finished" if at < 0 else "diverged",
                 "diverged_step": at if at >= 0 else None,
@@ -294,29 +294,3 @@ def _finish(
         )
     for run in runs:
         run.folder.drop_checkpoints()
-
-
-class _Stop:
-    asked = False
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Turn the first SIGINT, SIGTERM or SIGUSR2 into a request to stop after the present step."""
-    stop = _Stop()
-
-    def ask(number: int, frame: object) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-    try:
-        before = {number: signal.signal(number, ask) for number in signals}
-    except ValueError:  # not the main thread: its owner handles signals
-        before = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

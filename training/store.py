@@ -6,12 +6,10 @@ A run leaves `run.json`, `scores.parquet`, `dynamics/`, `steps/`, `norms/` (Parq
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adapters import BadInput
+from training.whole_files import (
+    DamagedFile,
+    StoreError,
+    read_json,
+    remove_asides,
+    remove_quietly,
+    store_error,
+    write_json,
+    writing,
+)
 
 SCHEMA = 1
 STATUSES = ("planned", "running", "finished", "diverged", "preempted", "failed")
@@ -40,10 +47,6 @@ COLUMNS = {
 TEXT_COLUMNS = ("matrix", "metric", "prompt")
 
 
-class StoreError(BadInput):
-    """A folder that cannot be written or read: full disk, no permission, damage. One line, nothing lost."""
-
-
 def schema(kind: str) -> pa.Schema:
     """The Arrow schema of one kind of table: `step` int32, names dictionary-encoded, every measurement float32."""
 
@@ -56,77 +59,24 @@ def schema(kind: str) -> pa.Schema:
     )
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on leaving, flush it to disk and rename it into place.
-
-    Raises:
-        StoreError: if the disk is full or the folder cannot be written; the old file, if any, is untouched.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise store_error(error, path) from error
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def store_error(error: OSError, path: Path) -> StoreError:
-    """One clear line for an operating-system error at `path`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(f"no space left to write {path}; nothing computed so far is lost: free space, run it again")
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return StoreError(f"cannot write {path}: {reason}; nothing computed so far is lost: mend it, run it again")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a mixture."""
-    with writing(path) as aside:
-        aside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        StoreError: if the file is damaged; the message names it.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"damaged file {path}: {error}") from None
-
-
 def write_table(path: Path, table: pa.Table) -> None:
     """Write one zstd Parquet file atomically."""
     with writing(path) as aside:
-        pq.write_table(table, aside, compression="zstd", use_dictionary=list(TEXT_COLUMNS))
+        pq.write_table(table, aside, compression="zstd", use_dictionary=list(TEXT_COLUMNS), write_page_checksum=True)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one Parquet file.
 
     Raises:
-        StoreError: if the file is damaged or was written in another schema version; the message names it.
+        DamagedFile: if the file is damaged; the message names it.
+        StoreError: if it was written in another schema version.
     """
     try:
-        table = pq.ParquetFile(path).read(columns=list(columns) if columns else None)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        table = file.read(columns=list(columns) if columns else None)
     except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"damaged file {path}: {str(error).splitlines()[0]}") from None
+        raise DamagedFile(f"damaged file {path}: {str(error).splitlines()[0]}") from None
     check_version(table.schema, path)
     return table
 
@@ -154,6 +104,12 @@ class RunFolder:
         return self.path.name
 
     @property
+    def sweep(self) -> Path:
+        """The sweep's folder; runs of a large sweep stand in numbered folders of it."""
+        above = self.path.parent
+        return above.parent if above.name.isdigit() and (above.parent / "packs").is_dir() else above
+
+    @property
     def identity(self) -> str:
         """The hash at the end of the name."""
         return self.run_id.rsplit("-", 1)[-1]
@@ -173,12 +129,14 @@ class RunFolder:
         """The contents of run.json.
 
         Raises:
-            StoreError: if it is damaged or of another schema version.
+            DamagedFile: if it is damaged.
+            StoreError: if it is of another schema version.
         """
         run = read_json(self.path / "run.json")
-        if not isinstance(run, dict) or run.get("schema") != SCHEMA:
-            version = run.get("schema") if isinstance(run, dict) else None
-            raise StoreError(f"{self.path / 'run.json'}: unknown schema {version!r}; this Plateau reads {SCHEMA}")
+        if not isinstance(run, dict) or not {"schema", "status"} <= run.keys():
+            raise DamagedFile(f"damaged file {self.path / 'run.json'}: not the description of a run")
+        if run["schema"] != SCHEMA:
+            raise StoreError(f"{self.path / 'run.json'}: unknown schema {run['schema']!r}; this Plateau reads {SCHEMA}")
         return run
 
     def write(self, run: Mapping) -> None:
@@ -192,6 +150,23 @@ class RunFolder:
     def status(self) -> str:
         """One of `STATUSES`; a folder without run.json is "planned"."""
         return self.read()["status"] if self.exists() else "planned"
+
+    def mend(self) -> str | None:
+        """Set a damaged run.json aside, so that the run goes on from its last checkpoint; returns a line that says so.
+
+        Raises:
+            StoreError: if it is of another schema version, or cannot be renamed.
+        """
+        path = self.path / "run.json"
+        try:
+            self.status()
+        except DamagedFile as error:
+            try:
+                path.replace(path.with_name("run.json.damaged"))
+            except OSError as cause:
+                raise store_error(cause, path) from None
+            return f"{error}: run {self.run_id} goes on from its last checkpoint"
+        return None
 
     # Tables
 
@@ -279,32 +254,73 @@ class RunFolder:
         """Remove the folder of checkpoints: the run has ended."""
         shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 
+    def drop_checkpoints_after(self, step: int) -> None:
+        """Remove those after `step`, which the run is about to pass again."""
+        for later in self.checkpoints():
+            if later > step:
+                self.checkpoint(later).unlink(missing_ok=True)
+
+    def check_rows(self, expected: Mapping[str, set[int]], evaluated: set[int]) -> None:
+        """Read what a resumed run keeps.
+
+        Args:
+            expected: steps that each table of `KINDS` has rows of, each as many as every other, up to a checkpoint.
+            evaluated: steps whose pictures and scores are there.
+
+        Raises:
+            DamagedFile: naming the file that is damaged, or the table with rows missing or doubled.
+        """
+        for kind, steps in expected.items():
+            parts = [part for part in self.parts(kind) if _last_step(part) <= max(steps, default=-1)]
+            found = Counter(step for part in parts for step in read_table(part)["step"].to_pylist())
+            if found.keys() != steps or len(set(found.values())) > 1:
+                raise DamagedFile(f"damaged table {self.path / kind}: rows are missing or doubled")
+        if evaluated and not evaluated <= {row["step"] for row in self.images()}:
+            raise DamagedFile(f"damaged file {self.path / 'images/index.json'}: pictures are missing")
+        scored = set(self.read_scores()["step"]) if evaluated else set()
+        if evaluated and not ((self.path / "scores.parquet").exists() and (evaluated <= scored or not scored)):
+            raise DamagedFile(f"damaged file {self.path / 'scores.parquet'}: scores are missing")
+
     def rewind(self, step: int) -> None:
-        """Drop every row and part after `step`, so that a resumed run writes them anew."""
+        """Drop every row and part after `step`, and what killed writers have left, so that a resumed run writes anew."""
+        for folder in (self.path, *(self.path / name for name in (*KINDS, "checkpoint", "images"))):
+            remove_asides(folder, all_writers=True)
         for kind in KINDS:
             for part in self.parts(kind):
-                if int(part.stem.removeprefix("part-")) > step:
-                    part.unlink()
-        scores = self.read_scores()
-        if len(scores) and scores["step"].max() > step:
-            self.write_scores(scores[scores["step"] <= step])
+                if _last_step(part) > step:
+                    part.unlink(missing_ok=True)
+        try:
+            scores = self.read_scores()
+            if len(scores) and scores["step"].max() > step:
+                self.write_scores(scores[scores["step"] <= step])
+        except DamagedFile:
+            remove_quietly(self.path / "scores.parquet")
+        try:
+            self.images()
+        except DamagedFile:
+            remove_quietly(self.path / "images/index.json")
 
     def verify(self) -> None:
         """Read the footers of every table of an ended run.
 
         Raises:
-            StoreError: naming the first damaged file.
+            DamagedFile: naming the first damaged file.
+            StoreError: naming one of another schema version.
         """
         for path in [*(part for kind in KINDS for part in self.parts(kind)), self.path / "scores.parquet"]:
             try:
                 check_version(pq.read_schema(path), path)
             except (pa.ArrowInvalid, OSError) as error:
-                raise StoreError(f"damaged file {path}: {str(error).splitlines()[0]}") from None
+                raise DamagedFile(f"damaged file {path}: {str(error).splitlines()[0]}") from None
 
     def set_aside(self) -> Path:
         """Rename the folder out of the way, keeping what is in it; returns the new path."""
         number = next(n for n in range(1, 1000) if not self.path.with_name(f".{self.run_id}.damaged-{n}").exists())
         return self.path.rename(self.path.with_name(f".{self.run_id}.damaged-{number}"))
+
+
+def _last_step(part: Path) -> int:
+    return int(part.stem.removeprefix("part-"))
 
 
 def _table(kind: str, columns: Mapping[str, Any]) -> pa.Table:
@@ -329,7 +345,19 @@ def method_file(sweep: Path, method: str) -> Path:
 
 
 def find_runs(root: Path | str) -> list[RunFolder]:
-    """Every run below a runs folder, or below one sweep of it, in the order of their names."""
-    root = Path(root)
-    found = [*root.glob("*/run.json"), *root.glob("*/*/run.json")]
-    return [RunFolder(path.parent) for path in sorted(found) if not path.parent.name.startswith(".")]
+    """Every run below a runs folder, or below one sweep of it, in the order of their paths."""
+    return [RunFolder(path) for path in sorted(_find_runs(Path(root), depth=2))]
+
+
+def _find_runs(folder: Path, depth: int) -> Iterator[Path]:
+    """Folders with a run.json; below the second level they are looked for in numbered folders alone."""
+    try:
+        with os.scandir(folder) as entries:
+            below = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for path in below:
+        if (path / "run.json").exists():
+            yield path
+        elif depth > 1 or (depth and path.name.isdigit()):
+            yield from _find_runs(path, depth - 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -150,22 +150,30 @@ class SubjectTask:
     # Evaluation
 
     @torch.no_grad()
-    def evaluate(self, step: int) -> list[Evaluation]:
-        """Pictures and scores of every replica, with starting noise that is the same for all runs."""
+    def evaluate(self, step: int, may_go_on: Callable[[], None] = lambda: None) -> list[Evaluation]:
+        """Pictures and scores of every replica, with starting noise that is the same for all runs.
+
+        Args:
+            step: for the scores' rows.
+            may_go_on: called between pictures; may raise, to break off.
+        """
         count, side = self.shared.num_images, self.shared.resolution
         seeds = [seed_of("picture", p, i) for p in range(self.num_prompts) for i in range(count)]
         noise = start_noise(self.pipeline, seeds, side)
         text = torch.stack([self._prompt_texts(subject) for subject in self.subjects])
         rows = max(1, MAX_ROWS // (2 * len(self.cells)))
-        parts = [
-            sample(
-                self.pipeline, text[:, a : a + rows], noise[a : a + rows],
-                steps=self.shared.num_inference_steps, guidance=self.shared.guidance_scale,
-            )
-            for a in range(0, len(seeds), rows)
-        ]  # fmt: skip
+        parts = []
+        for a in range(0, len(seeds), rows):
+            may_go_on()
+            part, start = text[:, a : a + rows], noise[a : a + rows]
+            steps, guidance = self.shared.num_inference_steps, self.shared.guidance_scale
+            parts.append(sample(self.pipeline, part, start, steps=steps, guidance=guidance))
         latents = torch.cat(parts, dim=1)
-        return [self._score(step, s, latents[row], seeds) for row, s in enumerate(self.subjects)]
+        evaluations = []
+        for row, subject in enumerate(self.subjects):
+            may_go_on()
+            evaluations.append(self._score(step, subject, latents[row], seeds))
+        return evaluations
 
     @property
     def num_prompts(self) -> int:

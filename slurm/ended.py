@@ -1,0 +1,86 @@
+"""How a pack ended: its runs' statuses and errors, or the smaller packs that took its place. Imports no torch.
+
+`<pack>.ended.json` holds {"pack", "runs": {run_id: status}, "turns", "seconds", "replaced_by": [names], "reason": text or
+null, "errors": {run_id: last line}}.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from slurm.claims import read_claims
+from slurm.sweep_folder import PackFiles
+from training.store import RunFolder
+from training.whole_files import DamagedFile, remove_quietly, write_json
+from training.whole_files import read_json as read_file
+
+
+def read_ended(pack: PackFiles) -> dict | None:
+    """How a pack ended; None if it has not, or if the file is damaged, which is said on stderr."""
+    try:
+        found = read_file(pack.ended)
+    except FileNotFoundError:
+        return None
+    except DamagedFile as error:
+        print(f"{error}: the pack's runs are looked at instead", file=sys.stderr)
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("runs"), dict) else None
+
+
+def write_ended(
+    pack: PackFiles,
+    runs: Sequence[RunFolder],
+    turns: int,
+    *,
+    replaced_by: Sequence[str] = (),
+    reason: str | None = None,
+) -> None:
+    """Write down how a pack ended, from its runs as they stand.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    records = {run.run_id: run.read() if run.exists() else {"status": "planned"} for run in runs}
+    errors = {run_id: last_line(r["error"]) for run_id, r in records.items() if r.get("error")}
+    write_json(
+        pack.ended,
+        {
+            "pack": pack.name,
+            "runs": {run_id: record["status"] for run_id, record in records.items()},
+            "turns": turns,
+            "seconds": max((record.get("pack_seconds") or 0.0 for record in records.values()), default=0.0),
+            "replaced_by": list(replaced_by),
+            "reason": reason,
+            "errors": errors,
+        },
+    )
+
+
+def last_line(text: str) -> str:
+    """What a traceback ends with."""
+    return (text.strip().splitlines() or [""])[-1]
+
+
+def has_failed(ended: dict) -> bool:
+    """Whether a run of an ended pack has failed."""
+    return "failed" in ended["runs"].values()
+
+
+def reopen(pack: PackFiles) -> bool:
+    """Have a pack with failed runs tried again: take away how it ended. Its good runs are not trained again.
+
+    Returns:
+        Whether there was something to reopen; a pack that smaller ones have replaced stays as it is.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    ended = read_ended(pack)
+    if ended is None or ended["replaced_by"] or not has_failed(ended):
+        return False
+    turn = pack.newest_turn()
+    if turn and (claim := read_claims(pack)[turn - 1]):
+        write_json(pack.claim(turn), claim | {"reopened": True})
+    remove_quietly(pack.ended)
+    return True

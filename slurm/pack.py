@@ -1,0 +1,141 @@
+"""A pack as it is stored: its runs, and the setting that all packs of a sweep share; and what it needs to train."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters import BadInput
+from slurm.claims import SETTLE_S
+from slurm.sweep_folder import sweep_of
+from training.cell import Cell
+from training.loop import Run
+from training.store import RunFolder, StoreError, method_file, read_json
+from training.tasks import pipeline as pipelines
+from training.tasks import scorers as scoring
+from training.tasks import subjects as subject_folders
+from training.tasks.class_pictures import class_latents
+from training.tasks.subject import SubjectTask
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every pack of a sweep shares, besides its cells.
+
+    Attributes:
+        model, dino, clip: folders or hub ids, already located.
+        subjects: folder of subjects.
+        token, instance_prompt: how a subject is called in prompts.
+        runs: the runs folder (class pictures are kept in it).
+        device: "cpu" or "cuda".
+        threads: CPU threads of one worker; 0 leaves torch's choice.
+        gradient_checkpointing, cache_latents, pre_compute_text_embeddings: trade time for memory; results agree
+            up to rounding.
+        checkpoint_every_s: seconds between checkpoints.
+    """
+
+    model: str
+    dino: str
+    clip: str
+    subjects: str
+    token: str
+    instance_prompt: str
+    runs: str
+    device: str = "cpu"
+    threads: int = 0
+    gradient_checkpointing: bool = False
+    cache_latents: bool = True
+    pre_compute_text_embeddings: bool = True
+    checkpoint_every_s: float = 30.0
+
+
+def read_contents(path: Path) -> dict[str, Any]:
+    """A pack's specification as it stands in its file, which may not yet be visible on this machine.
+
+    Raises:
+        StoreError: if it is damaged, or has not come after a while.
+    """
+    wait_for_file(path)
+    contents = read_json(path)
+    if not isinstance(contents, dict) or not {"pack", "setting", "runs"} <= contents.keys():
+        raise StoreError(f"damaged file {path}: not the specification of a pack")
+    return contents
+
+
+def read_spec(path: Path) -> tuple[str, Setting, list[Run]]:
+    """A pack's specification: its name, the sweep's setting, and its runs.
+
+    Raises:
+        StoreError: if it is damaged or missing.
+    """
+    contents = read_contents(path)
+    return contents["pack"], Setting(**contents["setting"]), list_runs(path, contents)
+
+
+def list_runs(path: Path, contents: dict) -> list[Run]:
+    """The runs of a specification; each row's `folder`, relative to the sweep's, says where it lies (else its name)."""
+    sweep = sweep_of(path).path
+    return [
+        Run(Cell.from_dict(row["cell"]), RunFolder(sweep / row.get("folder", row["run_id"])), row["labels"], sweep)
+        for row in contents["runs"]
+    ]
+
+
+def wait_for_file(path: Path) -> None:
+    """Wait until a file that another machine has written is visible here.
+
+    Raises:
+        StoreError: if it is not after a while.
+    """
+    end = time.monotonic() + SETTLE_S
+    while not path.exists():
+        if time.monotonic() > end:
+            raise StoreError(f"no file {path}")
+        time.sleep(min(0.2, SETTLE_S / 5))
+
+
+def make_task(setting: Setting, runs: list[Run]) -> SubjectTask:
+    """Model, scorers, subjects and class pictures of a pack, loaded once in a process."""
+    for run in runs:
+        if "@" in run.cell.method:
+            wait_for_file(method_file(run.sweep_folder, run.cell.method))
+    pipeline = _pipeline(setting.model, setting.device)
+    if setting.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+    load = functools.partial(
+        subject_folders.load, Path(setting.subjects), token=setting.token, instance_prompt=setting.instance_prompt
+    )
+    cells = [run.cell for run in runs]
+    subjects = {cell.subject: load(cell.subject) for cell in cells}
+    for cell in cells:
+        if subjects[cell.subject].content_hash() != cell.subject_hash:
+            raise BadInput(f"the pictures or prompts of {cell.subject} changed since the sweep was planned")
+    pool = Path(setting.runs) / "class_pictures"
+    classes = {subjects[cell.subject].cls for cell in cells if cell.prior_loss_weight > 0}
+    return SubjectTask(
+        pipeline, _scorers(setting.dino, setting.clip, setting.device), cells, subjects,
+        {cls: class_latents(pipeline, cls, cells[0], pool) for cls in classes},
+        cache_latents=setting.cache_latents, cache_texts=setting.pre_compute_text_embeddings,
+    )  # fmt: skip
+
+
+@functools.cache
+def _pipeline(model: str, device: str) -> pipelines.Pipeline:
+    return pipelines.load(Path(model), torch.device(device))
+
+
+@functools.cache
+def _scorers(dino: str, clip: str, device: str) -> scoring.Scorers:
+    return scoring.Scorers(dino, clip, torch.device(device))
+
+
+def forget_model() -> None:
+    """Load the model anew next time: after an error it may be left with half an adapter, or hold memory."""
+    _pipeline.cache_clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,195 @@
+"""What one job array asks of SLURM, as submitit's parameters, as the text that sbatch reads, and as a submission.
+
+A task replaces its shell by Python (`exec`), so that signals meant for the batch script reach it and no step has to be
+started; it is warned with SIGUSR2 before its time ends or it is preempted. Of the environment only the variables named
+here travel to the job: SLURM keeps copies of them in its spool, and tokens have no business there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters import BadInput
+from slurm.clusters import Cluster
+from slurm.scheduler import SchedulerError, in_one_line, user_name
+from training.store import store_error
+
+ROOT = Path(__file__).resolve().parents[1]
+WARN_S = 90  # seconds before the end at which a task is warned
+EXPORT = (
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX",
+    "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TORCH_HOME", "XDG_CACHE_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+    "TOKENIZERS_PARALLELISM", "PLATEAU_BEAT_S", "PLATEAU_STALE_S", "PLATEAU_SETTLE_S",
+)  # fmt: skip
+# What sbatch would read from the environment in place of the lines of its file; a site's defaults for what no line says stay.
+_KEPT = ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_QOS", "SBATCH_CONSTRAINT", "SBATCH_RESERVATION", "SBATCH_WCKEY")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A job array before it is sent.
+
+    Attributes:
+        cluster: what every task asks for.
+        tasks: the names of the packs of each task.
+        time_min: wall time of a task.
+        cpus: cores of a task.
+        expected_s: seconds that each task is expected to take; empty where nothing was measured.
+        num_cells: cells of all its packs.
+    """
+
+    cluster: Cluster
+    tasks: tuple[tuple[str, ...], ...]
+    time_min: int
+    cpus: int
+    expected_s: tuple[float, ...] = ()
+    num_cells: int = 0
+
+    @property
+    def packs(self) -> list[str]:
+        """Every pack, in order."""
+        return [pack for task in self.tasks for pack in task]
+
+    def warn_s(self) -> int:
+        """Seconds before its end at which a task is warned: a quarter of a short time."""
+        return min(WARN_S, self.time_min * 60 // 4)
+
+    def parameters(self, name: str, private: Path) -> dict[str, Any]:
+        """What submitit's `SlurmExecutor.update_parameters` takes."""
+        cluster = self.cluster
+        told = {
+            "job_name": name, "time": self.time_min, "cpus_per_task": self.cpus,
+            "partition": cluster.partition, "account": cluster.account, "qos": cluster.qos,
+            "constraint": cluster.constraint, "exclude": cluster.exclude,
+            "gpus_per_node": cluster.gpus if cluster.num_gpus else "",
+            "mem": f"{round(cluster.mem_gb * 1024)}M" if cluster.mem_gb else "",
+        }  # fmt: skip
+        return {
+            **{key: value for key, value in told.items() if value},
+            "nodes": 1, "ntasks_per_node": 1, "wckey": None, "use_srun": False,
+            "array_parallelism": cluster.parallel or len(self.tasks), "signal_delay_s": self.warn_s(),
+            "setup": [*cluster.setup, *_guards(private), *find_modules(str(ROOT))],
+            "additional_parameters": {
+                "signal": f"B:USR2@{self.warn_s()}", "requeue": True, "chdir": str(ROOT),
+                "export": ",".join((*EXPORT, *cluster.export)),
+            },
+        }  # fmt: skip
+
+    def text(self, name: str, private: Path) -> str:
+        """The file that sbatch reads, exactly as it is sent."""
+        from submitit.slurm.slurm import _make_sbatch_string
+
+        command = f"{python()} -u -m submitit.core._submit {shlex.quote(str(private))}"
+        count = len(self.tasks) if len(self.tasks) > 1 else None
+        return _make_sbatch_string(command, private, map_count=count, **self.parameters(name, private))
+
+    def send(self, name: str, private: Path, specs: Sequence[Sequence[str]], code: str) -> str:
+        """Hand the array to sbatch; returns the job's id.
+
+        Args:
+            name: of the job.
+            private: submitit's folder, from `open_private`.
+            specs: paths of the specifications of each task.
+            code: the version of the code that the tasks must find.
+
+        Raises:
+            SchedulerError: if sbatch refuses, in its own words.
+        """
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        from slurm.job import run_task
+
+        with sbatch_environment(self.cluster), contextlib.redirect_stderr(io.StringIO()):
+            executor = submitit.SlurmExecutor(private, python=python())
+            executor.update_parameters(**self.parameters(name, private))
+            try:
+                jobs = executor.map_array(run_task, [list(task) for task in specs], [code] * len(specs))
+            except (FailedJobError, FailedSubmissionError) as error:
+                raise SchedulerError(f"sbatch refused: {in_one_line(str(error))}") from None
+        return jobs[0].job_id.partition("_")[0]
+
+
+def restore_pickles(private: Path, job: str, specs: Sequence[Sequence[str]], code: str) -> None:
+    """Write what the tasks of an array read, where the submitter died before it did; what is there stays."""
+    from submitit.core.utils import DelayedSubmission, JobPaths
+
+    from slurm.job import run_task
+
+    for number, task in enumerate(specs):
+        path = JobPaths(private, f"{job}_{number}" if len(specs) > 1 else job).submitted_pickle
+        if not path.exists():
+            aside = path.with_name(f".{path.name}.{os.getpid()}")
+            DelayedSubmission(run_task, list(task), code).dump(aside)
+            aside.replace(path)
+
+
+def python() -> str:
+    """How a task starts Python."""
+    return f"exec {shlex.quote(sys.executable)}"
+
+
+def find_modules(root: str) -> list[str]:
+    """Lines after which Python finds this checkout's modules."""
+    return [f"export PYTHONPATH={shlex.quote(root)}${{PYTHONPATH:+:$PYTHONPATH}}"]
+
+
+def _guards(private: Path) -> list[str]:
+    """Lines that stop a task whose folder of pickles has been exchanged for somebody else's."""
+    folder = shlex.quote(str(private))
+    return [
+        f"[ -O {folder} ] && [ ! -L {folder} ] || {{ echo 'the folder of this submission is not your own' >&2; exit 1; }}"
+    ]
+
+
+def open_private(submissions: Path) -> Path:
+    """The user's own folder for what both sides of a submission load: made if it is not there, else checked.
+
+    Raises:
+        BadInput: if it belongs to somebody else, or others can look into it.
+        StoreError: if it cannot be made.
+    """
+    folder = submissions / f".private-{user_name()}"
+    try:
+        submissions.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        status = folder.lstat()
+    except OSError as error:
+        raise store_error(error, folder) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise BadInput(f"{folder} is no folder: remove it and run the same command again")
+    if status.st_uid != os.geteuid():
+        raise BadInput(
+            f"{folder} belongs to user {status.st_uid}, not to you: whoever can write there runs code as you"
+        )
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise BadInput(
+            f"{folder} is open to others (mode {stat.S_IMODE(status.st_mode):04o}; 0700 is needed): whoever can write "
+            "there runs code as you; look into it, remove it, and run the same command again"
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def sbatch_environment(cluster: Cluster) -> Iterator[None]:
+    """This process's environment without what would overrule the lines of an sbatch file, or belongs to another job."""
+    kept = {name for name in _KEPT if not getattr(cluster, name.removeprefix("SBATCH_").lower(), "")}
+    kept |= {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
+    hidden = {name: value for name, value in os.environ.items() if name.startswith(("SBATCH_", "SLURM_"))}
+    hidden = {name: value for name, value in hidden.items() if name not in kept}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)

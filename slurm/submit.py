@@ -1,0 +1,231 @@
+"""Send what is missing of a sweep to a cluster, so that nothing goes twice and nothing is lost, whenever this process dies.
+
+Before sbatch is called, an intent is written down: `<sweep>/submissions/<token>.json`. The job is called `plateau-<token>`,
+so that an intent whose submitter died is found again in the queue, and one that is not there counts as never sent. What
+the cluster's limits do not let in stays planned; the same command, or `python -m slurm.status --wait`, sends it later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import secrets
+import socket
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from adapters import BadInput
+from slurm import claims
+from slurm.arrays import Pack, Predict, choose_partition, choose_time, fit, plan_arrays, split
+from slurm.claims import exclusive
+from slurm.clusters import Cluster, choose_cluster
+from slurm.code_version import code_version
+from slurm.limits import Limits
+from slurm.sbatch import Request, open_private, restore_pickles
+from slurm.scheduler import Scheduler, SchedulerError, no_slurm, user_name
+from slurm.submissions import Submissions
+from slurm.survey import PackState, survey
+from slurm.sweep_folder import SweepFolder
+from training.store import write_json
+
+_LIMIT = re.compile(r"submit limit|MaxSubmit|MaxJobs|QOSGrpSubmit|AssocGrpSubmit|job count", re.IGNORECASE)
+
+
+@dataclass
+class Report:
+    """What a submission did.
+
+    Attributes:
+        sent: job id (for `local`, the record's token) and array of each that was sent.
+        later: packs that the limits keep in the plan.
+        repaired: a line for each intent of a submitter that died.
+        refusal: why the rest was not taken, in SLURM's words; "" if nothing was refused.
+    """
+
+    sent: list[tuple[str, Request]] = field(default_factory=list)
+    later: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    refusal: str = ""
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks that were sent."""
+        return sum(len(request.tasks) for _, request in self.sent)
+
+
+def submit_missing(
+    sweep: SweepFolder,
+    cluster: Cluster,
+    predict: Predict,
+    packs: Collection[str] | None = None,
+    scheduler: Scheduler | None = None,
+) -> Report:
+    """Send every pack that is neither ended nor running nor queued, as far as the cluster's limits allow.
+
+    Args:
+        sweep: the sweep.
+        cluster: what tasks ask for.
+        predict: seconds that one process needs for some cells.
+        packs: only these; None for all of the sweep.
+        scheduler: the SLURM to be asked; None for this machine's.
+
+    Raises:
+        BadInput: where there is no SLURM, for an unknown partition or a time above its limit, if another process is
+            submitting this sweep, or if SLURM takes nothing.
+        SchedulerError: if SLURM does not answer.
+    """
+    scheduler = scheduler or Scheduler()
+    limits = check_cluster(cluster, scheduler)
+    with exclusive(sweep.path, "submitter"):
+        report = Report(repaired=repair(sweep, scheduler))
+        states = survey(sweep, scheduler)
+        requests = plan_arrays(read_missing(sweep, states, packs), cluster, predict, limits)
+        now = _fit(requests, cluster, limits, scheduler)
+        private = open_private(sweep.submissions) if now else Path()
+        for request in now:
+            job, taken, report.refusal = _send(sweep, private, request)
+            report.sent += [(job, taken)] if job else []
+            if report.refusal:
+                break
+    sent = {pack for _, request in report.sent for pack in request.packs}
+    report.later = [pack for request in requests for pack in request.packs if pack not in sent]
+    is_full = _LIMIT.search(report.refusal) and any(state.state in ("queued", "running") for state in states)
+    if report.refusal and not report.sent and not is_full:
+        raise BadInput(report.refusal)
+    return report
+
+
+def check_cluster(cluster: Cluster, scheduler: Scheduler) -> Limits:
+    """What SLURM allows there, before any work.
+
+    Raises:
+        BadInput: where there is no SLURM, for an unknown partition or a time above its limit.
+        SchedulerError: if SLURM does not answer.
+    """
+    if not Scheduler.is_here():
+        raise BadInput(no_slurm())
+    limits = scheduler.limits(cluster.account or None, cluster.qos or None)
+    choose_time(None, cluster, choose_partition(cluster, limits))
+    return limits
+
+
+def read_missing(sweep: SweepFolder, states: Iterable[PackState], packs: Collection[str] | None) -> list[Pack]:
+    """The packs, of those wanted, that nobody works on or means to, from their specifications."""
+    missing = [state.name for state in states if state.is_missing and (packs is None or state.name in packs)]
+    files = sweep.scan() if missing else {}
+    return [Pack.read(files[name].spec) for name in missing]
+
+
+def _fit(requests: list[Request], cluster: Cluster, limits: Limits, scheduler: Scheduler) -> list[Request]:
+    """What the known limits let into the queue."""
+    most = min((number for number in (cluster.max_submit, limits.max_submit) if number), default=None)
+    if most is None or not requests:
+        return requests
+    queued = sum(not job.over for job in scheduler.jobs().values())
+    return fit(requests, most - queued)
+
+
+def _send(sweep: SweepFolder, private: Path, request: Request) -> tuple[str, Request, str]:
+    """Send one array, or as much of it as a limit that could not be asked for lets in.
+
+    Returns:
+        The job's id, "" if it was refused; what was taken; SLURM's words if that is not everything.
+    """
+    record = make_record(request.cluster, "slurm", private) | {"time_min": request.time_min}
+    specs, refusal = spec_paths(sweep, request.tasks), ""
+    while True:
+        record = record | {"tasks": [list(task) for task in request.tasks]}
+        store(sweep, record)
+        try:
+            job = request.send(f"plateau-{record['token']}", private, specs[: len(request.tasks)], record["code"])
+        except SchedulerError as error:
+            refusal = str(error)
+            if _LIMIT.search(refusal) and len(request.tasks) > 1:
+                request = split(request, len(request.tasks) // 2)
+                continue
+            if _LIMIT.search(refusal):  # it waits for room: nothing to remember
+                (sweep.submissions / f"{record['token']}.json").unlink()
+            else:
+                store(sweep, record | {"state": "refused", "error": refusal})
+            return "", request, refusal
+        store(sweep, record | {"job": job, "state": "sent"})
+        return job, request, refusal
+
+
+def make_record(cluster: Cluster, executor: str, folder: Path) -> dict[str, Any]:
+    """An intent: what is about to be sent. `setup` and `export` are left out: they are read again from the user's file."""
+    left_out = ("name", "setup", "export")
+    settings = {name: value for name, value in dataclasses.asdict(cluster).items() if name not in left_out}
+    return {
+        "token": secrets.token_hex(5), "user": user_name(), "host": socket.gethostname(),
+        "made": datetime.now().astimezone().isoformat(timespec="milliseconds"),
+        "cluster": cluster.name, "settings": settings, "executor": executor, "code": code_version(),
+        "folder": str(folder), "job": None, "tasks": [], "state": "intent", "error": None,
+    }  # fmt: skip
+
+
+def store(sweep: SweepFolder, record: dict[str, Any]) -> Path:
+    """Write a record; returns its path."""
+    path = sweep.submissions / f"{record['token']}.json"
+    write_json(path, record)
+    return path
+
+
+def spec_paths(sweep: SweepFolder, tasks: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Absolute paths of the specifications of each task's packs."""
+    files = sweep.scan()
+    return [[str(files[pack].spec.resolve()) for pack in task] for task in tasks]
+
+
+def repair(sweep: SweepFolder, scheduler: Scheduler) -> list[str]:
+    """Settle the intents of submitters that died: an array that SLURM knows is adopted, the others were never sent.
+
+    Only while nobody else can be submitting this sweep. An array may show up late, so the queue is asked twice.
+
+    Returns:
+        A line for each.
+    """
+    submissions = Submissions(sweep)
+    submissions.refresh()
+    intents = [r for r in submissions.records if r.get("state") == "intent" and r.get("executor") == "slurm"]
+    found = _find(intents, scheduler)
+    if len(found) < len(intents):
+        time.sleep(claims.SETTLE_S)
+        found = _find(intents, scheduler)
+    lines = []
+    for record in intents:
+        job = found.get(f"plateau-{record['token']}")
+        if job is None:
+            store(sweep, record | {"state": "refused", "error": "the submitter died before sbatch had taken it"})
+            lines.append(f"submission {record['token']} was never sent: its submitter died")
+            continue
+        if record.get("user") == user_name():
+            private = open_private(sweep.submissions)
+            restore_pickles(private, job, spec_paths(sweep, record["tasks"]), record["code"])
+        store(sweep, record | {"job": job, "state": "sent"})
+        lines.append(f"submission {record['token']} is job {job}: its submitter died, the job is kept")
+    return lines
+
+
+def _find(intents: Sequence[dict], scheduler: Scheduler) -> dict[str, str]:
+    """Ids of the arrays of some intents, by the job's name."""
+    jobs = scheduler.jobs([f"plateau-{record['token']}" for record in intents])
+    return {state.name: job.partition("_")[0] for job, state in jobs.items()}
+
+
+def last_cluster(sweep: SweepFolder) -> Cluster | None:
+    """The cluster that a sweep was last sent to, with the settings of that time; None if it never was.
+
+    Raises:
+        BadInput: if its section is gone, or a setting is not allowed any more.
+    """
+    submissions = Submissions(sweep)
+    submissions.refresh()
+    for record in reversed(submissions.records):
+        if record.get("executor") == "slurm":
+            return choose_cluster(record["cluster"], record.get("settings"))
+    return None

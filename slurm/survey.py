@@ -1,0 +1,243 @@
+"""How every pack of a sweep stands, from one listing, the heartbeats, and what a scheduler says about its jobs.
+
+The files are the truth; SLURM is only asked who still lives, at most once. A pack is *ended*; or *running* (its holder
+lives); or *queued* (in a job that is still meant to run); else *failed* (its last holder refused it or met an error),
+*preempted* (stopped or killed) or *planned*. A holder whose job or process has vanished counts as running until a second
+look, `SETTLE_S` later, since its last files may not be visible yet; one that SLURM calls cancelled, timed out or failed
+does not. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from slurm.claims import SETTLE_S, STALE_S, Holder, Watch, read_beat
+from slurm.submissions import ABRUPT, ACTIVE, HOLDING, STUCK, Jobs, Task, state_of
+from slurm.sweep_folder import PackFiles, SweepFolder
+from slurm.sweep_reader import SweepReader, holder_of
+from training.store import ENDED
+
+
+class Scheduler(Protocol):
+    """What is asked of a scheduler: the states of some jobs, in one query."""
+
+    def jobs(self, wanted: Iterable[str]) -> Jobs: ...
+
+
+@dataclass(frozen=True)
+class PackState:
+    """How one pack stands.
+
+    Attributes:
+        name: the pack's name.
+        state: "ended", "running", "queued", "planned", "preempted" or "failed".
+        num_cells: its cells; 0 for a pack that was halved, whose cells are in the smaller packs.
+        counts: its cells by the statuses of `training.store.STATUSES` and "queued".
+        phase, step, steps: where its holder is.
+        rate: measured steps a second; None if unknown.
+        error: the last line of what went wrong, or why it waits; "" if nothing did.
+        log: the file to read about it; None if there is none.
+        job: SLURM's job, `123_4`; "" elsewhere.
+        host: where it is held, or was last.
+        seconds: what it cost, if it has ended.
+        stuck: whether SLURM lets it wait until somebody steps in.
+    """
+
+    name: str
+    state: str
+    num_cells: int
+    counts: dict[str, int] = field(default_factory=dict)
+    phase: str = ""
+    step: int = 0
+    steps: int = 0
+    rate: float | None = None
+    error: str = ""
+    log: str | None = None
+    job: str = ""
+    host: str = ""
+    seconds: float = 0.0
+    stuck: bool = False
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is not done, and nobody works on it or means to."""
+        return self.state in ("planned", "preempted", "failed")
+
+
+def survey(folder: SweepFolder, scheduler: Scheduler | None = None, *, settle: bool = True) -> list[PackState]:
+    """How every pack of a sweep stands now, in the order of their names.
+
+    Args:
+        folder: the sweep.
+        scheduler: asked once, or not at all where no pack depends on it; None where there is none.
+        settle: whether to look a second time if a holder has vanished: at once on this machine, else `SETTLE_S` later.
+
+    Raises:
+        BadInput: if SLURM refuses to answer, in its own words; if a specification is damaged.
+    """
+    surveyor = Surveyor(folder)
+    wanted = surveyor.gather()
+    jobs = scheduler.jobs(sorted(wanted)) if scheduler is not None and wanted else None
+    states = surveyor.judge(jobs)
+    if settle and surveyor.doubts:
+        time.sleep(SETTLE_S if surveyor.has_far_doubts() else 0)
+        surveyor.gather()
+        states = surveyor.judge(jobs, sure=True)
+    return states
+
+
+class Surveyor:
+    """Looks at one sweep again and again: `gather` reads its folder, `judge` says how its packs stand.
+
+    Attributes:
+        doubts: packs whose holder has vanished: (turn, when that was first seen).
+    """
+
+    def __init__(self, sweep: SweepFolder) -> None:
+        self.files = SweepReader(sweep)
+        self.me = Holder.me()
+        self.doubts: dict[str, tuple[int, float]] = {}
+        self._watch, self._pace = Watch(), Pace()
+
+    def gather(self) -> set[str]:
+        """List the sweep and read what is new; returns the SLURM jobs (or names of arrays) that its packs depend on."""
+        self.files.refresh()
+        claims = self.files.claims
+        holders = [holder_of(claim) for claim in claims.values() if "outcome" not in claim]
+        jobs = {holder.job.partition("_")[0] for holder in holders if holder is not None and holder.job}
+        return self.files.submissions.arrays(set(claims)) | jobs
+
+    def judge(self, jobs: Jobs | None, sure: bool = False) -> list[PackState]:
+        """How every pack stands.
+
+        Args:
+            jobs: SLURM's answer; None if there was none: then heartbeats and processes of this machine have to do.
+            sure: whether this look settles every doubt of the one before.
+        """
+        tasks = self.files.submissions.tasks(jobs)
+        return [self._judge(pack, tasks.get(name), jobs, sure) for name, pack in self.files.packs.items()]
+
+    def has_far_doubts(self) -> bool:
+        """Whether a holder that has vanished ran on another machine, whose last files may come late."""
+        holders = [holder_of(self.files.claims.get(name, {})) for name in self.doubts]
+        return any(holder is None or holder.machine != self.me.machine for holder in holders)
+
+    def _judge(self, pack: PackFiles, task: Task | None, jobs: Jobs | None, sure: bool) -> PackState:
+        if pack.name in self.files.endings:
+            return self._ended(pack)
+        if statuses := self.files.statuses_without_claims(pack):
+            return self._of_old(pack, statuses)
+        claim = self.files.claims[pack.name]
+        outcome, error = claim.get("outcome"), str(claim.get("error") or "")
+        if pack.turn and outcome in (None, "done"):
+            outcome, error = self._verdict(pack, claim, jobs, sure)
+        if pack.name in self.files.endings:
+            return self._ended(pack)
+        return self._running(pack, claim) if outcome == "held" else self._waiting(pack, outcome, error, task, jobs)
+
+    def _waiting(
+        self, pack: PackFiles, outcome: str | None, error: str, task: Task | None, jobs: Jobs | None
+    ) -> PackState:
+        """A pack that nobody holds, and how its last holder ended."""
+        spec, holder = self.files.spec(pack), holder_of(self.files.claims[pack.name])
+        job, failed = holder.job if holder else "", outcome in ("failed", "refused")
+        found = task.find(jobs or {}) if task else None
+        given_up = failed and task is not None and job == task.job
+        live = task is not None and not given_up and task.is_live(jobs)
+        last = "failed" if failed else "preempted" if outcome in ("stopped", "killed") else "planned"
+        state = "queued" if live else last
+        reason = found.reason if found is not None and live and state_of(found) == "PENDING" else ""
+        log = task.log() if task is not None and state in ("failed", "preempted") else None
+        return PackState(
+            pack.name, state, len(spec.runs), {state: len(spec.runs)}, steps=spec.steps, error=error or reason,
+            log=str(log) if log else None, job=task.job if task and live else job, host=holder.host if holder else "",
+            stuck=any(word in reason for word in STUCK),
+        )  # fmt: skip
+
+    def _running(self, pack: PackFiles, claim: dict) -> PackState:
+        spec, holder, beat = self.files.spec(pack), holder_of(claim), read_beat(pack)
+        beat = beat if beat.get("turn") == pack.turn else {}
+        diverged = int(beat.get("diverged") or 0)
+        return PackState(
+            pack.name, "running", len(spec.runs), {"running": len(spec.runs)}, str(beat.get("phase", "starting")),
+            int(beat.get("step") or 0), int(beat.get("steps") or spec.steps), self._pace.measure(pack, beat),
+            f"{diverged} diverged" if diverged else "", job=holder.job if holder else "",
+            host=holder.host if holder else "",
+        )  # fmt: skip
+
+    def _ended(self, pack: PackFiles) -> PackState:
+        ending = self.files.endings[pack.name]
+        if ending.get("replaced_by"):
+            return PackState(pack.name, "ended", 0, error=f"halved: {ending.get('reason') or 'no reason given'}")
+        statuses, errors = list(ending.get("runs", {}).values()), ending.get("errors") or {}
+        counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+        log = next((str(self.files.run(pack, run_id).path / "run.json") for run_id in errors), None)
+        return PackState(
+            pack.name, "ended", len(statuses), counts, error=next(iter(errors.values()), ""), log=log,
+            seconds=float(ending.get("seconds") or 0.0),
+        )  # fmt: skip
+
+    def _of_old(self, pack: PackFiles, statuses: dict[str, str]) -> PackState:
+        """A pack of the time before claims, known by its runs."""
+        if all(status in ENDED for status in statuses.values()):
+            self.files.endings[pack.name] = {"runs": statuses}
+            return self._ended(pack)
+        values = list(statuses.values())
+        state = "failed" if "failed" in values else "preempted"
+        counts = {status: values.count(status) for status in dict.fromkeys(values)}
+        return PackState(pack.name, state, len(values), counts, steps=self.files.spec(pack).steps)
+
+    # Who still lives.
+
+    def _verdict(self, pack: PackFiles, claim: dict, jobs: Jobs | None, sure: bool) -> tuple[str | None, str]:
+        """(outcome or "held", error) of a pack whose claim tells no end, or tells an end that has no file."""
+        alive, error, certain = self._examine(pack, claim, jobs)
+        if alive or self.files.has_moved_on(pack) or not (certain or self._is_settled(pack, sure)):
+            return "held", ""
+        if "outcome" in claim:  # done, and its ending was taken away: it is to be done again
+            return None, ""
+        return ("failed" if error.endswith(("FAILED", "OUT_OF_MEMORY")) else "killed"), error
+
+    def _examine(self, pack: PackFiles, claim: dict, jobs: Jobs | None) -> tuple[bool, str, bool]:
+        """(whether its holder lives, as far as anybody knows; why not; whether that is certain at first sight)."""
+        if "outcome" in claim:
+            return False, "", bool(claim.get("reopened"))
+        holder = holder_of(claim)
+        state = state_of(jobs.get(holder.job)) if holder is not None and jobs is not None else ""
+        gone = None if jobs is None else state not in HOLDING
+        dead = holder.is_dead(self.me, lambda job: gone) if holder is not None else None
+        if dead is None:
+            return not self._watch.is_stale(pack, pack.turn), f"no sign of life for {STALE_S:g} s", True
+        where = f"job {holder.job}" if holder and holder.job else f"process {holder.pid if holder else 0}"
+        error = f"{where}: {state}" if state in ABRUPT else f"{where} is gone"
+        return not dead, error, state in ABRUPT or state in ACTIVE - HOLDING
+
+    def _is_settled(self, pack: PackFiles, sure: bool) -> bool:
+        """Whether this is the second look at a holder that has vanished, late enough after the first."""
+        turn, since = self.doubts.get(pack.name, (0, 0.0))
+        if turn != pack.turn:
+            self.doubts[pack.name] = (pack.turn, time.monotonic())
+            return False
+        return sure or time.monotonic() - since >= SETTLE_S
+
+
+class Pace:
+    """Measures the steps a second of packs by their holders' own clocks: from the first heartbeat seen to the newest."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[int, float, int]] = {}
+
+    def measure(self, pack: PackFiles, beat: dict) -> float | None:
+        """Steps a second; None before anything was measured."""
+        if not beat.get("step") or "time" not in beat:
+            return None
+        now = (pack.turn, float(beat["time"]), int(beat["step"]))
+        turn, then, step = self._first.setdefault(pack.name, now)
+        if turn != pack.turn:
+            self._first[pack.name] = now
+        elif now[1] > then and now[2] > step:
+            return (now[2] - step) / (now[1] - then)
+        return float(beat["rate"]) if beat.get("rate") else None

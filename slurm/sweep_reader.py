@@ -1,0 +1,119 @@
+"""What a sweep's folder says about its packs, read again and again: what cannot change any more is read only once.
+
+A specification never changes its members, an ended pack changes only by a new turn, and so does a claim with an outcome.
+A refresh lists the folders of packs and reads claim and heartbeat of the packs that are held; no file of a single cell.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slurm.claims import Holder
+from slurm.submissions import Submissions
+from slurm.sweep_folder import PackFiles, SweepFolder
+from training.store import RunFolder, StoreError, read_json
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a survey needs of a pack's specification.
+
+    Attributes:
+        method: what its cells train.
+        steps: of the longest cell.
+        runs: folder of each cell's run, below the sweep's.
+    """
+
+    method: str
+    steps: int
+    runs: tuple[str, ...]
+
+
+class SweepReader:
+    """One sweep as its files show it.
+
+    Attributes:
+        packs: what the last listing showed, by name.
+        endings: contents of `ended.json`, by name of the packs that have it.
+        claims: the newest claim of every other pack; empty where there is none.
+        submissions: the records of what was sent to a cluster.
+    """
+
+    def __init__(self, sweep: SweepFolder) -> None:
+        self.sweep, self.submissions = sweep, Submissions(sweep)
+        self.packs: dict[str, PackFiles] = {}
+        self.endings: dict[str, dict] = {}
+        self.claims: dict[str, dict] = {}
+        self._specs: dict[str, Spec] = {}
+        self._turns: dict[str, int] = {}  # at which an ending or a claim was read
+
+    def refresh(self) -> None:
+        """List the folders, read what is new."""
+        self.packs = self.sweep.scan()
+        self.submissions.refresh()
+        before, claims = self.endings, self.claims
+        self.endings, self.claims = {}, {}
+        for name, pack in self.packs.items():
+            known = self._turns.get(name) == pack.turn
+            if pack.has_ended and (ending := (known and before.get(name)) or read_quietly(pack.ended)):
+                self.endings[name] = ending
+            if name not in self.endings:
+                same = known and claims.get(name, {}).get("outcome") in ("stopped", "killed", "failed", "refused")
+                self.claims[name] = claims[name] if same else self.read_claim(pack)
+            self._turns[name] = pack.turn
+
+    def has_moved_on(self, pack: PackFiles) -> bool:
+        """Whether the pack's files say more now than when they were listed; an ending is taken over."""
+        now = PackFiles.of(pack.spec)
+        if now.has_ended and (ending := read_quietly(now.ended)):
+            self.endings[pack.name], self._turns[pack.name] = ending, now.turn
+        return now.has_ended or now.turn != pack.turn or self.read_claim(pack) != self.claims[pack.name]
+
+    def read_claim(self, pack: PackFiles) -> dict:
+        """The newest claim; empty if nobody ever held the pack."""
+        return read_quietly(pack.claim(pack.turn)) if pack.turn else {}
+
+    def spec(self, pack: PackFiles) -> Spec:
+        """What the pack is to do.
+
+        Raises:
+            StoreError: if the specification is damaged; the message names it.
+        """
+        if pack.name not in self._specs:
+            rows = read_json(pack.spec)["runs"]
+            steps = max(row["cell"]["steps"] for row in rows)
+            folders = tuple(str(row.get("folder") or row["run_id"]) for row in rows)
+            self._specs[pack.name] = Spec(rows[0]["cell"]["method"], steps, folders)
+        return self._specs[pack.name]
+
+    def run(self, pack: PackFiles, run_id: str) -> RunFolder:
+        """The folder of one of the pack's runs."""
+        found = (path for path in self.spec(pack).runs if path.rpartition("/")[2] == run_id)
+        return RunFolder(self.sweep.path / next(found, run_id))
+
+    def statuses_without_claims(self, pack: PackFiles) -> dict[str, str]:
+        """Statuses of the runs of a pack of the time before claims; empty if none of them was begun."""
+        paths = self.spec(pack).runs
+        if pack.turn or not RunFolder(self.sweep.path / paths[0]).exists():
+            return {}
+        return {path.rpartition("/")[2]: RunFolder(self.sweep.path / path).status() for path in paths}
+
+
+def read_quietly(path: Path) -> dict[str, Any]:
+    """A JSON file's dictionary; empty if it cannot be read."""
+    try:
+        found = read_json(path)
+    except (StoreError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def holder_of(claim: dict) -> Holder | None:
+    """The process that made a claim; None if the claim does not tell."""
+    try:
+        return Holder(**claim["holder"])
+    except (KeyError, TypeError):
+        return None

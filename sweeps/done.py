@@ -1,0 +1,129 @@
+"""What of a plan is done: known from the endings of packs, so that thousands of ended runs need not be opened.
+
+The runs themselves are read of packs that were begun and have no ending; their tables, when figures are to be drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from slurm.reopen import reopen, reopen_failed
+from slurm.sweep_folder import PackFiles
+from slurm.sweep_reader import SweepReader
+from sweeps.plan import Plan
+from training.cell import BASE
+from training.store import ENDED, RunFolder, StoreError
+
+
+@dataclass
+class Done:
+    """How far a plan is.
+
+    Attributes:
+        plan: the plan.
+        files: the sweep's files as they were read.
+        statuses: of every planned run, by run_id.
+        lines: what had to be put right, for the user.
+    """
+
+    plan: Plan
+    files: SweepReader
+    statuses: dict[str, str]
+    lines: list[str] = field(default_factory=list)
+
+    @classmethod
+    def look(cls, plan: Plan) -> Done:
+        """Look up how far a plan is; damaged runs of unfinished packs are set aside.
+
+        Raises:
+            StoreError: for a run of another schema version.
+        """
+        files = SweepReader(plan.sweep)
+        files.refresh()
+        done = cls(plan, files, dict.fromkeys(plan.run_ids().values(), "planned"))
+        for pack, rows in plan.packs.items():
+            if pack in files.endings:
+                done.statuses |= files.endings[pack].get("runs", {})
+            elif files.claims.get(pack) or plan.run(rows[0][1]).exists():
+                done.statuses |= {run_id: done._status(plan.run(run_id)) for _, run_id in rows}
+        return done
+
+    def has(self, identity: str) -> bool:
+        """Whether a cell is planned and its run has ended."""
+        run_id = self.plan.run_ids().get(identity)
+        return run_id is not None and self.statuses[run_id] in ENDED
+
+    def todo(self, wanted: set[str]) -> list[str]:
+        """Packs that hold a wanted cell which has not ended, the untouched base's last: they are short."""
+        packs = [
+            pack
+            for pack, rows in self.plan.packs.items()
+            if not self.is_replaced(pack)
+            and any(identity in wanted and self.statuses[run_id] not in ENDED for identity, run_id in rows)
+        ]
+        return sorted(packs, key=lambda pack: pack.startswith(f"{BASE}-"))
+
+    def is_replaced(self, pack: str) -> bool:
+        """Whether a pack was halved: its cells are in the packs that took its place."""
+        return bool(self.files.endings.get(pack, {}).get("replaced_by"))
+
+    def reopen_failed(self, wanted: set[str]) -> None:
+        """Reopen packs with failed runs of wanted cells: whoever asks for them again wants them tried again."""
+        ids = self.plan.run_ids()
+        for failed in reopen_failed(self.files, {ids[identity] for identity in wanted if identity in ids}).values():
+            self.lines += [f"run {run_id} failed before: it is tried again" for run_id in failed]
+            self.statuses |= dict.fromkeys(failed, "planned")
+
+    def _status(self, run: RunFolder) -> str:
+        if line := run.mend():
+            self.lines.append(line)
+            return "planned"
+        return run.status()
+
+
+def check_ended(done: Done, wanted: Iterable[str]) -> None:
+    """Read the tables' footers of ended runs, before figures are drawn of them.
+
+    A run that is damaged or gone is set aside and its pack reopened, to be trained again; `done` says so afterwards.
+
+    Args:
+        done: how far the plan is.
+        wanted: identities of the cells.
+
+    Raises:
+        StoreError: for a table or run of another version, which stays where it is.
+    """
+    ids, again = done.plan.run_ids(), set()
+    for run_id in [ids[identity] for identity in wanted if done.has(identity)]:
+        if line := _damage(done.plan.run(run_id)):
+            done.lines.append(line)
+            done.statuses[run_id] = "planned"
+            again.add(run_id)
+    for pack, rows in done.plan.packs.items() if again else ():
+        if not done.is_replaced(pack) and any(run_id in again for _, run_id in rows):
+            reopen(PackFiles.of(done.plan.spec(pack)))
+
+
+def _damage(run: RunFolder) -> str:
+    """What is wrong with a run that is said to have ended, in one line; "" if nothing is."""
+    if line := run.mend():
+        return line
+    try:
+        if run.status() not in ENDED:
+            return f"{run.path} has no ended run: run {run.run_id} is trained again"
+        run.verify()
+        return ""
+    except StoreError as error:
+        return set_aside(run, error)
+
+
+def set_aside(run: RunFolder, error: StoreError) -> str:
+    """Rename a damaged run's folder; returns the line that says so.
+
+    Raises:
+        StoreError: the same error, if the run is of another version.
+    """
+    if "version" in str(error) or "schema" in str(error):
+        raise error
+    return f"{error}: run {run.run_id} is trained again; what is left of it is kept in {run.set_aside().name}"

@@ -1,0 +1,170 @@
+"""How packs stand, from files and one scheduler query: nothing false, nothing late, nothing waited for without end."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from slurm import survey as surveying
+from slurm.claims import Holder
+from slurm.status import PackState, Surveyor, survey
+from tests.make_sweep import FAR, Job, Slurm, Sweep
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return Sweep(tmp_path / "runs" / "grid")
+
+
+def states(found: list[PackState]) -> dict[str, str]:
+    return {pack.name: pack.state for pack in found}
+
+
+def dead_here() -> Holder:
+    """A process of this machine that is over."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return dataclasses.replace(Holder.me(), pid=process.pid)
+
+
+# States.
+
+
+def test_states_follow_from_files_alone(sweep: Sweep) -> None:
+    for name in ("planned", "running", "stopped", "refused", "ended", "halved"):
+        sweep.pack(name)
+    sweep.claim("running")
+    sweep.beat("running", 40, diverged=1, rate=2.0)
+    sweep.claim("stopped", outcome="stopped")
+    sweep.claim("refused", outcome="refused", error="code 1 was submitted, code 2 is here")
+    sweep.claim("ended", outcome="done")
+    sweep.end("ended", ["finished", "failed"], errors={"ended-run1": "ValueError: no"})
+    sweep.end("halved", [], replaced_by=["a", "b"], reason="out of memory")
+    found = {pack.name: pack for pack in survey(sweep.folder)}
+    assert states(list(found.values())) == {
+        "planned": "planned", "running": "running", "stopped": "preempted", "refused": "failed", "ended": "ended",
+        "halved": "ended",
+    }  # fmt: skip
+    running = found["running"]
+    assert (running.step, running.steps, running.phase, running.rate) == (40, 100, "training", 2.0)
+    assert found["refused"].error == "code 1 was submitted, code 2 is here"
+    assert found["ended"].counts == {"finished": 1, "failed": 1}
+    assert found["ended"].error == "ValueError: no"
+    assert found["ended"].log == str(sweep.path / "ended-run1" / "run.json")
+    assert found["halved"].num_cells == 0
+    assert {name for name, pack in found.items() if pack.is_missing} == {"planned", "stopped", "refused"}
+
+
+def test_pack_is_queued_while_slurm_means_to_run_its_task(sweep: Sweep) -> None:
+    for name in ("a", "b", "c"):
+        sweep.pack(name)
+    sweep.send("12", [["a", "b"], ["c"]])
+    slurm = Slurm({"12_0": Job("PENDING", "Priority"), "12_1": Job("CANCELLED")})
+    found = survey(sweep.folder, slurm)
+    assert states(found) == {"a": "queued", "b": "queued", "c": "planned"}
+    assert (found[0].error, found[0].job) == ("Priority", "12_0")
+    assert slurm.calls == 1
+
+
+def test_intent_is_found_by_its_name(sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.send(None, [["a"]])
+    assert states(survey(sweep.folder, Slurm({"31_0": Job("PENDING", "", "plateau-t1")}))) == {"a": "queued"}
+    assert states(survey(sweep.folder, Slurm())) == {"a": "planned"}
+
+
+def test_scheduler_is_not_asked_when_nothing_depends_on_it(sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.pack("b")
+    sweep.send("12", [["b"]])
+    sweep.end("b", ["finished", "finished"])
+    slurm = Slurm()
+    survey(sweep.folder, slurm)
+    assert slurm.calls == 0
+
+
+# Holders that vanish.
+
+
+def test_cancelled_job_is_preempted_at_the_first_look(sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.claim("a", dataclasses.replace(FAR, job="12_0"))
+    surveyor = Surveyor(sweep.folder)
+    assert surveyor.gather() == {"12"}
+    assert states(surveyor.judge({"12_0": Job("RUNNING")})) == {"a": "running"}
+    surveyor.gather()
+    (pack,) = surveyor.judge({"12_0": Job("CANCELLED")})
+    assert (pack.state, pack.error) == ("preempted", "job 12_0: CANCELLED")
+
+
+@pytest.mark.parametrize(
+    ("word", "state"), [("OUT_OF_MEMORY", "failed"), ("FAILED", "failed"), ("TIMEOUT", "preempted")]
+)
+def test_job_that_slurm_calls_over_is_over(word: str, state: str, sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.claim("a", dataclasses.replace(FAR, job="12_0"))
+    assert states(survey(sweep.folder, Slurm({"12_0": Job(word)}), settle=False)) == {"a": state}
+
+
+def test_requeued_job_makes_its_pack_queued(sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.send("12", [["a"]])
+    sweep.claim("a", dataclasses.replace(FAR, job="12_0"))
+    assert states(survey(sweep.folder, Slurm({"12_0": Job("PENDING", "BeginTime")}), settle=False)) == {"a": "queued"}
+
+
+def test_vanished_job_is_no_failure_while_its_last_files_may_be_on_their_way(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surveying, "SETTLE_S", 0.2)
+    sweep.pack("a")
+    sweep.claim("a", dataclasses.replace(FAR, job="12_0"))
+    surveyor = Surveyor(sweep.folder)
+    for _ in range(3):
+        surveyor.gather()
+        assert states(surveyor.judge({})) == {"a": "running"}
+    sweep.end("a", ["finished", "finished"])
+    assert states(surveyor.judge({})) == {"a": "ended"}, "listed before the file was there, looked up again"
+
+
+def test_vanished_job_is_preempted_at_a_second_look(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surveying, "SETTLE_S", 0.1)
+    sweep.pack("a")
+    sweep.claim("a", dataclasses.replace(FAR, job="12_0"))
+    slurm = Slurm()
+    (pack,) = survey(sweep.folder, slurm)
+    assert (pack.state, pack.error) == ("preempted", "job 12_0 is gone")
+    assert slurm.calls == 1
+
+
+def test_killed_process_of_this_machine_is_preempted(sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.claim("a", dead_here())
+    (pack,) = survey(sweep.folder)
+    assert pack.state == "preempted"
+    assert pack.error.endswith("is gone")
+
+
+def test_holder_elsewhere_is_believed_as_long_as_its_heart_beats(sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.claim("a", FAR)
+    surveyor = Surveyor(sweep.folder)
+    surveyor._watch.stale_s = 0.0
+    for step in (1, 2, 3):
+        sweep.beat("a", step)
+        surveyor.gather()
+        assert states(surveyor.judge(None)) == {"a": "running"}
+    surveyor.gather()
+    assert states(surveyor.judge(None)) == {"a": "preempted"}
+
+
+def test_pack_whose_ending_was_taken_away_is_to_be_done_again(sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.claim("a", outcome="done")
+    sweep.end("a", ["finished", "failed"])
+    assert states(survey(sweep.folder)) == {"a": "ended"}
+    sweep.files("a").ended.unlink()
+    assert states(survey(sweep.folder)) == {"a": "planned"}

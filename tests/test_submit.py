@@ -1,0 +1,375 @@
+"""Packs become job arrays within the cluster's limits, and whenever a submitter dies, nothing is lost or sent twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from adapters import BadInput
+from slurm import sbatch, submit
+from slurm.arrays import Pack, choose_time, plan_arrays
+from slurm.clusters import Cluster
+from slurm.limits import Limits, Partition
+from slurm.sbatch import Request, open_private
+from slurm.scheduler import SchedulerError
+from slurm.submit import Report, submit_missing
+from slurm.survey import survey
+from slurm.sweep_folder import SweepFolder
+from tests.make_slurm import FakeSlurm, make_slurm
+from tests.make_sweep import Sweep
+from training.cell import Cell
+
+ROOT = Path(__file__).resolve().parents[1]
+SECRET = "hf_thisTokenMustNotReachAnyDisk"
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    monkeypatch.setattr("slurm.claims.SETTLE_S", 0.01)
+    monkeypatch.setenv("PLATEAU_SETTLE_S", "0.01")
+    return make_slurm(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    """Thirty planned packs of one kind."""
+    made = Sweep(tmp_path / "runs" / "wide")
+    for number in range(30):
+        made.pack(f"p{number:02d}")
+    return made
+
+
+def minutes(cells: Sequence[Cell]) -> float:
+    """A minute a cell."""
+    return 60.0 * len(cells)
+
+
+def send(sweep: Sweep, cluster: Cluster | None = None) -> Report:
+    return submit_missing(sweep.folder, cluster or Cluster(), minutes)
+
+
+def states(sweep: Sweep) -> Counter:
+    from slurm.scheduler import Scheduler
+
+    return Counter(state.state for state in survey(sweep.folder, Scheduler()))
+
+
+def records(sweep: Sweep) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(sweep.folder.submissions.glob("*.json"))]
+
+
+def live_packs(sweep: Sweep, slurm: FakeSlurm) -> Counter:
+    """How often each pack stands in an array that is in the queue, its pickle read as the task would."""
+    found: Counter = Counter()
+    (private,) = sweep.folder.submissions.glob(".private-*")
+    for job, (state, name) in slurm.jobs().items():
+        if state == "PENDING" and name.startswith("plateau-"):
+            delayed = pickle.loads((private / f"{job}_submitted.pkl").read_bytes())
+            found.update(Path(spec).stem for spec in delayed.args[0])
+    return found
+
+
+# From packs to arrays.
+
+
+def pack(name: str, steps: int = 100, method: str = "lora", threads: int = 1, device: str = "cpu") -> Pack:
+    return Pack(name, (Cell(method, "", 4, "dog", 0, steps, 1e-3),), threads, device)
+
+
+def by_steps(cells: Sequence[Cell]) -> float:
+    return float(sum(cell.steps for cell in cells))
+
+
+def test_packs_of_the_same_needs_share_arrays_up_to_the_largest() -> None:
+    packs = [pack(f"a{n}") for n in range(25)] + [pack(f"b{n}", 10_000) for n in range(3)]
+    packs += [pack("c", threads=2), pack("d", method="dora")]
+    found = plan_arrays(packs, Cluster(), by_steps, Limits(max_array_size=20))
+    assert [(len(r.tasks), r.time_min, r.cpus) for r in found] == [(20, 5, 1), (6, 5, 1), (3, 360, 1), (1, 5, 2)]
+    assert sorted(name for r in found for name in r.packs) == sorted(p.name for p in packs)
+    assert found[0].expected_s == (100.0,) * 20
+
+
+def test_tasks_hold_several_packs_of_one_kind_when_asked_for() -> None:
+    packs = [pack(f"a{n}", 1800) for n in range(3)] + [pack(f"b{n}", method="dora") for n in range(2)]
+    found = plan_arrays(packs, Cluster(packs_per_task=2), by_steps, Limits())
+    assert [task for r in found for task in r.tasks] == [("a0", "a1"), ("a2",), ("b0", "b1")]
+    assert [r.time_min for r in found] == [120, 60, 10]
+
+
+@pytest.mark.parametrize(
+    ("expected_s", "limit", "asked", "time_min"),
+    [(60, None, 0, 5), (1000, None, 0, 45), (1e5, None, 0, 4320), (1e9, None, 0, 10080), (1e5, 600, 0, 600),
+     (10, 3, 0, 3), (None, None, 0, 240), (None, 60, 0, 60), (1000, 60, 7, 7)],
+)  # fmt: skip
+def test_wall_time_has_a_margin_and_stays_below_the_limit(expected_s, limit, asked, time_min) -> None:
+    assert choose_time(expected_s, Cluster(time_min=asked), Partition("p", limit)) == time_min
+
+
+def test_warning_comes_earlier_than_the_end_of_a_short_time() -> None:
+    assert [Request(Cluster(), (), time, 1).warn_s() for time in (1, 2, 5, 6, 600)] == [15, 30, 75, 90, 90]
+
+
+def test_packs_for_a_gpu_are_refused_when_tasks_get_none() -> None:
+    packs = [pack("x", device="cuda")]
+    with pytest.raises(BadInput, match="pack x was planned for cuda.*--gpus 1"):
+        plan_arrays(packs, Cluster(), by_steps, Limits())
+    (request,) = plan_arrays(packs, Cluster(gpus="2"), by_steps, Limits())
+    assert request.cpus == 4
+
+
+# The text for sbatch.
+
+
+def test_sbatch_text_is_exactly_this(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sbatch, "ROOT", Path("/opt/plateau"))
+    monkeypatch.setattr(sbatch.sys, "executable", "/opt/env/bin/python")
+    cluster = Cluster("lab", "gpu,big", "ml team".replace(" ", "-"), "low", "a100:1", 8, 16.5, constraint="(a|b)&ib",
+                      parallel=4, export=("WANDB_MODE",), setup=("module load cuda",))  # fmt: skip
+    request = Request(cluster, (("p0",), ("p1",)), 45, 8)
+    assert request.text("plateau-t0k3n", Path("/runs/a b/submissions/.private-me")) == GOLDEN
+
+
+GOLDEN = """\
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=ml-team
+#SBATCH --array=0-1%2
+#SBATCH --chdir=/opt/plateau
+#SBATCH --constraint='(a|b)&ib'
+#SBATCH --cpus-per-task=8
+#SBATCH --error='/runs/a b/submissions/.private-me/%A_%a_0_log.err'
+#SBATCH --export=EXPORTED,WANDB_MODE
+#SBATCH --gpus-per-node=a100:1
+#SBATCH --job-name=plateau-t0k3n
+#SBATCH --mem=16896M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output='/runs/a b/submissions/.private-me/%A_%a_0_log.out'
+#SBATCH --partition=gpu,big
+#SBATCH --qos=low
+#SBATCH --requeue
+#SBATCH --signal=B:USR2@90
+#SBATCH --time=45
+
+# setup
+module load cuda
+[ -O '/runs/a b/submissions/.private-me' ] && [ ! -L '/runs/a b/submissions/.private-me' ] || \
+{ echo 'the folder of this submission is not your own' >&2; exit 1; }
+export PYTHONPATH=/opt/plateau${PYTHONPATH:+:$PYTHONPATH}
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+exec /opt/env/bin/python -u -m submitit.core._submit '/runs/a b/submissions/.private-me'
+""".replace("EXPORTED", ",".join(sbatch.EXPORT))
+
+
+def test_what_is_sent_is_the_text_that_is_shown(slurm: FakeSlurm, sweep: Sweep) -> None:
+    (_, request), *_ = send(sweep).sent
+    (first, *_) = records(sweep)
+    (private,) = sweep.folder.submissions.glob(".private-*")
+    texts = [path.read_text() for path in sorted(slurm.home.glob("sbatch-*.sh"))]
+    names = [re.search("--job-name=(.*)", text)[1] for text in texts]
+    assert request.text(names[0], private) == texts[0]
+    assert f"plateau-{first['token']}" in names
+
+
+# Sending.
+
+
+def test_missing_packs_go_out_in_as_few_arrays_as_the_limit_allows(slurm: FakeSlurm, sweep: Sweep) -> None:
+    sweep.end("p00", ["finished", "finished"])
+    sweep.claim("p01")
+    report = send(sweep)
+    assert [(job, len(request.tasks)) for job, request in report.sent] == [("101", 20), ("102", 8)]
+    assert (report.num_tasks, report.later, report.refusal) == (28, [], "")
+    assert live_packs(sweep, slurm) == Counter(f"p{n:02d}" for n in range(2, 30))
+    assert states(sweep) == {"ended": 1, "running": 1, "queued": 28}
+    assert {r["state"] for r in records(sweep)} == {"sent"}
+    assert send(sweep).sent == []
+
+
+def test_what_the_limits_keep_out_goes_later(slurm: FakeSlurm, sweep: Sweep) -> None:
+    slurm.add("7", "RUNNING")
+    slurm.config["AccountingStorageType"] = "accounting_storage/slurmdbd"  # with a limit of 12 jobs
+    slurm.write()
+    report = send(sweep)
+    assert (report.num_tasks, len(report.later)) == (11, 19)
+    assert send(sweep).num_tasks == 0
+    slurm.forget()
+    assert send(sweep).num_tasks == 12
+    assert send(sweep, Cluster(max_submit=3)).num_tasks == 0
+
+
+def test_limit_that_only_sbatch_knows_is_found_by_halving(slurm: FakeSlurm, sweep: Sweep) -> None:
+    slurm.most = 6
+    slurm.write()
+    report = send(sweep)
+    assert ([len(request.tasks) for _, request in report.sent], len(report.later)) == ([5], 25)
+    assert "QOSMaxSubmitJobPerUserLimit" in report.refusal
+    assert live_packs(sweep, slurm) == Counter(f"p{n:02d}" for n in range(5))
+    assert [r["state"] for r in records(sweep)] == ["sent"]
+    assert send(sweep).num_tasks == 1
+    full = send(sweep)
+    assert (full.sent, len(full.later)) == ([], 24)
+    assert [r["state"] for r in records(sweep)] == ["sent", "sent"]
+
+
+def test_refusal_keeps_what_was_sent_and_speaks_slurms_words(slurm: FakeSlurm, sweep: Sweep, monkeypatch) -> None:
+    slurm.refusal = "Invalid account or account/partition combination specified"
+    slurm.write()
+    with pytest.raises(BadInput, match="^sbatch refused: Batch job submission failed: Invalid account or account/"):
+        send(sweep)
+    assert [r["state"] for r in records(sweep)] == ["refused"]
+    slurm.refusal = ""
+    slurm.write()
+    sent, real = [], Request.send
+
+    def refuse_second(request: Request, *args: object) -> str:
+        if sent:
+            raise SchedulerError("sbatch refused: no more today")
+        sent.append(request)
+        return real(request, *args)
+
+    monkeypatch.setattr(Request, "send", refuse_second)
+    report = send(sweep)
+    assert (report.num_tasks, len(report.later), report.refusal) == (20, 10, "sbatch refused: no more today")
+    monkeypatch.setattr(Request, "send", real)
+    send(sweep)
+    assert live_packs(sweep, slurm) == Counter(f"p{n:02d}" for n in range(30))
+
+
+def test_options_of_the_environment_do_not_overrule_the_file(slurm: FakeSlurm, sweep: Sweep, monkeypatch) -> None:
+    for name in ("SBATCH_TIMELIMIT", "SBATCH_PARTITION", "SBATCH_ACCOUNT", "SLURM_RESTART_COUNT", "SLURM_CONF"):
+        monkeypatch.setenv(name, "7")
+    send(sweep, Cluster(partition="gpu"))
+    seen = json.loads(next(slurm.home.glob("sbatch-*.env")).read_text())
+    assert {n for n in seen if n.startswith(("SBATCH", "SLURM"))} == {"SBATCH_ACCOUNT", "SLURM_CONF"}
+    assert os.environ["SBATCH_TIMELIMIT"] == "7"
+
+
+# Bad input.
+
+
+def test_unknown_partition_lists_those_there_are(slurm: FakeSlurm, sweep: Sweep) -> None:
+    with pytest.raises(BadInput) as caught:
+        send(sweep, Cluster(partition="gpus"))
+    assert str(caught.value) == (
+        "--partition is gpus; partitions of fake: debug (at most 60 min), gpu (at most 2880 min)"
+    )
+    assert not slurm.jobs()
+
+
+def test_time_above_the_limit_names_the_limit(slurm: FakeSlurm, sweep: Sweep) -> None:
+    with pytest.raises(BadInput, match="^--time-min is 61; partition debug allows at most 60 minutes"):
+        send(sweep, Cluster(time_min=61))
+
+
+def test_machine_without_sbatch_says_what_else_there_is(sweep: Sweep, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match="^no sbatch on the PATH.*--cluster local.*--cluster export"):
+        send(sweep)
+
+
+# Security.
+
+
+def test_private_folder_is_closed_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = open_private(tmp_path / "submissions")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert open_private(tmp_path / "submissions") == folder
+    folder.chmod(0o770)
+    with pytest.raises(BadInput, match=r"is open to others \(mode 0770; 0700 is needed\)"):
+        open_private(tmp_path / "submissions")
+    folder.chmod(0o700)
+    user = os.geteuid()
+    with monkeypatch.context() as patch:
+        patch.setattr(sbatch.os, "geteuid", lambda: user + 1)
+        with pytest.raises(BadInput, match=f"belongs to user {user}, not to you"):
+            open_private(tmp_path / "submissions")
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match="is no folder"):
+        open_private(tmp_path / "submissions")
+
+
+def test_no_secret_of_the_environment_reaches_a_disk(slurm: FakeSlurm, sweep: Sweep, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    send(sweep)
+    written = [path for path in sweep.path.rglob("*") if path.is_file()]
+    assert len(written) > 60
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+    (text, *_) = (path.read_text() for path in slurm.home.glob("sbatch-*.sh"))
+    exported = re.search("--export=(.*)", text)[1].split(",")
+    assert "ALL" not in exported
+    assert SECRET not in [os.environ.get(name) for name in exported]
+
+
+# A submitter that dies.
+
+DEATHS = {
+    "before the intent": "submit.store = die",
+    "after the intent": "sbatch.Request.send = die",
+    "before sbatch has asked SLURM": "os.environ['FAKE_SLURM_KILLS_PARENT'] = 'before'",
+    "after SLURM has the job": "os.environ['FAKE_SLURM_KILLS_PARENT'] = 'after'",
+    "before any pickle has its name": "utils.JobPaths.move_temporary_file = die_at(1)",
+    "after a part of the pickles": "utils.JobPaths.move_temporary_file = die_at(5)",
+    "before the record has the job": "submit.store = die_at(2)",
+    "between two arrays": "submit.store = die_at(3)",
+}
+SUBMITTER = """
+import os, signal, sys
+from submitit.core import utils
+from slurm import sbatch, submit
+from slurm.clusters import Cluster
+from slurm.sweep_folder import SweepFolder
+
+def die(*args, **named):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def die_at(number, counted=[]):
+    real = submit.store if 'store' in HOW else utils.JobPaths.move_temporary_file
+    def call(*args, **named):
+        counted.append(1)
+        return die() if len(counted) == number else real(*args, **named)
+    return call
+
+HOW = sys.argv[2]
+exec(HOW)
+submit.submit_missing(SweepFolder(sys.argv[1]), Cluster(), lambda cells: 60.0)
+"""
+
+
+@pytest.mark.parametrize("moment", DEATHS)
+def test_nothing_is_lost_or_sent_twice_when_the_submitter_is_killed(
+    moment: str, slurm: FakeSlurm, sweep: Sweep
+) -> None:
+    program = [sys.executable, "-c", SUBMITTER, str(sweep.path), DEATHS[moment]]
+    died = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    before = len(slurm.jobs())
+    report = send(sweep)
+    assert live_packs(sweep, slurm) == Counter(f"p{n:02d}" for n in range(30))
+    assert states(sweep) == {"queued": 30}
+    assert report.num_tasks == 30 - before
+    assert bool(report.repaired) == (moment not in ("before the intent", "between two arrays"))
+    assert submit.submit_missing(sweep.folder, Cluster(), minutes).sent == []
+
+
+def test_void_intent_is_sent_anew_when_its_job_was_never_there(slurm: FakeSlurm, sweep: Sweep) -> None:
+    sweep.send(None, [["p00"], ["p01"]], token="gone", made="2026-01-01")
+    report = send(sweep)
+    assert report.repaired == ["submission gone was never sent: its submitter died"]
+    assert report.num_tasks == 30
+    assert SweepFolder(sweep.path).submissions.joinpath("gone.json").exists()

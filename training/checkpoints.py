@@ -1,0 +1,107 @@
+"""What a killed pack goes on from: two generations of checkpoints, and the rows that stand behind them."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from training.cell import Cell
+from training.optimizer import PackedAdamW
+from training.store import ENDED, DamagedFile, writing
+
+if TYPE_CHECKING:
+    from training.loop import Run
+
+
+def save_checkpoints(runs: Sequence[Run], optimizer: PackedAdamW, step: int) -> None:
+    """Write the state after `step` of every run, once its rows are flushed; the newest two of each are kept.
+
+    Raises:
+        StoreError: if the disk is full or a folder cannot be written.
+    """
+    for row, run in enumerate(runs):
+        if run.folder.checkpoint(step).exists():
+            continue
+        state = optimizer.state(row)
+        metadata = {"cell": run.cell.identity(), "step": str(step), "crc32": str(_checksum(state))}
+        with writing(run.folder.checkpoint(step)) as aside:
+            aside.write_bytes(to_bytes(state, metadata))  # an OSError says when the disk is full
+        run.folder.keep_checkpoints(2)
+
+
+def resume(runs: Sequence[Run], optimizer: PackedAdamW) -> int | None:
+    """Load the newest checkpoint that every run of the pack has whole, with whole rows up to it; drop what is later.
+
+    A damaged checkpoint or table is named on stderr, and an earlier checkpoint taken.
+
+    Returns:
+        Its step, or None if there is none and the pack starts anew.
+    """
+    open_runs = [run for run in runs if run.folder.status() not in ENDED]
+    common = set.intersection(*(set(run.folder.checkpoints()) for run in runs))
+    found = None
+    for step in sorted(common, reverse=True):
+        try:
+            states = [_load(run, step) for run in runs]
+            for run in open_runs:
+                run.folder.check_rows(expected_rows(run.cell, step), evaluated_before(run.cell, step))
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            print(f"damaged checkpoint of step {step} ({error}); going on from an earlier one", file=sys.stderr)
+        except DamagedFile as error:
+            print(f"{error}: cannot go on at step {step}; going on from an earlier one", file=sys.stderr)
+        else:
+            for row, state in enumerate(states):
+                optimizer.load_state(row, state, step)
+            found = step
+            break
+    for run in open_runs:
+        run.folder.rewind(-1 if found is None else found)
+    for run in runs:
+        run.folder.drop_checkpoints_after(-1 if found is None else found)
+    return found
+
+
+def expected_rows(cell: Cell, step: int) -> dict[str, set[int]]:
+    """The steps that each table of a run has rows of once `step` is checkpointed."""
+
+    def every(number: int) -> set[int]:
+        last = {cell.steps} if step >= cell.steps else set()
+        return set(range(0, step + 1, number)) | last
+
+    return {
+        "steps": set(range(1, step + 1)),
+        "dynamics": every(cell.gauge_every),
+        "norms": every(cell.norms_every),
+    }
+
+
+def evaluated_before(cell: Cell, step: int) -> set[int]:
+    """The steps before `step` whose pictures and scores are made by then; those of `step` itself are made anew."""
+    return {evaluated for evaluated in cell.evaluated_steps() if evaluated < step}
+
+
+def _load(run: Run, step: int) -> dict[str, torch.Tensor]:
+    path = run.folder.checkpoint(step)
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        if about.get("cell") != run.cell.identity():
+            raise ValueError(f"{path} belongs to another cell")
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    if "crc32" in about and about["crc32"] != str(_checksum(state)):
+        raise ValueError(f"{path} has another checksum than when it was written")
+    return state
+
+
+def _checksum(state: Mapping[str, torch.Tensor]) -> int:
+    """CRC-32 over the tensors' bytes, by name."""
+    crc = 0
+    for name in sorted(state):
+        values = state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        crc = zlib.crc32(values.numpy().data, crc)
+    return crc

@@ -1,0 +1,50 @@
+"""Requests to stop: a signal is noted, and the pack stops after the present step with everything checkpointed."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+IMPATIENT_S = 1.0  # a terminal's Ctrl-C may arrive twice, once by way of the parent
+
+
+class Interrupted(Exception):
+    """The pack was asked to stop; everything is checkpointed."""
+
+
+class StopSignals:
+    """While entered, turns the first signal into a request; calling it says whether there is one.
+
+    A Ctrl-C a second after the first signal, or later, raises KeyboardInterrupt. Outside the main thread nothing is
+    changed: its owner handles signals.
+
+    Attributes:
+        received: the first signal's number, 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.received, self._at = 0, 0.0
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        return bool(self.received)
+
+    def __enter__(self) -> StopSignals:
+        try:
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        except ValueError:  # not the main thread
+            self._before = {}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._at = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._at > IMPATIENT_S:
+            raise KeyboardInterrupt

@@ -1,0 +1,161 @@
+"""Writes that a reader never sees half done: aside, flushed, renamed; and what is left where a writer was killed.
+
+The file aside is called `.<name>.<machine>-<process id>.tmp`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from adapters import BadInput
+
+_ASIDE = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)(-link)?\.tmp")
+
+
+class StoreError(BadInput):
+    """A folder that cannot be written or read: full disk, no permission, damage. One line, nothing lost."""
+
+
+class DamagedFile(StoreError):
+    """A file whose content is not what was written."""
+
+
+@functools.cache
+def machine() -> str:
+    """This machine's boot and process-id namespace: equal only where process ids mean the same."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def name_aside(path: Path, more: str = "") -> Path:
+    """A name beside `path` that no other process of any machine uses."""
+    return path.with_name(f".{path.name}.{_writer()}{more}.tmp")
+
+
+def _writer() -> str:
+    """Eight digits that stand for this machine, and the process id: ids alone repeat from machine to machine."""
+    code = hashlib.sha256(f"{machine()} {socket.gethostname()}".encode()).hexdigest()[:8]
+    return f"{code}-{os.getpid()}"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on leaving, flush it to disk and rename it into place.
+
+    Raises:
+        StoreError: if the disk is full or the folder cannot be written; the old file, if any, is untouched.
+    """
+    aside = name_aside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise store_error(error, path) from error
+    finally:
+        remove_quietly(aside)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def store_error(error: OSError, path: Path) -> StoreError:
+    """One clear line for an operating-system error at `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(f"no space left to write {path}; nothing computed so far is lost: free space, run it again")
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return StoreError(f"cannot write {path}: {reason}; nothing computed so far is lost: mend it, run it again")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a mixture."""
+    with writing(path) as aside:
+        aside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        DamagedFile: if it is none; the message names the file.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedFile(f"damaged file {path}: {error}") from None
+
+
+def create_json(path: Path, value: Any) -> bool:
+    """Make a file with all of its content unless it is there, which only one process of all machines can do.
+
+    Returns:
+        Whether it was made now.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    aside = name_aside(path, "-link")  # `write_json` has an aside of its own
+    try:
+        write_json(aside, value)
+        os.link(aside, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise store_error(error, path) from None
+    finally:
+        remove_quietly(aside)
+
+
+def remove_quietly(path: Path) -> None:
+    """Remove a file, if it is there and can be."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def remove_asides(folder: Path, *, all_writers: bool = False) -> None:
+    """Remove what killed writers have left in a folder.
+
+    Args:
+        folder: where; what lies deeper stays.
+        all_writers: whether nobody else may be writing there; if not, only what processes of this machine that are
+            over have left is removed.
+    """
+    own = _writer().partition("-")[0]
+    with contextlib.suppress(OSError):
+        for path in list(folder.iterdir()):
+            match = _ASIDE.fullmatch(path.name)
+            if match and (all_writers or (match["machine"] == own and not _lives(int(match["pid"])))):
+                remove_quietly(path)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
