@@ -9,10 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from slurm.claims import read_claims
 from slurm.sweep_folder import PackFiles
 from training.store import RunFolder
-from training.whole_files import DamagedFile, remove_quietly, write_json
+from training.whole_files import DamagedFile, write_json
 from training.whole_files import read_json as read_file
 
 
@@ -36,7 +35,7 @@ def write_ended(
     replaced_by: Sequence[str] = (),
     reason: str | None = None,
 ) -> None:
-    """Write down how a pack ended, from its runs as they stand.
+    """Write down how a pack ended, from its runs as they stand; of a replaced pack, only those that are left out.
 
     Raises:
         StoreError: if it cannot be written.
@@ -65,22 +64,3 @@ def last_line(text: str) -> str:
 def has_failed(ended: dict) -> bool:
     """Whether a run of an ended pack has failed."""
     return "failed" in ended["runs"].values()
-
-
-def reopen(pack: PackFiles) -> bool:
-    """Have a pack with failed runs tried again: take away how it ended. Its good runs are not trained again.
-
-    Returns:
-        Whether there was something to reopen; a pack that smaller ones have replaced stays as it is.
-
-    Raises:
-        StoreError: if it cannot be written.
-    """
-    ended = read_ended(pack)
-    if ended is None or ended["replaced_by"] or not has_failed(ended):
-        return False
-    turn = pack.newest_turn()
-    if turn and (claim := read_claims(pack)[turn - 1]):
-        write_json(pack.claim(turn), claim | {"reopened": True})
-    remove_quietly(pack.ended)
-    return True

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import BadInput
-from slurm.ended import reopen
-from slurm.sweep_folder import PackFiles
 from training.stop import Interrupted, StopSignals
 from training.store import StoreError
 
@@ -50,7 +48,7 @@ def choose_workers(num_packs: int, device: str) -> tuple[int, int]:
 
 
 def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event], None]) -> str:
-    """Run packs in worker processes until all have ended; those that have failed are tried again.
+    """Run packs in worker processes until all have ended.
 
     Args:
         specs: the packs' JSON specifications.
@@ -63,8 +61,6 @@ def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event],
     Raises:
         StoreError: as the worker that met it says; the others have stopped with checkpoints.
     """
-    for path in specs:
-        reopen(PackFiles.of(path))
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
     paths = [str(path) for path in specs]

@@ -81,7 +81,7 @@ def list_runs(path: Path, contents: dict) -> list[Run]:
     """The runs of a specification; each row's `folder`, relative to the sweep's, says where it lies (else its name)."""
     sweep = sweep_of(path).path
     return [
-        Run(Cell.from_dict(row["cell"]), RunFolder(sweep / row.get("folder", row["run_id"])), row["labels"], sweep)
+        Run(Cell.from_dict(row["cell"]), RunFolder(sweep / row.get("folder", row["run_id"])), row["labels"])
         for row in contents["runs"]
     ]
 
@@ -103,7 +103,7 @@ def make_task(setting: Setting, runs: list[Run]) -> SubjectTask:
     """Model, scorers, subjects and class pictures of a pack, loaded once in a process."""
     for run in runs:
         if "@" in run.cell.method:
-            wait_for_file(method_file(run.sweep_folder, run.cell.method))
+            wait_for_file(method_file(run.folder.sweep, run.cell.method))
     pipeline = _pipeline(setting.model, setting.device)
     if setting.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()

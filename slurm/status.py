@@ -1,10 +1,161 @@
-"""How a sweep stands.
+"""How sweeps stand: a live table, from run folders, heartbeats and at most one query to SLURM a look.
 
-python -m slurm.status [FOLDER]    # a sweep's folder or a runs folder; default: runs
+    python -m slurm.status                     # every sweep in runs/, until nothing is left that can end
+    python -m slurm.status runs/lr_robustness  # one sweep
+    python -m slurm.status --once --json       # for programs; slurm/status_table.py has the schema
+    python -m slurm.status --wait              # exit code 0: all done; 1: something failed; 3: nobody works on what is left
+    python -m slurm.status --retry failed      # failed runs are to be tried again; the sweep's own command sends them
+    python -m slurm.status --cancel            # ends jobs and workers; everything computed is checkpointed
+
+Works without accounting and without any SLURM.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from adapters import BadInput
+from slurm.board import Board, exit_code
+from slurm.cancel import cancel
+from slurm.reopen import reopen_failed
+from slurm.scheduler import Scheduler
+from slurm.status_table import SweepState, draw, plain_lines, to_json
 from slurm.survey import PackState, Surveyor, survey
+from training.command_line import parse
 
 __all__ = ["PackState", "Surveyor", "survey"]
+LINE_S = 60.0  # between two lines that say the same, where stdout is no terminal
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of the status."""
+
+    folder: tyro.conf.Positional[Path] = Path("runs")
+    """A runs folder, or one sweep's folder in it."""
+    once: bool = False
+    """Look once and exit."""
+    watch: bool = False
+    """Go on looking when nothing is left that can end."""
+    json: bool = False
+    """Print JSON instead of a table, once, or at the end of --wait."""
+    wait: bool = False
+    """Exit when nothing is left that can end: 0 all done, 1 something failed, 3 something is left that nobody works on."""
+    retry: Literal["failed"] | None = None
+    """Have failed runs tried again: the sweep's own command sends them."""
+    cancel: bool = False
+    """Cancel the sweep's jobs, and stop its workers of this machine."""
+    every_s: float = 5.0
+    """Seconds between two looks."""
+
+
+def main(options: Options) -> int:
+    """Show, wait, retry or cancel.
+
+    Raises:
+        BadInput: if there is no sweep, or if SLURM refuses to cancel.
+    """
+    if not (math.isfinite(options.every_s) and options.every_s > 0):
+        raise BadInput(f"--every-s is {options.every_s}; allowed: a positive number")
+    board = Board(options.folder, Scheduler() if Scheduler.is_here() else None)
+    if options.retry or options.cancel:
+        return _act(board, options)
+    if options.once or (options.json and not options.wait):
+        sweeps = board.look()
+        if any(surveyor.doubts for surveyor in board.surveyors.values()):
+            sweeps = board.look()
+    else:
+        sweeps = _follow(board, options)
+    _show(board, sweeps, options)
+    return exit_code(sweeps) if options.wait else 0
+
+
+def _act(board: Board, options: Options) -> int:
+    """Retry and cancel."""
+    sweeps, lines = board.look(), []
+    for sweep in sweeps:
+        surveyor = board.surveyors[sweep.folder]
+        if options.retry:
+            found = reopen_failed(surveyor.files)
+            runs = sum(map(len, found.values()))
+            lines.append(f"{sweep.folder.name}: {runs} failed runs of {len(found)} packs will be tried again"
+                         + (": give the sweep's own command to send them" if runs else ""))  # fmt: skip
+        if options.cancel:
+            scheduler = board.scheduler if isinstance(board.scheduler, Scheduler) else None
+            done = cancel(surveyor, sweep.packs, scheduler)
+            lines += [f"{sweep.folder.name}: {line}" for line in done or ["nothing to cancel"]]
+    print("\n".join(lines))
+    return 0
+
+
+def _follow(board: Board, options: Options) -> list[SweepState]:
+    """Look again and again; ends when two looks in a row find nothing that can still end, or at Ctrl-C."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console, quiet, told = Console(), 0, _Told()
+    live = Live(console=console, auto_refresh=False, transient=True)
+    shows = console.is_terminal and not options.json
+    sweeps = board.look()
+    try:
+        if shows:
+            live.start()
+        while quiet < 2 or options.watch:
+            if shows:
+                live.update(draw(sweeps, board.note, console.height - 6), refresh=True)
+            elif not options.json:
+                told.tell(sweeps)
+            time.sleep(options.every_s)
+            sweeps = board.look()
+            quiet = 0 if board.may_change(sweeps) else quiet + 1
+    except KeyboardInterrupt:
+        if options.wait:
+            raise
+    finally:
+        if shows:
+            live.stop()
+    return sweeps
+
+
+class _Told:
+    """Prints a line when something has changed, or when nothing was said for `LINE_S`."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.at = -math.inf
+
+    def tell(self, sweeps: list[SweepState]) -> None:
+        lines = [sweep.line().partition(";")[0] for sweep in sweeps]
+        if lines != self.lines or time.monotonic() - self.at > LINE_S:
+            print("\n".join(f"{time.strftime('%H:%M:%S')} {sweep.line()}" for sweep in sweeps), flush=True)
+            self.lines, self.at = lines, time.monotonic()
+
+
+def _show(board: Board, sweeps: list[SweepState], options: Options) -> None:
+    """The last look."""
+    if options.json:
+        print(json.dumps(to_json(sweeps, board.note), allow_nan=False))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(draw(sweeps, board.note, 40))
+    else:
+        print("\n".join(plain_lines(sweeps, board.note)))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(parse(Options, __doc__ or "")))
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(130)

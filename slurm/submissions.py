@@ -52,7 +52,7 @@ class Task:
         name: what the array is called, `plateau-<token>`.
         executor, host, user: of the record.
         folder: where the scheduler's own files and logs are.
-        workers: numbers of the processes of `--cluster local`, which share all of its packs.
+        workers: processes of a local submission, of which each is given all packs.
         works: whether one of them lives.
     """
 
@@ -62,7 +62,7 @@ class Task:
     host: str
     user: str
     folder: Path | None
-    workers: tuple[int, ...] = ()
+    workers: tuple[Holder, ...] = ()
     works: bool = False
 
     def find(self, jobs: Jobs) -> JobState | None:
@@ -77,7 +77,7 @@ class Task:
 
     def log(self) -> Path | None:
         """Where its errors go, if the file is there."""
-        names = [f"{self.job}_0_log.err", *(f"{pid}_0_log.err" for pid in self.workers)]
+        names = [f"{self.job}_0_log.err", *(f"{worker.pid}_0_log.err" for worker in self.workers)]
         found = (self.folder / name for name in names if self.folder is not None)
         return next((path for path in found if path.exists()), None)
 
@@ -119,7 +119,7 @@ class Submissions:
             for number, packs in enumerate(sent):
                 place = f"{job}_{number}" if job and len(sent) > 1 else job  # one task alone is sent as no array
                 task = Task(place, name, record.get("executor", ""), record.get("host", ""), record.get("user", ""),
-                            folder, tuple(worker.pid for worker in workers), works)  # fmt: skip
+                            folder, tuple(workers), works)  # fmt: skip
                 found.update(dict.fromkeys(packs, task))
         return found
 

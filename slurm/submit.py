@@ -2,7 +2,7 @@
 
 Before sbatch is called, an intent is written down: `<sweep>/submissions/<token>.json`. The job is called `plateau-<token>`,
 so that an intent whose submitter died is found again in the queue, and one that is not there counts as never sent. What
-the cluster's limits do not let in stays planned; the same command, or `python -m slurm.status --wait`, sends it later.
+the cluster's limits do not let in stays planned, and the same command sends it later (with --wait, by itself).
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ class Report:
     repaired: list[str] = field(default_factory=list)
     refusal: str = ""
 
+    def later_is_queue(self) -> bool:
+        """Whether what was not taken only waits for room, so that nothing is wrong."""
+        return bool(_LIMIT.search(self.refusal))
+
     @property
     def num_tasks(self) -> int:
         """Tasks that were sent."""
@@ -93,7 +97,7 @@ def submit_missing(
                 break
     sent = {pack for _, request in report.sent for pack in request.packs}
     report.later = [pack for request in requests for pack in request.packs if pack not in sent]
-    is_full = _LIMIT.search(report.refusal) and any(state.state in ("queued", "running") for state in states)
+    is_full = report.later_is_queue() and any(state.state in ("queued", "running") for state in states)
     if report.refusal and not report.sent and not is_full:
         raise BadInput(report.refusal)
     return report

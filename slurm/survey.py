@@ -145,7 +145,8 @@ class Surveyor:
         spec, holder = self.files.spec(pack), holder_of(self.files.claims[pack.name])
         job, failed = holder.job if holder else "", outcome in ("failed", "refused")
         found = task.find(jobs or {}) if task else None
-        given_up = failed and task is not None and job == task.job
+        will_retry = "tries" in self.files.claims[pack.name]
+        given_up = failed and not will_retry and task is not None and job == task.job
         live = task is not None and not given_up and task.is_live(jobs)
         last = "failed" if failed else "preempted" if outcome in ("stopped", "killed") else "planned"
         state = "queued" if live else last

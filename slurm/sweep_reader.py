@@ -49,6 +49,7 @@ class SweepReader:
         self.claims: dict[str, dict] = {}
         self._specs: dict[str, Spec] = {}
         self._turns: dict[str, int] = {}  # at which an ending or a claim was read
+        self._unbegun: set[str] = set()
 
     def refresh(self) -> None:
         """List the folders, read what is new."""
@@ -97,7 +98,8 @@ class SweepReader:
     def statuses_without_claims(self, pack: PackFiles) -> dict[str, str]:
         """Statuses of the runs of a pack of the time before claims; empty if none of them was begun."""
         paths = self.spec(pack).runs
-        if pack.turn or not RunFolder(self.sweep.path / paths[0]).exists():
+        if pack.turn or pack.name in self._unbegun or not RunFolder(self.sweep.path / paths[0]).exists():
+            self._unbegun.add(pack.name)  # whoever begins it now makes a claim
             return {}
         return {path.rpartition("/")[2]: RunFolder(self.sweep.path / path).status() for path in paths}
 

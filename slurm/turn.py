@@ -129,7 +129,7 @@ class Turn:
 
     def _close(self, *, replaced_by: Sequence[str] = (), reason: str | None = None) -> bool:
         self.claim.check()
-        folders = [run.folder for run in self.runs]
+        folders = [run.folder for run in self.runs if not replaced_by or run.folder.status() in ENDED]
         write_ended(self.claim.pack, folders, self.claim.turn, replaced_by=replaced_by, reason=reason)
         more = {"replaced_by": list(replaced_by), "reason": reason} if replaced_by else {}
         self.claim.end("done", **more)

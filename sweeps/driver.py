@@ -11,12 +11,15 @@ from pathlib import Path
 from adapters import PEFT, BadInput, parse_method
 from analysis import Results, load
 from slurm import inline
-from slurm.calibrate import Calibration, calibrate
+from slurm.arrays import Pack
+from slurm.calibrate import Calibration, calibrate, keep_calibration
 from slurm.job import Setting
+from sweeps import jobs
 from sweeps.done import Done, check_ended
 from sweeps.grid import Planned, Scene, base_cells
+from sweeps.jobs import Sender, describe_states
 from sweeps.options import Options, Stopped
-from sweeps.plan import Plan, is_packable, keep_method_files, open_sweep
+from sweeps.plan import Plan, is_packable, keep_method_files, name_pack, open_sweep
 from sweeps.progress import ProgressDisplay, duration
 from training.cell import BASE, Cell
 from training.tasks.pipeline import attention_shapes
@@ -38,7 +41,7 @@ class Outcome:
 
 
 def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: str) -> Outcome | None:
-    """Train what is missing and load everything; None after `--dry-run`.
+    """Train what is missing and load everything; None after `--dry-run`, and while jobs do the work.
 
     Args:
         options: the flags.
@@ -56,23 +59,33 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
     wanted = {p.cell.identity() for p in cells}
     done = _look(plan, wanted, options.dry_run)
     missing = [p for p in cells if p.cell.identity() not in plan.run_ids()]
-    measured = calibrate(scene.setting, cells[-1].cell, options.pack_size) if missing or done.todo(wanted) else None
+    where, shape = options.where, cells[-1].cell
+    is_open = bool(missing or done.todo(wanted))
+    measured = calibrate(scene.setting, shape, options.pack_size, folder) if is_open else None
     workers, threads = _workers(options, scene.setting, len(cells))
     setting = dataclasses.replace(scene.setting, threads=threads)
-    if missing and not options.dry_run:
-        assert measured is not None
+    drafts = plan.draft(missing, measured.pack_size, workers) if measured and options.dry_run else []
+    if missing and measured and not options.dry_run:
         keep_method_files(folder, [p.cell.method for p in missing])
+        keep_calibration(folder, scene.setting, shape, measured)
         plan.add(missing, setting, measured.pack_size, workers)
         done = Done.look(plan)
     packs = done.todo(wanted)
     todo = [p for p in cells if not done.has(p.cell.identity())]
     estimate = measured.predict([p.cell for p in todo], workers) if measured else 0.0
-    _show_plan(options, scene, cells, todo, len(packs), workers, measured, estimate)
+    _show_plan(options, scene, cells, todo, len(packs) + len(drafts), workers, measured, estimate)
+    sender = Sender(
+        plan.sweep, where.executor, where.choose(), workers, measured.predict if measured else lambda _: None
+    )
     if options.dry_run:
+        sender.show([Pack.read(plan.spec(pack)) for pack in packs] + [_as_pack(group, setting) for group in drafts])
         return None
     while packs:
         plan.refresh(setting, packs)
-        _run(plan, packs, min(workers, len(packs)), len(cells) - len(todo), estimate)
+        if where.executor == "inline":
+            _run(plan, packs, min(workers, len(packs)), len(cells) - len(todo), estimate)
+        elif not _send(sender, plan, packs, wanted, where.wait):
+            return None
         _report_failures(plan, packs)
         packs = _look(plan, wanted).todo(wanted)
     ids = plan.run_ids()
@@ -90,12 +103,48 @@ def relabel(results: Results, labels: dict[str, dict]) -> Results:
 
 
 def _workers(options: Options, setting: Setting, num_cells: int) -> tuple[int, int]:
+    """Workers of this machine and threads of each; a cluster's tasks are one worker each."""
+    if (cluster := options.where.choose()) is not None:
+        return 1, 0 if setting.device == "cuda" else max(1, cluster.cpus_per_task)
     workers, threads = inline.choose_workers(max(2, num_cells), setting.device)
     if options.workers != "auto":
         cores = workers * threads
         workers = int(options.workers)
         threads = max(1, cores // workers) if setting.device == "cpu" else 0
     return workers, threads
+
+
+def _as_pack(members: Sequence[Planned], setting: Setting) -> Pack:
+    return Pack(name_pack(members), tuple(p.cell for p in members), setting.threads, setting.device)
+
+
+def _send(sender: Sender, plan: Plan, packs: list[str], wanted: set[str], wait: bool) -> bool:
+    """Send packs to where they run on their own; says whether they have ended, which only --wait sees.
+
+    Raises:
+        Stopped: after Ctrl-C; what was sent goes on.
+    """
+    report, lines = sender.send(packs)
+    print("\n".join(lines), flush=True)
+    if sender.executor == "export":
+        return False
+    lines = describe_states(plan.sweep, packs)
+    if not wait:
+        print("\n".join(lines))
+        if report.refusal and not report.later_is_queue():
+            raise BadInput(report.refusal)
+        return False
+
+    def list_open() -> list[str]:
+        plan.catch_up()
+        done = Done.look(plan)
+        return [pack for pack in done.todo(wanted) if pack not in done.files.endings]
+
+    try:
+        jobs.wait(sender, list_open)
+    except KeyboardInterrupt:
+        raise Stopped(f"no longer waiting; what was sent goes on: {lines[-1]}") from None
+    return True
 
 
 def _look(plan: Plan, wanted: set[str], dry_run: bool = False) -> Done:
@@ -118,7 +167,7 @@ def _show_plan(
     num_packs: int,
     workers: int,
     measured: Calibration | None,
-    estimate: float,
+    estimate: float | None,
 ) -> None:
     train = [p for p in cells if p.cell.method != BASE]
     left = sum(p.cell.method != BASE for p in todo)
@@ -135,7 +184,10 @@ def _show_plan(
         where = (
             f"{num_packs} packs of up to {measured.pack_size}" if num_packs else f"packs of up to {measured.pack_size}"
         )
-        print(f"{where}, {workers} workers on {scene.setting.device}: about {duration(estimate)}")
+        if options.where.choose() is None:
+            print(f"{where}, {workers} workers on {scene.setting.device}: about {duration(estimate)}")
+        else:
+            print(f"{where} on {scene.setting.device}")
         for line in describe_memory([p.cell for p in todo], Path(scene.setting.model), measured.pack_size):
             print(line)
 
@@ -165,7 +217,7 @@ def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[
     return lines
 
 
-def _run(plan: Plan, packs: Sequence[str], workers: int, num_done: int, estimate: float) -> None:
+def _run(plan: Plan, packs: Sequence[str], workers: int, num_done: int, estimate: float | None) -> None:
     cells = {pack: len(plan.packs[pack]) for pack in packs}
     work = {pack: plan.work[pack] for pack in packs}
     with ProgressDisplay(num_done, cells, work, estimate) as display:

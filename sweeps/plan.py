@@ -115,21 +115,25 @@ class Plan:
             return
         with exclusive(self.folder, "planner"):
             self.catch_up()
-            new = {p.cell.identity(): p for p in planned if p.cell.identity() not in self._ids}
-            groups: list[list[Planned]] = []
-            for group in by_pack_key([p.cell for p in new.values()]).values():
-                size = BASE_PACK if group[0].method == BASE else pack_size
-                if not is_packable(group[0].method):
-                    size = 1
-                groups += [[new[cell.identity()] for cell in cells] for cells in even_chunks(group, size, workers)]
-            self._store(groups, setting)
+            self._store(self.draft(planned, pack_size, workers), setting)
+
+    def draft(self, planned: Sequence[Planned], pack_size: int, workers: int) -> list[list[Planned]]:
+        """The packs that cells which no pack holds yet would form, each of one group."""
+        new = {p.cell.identity(): p for p in planned if p.cell.identity() not in self._ids}
+        groups: list[list[Planned]] = []
+        for group in by_pack_key([p.cell for p in new.values()]).values():
+            size = BASE_PACK if group[0].method == BASE else pack_size
+            if not is_packable(group[0].method):
+                size = 1
+            groups += [[new[cell.identity()] for cell in cells] for cells in even_chunks(group, size, workers)]
+        return groups
 
     def _store(self, groups: Sequence[Sequence[Planned]], setting: Setting) -> None:
         num_packs, num_runs = (max(pair) for pair in zip(self._tally(), (len(self.packs), len(self._runs))))
         shared, specs = dataclasses.asdict(setting), {}
         for members in groups:
             runs = [self._row(p, number) for number, p in enumerate(members, num_runs)]
-            pack = f"{members[0].cell.method_stem}-{spec_id([str(row['run_id']) for row in runs])}"
+            pack = name_pack(members)
             path = self.sweep.place_pack(num_packs) / f"{pack}.json"
             specs[path] = {"schema": SCHEMA, "pack": pack, "setting": shared, "runs": runs}
             num_packs, num_runs = num_packs + 1, num_runs + len(runs)
@@ -167,6 +171,11 @@ def spec_text(spec: dict) -> str:
     head = json.dumps({key: value for key, value in spec.items() if key != "runs"}, indent=1, allow_nan=False)
     rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in spec["runs"])
     return f'{head[:-2]},\n "runs": [\n  {rows}\n ]\n}}\n'
+
+
+def name_pack(members: Sequence[Planned]) -> str:
+    """A pack's name, which depends on its members and their order."""
+    return f"{members[0].cell.method_stem}-{spec_id([p.cell.run_id(p.label) for p in members])}"
 
 
 def _work(cell: dict) -> float:

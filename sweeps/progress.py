@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from slurm.inline import Event
+from slurm.status_table import duration
 
 
 class ProgressDisplay:
@@ -113,15 +114,3 @@ def span(values: list[float], form: str) -> str:
         return "" if not values else "not finite"
     low, high = form.format(min(finite)), form.format(max(finite))
     return low if low == high else f"{low} to {high}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as `2 min 05 s` or `3 h 10 min`."""
-    if seconds is None:
-        return "unknown time"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -32,18 +31,11 @@ class Run:
         cell: what to train.
         folder: where it goes.
         labels: names that do not change the result (multiplier, model's name, sweep), kept for the reader.
-        sweep: the sweep's folder; None: the one that the run's folder stands in.
     """
 
     cell: Cell
     folder: RunFolder
     labels: dict
-    sweep: Path | None = None
-
-    @property
-    def sweep_folder(self) -> Path:
-        """The sweep's folder; runs may stand in numbered folders of it."""
-        return self.sweep or self.folder.path.parent
 
 
 @dataclass(frozen=True)
@@ -201,7 +193,7 @@ def _attach(runs: Sequence[Run], task: SubjectTask) -> Attached:
     cells = [run.cell for run in runs]
     name = cells[0].method
     if "@" in name:  # a user's own method, of which the sweep keeps a copy
-        name = str(method_file(runs[0].sweep_folder, name))
+        name = str(method_file(runs[0].folder.sweep, name))
     spec = parse_method(f"{name}:{cells[0].options}" if cells[0].options else name)
     boundary = [cell.boundary for cell in cells if cell.boundary is not None] or None
     return attach(task.pipeline.unet, spec, seeds=[cell.seed for cell in cells], rank=cells[0].rank, boundary=boundary)
@@ -232,7 +224,7 @@ def _start(runs: Sequence[Run], open_runs: Sequence[RunFolder | None], matrices:
     for run, folder in zip(runs, open_runs):
         records.append(
             {
-                "sweep": run.sweep_folder.name, "cell": run.cell.to_dict(), "labels": run.labels,
+                "sweep": run.folder.sweep.name, "cell": run.cell.to_dict(), "labels": run.labels,
                 "status": "running", "diverged_step": None, "num_parameters": None, "matrices": matrices,
                 "provenance": made, "pack_seconds": _seconds_spent([run]), "error": None,
             }

@@ -7,12 +7,11 @@ which a disk does together; then they are renamed, and each folder is flushed on
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from training.store import store_error
+from training.whole_files import name_aside, store_error
 
 FLUSHES = 16  # at a time
 
@@ -23,8 +22,7 @@ def write_texts(texts: Mapping[Path, str]) -> None:
     Raises:
         StoreError: if the disk is full or a folder cannot be written.
     """
-    writer = f"{socket.gethostname()}.{os.getpid()}"
-    asides = {path: path.with_name(f".{path.name}.{writer}.tmp") for path in texts}
+    asides = {path: name_aside(path) for path in texts}
     folders = dict.fromkeys(path.parent for path in texts)
     at = next(iter(texts), Path())
     try:

@@ -1,0 +1,82 @@
+"""All sweeps of a runs folder, looked at again and again with at most one query to SLURM each time.
+
+Without SLURM, and while it does not answer, heartbeats and the processes of this machine tell what they can.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from adapters import BadInput
+from slurm.status_table import SweepState
+from slurm.survey import Scheduler, Surveyor
+from slurm.sweep_folder import SweepFolder
+
+SILENCE_S = 600.0  # after which a scheduler that does not answer is not waited for
+
+
+class Board:
+    """A runs folder, or one sweep's.
+
+    Args:
+        root: the folder.
+        scheduler: asked once a look; None where there is none.
+
+    Attributes:
+        note: why SLURM could not be asked; "" if it answered or was not needed.
+
+    Raises:
+        BadInput: if there is no sweep.
+    """
+
+    def __init__(self, root: Path, scheduler: Scheduler | None) -> None:
+        self.root, self.scheduler, self.note = root, scheduler, ""
+        self.surveyors: dict[Path, Surveyor] = {}
+        self._heard = time.monotonic()
+        if not find_sweeps(root):
+            raise BadInput(f"no sweep in {root}: give a runs folder, or a sweep's folder in it")
+
+    def look(self) -> list[SweepState]:
+        """How every sweep stands now."""
+        for folder in find_sweeps(self.root):
+            self.surveyors.setdefault(folder, Surveyor(SweepFolder(folder)))
+        wanted = set().union(*(surveyor.gather() for surveyor in self.surveyors.values()))
+        jobs, self.note = None, ""
+        if wanted and self.scheduler is None:
+            self.note = f"no squeue on this machine: {len(wanted)} jobs are known by their heartbeats only"
+        elif wanted and self.scheduler is not None:
+            try:
+                jobs = self.scheduler.jobs(sorted(wanted))
+            except BadInput as error:
+                self.note = str(error)
+        if not self.note:
+            self._heard = time.monotonic()
+        return [SweepState(folder, surveyor.judge(jobs)) for folder, surveyor in sorted(self.surveyors.items())]
+
+    def may_change(self, sweeps: list[SweepState]) -> bool:
+        """Whether anything is left that can still end: a pack runs, or waits in a queue that is known to move."""
+        hears = time.monotonic() - self._heard < SILENCE_S
+        packs = [pack for sweep in sweeps for pack in sweep.packs]
+        return any(pack.state == "running" or (pack.state == "queued" and hears and not pack.stuck) for pack in packs)
+
+
+def find_sweeps(root: Path) -> list[Path]:
+    """The folders of sweeps: `root` itself, or those in it."""
+    if (root / "packs").is_dir():
+        return [root]
+    try:
+        with os.scandir(root) as entries:
+            folders = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+    return sorted(folder for folder in folders if (folder / "packs").is_dir())
+
+
+def exit_code(sweeps: list[SweepState]) -> int:
+    """0 if every cell has finished or diverged, 1 if something failed, 3 if something is left that nobody works on."""
+    packs = [pack for sweep in sweeps for pack in sweep.packs]
+    if any(pack.state == "failed" or pack.counts.get("failed") for pack in packs):
+        return 1
+    return 0 if all(pack.state == "ended" for pack in packs) else 3

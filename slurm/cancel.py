@@ -1,0 +1,65 @@
+"""Stop a sweep's jobs and workers; what they have computed is checkpointed, and the same command goes on from there."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from slurm.claims import Holder
+from slurm.survey import PackState, Surveyor
+from slurm.sweep_reader import holder_of
+
+
+class Canceller(Protocol):
+    """Takes jobs out of SLURM's queue, or ends them."""
+
+    def cancel(self, ids: list[str]) -> None: ...
+
+
+def cancel(surveyor: Surveyor, packs: Iterable[PackState], scheduler: Canceller | None) -> list[str]:
+    """Cancel the SLURM jobs of a sweep, as last judged, and send SIGTERM to its workers of this machine.
+
+    Returns:
+        A line for each thing that was done or has to be done elsewhere.
+
+    Raises:
+        SchedulerError: in SLURM's words.
+    """
+    lines, live = [], [pack for pack in packs if pack.state in ("running", "queued")]
+    jobs = sorted({pack.job for pack in live if pack.job and not pack.job.startswith("_")})
+    if jobs and scheduler is not None:
+        scheduler.cancel(jobs)
+        lines.append(f"cancelled {len(jobs)} jobs: {', '.join(jobs[:5])}{' ...' if len(jobs) > 5 else ''}")
+    elif jobs:
+        lines.append(f"no scancel on this machine: {len(jobs)} jobs go on: {', '.join(jobs[:5])}")
+    claims = surveyor.files.claims
+    holders = [holder_of(claims.get(pack.name, {})) for pack in live if pack.state == "running" and not pack.job]
+    tasks = surveyor.files.submissions.tasks(None)
+    workers = {worker for pack in live if pack.name in tasks for worker in tasks[pack.name].workers}
+    return lines + _stop({holder for holder in holders if holder is not None}, workers)
+
+
+def _stop(holders: set[Holder], workers: set[Holder]) -> list[str]:
+    """Signal each process once: one that a worker has started hears of it from the worker."""
+    me, lines = Holder.me(), []
+    here = {worker.pid for worker in workers if worker.is_dead(me) is False}
+    for process in sorted(holders | workers, key=lambda holder: holder.pid):
+        dead = process.is_dead(me)
+        if dead is None:
+            lines.append(f"process {process.pid} of {process.user} on {process.host} goes on: stop it there")
+        elif not dead and _parent(process.pid) not in here:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
+                lines.append(f"process {process.pid} was asked to stop")
+    return lines
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0

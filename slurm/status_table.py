@@ -1,0 +1,170 @@
+"""How sweeps stand, for people and for programs: a table, a line, and JSON.
+
+`python -m slurm.status --json` writes {"schema": 1, "time": ISO 8601, "note": why SLURM could not be asked or "", "sweeps":
+[{"sweep": name, "folder": path, "cells": {status: number}, "seconds_left": number or null, "packs": [...]}]}. A pack has the
+fields of `slurm.survey.PackState`. Fields may be added; those that are there keep their meaning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from slurm.survey import PackState
+
+SCHEMA = 1
+STATUSES = ("planned", "queued", "running", "finished", "diverged", "preempted", "failed")
+COLOURS = {"running": "cyan", "finished": "green", "diverged": "yellow", "preempted": "magenta", "failed": "red"}
+
+
+@dataclass(frozen=True)
+class SweepState:
+    """One sweep.
+
+    Attributes:
+        folder: `<runs>/<sweep>`.
+        packs: how each stands.
+    """
+
+    folder: Path
+    packs: list[PackState]
+
+    def cells(self) -> dict[str, int]:
+        """Number of cells of each status, none left out."""
+        counts: Counter[str] = Counter(dict.fromkeys(STATUSES, 0))
+        for pack in self.packs:
+            counts.update(pack.counts)
+        return dict(counts)
+
+    def seconds_left(self) -> float | None:
+        """Expected seconds until all is done by as many workers as there are now, from what was measured; None if unknown."""
+        running = [pack for pack in self.packs if pack.state == "running"]
+        rated = [pack for pack in running if pack.rate]
+        costs = [pack.seconds for pack in self.packs if pack.seconds] or [p.steps / p.rate for p in rated if p.rate]
+        waiting = sum(pack.state == "queued" or pack.is_missing for pack in self.packs)
+        if not running or not costs:
+            return None if running or waiting else 0.0
+        each = sum(costs) / len(costs)
+        left = [(p.steps - p.step) / p.rate if p.rate else each for p in running]
+        return max(max(left), (sum(left) + waiting * each) / len(running))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "sweep": self.folder.name, "folder": str(self.folder), "cells": self.cells(),
+            "seconds_left": self.seconds_left(), "packs": [dataclasses.asdict(pack) for pack in self.packs],
+        }  # fmt: skip
+
+    def line(self) -> str:
+        """One line: how many cells of each status, and the time left."""
+        cells = self.cells()
+        told = [f"{cells[name]} {name}" for name in STATUSES if cells[name] or name == "finished"]
+        left = self.seconds_left()
+        rest = f"; {duration(left)} left" if left and cells["running"] else ""
+        return f"{self.folder.name}: {sum(cells.values())} cells: {', '.join(told)}{rest}"
+
+
+def to_json(sweeps: Iterable[SweepState], note: str) -> dict[str, Any]:
+    """Everything, for programs."""
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"schema": SCHEMA, "time": now, "note": note, "sweeps": [sweep.to_dict() for sweep in sweeps]}
+
+
+def plain_lines(sweeps: Iterable[SweepState], note: str) -> list[str]:
+    """For files and pipes: one line a sweep, and one for each failure."""
+    lines = []
+    for sweep in sweeps:
+        lines.append(sweep.line())
+        lines += [f"  {pack.name} {describe(pack)}" for pack in sweep.packs if is_trouble(pack)]
+    return [*lines, *([f"  {note}"] if note else [])]
+
+
+def is_trouble(pack: PackState) -> bool:
+    """Whether a pack needs to be told of: it failed, was stopped or killed, or waits for somebody to step in."""
+    return pack.state in ("failed", "preempted") or pack.stuck or bool(pack.counts.get("failed"))
+
+
+def describe(pack: PackState) -> str:
+    """A pack's state, its error, and where to read about it."""
+    state = "failed" if pack.counts.get("failed") else pack.state
+    log = f" (see {pack.log})" if pack.log else ""
+    return f"{state}{': ' if pack.error else ''}{pack.error}{log}"
+
+
+def draw(sweeps: Sequence[SweepState], note: str, rows: int) -> Any:
+    """The live table.
+
+    Args:
+        sweeps: what to show.
+        note: a remark below.
+        rows: how many packs are shown at most, over all sweeps.
+    """
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for sweep in sweeps:
+        cells = sweep.cells()
+        done = cells["finished"] + cells["diverged"]
+        parts.append(_headline(sweep))
+        parts.append(ProgressBar(total=max(1, sum(cells.values())), completed=done, width=60))
+        parts += _packs(sweep.packs, max(4, rows // max(1, len(sweeps))))
+    return Group(*parts, *([Text(note, style="yellow")] if note else []))
+
+
+def _headline(sweep: SweepState) -> Any:
+    from rich.text import Text
+
+    cells, head = sweep.cells(), Text(f"{sweep.folder.name}  ", style="bold")
+    for name in STATUSES:
+        if cells[name]:
+            head.append(f"{cells[name]} {name}  ", style=f"not bold {COLOURS.get(name, 'default')}")
+    left = sweep.seconds_left()
+    return head.append(f"{duration(left)} left" if left and cells["running"] else "", style="not bold")
+
+
+def _packs(packs: Sequence[PackState], rows: int) -> list[Any]:
+    """Tables of the packs that run and of those in trouble, and why others wait."""
+    from rich.table import Table
+    from rich.text import Text
+
+    running = [pack for pack in packs if pack.state == "running"]
+    trouble = [pack for pack in packs if is_trouble(pack)]
+    parts: list[Any] = []
+    for shown, heads in (
+        (running, ("pack", "cells", "where", "doing", "step", "steps/s", "")),
+        (trouble, ("pack", "")),
+    ):
+        table = Table(*heads, box=None, pad_edge=False, header_style="dim")
+        for pack in shown[:rows]:
+            table.add_row(*(_row(pack) if shown is running else (pack.name, Text(describe(pack), overflow="fold"))))
+        parts += [table] if shown else []
+        if len(shown) > rows:
+            parts.append(Text(f"... and {len(shown) - rows} more", style="dim"))
+    reasons = Counter(pack.error for pack in packs if pack.state == "queued" and pack.error and not pack.stuck)
+    parts += [Text(f"{count} packs wait: {reason}", style="dim") for reason, count in reasons.most_common(3)]
+    return parts
+
+
+def _row(pack: PackState) -> tuple[str, ...]:
+    where = f"{pack.host} {pack.job}".strip()
+    step, rate = f"{pack.step}/{pack.steps}", f"{pack.rate:.2g}" if pack.rate else ""
+    return pack.name, str(pack.num_cells), where, pack.phase, step, rate, pack.error
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `2 min 05 s` or `3 h 10 min`."""
+    if seconds is None:
+        return "unknown time"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,218 @@
+"""A sweep's packs as job arrays, as workers that outlive this process, or as files for sbatch; and what is said about them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from adapters import BadInput
+from slurm.arrays import Pack, Predict, plan_arrays
+from slurm.board import Board
+from slurm.clusters import Cluster
+from slurm.export import export, export_text
+from slurm.limits import Limits
+from slurm.local_workers import start_local
+from slurm.sbatch import Request
+from slurm.scheduler import Scheduler, SchedulerError, user_name
+from slurm.status_table import SweepState, draw
+from slurm.submit import Report, check_cluster, read_missing, submit_missing
+from slurm.survey import PackState, survey
+from slurm.sweep_folder import SweepFolder
+from sweeps.progress import duration
+
+EVERY_S = 5.0  # between two looks while waiting
+SEND_S = 30.0  # between two attempts to send what there was no room for
+MOST_SENT = 3  # how often a pack is sent again while waiting, should its jobs die
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Sends packs of one sweep where the user wants them.
+
+    Attributes:
+        sweep: the sweep.
+        executor: "local", "slurm" or "export".
+        cluster: what jobs ask for; None for `local`.
+        workers: processes for `local`.
+        predict: seconds that one process needs for some cells.
+    """
+
+    sweep: SweepFolder
+    executor: str
+    cluster: Cluster | None
+    workers: int
+    predict: Predict
+    scheduler: Scheduler = field(default_factory=Scheduler)
+
+    def send(self, packs: Sequence[str]) -> tuple[Report, list[str]]:
+        """Send what of the packs nobody works on or means to.
+
+        Returns:
+            What was sent, and the lines that say so.
+
+        Raises:
+            BadInput: if nothing could be sent; see `submit_missing`.
+        """
+        if self.cluster is None:
+            started = start_local(self.sweep, packs, self.workers)
+            said = (
+                f"started {_count(len(started), 'worker')}, which outlive this process"
+                if started
+                else "nothing to start"
+            )
+            return Report(), [said]
+        if self.executor == "export":
+            return Report(), self._export(packs)
+        report = submit_missing(self.sweep, self.cluster, self.predict, packs, self.scheduler)
+        return report, describe_report(report, self.cluster)
+
+    def _export(self, packs: Sequence[str]) -> list[str]:
+        assert self.cluster is not None
+        missing = read_missing(self.sweep, survey(self.sweep, None), packs)
+        requests = plan_arrays(missing, self.cluster, self.predict, Limits())
+        if not requests:
+            return ["nothing to export: every pack is done or held"]
+        folder = export(self.sweep, requests)
+        return [*map(describe_array, requests), describe_cost(requests), f"how to run them: {folder / 'README.md'}"]
+
+    def show(self, packs: Sequence[Pack]) -> None:
+        """Print the arrays of a dry run, and for each kind of array the exact text for sbatch."""
+        if self.cluster is None:
+            return
+        limits = check_cluster(self.cluster, self.scheduler) if self.executor == "slurm" else Limits()
+        requests = plan_arrays(packs, self.cluster, self.predict, limits)
+        if not requests:
+            return
+        print("\n".join([*map(describe_array, requests), describe_cost(requests)]))
+        private = self.sweep.submissions / f".private-{user_name()}"
+        for request in {(r.cpus, r.time_min): r for r in reversed(requests)}.values():
+            is_export = self.executor == "export"
+            name = self.sweep.path.name
+            text = export_text(request, name, "array-001") if is_export else request.text("plateau-TOKEN", private)
+            print(f"\nsbatch gets, for {describe_array(request)}:\n\n{text}")
+
+
+def describe_array(request: Request) -> str:
+    """`20 tasks of 45 min on 1 core: 20 packs, 160 cells`."""
+    gpus = f" and {request.cluster.gpus} GPU" if request.cluster.num_gpus else ""
+    where = f" in {request.cluster.partition}" if request.cluster.partition else ""
+    return (
+        f"{_count(len(request.tasks), 'task')} of {request.time_min} min on {_count(request.cpus, 'core')}{gpus}{where}: "
+        f"{_count(len(request.packs), 'pack')}, {_count(request.num_cells, 'cell')}"
+    )
+
+
+def describe_cost(requests: Sequence[Request]) -> str:
+    """What arrays are expected to cost, and when they could be done."""
+    gpus = requests[0].cluster.num_gpus
+    kind, each = ("GPU", lambda request: gpus) if gpus else ("core", lambda request: request.cpus)
+    most = sum(len(r.tasks) * r.time_min * each(r) for r in requests) / 60
+    if not all(request.expected_s for request in requests):
+        return f"at most {most:.3g} {kind}-hours; nothing was measured on such a device yet"
+    hours = sum(sum(r.expected_s) * each(r) for r in requests) / 3600
+    longest = max(max(request.expected_s) for request in requests)
+    end = datetime.now() + timedelta(seconds=longest)
+    return (
+        f"about {hours:.3g} {kind}-hours (at most {most:.3g}); if every task starts now, done in {duration(longest)}, "
+        f"at {end:%Y-%m-%d %H:%M}"
+    )
+
+
+def describe_report(report: Report, cluster: Cluster) -> list[str]:
+    """What a submission did, line by line."""
+    lines = list(report.repaired)
+    lines += [f"submitted job {job} to {cluster.name}: {describe_array(request)}" for job, request in report.sent]
+    if report.sent:
+        lines.append(describe_cost([request for _, request in report.sent]))
+    if report.later:
+        why = f" ({report.refusal})" if report.refusal else ""
+        lines.append(f"{_count(len(report.later), 'pack')} stay planned, there is no room in the queue{why}: "
+                     "the same command sends them later, with --wait by itself")  # fmt: skip
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def describe_states(sweep: SweepFolder, packs: Sequence[str]) -> list[str]:
+    """How the packs stand now, and how to watch them."""
+    states = [s for s in survey(sweep, Scheduler() if Scheduler.is_here() else None, settle=False) if s.name in packs]
+    counts = {state: sum(s.state == state for s in states) for state in ("running", "queued")}
+    said = ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "none in the queue"
+    path = _from_here(sweep.path)
+    return [f"packs: {said}", f"watch: python -m slurm.status {path}; the same command draws when all has ended"]
+
+
+def _from_here(path: Path) -> Path:
+    """The path as a user would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def wait(sender: Sender, list_open: Callable[[], list[str]]) -> None:
+    """Wait until packs have ended; what the queue had no room for is sent when it has, and what died is sent again.
+
+    Args:
+        sender: sends.
+        list_open: names the packs that have not ended yet.
+
+    Raises:
+        BadInput: if packs are left that nobody works on.
+    """
+    board = Board(sender.sweep.path, sender.scheduler if Scheduler.is_here() else None)
+    console, said, times_sent, tried = Console(), "", dict[str, int](), time.monotonic()
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while wanted := list_open():
+            (state,) = board.look()
+            if console.is_terminal:
+                live.update(draw([state], board.note, console.height - 6), refresh=True)
+            elif (line := state.line()) != said:
+                console.print(f"{time.strftime('%H:%M:%S')} {line}", highlight=False, soft_wrap=True)
+                said = line
+            packs = [pack for pack in state.packs if pack.name in wanted]
+            again = [pack.name for pack in packs if _may_go_again(pack, times_sent)]
+            if sender.executor == "slurm" and again:
+                if time.monotonic() - tried > SEND_S:
+                    _send_again(sender, again, times_sent, console)
+                    tried = time.monotonic()
+            elif not board.may_change([SweepState(sender.sweep.path, packs)]) and (left := _left(sender, wanted)):
+                raise BadInput(left)
+            time.sleep(EVERY_S)
+
+
+def _send_again(sender: Sender, packs: list[str], times_sent: dict[str, int], console: Console) -> None:
+    """Send packs again, and count; a scheduler that does not answer is asked another time."""
+    try:
+        report, lines = sender.send(packs)
+    except SchedulerError as error:
+        console.print(str(error), highlight=False, soft_wrap=True)
+        return
+    for _, request in report.sent:
+        times_sent |= {name: times_sent.get(name, 0) + 1 for name in request.packs}
+    if report.sent:
+        console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _may_go_again(pack: PackState, times_sent: dict[str, int]) -> bool:
+    """Whether a pack has to be sent: it never was, or its job died; not if somebody cancelled it or it refused."""
+    died = pack.state == "preempted" and "CANCELLED" not in pack.error
+    return (pack.state == "planned" or died) and times_sent.get(pack.name, 0) < MOST_SENT
+
+
+def _left(sender: Sender, wanted: Sequence[str]) -> str:
+    """What is said if a second, thorough look finds packs that nobody works on."""
+    states = survey(sender.sweep, sender.scheduler if Scheduler.is_here() else None)
+    if any(pack.state in ("running", "queued") and not pack.stuck for pack in states):
+        return ""
+    left = [pack for pack in states if pack.state != "ended" and pack.name in wanted]
+    if not left:
+        return ""
+    first = next((pack for pack in left if pack.error), left[0])
+    reason = f" (pack {first.name} {first.state}: {first.error})" if first.error else ""
+    return f"{_count(len(left), 'pack')} left that nobody works on{reason}: the same command goes on with them"
