@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.make_studio import Studio
+
     from slurm.local_files import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +43,24 @@ def slurm_cluster() -> Iterator["Cluster"]:
     make_cluster.require_slurm()
     with make_cluster.make_cluster(make_cluster.name_folder(), *make_cluster.FLAGS) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def patient_studio(tmp_path_factory: pytest.TempPathFactory) -> "Studio":
+    """The tiny pipeline on which faults are injected."""
+    from tests.make_studio import build_studio
+
+    return build_studio(tmp_path_factory.mktemp("studio"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(patient_studio: "Studio", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs that all faults must end in, trained inline without any."""
+    from tests.make_grid import MULTIPLIERS, Grid, cells
+
+    grid = Grid(patient_studio, tmp_path_factory.mktemp("undisturbed"), cells(MULTIPLIERS))
+    grid.submit(cluster="inline")
+    return grid.runs
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
