@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.make_studio import Studio
-
     from slurm.local_files import Cluster
+    from tests.make_studio import Studio
 
 ROOT = Path(__file__).resolve().parents[1]
 

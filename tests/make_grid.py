@@ -29,14 +29,15 @@ from tests.make_studio import Studio
 from training.store import RunFolder, find_runs
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 60
+STEPS = 40
 MULTIPLIERS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
 METHOD = '''\
 """LoRA that does what mood.json says while it is inside SLURM: "sleep_s" a step, "kill_above" replicas, "raise_seed"."""
 
 import json, os, signal, time
 import torch
-from adapters.base import Adapter
+from adapters import METHODS
+from adapters.lora import Lora
 
 MOOD = {mood!r}
 PLACE = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -46,8 +47,8 @@ def mood():
     return json.load(open(MOOD)) if "SLURM_JOB_ID" in os.environ else {{}}
 
 
-class Patient(Adapter):
-    OPTIONS = {{}}
+class Patient(Lora):
+    OPTIONS = METHODS["lora"].options
 
     def __init__(self, base, *, seeds, **more):
         now = mood()
@@ -57,15 +58,10 @@ class Patient(Adapter):
             raise RuntimeError("this cell is bad")
         super().__init__(base, seeds=seeds, **more)
 
-    def draw(self, generator):
-        num_out, num_in = self.shape
-        return {{"A": torch.randn(self.rank, num_in, generator=generator) / num_in**0.5,
-                 "B": torch.zeros(num_out, self.rank)}}
-
-    def weight(self):
+    def forward(self, x):
         if self.path == PLACE and torch.is_grad_enabled():
             time.sleep(mood().get("sleep_s", 0))
-        return self.base_weight() + self.B @ self.A
+        return super().forward(x)
 '''
 FAST = {"PLATEAU_BEAT_S": "0.2", "PLATEAU_CHECKPOINT_S": "0.3", "PLATEAU_SETTLE_S": "0.5", "PLATEAU_STALE_S": "20"}
 
