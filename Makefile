@@ -22,10 +22,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint types check format evidence pocket
+.PHONY: help run test lint types check format evidence pocket slurm-demo
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 	@echo
 	@echo '  ARGS="..."       more flags for the program:  make run ARGS="--dry-run"'
 	@echo '  VENV=FOLDER      the environment to make or to use (now $(VENV)); a torch in it stays'
@@ -54,6 +54,20 @@ format: $(VENV)/.plateau-test ## put style and format right
 evidence: $(VENV)/.plateau-run ## the figure in the README: four methods over eight rates, a quarter of an hour on two fast cores
 	$(BIN)/python sweeps/lr_robustness.py --method lora dora delora etherplus \
 		--multipliers 0.25 0.5 1 2 4 8 16 32 --subjects 8 --sweep evidence --docs docs/evidence $(ARGS)
+
+# The whole way through a cluster, as root: docs/cluster.md walks through it. The cluster goes down however it ends.
+DEMO_FOLDER ?= /var/lib/plateau-slurm
+DEMO_GRID = $(BIN)/python sweeps/lr_robustness.py --method delora --multipliers 0.5 1 2 4 8 16 --subjects 3 \
+	--steps 60 --num-prompts 2 --num-images 1 --sweep slurm-demo --cluster slurm $(ARGS)
+
+slurm-demo: $(VENV)/.plateau-run ## a SLURM of one node on this machine, a small grid on it, its figure (needs root)
+	@set -ex; \
+	$(BIN)/python -m slurm.local_cluster up --install --folder $(DEMO_FOLDER); \
+	trap '$(BIN)/python -m slurm.local_cluster down --folder $(DEMO_FOLDER)' EXIT; \
+	export SLURM_CONF=$(DEMO_FOLDER)/slurm.conf; \
+	$(DEMO_GRID); \
+	$(BIN)/python -m slurm.status runs/slurm-demo --wait; \
+	$(DEMO_GRID)
 
 pocket: $(VENV)/.plateau-run ## remake the pocket pipeline from its picture packages (needs npm, hours)
 	$(BIN)/python -m training.pocket.build $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from training.tasks import scorers as scoring
 from training.tasks import subjects as subject_folders
 from training.tasks.class_pictures import class_latents
 from training.tasks.subject import SubjectTask
+
+CHECKPOINT_S = float(os.environ.get("PLATEAU_CHECKPOINT_S", "30"))
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Setting:
     gradient_checkpointing: bool = False
     cache_latents: bool = True
     pre_compute_text_embeddings: bool = True
-    checkpoint_every_s: float = 30.0
+    checkpoint_every_s: float = CHECKPOINT_S
 
 
 def read_contents(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ ABRUPT = frozenset(
     ("CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE", "BOOT_FAIL", "REVOKED")
 )
 # Reasons for which SLURM lets a job wait until somebody steps in.
-STUCK = ("Held", "NeverSatisfied", "BadConstraints", "Invalid", "PartitionTimeLimit")
+STUCK = ("Held", "held", "NeverSatisfied", "BadConstraints", "Invalid", "PartitionTimeLimit")
 
 
 class JobState(Protocol):

@@ -1,9 +1,15 @@
 """What every test stands on: two threads, no network, no display, and the pocket pipeline's folder."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from slurm.local_files import Cluster
+    from tests.make_studio import Studio
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,3 +32,38 @@ def pocket() -> Path:
     folder = ROOT / "training" / "pocket"
     assert (folder / "pipeline" / "model_index.json").is_file(), f"{folder}: the pocket's weights are missing"
     return folder
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator["Cluster"]:
+    """A real SLURM, up until the session ends; a test that asks for it carries the marker `slurm`."""
+    from tests import make_cluster
+
+    make_cluster.require_slurm()
+    with make_cluster.make_cluster(make_cluster.name_folder(), *make_cluster.FLAGS) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def patient_studio(tmp_path_factory: pytest.TempPathFactory) -> "Studio":
+    """The tiny pipeline on which faults are injected."""
+    from tests.make_studio import build_studio
+
+    return build_studio(tmp_path_factory.mktemp("studio"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(patient_studio: "Studio", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs that all faults must end in, trained inline without any."""
+    from tests.make_grid import MULTIPLIERS, Grid, cells
+
+    grid = Grid(patient_studio, tmp_path_factory.mktemp("undisturbed"), cells(MULTIPLIERS))
+    grid.submit(cluster="inline")
+    return grid.runs
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say it aloud when tests were skipped because there is no SLURM."""
+    reasons = {str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])}
+    for reason in sorted(reason for reason in reasons if "NO SLURM" in reason):
+        terminalreporter.write_line(reason.removeprefix("Skipped: "), yellow=True, bold=True)

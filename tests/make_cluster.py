@@ -1,0 +1,119 @@
+"""A real SLURM of this machine for tests: shared by a session, with many faked CPUs and small limits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from adapters import BadInput
+from slurm import local_cluster
+from slurm.local_cluster import Options, check, require_packages
+from slurm.local_files import Cluster
+
+ROOT = Path(__file__).resolve().parents[1]
+REQUIRED = "PLATEAU_REQUIRE_SLURM"
+CPUS = 32
+MAX_ARRAY_SIZE = 20
+FLAGS = ("--cpus", str(CPUS), "--max-array-size", str(MAX_ARRAY_SIZE), "--grace-s", "30")
+
+
+def name_folder(what: str = "test") -> Path:
+    """A new folder that root alone can change and that everyone can enter; pytest's own are closed to others."""
+    return Path(f"/var/tmp/plateau-{what}-{os.getpid()}")
+
+
+def why_no_slurm(*flags: str) -> str | None:
+    """Why no cluster can be made here; None if one can."""
+    options = Options("up", accounting="--accounting" in flags)
+    try:
+        check(options)
+        require_packages(options)
+    except BadInput as error:
+        return str(error)
+    return None
+
+
+def require_slurm(*flags: str) -> None:
+    """Skip the test where there is no SLURM; where there must be one, fail it."""
+    reason = why_no_slurm(*flags)
+    if reason and os.environ.get(REQUIRED) == "1":
+        pytest.fail(f"{REQUIRED}=1, and there is no SLURM: {reason}")
+    if reason:
+        pytest.skip(f"NO SLURM, SO NOTHING OF IT IS TESTED: {reason}")
+
+
+@contextlib.contextmanager
+def make_cluster(folder: Path, *flags: str) -> Iterator[Cluster]:
+    """A cluster that is up inside the block; SLURM's commands of this process and its children reach it."""
+    before = os.environ.get("SLURM_CONF")
+    try:
+        up(folder, *flags)
+        cluster = Cluster.read(folder)
+        assert cluster is not None
+        os.environ["SLURM_CONF"] = str(cluster.conf)
+        yield cluster
+    finally:
+        os.environ.pop("SLURM_CONF", None)
+        if before is not None:
+            os.environ["SLURM_CONF"] = before
+        assert local_cluster.main(["down", "--folder", str(folder)]) == 0
+
+
+def up(folder: Path, *flags: str) -> None:
+    """Start what is not running of a cluster."""
+    assert local_cluster.main(["up", "--folder", str(folder), *flags]) == 0
+
+
+def call(*command: str | Path) -> str:
+    """The output of a command that must succeed."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"{command}: {done.stderr}{done.stdout}"
+    return done.stdout.strip()
+
+
+def submit(folder: Path, script: str, *flags: str) -> str:
+    """Submit a shell script whose output goes to `folder`; returns the job's id."""
+    output = f"--output={folder}/%A_%a.out"
+    return call("sbatch", "--parsable", "--chdir", folder, output, "--open-mode=append", *flags, "--wrap", script)
+
+
+def find_states(job: str) -> dict[str, str]:
+    """State and reason of a job's tasks, such as `RUNNING None`, as squeue shows them; empty when it has forgotten it."""
+    listed = subprocess.run(
+        ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T %r", f"--jobs={job}"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return dict(line.split(" ", 1) for line in listed.stdout.splitlines())
+
+
+def wait_for(condition: Callable[[], bool], wait_s: float, what: str) -> float:
+    """Wait until a condition holds, and fail after `wait_s`; returns the seconds that it took."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > wait_s:
+            raise AssertionError(f"not within {wait_s:g} s: {what}")
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+def wait_for_state(job: str, state: str, wait_s: float = 30.0) -> float:
+    """Wait until every task of a job is in a state."""
+    began = time.monotonic()
+    while not (found := find_states(job)) or not all(text.startswith(state) for text in found.values()):
+        if time.monotonic() - began > wait_s:
+            raise AssertionError(f"job {job} is not {state} after {wait_s:g} s: {found}")
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+def run_local_cluster(*words: str, **options: object) -> subprocess.CompletedProcess:
+    """`python -m slurm.local_cluster ...`."""
+    command = [sys.executable, "-m", "slurm.local_cluster", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]

@@ -1,0 +1,180 @@
+"""Jobs that die, are preempted, run out of time or are cancelled, on a real SLURM: the same command finishes the grid.
+
+Every test ends with the comparison that matters: adapters, rows and pictures equal to the bit to those of runs that nothing
+has disturbed, and no cell trained twice.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from slurm.local_files import Cluster
+from tests import make_cluster
+from tests.make_cluster import call, find_states, wait_for
+from tests.make_grid import MULTIPLIERS, STEPS, Grid, cells, find_step, kill_holder
+from tests.make_studio import Studio
+from training.store import read_json
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture
+def grid(slurm_cluster: Cluster, patient_studio: Studio, tmp_path: Path) -> Grid:
+    """Two cells, whose steps take no longer than they must."""
+    made = Grid(patient_studio, tmp_path / "runs", cells(MULTIPLIERS[:2]))
+    made.words()
+    made.mood()
+    return made
+
+
+def preempt(cluster: Cluster, folder: Path) -> str:
+    """Take every CPU of the node for a moment, ahead of others; returns the job."""
+    return make_cluster.submit(
+        folder, "sleep 1", "--partition=urgent", f"--cpus-per-task={cluster.shape.cpus}", "--time=1"
+    )
+
+
+def test_ten_tasks_killed_at_random_steps_end_as_if_undisturbed(grid: Grid, undisturbed: Path) -> None:
+    grid.flags = cells(MULTIPLIERS)
+    draw = random.Random()
+    grid.mood(sleep_s=0.1)
+    grid.submit()
+    targets = {name: draw.randint(1, STEPS - 10) for name in grid.packs()}
+    print("killed at steps", targets)  # shown if the test fails
+    left, files = dict(targets), grid.packs()
+
+    def kill_those_that_are_due() -> bool:
+        for name in [name for name, step in left.items() if find_step(files[name]) >= step]:
+            assert kill_holder(files[name]), name
+            del left[name]
+        return not left
+
+    wait_for(kill_those_that_are_due, 120, "ten tasks at their steps")
+    grid.mood()
+    assert grid.settle()["ended"] == 1  # the base's pack alone
+    states = {name: state for name, state in grid.states().items() if name in targets}
+    assert {state.state for state in states.values()} <= {"preempted", "failed"}
+    said = grid.submit()
+    assert "10 tasks" in said, said
+    assert grid.settle() == {"ended": 11}
+    assert grid.outcomes() == {name: ["killed", "done"] for name in targets}
+    assert len(grid.resumed()) >= 5, grid.resumed()  # those killed early had no checkpoint yet
+    grid.assert_same_as(undisturbed, 10)
+
+
+def test_preempted_with_user_signal_goes_on_by_itself(
+    grid: Grid, slurm_cluster: Cluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    grid.mood(sleep_s=0.4)
+    grid.submit()
+    grid.wait_for_step(grid.packs(), 3)
+    job = preempt(slurm_cluster, tmp_path)
+    make_cluster.wait_for_state(job, "COMPLETED", 25)  # well before the grace of 30 s is over
+    grid.mood()
+    assert grid.settle() == {"ended": 3}
+    assert {tuple(outcomes) for outcomes in grid.outcomes().values()} == {("stopped", "done")}
+    assert min(grid.resumed().values()) >= 3
+    assert len(grid.resumed()) == 2
+    assert len(grid.jobs()) == 1
+    assert "Restarts=1" in call("scontrol", "show", "job", f"{grid.jobs()[0]}_1")
+    grid.assert_same_as(undisturbed, 2)
+
+
+def test_preempted_without_user_signal_goes_on_by_itself(
+    grid: Grid, slurm_cluster: Cluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    grid.mood(sleep_s=0.4)
+    folder = make_cluster.name_folder("silent")
+    with make_cluster.make_cluster(folder, "--cpus", "4", "--grace-s", "3", "--no-user-signal") as silent:
+        grid.submit()
+        grid.wait_for_step(grid.packs(), 3)
+        job = preempt(silent, tmp_path)
+        make_cluster.wait_for_state(job, "COMPLETED", 40)
+        grid.mood()
+        assert grid.settle() == {"ended": 3}
+        assert len(grid.jobs()) == 1
+    assert {tuple(outcomes) for outcomes in grid.outcomes().values()} <= {("stopped", "done"), ("killed", "done")}
+    assert min(grid.resumed().values()) >= 3
+    assert len(grid.resumed()) == 2
+    grid.assert_same_as(undisturbed, 2)
+
+
+def test_time_limit_of_a_minute_is_continued_by_requeue(grid: Grid, undisturbed: Path) -> None:
+    grid.mood(sleep_s=1.2)
+    grid.submit("--time-min", "1")
+    (job,) = grid.jobs()
+    wait_for(lambda: any("BeginTime" in text for text in find_states(job).values()), 90, "a requeue")
+    grid.mood()
+    assert grid.settle() == {"ended": 3}
+    assert {tuple(outcomes) for outcomes in grid.outcomes().values()} == {("stopped", "done")}
+    assert len(grid.resumed()) == 2
+    assert grid.jobs() == [job]
+    grid.assert_same_as(undisturbed, 2)
+
+
+def test_cancelled_tasks_are_seen_at_once_and_resumed(grid: Grid, undisturbed: Path) -> None:
+    grid.flags = cells(MULTIPLIERS[:3])
+    grid.mood(sleep_s=0.5)
+    grid.submit()
+    grid.wait_for_step(grid.packs(), 2)
+    (job,) = grid.jobs()
+    first = next(name for name, state in grid.states().items() if state.job == f"{job}_1")
+    call("scancel", f"{job}_1")
+    make_cluster.wait_for(lambda: not find_states(job)[f"{job}_1"].startswith("R"), 10, "scancel")
+    state = grid.states()[first]
+    assert state.state in ("preempted", "failed", "running"), state  # COMPLETING: its processes may still write
+    wait_for(lambda: find_states(job)[f"{job}_1"].startswith("CANCELLED"), 15, "the end of the cancelled task")
+    assert grid.states()[first].state == "preempted"  # one refresh
+    assert grid.count()["running"] == 2
+    call("scancel", job)
+    wait_for(lambda: set(find_states(job).values()) <= {"CANCELLED None", "COMPLETED None"}, 15, "the array's end")
+    assert grid.count() == {"ended": 1, "preempted": 3}
+    assert grid.status("--wait").returncode == 3
+    grid.mood()
+    grid.submit()
+    assert grid.settle() == {"ended": 4}
+    assert {tuple(outcomes) for outcomes in grid.outcomes().values()} == {("stopped", "done")}
+    assert len(grid.resumed()) == 3
+    grid.assert_same_as(undisturbed, 3)
+
+
+def test_out_of_memory_halves_the_pack(grid: Grid, undisturbed: Path) -> None:
+    grid.flags = (*cells(MULTIPLIERS[:4]), "--pack-size", "4", "--workers", "1")
+    grid.mood(kill_above=1)
+    for _ in range(2):  # it dies where memory is taken, and the same command tries again
+        grid.submit()
+        assert grid.settle()["ended"] == 1
+    (whole,) = grid.packs()
+    assert grid.outcomes()[whole][0] == "killed"
+    grid.submit()
+    while grid.settle()["ended"] < len(grid.sweep.scan()):  # the halves die too, and are halved
+        grid.submit()
+    endings = {name: read_json(files.ended) for name, files in grid.packs().items()}
+    halved = {name: ending for name, ending in endings.items() if ending["replaced_by"]}
+    assert len(endings) == 7
+    assert len(halved) == 3
+    assert all("out of memory" in ending["reason"] for ending in halved.values()), halved
+    grid.assert_same_as(undisturbed, 4)
+
+
+def test_bad_cell_fails_alone(grid: Grid, undisturbed: Path) -> None:
+    grid.flags = (*cells(MULTIPLIERS[:1], seeds=(0, 1)), "--pack-size", "2", "--workers", "1")
+    grid.mood(raise_seed=1)
+    grid.submit()
+    grid.settle()
+    runs = {run.read()["cell"]["seed"]: run.read() for run in grid.runs_by_id().values() if "base" not in run.run_id}
+    assert (runs[0]["status"], runs[1]["status"]) == ("finished", "failed")
+    assert "Traceback" in runs[1]["error"]
+    assert "this cell is bad" in runs[1]["error"]
+    bad = [state for state in grid.states().values() if "this cell is bad" in state.error]
+    assert len(bad) == 1
+    outcomes = grid.outcomes()[bad[0].name]
+    assert outcomes == ["failed"] * 3, outcomes  # N_TRIES
+    assert grid.status("--wait").returncode == 1
+    grid.mood()  # it is good again, and the same command tries it again
+    grid.submit()
+    grid.settle()
+    assert [run.status() for run in grid.runs_by_id().values()] == ["finished"] * 3

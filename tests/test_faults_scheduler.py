@@ -1,0 +1,242 @@
+"""Submitters that die, daemons that restart, and two users at once, on a real SLURM: no task is lost, and none runs twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from slurm.local_files import Cluster
+from slurm.submissions import Submissions
+from tests import make_cluster
+from tests.make_cluster import call, find_states, wait_for
+from tests.make_grid import MULTIPLIERS, Grid, cells, count_jobs
+from tests.make_studio import Studio
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slurm
+
+# Where the submitter dies: Python that runs before the driver does.
+LAUNCHER = """
+import os, runpy, signal, sys
+from slurm import submit
+from submitit.core import utils
+
+def die(*args, **named):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def die_at(number, real, counted=[]):
+    def call(*args, **named):
+        counted.append(1)
+        return die() if len(counted) == number else real(*args, **named)
+    return call
+
+exec(sys.argv[1])
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+STORE, RENAME = "submit.store", "utils.JobPaths.move_temporary_file"
+DEATHS = {
+    "before the intent": f"{STORE} = die_at(1, {STORE})",
+    "before sbatch": "os.environ['SBATCH_KILLS'] = 'before'",
+    "after sbatch, before its answer": "os.environ['SBATCH_KILLS'] = 'after'",
+    "before the pickles are renamed": f"{RENAME} = die_at(1, {RENAME})",
+    "between two pickles": f"{RENAME} = die_at(2, {RENAME})",
+    "before the record has the job": f"{STORE} = die_at(2, {STORE})",
+    "after the record has the job": "import sweeps.jobs; sweeps.jobs.describe_report = die",
+}
+SBATCH = """\
+#!/bin/sh
+[ "$SBATCH_KILLS" = before ] && kill -9 $PPID
+{sbatch} "$@"
+[ "$SBATCH_KILLS" = after ] && kill -9 $PPID
+"""
+
+
+@pytest.fixture
+def grid(slurm_cluster: Cluster, patient_studio: Studio, tmp_path: Path) -> Grid:
+    """Two cells."""
+    made = Grid(patient_studio, tmp_path / "runs", cells(MULTIPLIERS[:2]))
+    made.words()
+    made.mood()
+    return made
+
+
+def count_tasks(grid: Grid) -> int:
+    """Tasks that SLURM has got for a sweep, from whichever submitter."""
+    submissions = Submissions(grid.sweep)
+    submissions.refresh()
+    return sum(count_jobs(f"plateau-{record['token']}") for record in submissions.records)
+
+
+def test_submitter_killed_anywhere_loses_nothing_and_sends_nothing_twice(
+    grid: Grid, undisturbed: Path, tmp_path: Path
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "sbatch").write_text(SBATCH.format(sbatch=shutil.which("sbatch")))
+    (programs / "sbatch").chmod(0o755)
+    grids = {
+        moment: Grid(grid.studio, tmp_path / moment.replace(" ", "-"), cells(MULTIPLIERS[:1])) for moment in DEATHS
+    }
+
+    def kill_submitter(moment: str) -> int:
+        words = grids[moment].studio.arguments(grids[moment].runs, *grids[moment].words("--cluster", "slurm"))
+        environment = grids[moment].environment() | {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [words[0], "-c", LAUNCHER, DEATHS[moment], *words[1:]]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120).returncode
+
+    with ThreadPoolExecutor(2) as team:
+        assert set(team.map(kill_submitter, DEATHS)) == {-signal.SIGKILL}
+        sent = {moment: count_tasks(each) for moment, each in grids.items()}
+        assert sorted(sent.values()) == [0, 0, 2, 2, 2, 2, 2], sent
+        said = dict(zip(DEATHS, team.map(lambda each: each.submit(), grids.values())))
+    for moment, each in grids.items():
+        assert each.settle() == {"ended": 2}, (moment, said[moment])
+        assert set(map(tuple, each.outcomes().values())) == {("done",)}, moment
+        assert count_tasks(each) == 2, (moment, said[moment])
+        each.assert_same_as(undisturbed, 1)
+
+
+def test_two_users_at_once_and_the_same_command_while_jobs_run(grid: Grid, undisturbed: Path) -> None:
+    grid.mood(sleep_s=0.3)
+    pair = [grid.start(), grid.start()]
+    said = [process.communicate(timeout=120) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    assert count_tasks(grid) == 3, said
+    grid.wait_for_step(grid.packs(), 1)
+    grid.submit()
+    inline = grid.run(cluster="inline")  # waits for the jobs to end, trains nothing itself
+    assert inline.returncode == 0, inline.stderr
+    assert count_tasks(grid) == 3
+    assert grid.settle() == {"ended": 3}
+    assert set(map(tuple, grid.outcomes().values())) == {("done",)}
+    grid.assert_same_as(undisturbed, 2)
+
+
+def test_daemons_restart_and_the_node_goes_down_and_up(grid: Grid, slurm_cluster: Cluster, undisturbed: Path) -> None:
+    grid.mood(sleep_s=1.0)
+    grid.submit()
+    grid.wait_for_step(grid.packs(), 1)
+    (job,) = grid.jobs()
+    # The controller is away: status answers from the folders.
+    slurm_cluster.slurmctld.stop()
+    looked = grid.status("--once", "--json")
+    assert looked.returncode == 0, looked.stderr
+    assert '"running": 2' in looked.stdout, looked.stdout
+    refused = grid.run()
+    assert refused.returncode == 2
+    assert refused.stderr.strip().count("\n") == 0, refused.stderr
+    start(slurm_cluster)
+    # The node's daemon is away: its jobs go on.
+    slurm_cluster.slurmd.stop()
+    time.sleep(1)
+    start(slurm_cluster)
+    assert grid.count()["running"] == 2
+    assert all(len(turns) == 1 for turns in grid.outcomes().values())
+    # The node is lost while its processes live: SLURM gives the jobs to whoever comes, and each cell is trained once.
+    slurm_cluster.slurmd.stop()
+    call("scontrol", "update", f"nodename={os.uname().nodename.partition('.')[0]}", "state=down", "reason=test")
+    wait_for(lambda: not any(s.startswith("RUNNING") for s in find_states(job).values()), 20, "the node's loss")
+    assert grid.status("--once").returncode == 0
+    start(slurm_cluster)
+    grid.mood()
+    assert grid.settle() == {"ended": 3}
+    assert all(turns[-1] == "done" and turns.count("done") == 1 for turns in grid.outcomes().values())
+    grid.assert_same_as(undisturbed, 2)
+
+
+def start(cluster: Cluster) -> None:
+    """Start what does not run."""
+    make_cluster.up(cluster.folder, *make_cluster.FLAGS)
+
+
+def test_code_changed_after_submission_is_refused_with_both_versions(grid: Grid, tmp_path: Path) -> None:
+    copy = tmp_path / "checkout"
+    for room in ("adapters", "analysis", "figures", "slurm", "sweeps", "training"):
+        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", "pictures"))
+    grid.flags = cells(MULTIPLIERS[:1])
+
+    def submit() -> None:
+        words = grid.studio.arguments(grid.runs, *grid.words("--cluster", "slurm"))
+        words[1] = words[1].replace(str(ROOT), str(copy))
+        done = subprocess.run(words, cwd=copy, env=grid.environment(), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+    call("scontrol", "update", "partitionname=debug", "state=down")
+    try:
+        submit()
+        with open(copy / "training" / "loop.py", "a") as file:
+            file.write("# edited after the submission\n")
+    finally:
+        call("scontrol", "update", "partitionname=debug", "state=up")
+    grid.settle()
+    states = {name: state for name, state in grid.states().items() if name in grid.packs()}
+    (state,) = states.values()
+    (claim,) = grid.claims()[state.name]
+    assert (state.state, claim["outcome"]) == ("failed", "refused")
+    versions = {record["code"] for record in read_records(grid)} | {claim["code"]}
+    assert len(versions) == 2
+    assert all(version in state.error for version in versions), state.error
+    assert not [run for run in grid.runs_by_id().values() if run.status() != "planned"]
+    submit()
+    assert grid.settle() == {"ended": 2}
+
+
+def read_records(grid: Grid) -> list[dict]:
+    """What was sent."""
+    submissions = Submissions(grid.sweep)
+    submissions.refresh()
+    return submissions.records
+
+
+def test_waiting_ends_when_a_job_is_held(grid: Grid) -> None:
+    grid.flags = cells(MULTIPLIERS[:1])
+    call("scontrol", "update", "partitionname=debug", "state=down")
+    try:
+        grid.submit()
+        (job,) = grid.jobs()
+        call("scontrol", "hold", job)
+    finally:
+        call("scontrol", "update", "partitionname=debug", "state=up")
+    waited = grid.status("--wait")
+    assert waited.returncode == 3, waited.stdout + waited.stderr
+    assert "Held" in waited.stdout
+    assert grid.status("--cancel").returncode == 0
+    assert set(grid.count()) == {"planned"}
+
+
+@pytest.mark.slow
+def test_nothing_hangs_when_accounting_is_on(grid: Grid, undisturbed: Path) -> None:
+    make_cluster.require_slurm("--accounting")
+    with make_cluster.make_cluster(make_cluster.name_folder("accounting"), "--accounting", "--cpus", "4"):
+        grid.submit()
+        assert grid.status("--wait").returncode == 0
+        assert grid.settle() == {"ended": 3}
+    grid.assert_same_as(undisturbed, 2)
+
+
+@pytest.mark.slow
+def test_driver_costs_less_than_a_twentieth_of_a_pack_when_cells_are_small(grid: Grid) -> None:
+    multipliers = [round(0.25 * 1.2**n, 3) for n in range(20)]
+    grid.flags = (*cells(multipliers, seeds=range(10)), "--pack-size", "16")
+    began = time.monotonic()
+    grid.submit()
+    driver_s = time.monotonic() - began
+    wait_for(lambda: grid.count().keys() == {"ended"}, 500, "200 cells")
+    seconds = [json.loads(files.ended.read_text())["seconds"] for files in grid.packs().values()]
+    share = driver_s / 200 / (sum(seconds) / len(seconds))
+    print(
+        f"driver {driver_s:.1f} s for 200 cells, {len(seconds)} packs of {sum(seconds) / len(seconds):.1f} s: {share:.2%}"
+    )
+    assert share < 0.05
