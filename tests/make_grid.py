@@ -7,11 +7,8 @@ without SLURM is the undisturbed reference of every test.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,9 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = 40
 MULTIPLIERS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
 METHOD = '''\
-"""LoRA that does what mood.json says while it is inside SLURM: "sleep_s" a step, "kill_above" replicas, "raise_seed"."""
+"""LoRA that does what mood.json says while it is inside SLURM: "sleep_s" a step, "kill_above" replicas, "raise_seed";
+and "kill_at": the step about which each task of the array gets SIGKILL, wherever it is then."""
 
-import json, os, signal, time
+import json, os, random, signal, threading, time
 import torch
 from adapters import METHODS
 from adapters.lora import Lora
@@ -57,10 +55,14 @@ class Patient(Lora):
         if now.get("raise_seed") in seeds:
             raise RuntimeError("this cell is bad")
         super().__init__(base, seeds=seeds, **more)
+        self.num_steps = 0
 
     def forward(self, x):
         if self.path == PLACE and torch.is_grad_enabled():
-            time.sleep(mood().get("sleep_s", 0))
+            now, self.num_steps = mood(), self.num_steps + 1
+            if "kill_at" in now and now["kill_at"][int(os.environ["SLURM_ARRAY_TASK_ID"])] == self.num_steps:
+                threading.Timer(random.uniform(0, 0.4), os.kill, (os.getpid(), signal.SIGKILL)).start()
+            time.sleep(now.get("sleep_s", 0))
         return super().forward(x)
 '''
 FAST = {"PLATEAU_BEAT_S": "0.2", "PLATEAU_CHECKPOINT_S": "0.3", "PLATEAU_SETTLE_S": "0.5", "PLATEAU_STALE_S": "20"}
@@ -120,7 +122,7 @@ class Grid:
             command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=240
         )  # fmt: skip
 
-    def mood(self, **wishes: float) -> None:
+    def mood(self, **wishes: float | list[int]) -> None:
         """What the method does inside SLURM from now on."""
         aside = mood_file(self.studio).with_suffix(".tmp")
         aside.write_text(json.dumps(wishes))
@@ -195,18 +197,6 @@ def find_step(files: PackFiles) -> int:
     return int(beat.get("step") or 0) if fresh else 0
 
 
-def kill_holder(files: PackFiles) -> bool:
-    """SIGKILL to the process that holds a pack now; says whether there was one."""
-    claims = read_claims(files)
-    if not claims or "outcome" in claims[-1]:
-        return False
-    try:
-        os.kill(claims[-1]["holder"]["pid"], signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def mood_file(studio: Studio) -> Path:
     """Where the method reads its mood."""
     return studio.folder / "mood.json"
@@ -230,8 +220,3 @@ def count_jobs(name: str = "plateau-") -> int:
     """How many jobs whose name begins so SLURM remembers, tasks of an array counted each."""
     listed = call("squeue", "--noheader", "--array", "--states=all", "--format=%j")
     return sum(line.startswith(name) for line in listed.splitlines())
-
-
-def pause(seconds: float) -> None:
-    """Let time pass, where there is nothing to wait for."""
-    time.sleep(seconds)
