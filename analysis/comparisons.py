@@ -96,7 +96,9 @@ def subject_measures(rows: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.Dat
 
 
 def _own_width(grid: Grid, tolerance: float) -> Floats:
-    width: Floats = find_plateaus(grid.points, grid.values, grid.base, grid.num_diverged > 0, tolerance)["width_octaves"]
+    width: Floats = find_plateaus(grid.points, grid.values, grid.base, grid.num_diverged > 0, tolerance)[
+        "width_octaves"
+    ]
     return width
 
 

@@ -108,14 +108,14 @@ def _on_plateau(
     level = (1 - tolerance) * scores + tolerance * base[:, None]
     t, degrees = _t((scores @ weights.T)[:, :, None] - level[:, None, :])
     near = t_quantile(degrees, 1 - 2 * TAIL) if degrees else np.inf
-    far = dunnett_quantile(scores.shape[1], degrees) if degrees else np.inf
-    if kept is None:
-        return (t >= -far).all(axis=1), (t > near).all(axis=1)
-    point, _ = _t(kept)
-    place, _ = _t(kept @ weights.T)
-    possible = (t >= -far)[:, point > near].all(axis=1) & (place >= -near)
-    certain = (t > near)[:, point >= -near].all(axis=1) & (place > near)
-    return possible, certain
+    far = dunnett_quantile(scores.shape[1], degrees, TAIL) if degrees else np.inf
+    below, above = t < -far, t > near
+    possible, certain = np.ones(len(t), dtype=bool), np.ones(len(t), dtype=bool)
+    if kept is not None:
+        point, place = _t(kept)[0], _t(kept @ weights.T)[0]
+        below, above = below[:, point > near], above[:, point >= -near]
+        possible, certain = place >= -near, place > near
+    return possible & ~below.any(axis=1), certain & above.all(axis=1)
 
 
 def _ends(places: Floats, possible: Bools, certain: Bools, best: int) -> Edges:

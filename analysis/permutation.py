@@ -61,8 +61,8 @@ def sign_flip(differences: ArrayLike, num_draws: int = NUM_DRAWS, seed: int = 0)
 @cache
 def _all_signs(n: int) -> Floats:
     """Every pattern of n signs `[2^n, n]`."""
-    signs: Floats = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-    return signs
+    bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+    return np.where(bits, -1.0, 1.0)
 
 
 def _as_extreme(signs: Floats, values: Floats) -> np.ndarray:

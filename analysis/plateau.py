@@ -211,6 +211,7 @@ class Grid(NamedTuple):
 
 
 def subject_grid(group: pd.DataFrame, x: str) -> Grid:
+    """The grid of one series and metric, from the rows that `subject_scores` has of it."""
     values = complete_subjects(group.pivot(index="subject", columns=x, values="value").sort_index(axis=1))
     base = group.groupby("subject", observed=True)["base"].mean().loc[values.index].to_numpy(dtype=float)
     diverged = group.groupby(x)["num_diverged"].sum().reindex(values.columns).to_numpy()
@@ -230,7 +231,7 @@ def _row(key: tuple[str, str, str], grid: Grid, tolerance: float, kept: Floats |
     found = find_plateaus(grid.points, _mean(scores)[None], grid.base.mean(keepdims=True), diverged, tolerance, spare)
     octaves = np.log2(grid.points)
     edges = edge_intervals(octaves, scores, grid.base, ~diverged, tolerance, kept)
-    ends = {"width": edges[:2], "low_edge": np.exp2(edges[2:4]), "high_edge": np.exp2(edges[4:])}
+    ends = {"width": edges[:2], "low_edge": _exp2(edges[2:4]), "high_edge": _exp2(edges[4:])}
     ends |= _other_ends(octaves, scores, grid.base, ~diverged)
     return {
         **dict(zip(("series", "method", "metric"), key, strict=True)),
@@ -238,8 +239,14 @@ def _row(key: tuple[str, str, str], grid: Grid, tolerance: float, kept: Floats |
         "num_diverged": int(grid.num_diverged.sum()),
         "base": float(grid.base.mean()),
         **{name: value[0].item() for name, value in found.items()},
-        **{f"{name}_{end}": float(v) for name, pair in ends.items() for end, v in zip(("low", "high"), pair, strict=True)},
+        **{f"{name}_low": float(low) for name, (low, _) in ends.items()},
+        **{f"{name}_high": float(high) for name, (_, high) in ends.items()},
     }
+
+
+def _exp2(ends: tuple[float, ...]) -> tuple[float, float]:
+    low, high = np.exp2(ends)
+    return low, high
 
 
 def _other_ends(octaves: Floats, scores: Floats, base: Floats, alive: Bools) -> dict[str, tuple[float, float]]:
