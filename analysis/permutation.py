@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -53,8 +53,7 @@ def sign_flip(differences: ArrayLike, num_draws: int = NUM_DRAWS, seed: int = 0)
     if n <= MOST_EXACT:
         share = float(_as_extreme(_all_signs(n), values).mean())
         return SignFlip(share, 2.0 ** (1 - n), n, 2**n, True)
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(num_draws, n))
-    count = int(_as_extreme(signs, values).sum())
+    count = int(_as_extreme(_drawn_signs(n, num_draws, seed), values).sum())
     return SignFlip((count + 1) / (num_draws + 1), max(1 / (num_draws + 1), 2.0 ** (1 - n)), n, num_draws, False)
 
 
@@ -63,6 +62,12 @@ def _all_signs(n: int) -> Floats:
     """Every pattern of n signs `[2^n, n]`."""
     bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
     return np.where(bits, -1.0, 1.0)
+
+
+@lru_cache(8)
+def _drawn_signs(n: int, num_draws: int, seed: int) -> Floats:
+    """Patterns of n signs drawn at random `[num_draws, n]`."""
+    return np.where(np.random.default_rng(seed).integers(2, size=(num_draws, n)), -1.0, 1.0)
 
 
 def _as_extreme(signs: Floats, values: Floats) -> np.ndarray:

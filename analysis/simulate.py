@@ -1,8 +1,8 @@
 """Do the printed 95 % intervals cover 95 %, and do tests at 5 % reject 5 %? Simulated studies of the sizes used.
 
-python -m analysis.simulate --out docs/statistics.md      # writes the tables between that page's markers, about 20 minutes
+python -m analysis.simulate --out docs/statistics.md      # writes the tables between that page's markers; 25 minutes
 
-Every number goes through the functions that print it: `plateau`, `joint_plateau`, `compare`, `split_variance`.
+Every number goes through the functions that print it: `plateau`, `joint_plateau`, `compare`, `sign_flip`, `split_variance`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from analysis.comparisons import compare
+from analysis.comparisons import compare, subject_measures
+from analysis.permutation import holm, sign_flip
 from analysis.plateau import TOLERANCE, find_plateaus, joint_plateau, plateau
 from analysis.simulated import OCTAVES, PROMPT, SHAPES, World
 from analysis.statistics import Ints, rate_interval, subject_bootstrap, t_interval
@@ -45,11 +48,13 @@ class Options:
         out: a page whose part between the markers is replaced; made if it is not there.
         studies: simulated studies of each size.
         seed: of all draws.
+        num_processes: sizes that are simulated side by side; the numbers do not depend on it.
     """
 
     out: Path
     studies: int = 2000
     seed: int = 0
+    num_processes: int = 1
 
 
 def plateaus(world: World, draw: np.random.Generator, num_subjects: int, num_seeds: int) -> Outcome:
@@ -92,12 +97,14 @@ def differences(world: World, draw: np.random.Generator, num_subjects: int, num_
 def false_findings(world: World, draw: np.random.Generator, num_subjects: int, num_seeds: int) -> Outcome:
     """Whether sign flips reject at 5 % although two series are alike, and Holm's correction in a table of four."""
     table = world.study(draw, num_subjects, num_seeds, dict.fromkeys("abcd", "flat"))
-    pair = compare(table[table["series"].isin(["a", "b"])], NULL).set_index("measure")["p"]
-    family = compare(table, ("at_one",))
+    dino = table[table["metric"] == "dino"]
+    measures = {name: subject_measures(rows) for name, rows in dino.groupby("series")}
+    pair = {name: sign_flip(measures["a"][name] - measures["b"][name]).p for name in NULL}
+    family = [sign_flip(measures[a]["at_one"] - measures[b]["at_one"]).p for a, b in combinations("abcd", 2)]
     return {
         **{f"{name}, sign flip": bool(pair[name] <= 0.05) for name in NULL},
-        "any of 6, uncorrected": bool(family["p"].min() <= 0.05),
-        "any of 6, Holm": bool(family["p_holm"].min() <= 0.05),
+        "any of 6, uncorrected": bool(min(family) <= 0.05),
+        "any of 6, Holm": bool(holm(family).min() <= 0.05),
     }
 
 
@@ -183,19 +190,29 @@ TABLES: Mapping[str, Study] = {
 
 
 def simulate(
-    study: Study, sizes: tuple[tuple[int, int], ...] = SIZES, studies: int = 200, seed: int = 0
+    study: Study, sizes: tuple[tuple[int, int], ...] = SIZES, studies: int = 200, seed: int = 0, num_processes: int = 1
 ) -> pd.DataFrame:
-    """Run a study many times at every size.
+    """Run a study many times at every size; the draws of a size depend on `seed` and the size alone.
 
     Returns:
         Rows name; one column for each size, with the percentage of studies in which the row's statement held.
     """
-    columns = {}
-    for num_subjects, num_seeds in sizes:
-        draw = np.random.default_rng([seed, num_subjects, num_seeds])
-        outcomes = pd.DataFrame([study(World(), draw, num_subjects, num_seeds) for _ in range(studies)])
-        columns[f"{num_subjects} x {num_seeds}"] = 100 * outcomes.mean()
-    return pd.DataFrame(columns).rename_axis("subjects x seeds").reset_index()
+    tasks = [(study, size, studies, seed) for size in sizes]
+    if num_processes > 1:
+        with ProcessPoolExecutor(num_processes) as pool:
+            columns = list(pool.map(_repeat, tasks))
+    else:
+        columns = [_repeat(task) for task in tasks]
+    names = [f"{num_subjects} x {num_seeds}" for num_subjects, num_seeds in sizes]
+    order = dict.fromkeys(name for column in reversed(columns) for name in column.index)
+    frame = pd.concat(columns, axis=1, keys=names).reindex(list(order))
+    return frame.rename_axis("subjects x seeds").reset_index()
+
+
+def _repeat(task: tuple[Study, tuple[int, int], int, int]) -> pd.Series:
+    study, (num_subjects, num_seeds), studies, seed = task
+    draw = np.random.default_rng([seed, num_subjects, num_seeds])
+    return 100 * pd.DataFrame([study(World(), draw, num_subjects, num_seeds) for _ in range(studies)]).mean()
 
 
 def write_page(path: Path, text: str) -> None:
@@ -211,7 +228,7 @@ def main(options: Options) -> None:
     """Run every study and write the tables."""
     start, parts = time.monotonic(), []
     for title, study in TABLES.items():
-        table = simulate(study, studies=options.studies, seed=options.seed)
+        table = simulate(study, studies=options.studies, seed=options.seed, num_processes=options.num_processes)
         cells = table.set_index("subjects x seeds").map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
         parts.append(f"### {title}\n\n{to_markdown(cells.reset_index())}")
         print(f"{parts[-1]}\n", flush=True)
@@ -219,7 +236,8 @@ def main(options: Options) -> None:
     command = shlex.join(["python", "-m", "analysis.simulate", *sys.argv[1:]])
     made = (
         f"Made by `{command}`: {options.studies} studies of each size, so that a true 95.0 shows as 95.0 ± {2 * error:.1f}; "
-        f"{time.monotonic() - start:.0f} s on one core of {_processor()}, numpy {np.__version__}, {time.strftime('%Y-%m-%d')}."
+        f"{time.monotonic() - start:.0f} s, {options.num_processes} processes on {_processor()}, numpy {np.__version__}, "
+        f"{time.strftime('%Y-%m-%d')}."
     )
     write_page(options.out, "\n\n".join([made, *parts]))
 
