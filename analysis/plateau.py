@@ -80,8 +80,8 @@ def find_plateaus(
     level = np.where(gains, top - tolerance * (top - base), top)
     octaves = np.log2(multipliers)
     margins = np.stack([scores - level[:, None], *([] if spare is None else [spare])])
-    low, open_low = _edges(octaves, margins, alive, best, -1)
-    high, open_high = _edges(octaves, margins, alive, best, +1)
+    low, open_low = _edges(octaves, margins, alive, best, gains, -1)
+    high, open_high = _edges(octaves, margins, alive, best, gains, +1)
     return {
         "peak": top,
         "best_multiplier": np.where(gains, multipliers[best], np.nan),
@@ -103,12 +103,12 @@ def _sensitivity(scores: Floats, top: Floats, base: Floats) -> Floats:
     return lost.sum(axis=1) / np.maximum(tried.sum(axis=1), 1)
 
 
-def _edges(octaves: Floats, margins: Floats, alive: Bools, best: Ints, side: int) -> tuple[Floats, Bools]:
-    """Walk from every curve's best point to one side until any of its margins `[condition, curve, point]` falls below zero.
+def _edges(octaves: Floats, margins: Floats, alive: Bools, best: Ints, gains: Bools, side: int) -> tuple[Floats, Bools]:
+    """Walk from the best point of every curve that gains until any of its margins `[condition, curve, point]` is below zero.
 
     Returns log2 of the edge, the first crossing, and whether it is open.
     """
-    rows, here, walking = np.arange(len(best)), best.copy(), np.ones(len(best), dtype=bool)
+    rows, here, walking = np.arange(len(best)), best.copy(), gains.copy()
     edge = octaves[best].copy()
     for _ in range(len(octaves) - 1):
         there = (here + side).clip(0, len(octaves) - 1)

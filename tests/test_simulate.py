@@ -1,0 +1,93 @@
+"""Simulated studies: printed intervals cover, tests keep their level, and wrong units do not. The full table is `slow`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.simulate import (
+    BEGIN,
+    END,
+    SIZES,
+    TABLES,
+    Options,
+    differences,
+    dropped,
+    false_findings,
+    main,
+    means_and_units,
+    plateaus,
+    simulate,
+    write_page,
+)
+from analysis.simulated import SHAPES
+
+CONSERVATIVE = ("width", "edge", "sensitivity", "at_best", "joint", "interquartile", "peak")  # may cover more than 97 %
+
+
+def percentages(study: object, size: tuple[int, int], studies: int) -> pd.Series:
+    """The percentage of every row of one size."""
+    frame = simulate(study, (size,), studies, seed=1)  # type: ignore[arg-type]
+    return frame.set_index("subjects x seeds").iloc[:, 0]
+
+
+def test_means_cover_with_the_subject_as_unit_only() -> None:
+    found = percentages(means_and_units, (8, 3), 1500)
+    assert found["mean, subjects as units"] == pytest.approx(95, abs=2.0)
+    assert found["mean, (subject, seed) pairs as units"] < 85
+    assert found["mean, pictures as units"] < 50
+
+
+def test_plateaus_cover_and_their_bootstrap_does_not() -> None:
+    """100 studies: a true 95 % falls below 88 % once in a thousand times."""
+    found = percentages(plateaus, (8, 1), 100)
+    assert (found > 86).all(), found[found <= 86]
+    assert percentages(dropped, (8, 1), 60)["width, flat, bootstrap over subjects"] < 50
+
+
+def test_differences_cover() -> None:
+    found = percentages(differences, (8, 1), 100)
+    assert (found > 86).all(), found[found <= 86]
+
+
+def test_sign_flips_keep_their_level_and_holm_the_familys() -> None:
+    found = percentages(false_findings, (8, 1), 100)
+    assert (found.drop("any of 6, uncorrected") <= 12).all(), found
+    assert found["any of 6, uncorrected"] > found["any of 6, Holm"]
+
+
+def test_studies_depend_on_their_seed_only() -> None:
+    one, two = (simulate(means_and_units, ((6, 1),), 50, num_processes=n) for n in (1, 2))
+    pd.testing.assert_frame_equal(one, two)
+    assert set(SHAPES) == {"flat", "hill", "peak"}
+
+
+def test_page_keeps_what_stands_around_the_tables(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe end.\n")
+    write_page(page, "new")
+    assert page.read_text() == f"# Title\n\n{BEGIN}\nnew\n{END}\n\nThe end.\n"
+    write_page(tmp_path / "other.md", "new")
+    assert (tmp_path / "other.md").read_text() == f"{BEGIN}\nnew\n{END}\n"
+
+
+def test_command_writes_every_table(tmp_path: Path) -> None:
+    main(Options(tmp_path / "page.md", studies=2))
+    text = (tmp_path / "page.md").read_text()
+    assert all(f"### {title}" in text for title in TABLES)
+    assert "2 studies of each size" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_coverage_and_levels_at_every_size(size: tuple[int, int]) -> None:
+    """600 studies: the standard error of 95 % is 0.9."""
+    for study in (differences, plateaus):
+        found = percentages(study, size, 600)
+        assert (found > 92).all(), found[found <= 92]
+        exact = found[[not any(word in str(name) for word in CONSERVATIVE) for name in found.index]]
+        assert (exact < 98).all(), exact[exact >= 98]
+    levels = percentages(false_findings, size, 600)
+    assert (levels.drop("any of 6, uncorrected") < 8).all(), levels
