@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import CubicSpline
 
@@ -39,6 +39,7 @@ def make_ends(explains: str, subjects: int = 6, noise: float = 0.01) -> pd.DataF
     return pd.DataFrame(rows)
 
 
+@settings(deadline=None)
 @given(st.integers(3, 8), st.integers(0, 1000))
 def test_basis_is_that_of_natural_cubic_splines(num_knots: int, seed: int) -> None:
     """Any natural cubic spline, scipy's included, is a constant and a sum of the basis' columns."""

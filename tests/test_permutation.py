@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -67,6 +67,7 @@ def test_holm_is_the_textbooks() -> None:
     assert len(holm([])) == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.01, 0.2))
 def test_holm_rejects_what_the_stepwise_procedure_rejects(p: list[float], level: float) -> None:
     order, rejected = np.argsort(p, kind="stable"), np.zeros(len(p), dtype=bool)
