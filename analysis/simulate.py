@@ -1,6 +1,7 @@
 """Do the printed 95 % intervals cover 95 %, and do tests at 5 % reject 5 %? Simulated studies of the sizes used.
 
-python -m analysis.simulate --out docs/statistics.md      # writes the tables between that page's markers; 25 minutes
+python -m analysis.simulate --out docs/statistics.md      # every table, each written when it is done; 25 minutes
+python -m analysis.simulate --out docs/statistics.md --tables false_findings --studies 500
 
 Every number goes through the functions that print it: `plateau`, `joint_plateau`, `compare`, `sign_flip`, `split_variance`.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from adapters import BadInput
 from analysis.comparisons import compare, subject_measures
 from analysis.permutation import holm, sign_flip
 from analysis.plateau import TOLERANCE, find_plateaus, joint_plateau, plateau
@@ -35,7 +37,6 @@ FIELDS = {
     "low_edge": "low_edge", "high_edge": "high_edge",
 }  # fmt: skip
 NULL = ("at_one", "at_best", "area", "sensitivity", "worst", "width")
-BEGIN, END = "<!-- simulation -->", "<!-- end of simulation -->"
 Outcome = dict[str, bool]
 NONE = np.zeros(len(OCTAVES), dtype=bool)
 
@@ -45,13 +46,15 @@ class Options:
     """Flags of the command.
 
     Attributes:
-        out: a page whose part between the markers is replaced; made if it is not there.
+        out: a page in which each table is replaced between its own markers; made if it is not there.
+        tables: which ones; none for all.
         studies: simulated studies of each size.
         seed: of all draws.
         num_processes: sizes that are simulated side by side; the numbers do not depend on it.
     """
 
     out: Path
+    tables: tuple[str, ...] = ()
     studies: int = 2000
     seed: int = 0
     num_processes: int = 1
@@ -179,13 +182,13 @@ def _covers(low: float, high: float, truth: float) -> bool:
 
 
 Study = Callable[[World, np.random.Generator, int, int], Outcome]
-TABLES: Mapping[str, Study] = {
-    "Coverage of means (%)": means_and_units,
-    "Coverage of paired differences (%)": differences,
-    "Coverage of plateaus (%)": plateaus,
-    "Coverage of spreads and rates (%)": spreads_and_rates,
-    "False findings at 5 % (%)": false_findings,
-    "Tried and dropped: coverage (%)": dropped,
+TABLES: Mapping[str, tuple[str, Study]] = {
+    "means_and_units": ("Coverage of means (%)", means_and_units),
+    "differences": ("Coverage of paired differences (%)", differences),
+    "plateaus": ("Coverage of plateaus (%)", plateaus),
+    "spreads_and_rates": ("Coverage of spreads and rates (%)", spreads_and_rates),
+    "false_findings": ("False findings at 5 % (%)", false_findings),
+    "dropped": ("Tried and dropped: coverage (%)", dropped),
 }
 
 
@@ -215,31 +218,43 @@ def _repeat(task: tuple[Study, tuple[int, int], int, int]) -> pd.Series:
     return 100 * pd.DataFrame([study(World(), draw, num_subjects, num_seeds) for _ in range(studies)]).mean()
 
 
-def write_page(path: Path, text: str) -> None:
-    """Replace what stands between the page's markers, or make a page of it."""
-    page = path.read_text(encoding="utf-8") if path.is_file() else f"{BEGIN}\n{END}\n"
-    before, rest = page.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
+def write_table(path: Path, name: str, text: str) -> None:
+    """Replace what stands between a table's markers on a page, or put it at the page's end."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    page = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if begin not in page:
+        page = f"{page}\n{begin}\n{end}\n".lstrip()
+    before, rest = page.split(begin, 1)
     with writing(path) as aside:
-        aside.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        aside.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
 def main(options: Options) -> None:
-    """Run every study and write the tables."""
-    start, parts = time.monotonic(), []
-    for title, study in TABLES.items():
+    """Run the studies and write their tables.
+
+    Raises:
+        BadInput: if a table is unknown.
+    """
+    if unknown := set(options.tables) - set(TABLES):
+        raise BadInput(f"unknown table {', '.join(sorted(unknown))}; allowed: {', '.join(TABLES)}")
+    for name in options.tables or TABLES:
+        title, study = TABLES[name]
+        start = time.monotonic()
         table = simulate(study, studies=options.studies, seed=options.seed, num_processes=options.num_processes)
         cells = table.set_index("subjects x seeds").map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
-        parts.append(f"### {title}\n\n{to_markdown(cells.reset_index())}")
-        print(f"{parts[-1]}\n", flush=True)
+        made = _provenance(options, time.monotonic() - start)
+        text = f"### {title}\n\n{to_markdown(cells.reset_index())}\n\n{made}"
+        write_table(options.out, name, text)
+        print(f"{text}\n", flush=True)
+
+
+def _provenance(options: Options, seconds: float) -> str:
     error = 100 * np.sqrt(0.95 * 0.05 / options.studies)
     command = shlex.join(["python", "-m", "analysis.simulate", *sys.argv[1:]])
-    made = (
-        f"Made by `{command}`: {options.studies} studies of each size, so that a true 95.0 shows as 95.0 ± {2 * error:.1f}; "
-        f"{time.monotonic() - start:.0f} s, {options.num_processes} processes on {_processor()}, numpy {np.__version__}, "
-        f"{time.strftime('%Y-%m-%d')}."
+    return (
+        f"{options.studies} studies of each size (a true 95.0 shows as 95.0 ± {2 * error:.1f}), `{command}`, {seconds:.0f} s, "
+        f"{options.num_processes} processes on {_processor()}, numpy {np.__version__}, {time.strftime('%Y-%m-%d')}."
     )
-    write_page(options.out, "\n\n".join([made, *parts]))
 
 
 def _processor() -> str:
