@@ -2,7 +2,7 @@
 
 The highest of several noisy means lies above the highest true mean. A plateau measured from it is too narrow, and a
 bootstrap, which draws the same noise once more, is worse: on a flat plateau of 3.25 octaves its 95 % interval of the width
-covered less than one time in five (docs/statistics.md). Here a value is in the interval if no test of it rejects:
+covered less than half of the time (`tests/test_simulate.py`). Here a value is in the interval if no test of it rejects:
 
 - Too far out: octave o cannot be on the plateau if its score is significantly below the level of *any* grid point k. Each
   k is a legitimate competitor, so these are many tests, held together by Dunnett's (1955, JASA 50, 1096) critical value.
