@@ -1,6 +1,6 @@
 """Do the printed 95 % intervals cover 95 %, and do tests at 5 % reject 5 %? Simulated studies of the sizes used.
 
-python -m analysis.simulate --out docs/statistics.md      # every table, each written when it is done; 25 minutes
+python -m analysis.simulate --out docs/statistics.md      # every table, each written when it is done
 python -m analysis.simulate --out docs/statistics.md --tables false_findings --studies 500
 
 Every number goes through the functions that print it: `plateau`, `joint_plateau`, `compare`, `sign_flip`, `split_variance`.
