@@ -6,20 +6,27 @@ results.scores                # one row for each run, step, metric and prompt
 score_curve(results)          # means with 95 % intervals over subjects
 """
 
+from analysis.coincidence import coincidence, run_ends, score_vs_distance
 from analysis.compact import export_compact
+from analysis.comparisons import compare, power_sentence
 from analysis.curves import (
     base_line,
     distance_curve,
     gauge_curve,
     paired_curve,
+    run_scores,
     score_curve,
     subject_distances,
     subject_scores,
 )
+from analysis.divergence import divergence_rates
+from analysis.early_warning import early_warning
 from analysis.load import METRICS, Results, load
 from analysis.norms import weight_norms
+from analysis.permutation import holm, sign_flip
 from analysis.pictures import pictures
-from analysis.plateau import TOLERANCE, find_plateau, plateau
+from analysis.plateau import TOLERANCE, find_plateau, joint_plateau, plateau
+from analysis.power import detectable_difference
 from analysis.summary import (
     Robustness,
     format_table,
@@ -29,6 +36,7 @@ from analysis.summary import (
     to_markdown,
     write_tables,
 )
+from analysis.variance import split_variance, variance_table
 
 __all__ = [
     "METRICS",
@@ -36,22 +44,36 @@ __all__ = [
     "Results",
     "Robustness",
     "base_line",
+    "coincidence",
+    "compare",
+    "detectable_difference",
     "distance_curve",
+    "divergence_rates",
+    "early_warning",
     "export_compact",
     "find_plateau",
     "format_table",
     "gauge_curve",
+    "holm",
+    "joint_plateau",
     "load",
     "paired_curve",
     "pictures",
     "plateau",
     "plateau_sentence",
+    "power_sentence",
     "robustness",
+    "run_ends",
+    "run_scores",
     "score_curve",
+    "score_vs_distance",
+    "sign_flip",
+    "split_variance",
     "subject_distances",
     "subject_scores",
     "summary",
     "to_markdown",
+    "variance_table",
     "weight_norms",
     "write_tables",
 ]

@@ -42,15 +42,24 @@ def subject_scores(results: Results, x: str = "multiplier") -> pd.DataFrame:
     Raises:
         BadInput: if no run has ended, or a diverged run has neither pictures nor a base to stand for it.
     """
+    keys = ["series", "method", x, "subject", "metric"]
+    table = run_scores(results, x).groupby(keys, sort=False, observed=True)
+    named = {"value": ("value", "mean"), "base": ("base", "mean"), "num_seeds": ("seed", "nunique")}
+    return in_order(table.agg(**named, num_diverged=("diverged", "sum")).reset_index(), x)
+
+
+def run_scores(results: Results, x: str = "multiplier") -> pd.DataFrame:
+    """The same run by run, seeds not yet averaged: rows run_id, series, method, x, subject, seed, metric, value, base, diverged.
+
+    Raises:
+        BadInput: as `subject_scores`.
+    """
     runs = _ended(results, x)
     scores = results.scores.groupby(["run_id", "step", "metric"], observed=True)["value"].mean().reset_index()
     scores = _at_step(runs, scores) if x == "step" else _at_end(runs, scores)
     table = scores.merge(_base_scores(runs, results), on=["run_id", "metric"], how="left")
     table["value"] = _floored(table)
-    keys = ["series", "method", x, "subject", "metric"]
-    table = table.astype({"metric": object}).groupby(keys, sort=False, observed=True)
-    named = {"value": ("value", "mean"), "base": ("base", "mean"), "num_seeds": ("seed", "nunique")}
-    return in_order(table.agg(**named, num_diverged=("diverged", "sum")).reset_index(), x)
+    return table.astype({"metric": object})
 
 
 def score_curve(results: Results, x: str = "multiplier") -> pd.DataFrame:
@@ -72,7 +81,20 @@ def subject_distances(results: Results, matrix: str = "mean", x: str = "multipli
     Raises:
         BadInput: if there is no such matrix.
     """
-    runs = _ended(results, x)
+    table = _ended(results, x).merge(final_distances(results, matrix), left_on="run_id", right_index=True)
+    return (
+        table.groupby(["series", "method", x, "subject"], sort=False, observed=True)
+        .agg(value=("distance_rel", "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
+        .reset_index()
+    )
+
+
+def final_distances(results: Results, matrix: str = "mean") -> pd.Series:
+    """`distance_rel` at the last step of every run, by run_id.
+
+    Raises:
+        BadInput: if there is no such matrix.
+    """
     frame = results.final_dynamics
     if matrix != "mean":
         if matrix not in (known := frame["matrix"].unique()):
@@ -80,13 +102,7 @@ def subject_distances(results: Results, matrix: str = "mean", x: str = "multipli
                 f"unknown matrix {matrix!r}; allowed: mean, {', '.join(map(str, known[:4]))} ... ({len(known)} in all)"
             )
         frame = frame[frame["matrix"] == matrix]
-    final = frame.groupby("run_id", observed=True)["distance_rel"].mean().astype(float).rename("value")
-    table = runs.merge(final, left_on="run_id", right_index=True)
-    return (
-        table.groupby(["series", "method", x, "subject"], sort=False, observed=True)
-        .agg(value=("value", "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
-        .reset_index()
-    )
+    return frame.groupby("run_id", observed=True)["distance_rel"].mean().astype(float)
 
 
 def distance_curve(results: Results, matrix: str = "mean", x: str = "multiplier") -> pd.DataFrame:

@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 
 from adapters import BadInput
-from analysis.statistics import Bools, Floats, Ints, subject_bootstrap
+from analysis.inversion import edge_intervals, max_interval
+from analysis.statistics import Bools, Floats, Ints, t_interval
 
 TOLERANCE = 0.05  # of the peak's gain over the untouched base
+PROMPT_LOSS = 0.2  # of the untouched base's CLIP-T
+OWN = ("sensitivity", "area", "worst", "peak_")  # what a joint plateau has not
 
 
 class Plateau(NamedTuple):
@@ -24,6 +27,8 @@ class Plateau(NamedTuple):
         open_low, open_high: whether the curve was still on the plateau at that end of the grid.
         sensitivity: mean over the grid of the loss of score against the peak, clipped at the base's score (Wortsman et al. 2023,
             arXiv 2309.14322, with the sign turned and the base in place of the loss at initialisation).
+        area: mean gain over the base along the grid's octaves, losses counted as such; no choice of a peak enters it.
+        worst: the lowest mean score on the grid, diverged points among them.
     """
 
     peak: float
@@ -34,6 +39,8 @@ class Plateau(NamedTuple):
     open_low: bool
     open_high: bool
     sensitivity: float
+    area: float
+    worst: float
 
 
 def find_plateau(
@@ -53,18 +60,28 @@ def find_plateau(
 
 
 def find_plateaus(
-    multipliers: Floats, scores: Floats, base: Floats, diverged: Bools, tolerance: float = TOLERANCE
+    multipliers: Floats,
+    scores: Floats,
+    base: Floats,
+    diverged: Bools,
+    tolerance: float = TOLERANCE,
+    spare: Floats | None = None,
 ) -> dict[str, np.ndarray]:
-    """`find_plateau` of many curves `[curve, point]` on one grid, each with its own base; one array a field of `Plateau`."""
+    """`find_plateau` of many curves `[curve, point]` on one grid, each with its own base; one array a field of `Plateau`.
+
+    `spare` `[curve, point]` is a second condition of the plateau: it may not be below zero there.
+    """
     alive = ~diverged & ~np.isnan(scores)
-    top = np.where(alive, scores, -np.inf).max(axis=1)
+    allowed = alive if spare is None else alive & (spare >= 0)
+    top = np.where(allowed, scores, -np.inf).max(axis=1)
     top = np.where(np.isfinite(top), top, np.nan)
     gains = top > base
-    best = np.where(alive, scores, -np.inf).argmax(axis=1)
+    best = np.where(allowed, scores, -np.inf).argmax(axis=1)
     level = np.where(gains, top - tolerance * (top - base), top)
     octaves = np.log2(multipliers)
-    low, open_low = _edges(octaves, scores, alive, best, -1, level)
-    high, open_high = _edges(octaves, scores, alive, best, +1, level)
+    margins = np.stack([scores - level[:, None], *([] if spare is None else [spare])])
+    low, open_low = _edges(octaves, margins, alive, best, gains, -1)
+    high, open_high = _edges(octaves, margins, alive, best, gains, +1)
     return {
         "peak": top,
         "best_multiplier": np.where(gains, multipliers[best], np.nan),
@@ -74,6 +91,8 @@ def find_plateaus(
         "open_low": open_low & gains,
         "open_high": open_high & gains,
         "sensitivity": _sensitivity(scores, np.fmax(top, base), base),
+        "area": mean_over_octaves(octaves, scores - base[:, None]),
+        "worst": np.where(np.isnan(scores).all(axis=1), np.nan, np.where(np.isnan(scores), np.inf, scores).min(axis=1)),
     }
 
 
@@ -84,16 +103,20 @@ def _sensitivity(scores: Floats, top: Floats, base: Floats) -> Floats:
     return lost.sum(axis=1) / np.maximum(tried.sum(axis=1), 1)
 
 
-def _edges(octaves: Floats, scores: Floats, alive: Bools, best: Ints, side: int, level: Floats) -> tuple[Floats, Bools]:
-    """Walk from every curve's best point to one side until it falls below `level`; (log2 of the edge, whether it is open)."""
-    rows, here, walking = np.arange(len(scores)), best.copy(), np.ones(len(scores), dtype=bool)
+def _edges(octaves: Floats, margins: Floats, alive: Bools, best: Ints, gains: Bools, side: int) -> tuple[Floats, Bools]:
+    """Walk from the best point of every curve that gains until any of its margins `[condition, curve, point]` is below zero.
+
+    Returns log2 of the edge, the first crossing, and whether it is open.
+    """
+    rows, here, walking = np.arange(len(best)), best.copy(), gains.copy()
     edge = octaves[best].copy()
     for _ in range(len(octaves) - 1):
         there = (here + side).clip(0, len(octaves) - 1)
         walking &= there != here
-        now, after = scores[rows, here], scores[rows, there]
-        fallen = walking & (after < level)
-        share = np.divide(now - level, now - after, out=np.zeros_like(now), where=fallen)
+        now, after = margins[:, rows, here], margins[:, rows, there]
+        crossed = walking & (after < 0)
+        share = np.divide(now, now - after, out=np.ones_like(now), where=crossed).min(axis=0)
+        fallen = crossed.any(axis=0)
         edge = np.where(fallen, octaves[here] + share * (octaves[there] - octaves[here]), edge)
         walking &= ~fallen & alive[rows, there]
         here = np.where(walking, there, here)
@@ -102,25 +125,62 @@ def _edges(octaves: Floats, scores: Floats, alive: Bools, best: Ints, side: int,
     return edge, at_end
 
 
-def plateau(
-    table: pd.DataFrame, tolerance: float = TOLERANCE, *, x: str = "multiplier", num_draws: int = 1000, seed: int = 0
-) -> pd.DataFrame:
+def plateau(table: pd.DataFrame, tolerance: float = TOLERANCE, *, x: str = "multiplier") -> pd.DataFrame:
     """The plateau of every series and metric, with intervals over the subjects.
 
     Args:
         table: what `subject_scores` returned. Subjects that lack a point of the grid are left out if others have all of it, so
             that every point of a curve is a mean over the same subjects.
         tolerance: the share of the gain that may be lost on the plateau.
-        x: the column of the rates (or of the training lengths).
-        num_draws, seed: of the bootstrap over subjects; intervals start from 2 subjects.
+        x: the column of the rates, or "step" for training lengths, of which step 0, the base itself, is left out.
 
     Returns:
         Rows series, method, metric, num_subjects, num_diverged, base, every field of `Plateau`, and the ends of 95 % intervals
-        peak_low/_high, width_low/_high, low_edge_low/_high, high_edge_low/_high, sensitivity_low/_high.
+        peak_low/_high, width_low/_high, low_edge_low/_high, high_edge_low/_high, sensitivity_low/_high, area_low/_high,
+        worst_low/_high. They allow for the choice of the best point (`analysis.inversion`); they start from 2 subjects.
 
     Raises:
         BadInput: if the tolerance is not between 0 and 1, or a subject has no score of the untouched base.
     """
+    _check(table, tolerance)
+    groups = table[table[x] > 0].groupby(["series", "method", "metric"], sort=False, observed=True)
+    return pd.DataFrame([_row(key, subject_grid(group, x), tolerance) for key, group in groups])
+
+
+def joint_plateau(
+    table: pd.DataFrame, tolerance: float = TOLERANCE, *, prompt_loss: float = PROMPT_LOSS, x: str = "multiplier"
+) -> pd.DataFrame:
+    """The plateau of DINO on which CLIP-T is kept: memorising the pictures is not learning the subject.
+
+    The peak is DINO's highest among the points that keep CLIP-T; the plateau ends where either DINO or CLIP-T falls too low.
+
+    Args:
+        table: what `subject_scores` returned.
+        tolerance: the share of DINO's gain that may be lost.
+        prompt_loss: the share of the untouched base's CLIP-T that may be lost.
+        x: as for `plateau`.
+
+    Returns:
+        The rows of `plateau` for DINO. Width and edges are those of the joint plateau, and their intervals too; the peak is
+        NaN where no point keeps CLIP-T, and has no interval. Sensitivity, area and worst case are DINO's own: see `plateau`.
+
+    Raises:
+        BadInput: as for `plateau`, or if the table lacks DINO or CLIP-T, or the loss is not between 0 and 1.
+    """
+    _check(table, tolerance)
+    if not 0 < prompt_loss < 1:
+        raise BadInput(f"loss of CLIP-T {prompt_loss}: allowed are numbers between 0 and 1")
+    if missing := {"dino", "clip_t"} - set(table["metric"]):
+        raise BadInput(f"no scores of {', '.join(sorted(missing))}: the joint plateau needs dino and clip_t")
+    rows = []
+    for (series, method), group in table[table[x] > 0].groupby(["series", "method"], sort=False, observed=True):
+        dino, clip_t = (subject_grid(group[group["metric"] == name], x) for name in ("dino", "clip_t"))
+        row = _row((series, method, "dino"), dino, tolerance, _kept(dino, clip_t, prompt_loss))
+        rows.append({name: value for name, value in row.items() if not name.startswith(OWN)})
+    return pd.DataFrame(rows)
+
+
+def _check(table: pd.DataFrame, tolerance: float) -> None:
     if not 0 < tolerance < 1:
         raise BadInput(f"tolerance {tolerance} of the plateau: allowed are numbers between 0 and 1")
     if table["base"].isna().any():
@@ -128,42 +188,78 @@ def plateau(
         raise BadInput(
             f"no score of the untouched base for subject {', '.join(map(str, missing))}: run the sweep again"
         )
-    groups = table.groupby(["series", "method", "metric"], sort=False, observed=True)
-    return pd.DataFrame([_row(key, group, tolerance, x, num_draws, seed) for key, group in groups])
 
 
-_WITH_INTERVAL = {
-    "peak": "peak", "width": "width_octaves", "low_edge": "low_edge", "high_edge": "high_edge", "sensitivity": "sensitivity",
-}  # fmt: skip
+class Grid(NamedTuple):
+    """One series and metric: scores `[subject, point]` with subjects and points, base `[subject]`, diverged runs `[point]`."""
+
+    scores: pd.DataFrame
+    base: Floats
+    num_diverged: Ints
+
+    @property
+    def points(self) -> Floats:
+        """The grid, increasing."""
+        result: Floats = self.scores.columns.to_numpy(dtype=float)
+        return result
+
+    @property
+    def values(self) -> Floats:
+        """Scores `[subject, point]`."""
+        result: Floats = self.scores.to_numpy(dtype=float)
+        return result
 
 
-def _row(
-    key: tuple[str, str, str], group: pd.DataFrame, tolerance: float, x: str, num_draws: int, seed: int
-) -> dict[str, object]:
+def subject_grid(group: pd.DataFrame, x: str) -> Grid:
+    """The grid of one series and metric, from the rows that `subject_scores` has of it."""
     values = complete_subjects(group.pivot(index="subject", columns=x, values="value").sort_index(axis=1))
     base = group.groupby("subject", observed=True)["base"].mean().loc[values.index].to_numpy(dtype=float)
-    diverged = group.groupby(x)["num_diverged"].sum().reindex(values.columns).to_numpy() > 0
-    grid, scores = values.columns.to_numpy(dtype=float), values.to_numpy(dtype=float)
-    found = find_plateau(grid, _mean(scores[None])[0], float(base.mean()), diverged, tolerance)
+    diverged = group.groupby(x)["num_diverged"].sum().reindex(values.columns).to_numpy()
+    return Grid(values, base, diverged)
 
-    def redraw(draws: Ints) -> Floats:
-        fields = find_plateaus(grid, _mean(scores[draws]), base[draws].mean(axis=1), diverged, tolerance)
-        return np.stack([fields[field] for field in _WITH_INTERVAL.values()], axis=1)
 
-    low, high = subject_bootstrap(redraw, len(base), num_draws=num_draws, seed=seed)
-    ends = {
-        f"{name}_{end}": float(value[i])
-        for i, name in enumerate(_WITH_INTERVAL)
-        for end, value in (("low", low), ("high", high))
-    }
-    series, method, metric = key
-    first = {"series": series, "method": method, "metric": metric, "num_subjects": len(base)}
+def _kept(dino: Grid, clip_t: Grid, prompt_loss: float) -> Floats:
+    """How much more CLIP-T each subject has at each of DINO's points than the least that is wanted; NaN where there is none."""
+    spare = clip_t.scores.sub((1 - prompt_loss) * clip_t.base, axis=0)
+    result: Floats = spare.reindex(index=dino.scores.index, columns=dino.scores.columns).to_numpy(dtype=float)
+    return result
+
+
+def _row(key: tuple[str, str, str], grid: Grid, tolerance: float, kept: Floats | None = None) -> dict[str, object]:
+    scores, diverged = grid.values, grid.num_diverged > 0
+    spare = None if kept is None else _mean(kept)[None]
+    found = find_plateaus(grid.points, _mean(scores)[None], grid.base.mean(keepdims=True), diverged, tolerance, spare)
+    octaves = np.log2(grid.points)
+    edges = edge_intervals(octaves, scores, grid.base, ~diverged, tolerance, kept)
+    ends = {"width": edges[:2], "low_edge": _exp2(edges[2:4]), "high_edge": _exp2(edges[4:])}
+    ends |= _other_ends(octaves, scores, grid.base, ~diverged)
     return {
-        **first,
-        "num_diverged": int(group["num_diverged"].sum()),
-        "base": float(base.mean()),
-        **found._asdict(),
-        **ends,
+        **dict(zip(("series", "method", "metric"), key, strict=True)),
+        "num_subjects": len(grid.base),
+        "num_diverged": int(grid.num_diverged.sum()),
+        "base": float(grid.base.mean()),
+        **{name: value[0].item() for name, value in found.items()},
+        **{f"{name}_low": float(low) for name, (low, _) in ends.items()},
+        **{f"{name}_high": float(high) for name, (_, high) in ends.items()},
+    }
+
+
+def _exp2(ends: tuple[float, ...]) -> tuple[float, float]:
+    low, high = np.exp2(ends)
+    return low, high
+
+
+def _other_ends(octaves: Floats, scores: Floats, base: Floats, alive: Bools) -> dict[str, tuple[float, float]]:
+    """The intervals of peak, sensitivity, area and worst case."""
+    clipped = np.where(_mean(scores) < base.mean(), base[:, None], scores)
+    below_peak = scores - _mean(clipped.T)[:, None]
+    lost, worst = max_interval(below_peak[:, alive]), max_interval(-scores)
+    area = t_interval(mean_over_octaves(octaves, scores - base[:, None]))
+    return {
+        "peak": max_interval(scores[:, alive]),
+        "sensitivity": (max(lost[0], 0.0), lost[1]),
+        "area": (area.low, area.high),
+        "worst": (-worst[1], -worst[0]),
     }
 
 
@@ -171,6 +267,15 @@ def complete_subjects(values: pd.DataFrame) -> pd.DataFrame:
     """Keep the subjects (rows) that have every point of the grid (columns); if none has, keep all."""
     complete = values.dropna()
     return complete if len(complete) else values
+
+
+def mean_over_octaves(octaves: Floats, gains: Floats) -> Floats:
+    """The mean of every curve `[curve, point]` over the octaves, by the trapezoid rule; points without a score are left out."""
+    steps = np.diff(octaves)
+    weights = (np.r_[0, steps] + np.r_[steps, 0]) / 2 if len(steps) else np.ones(1)
+    there = ~np.isnan(gains)
+    total = (there * weights).sum(axis=1)
+    return np.where(there, gains * weights, 0.0).sum(axis=1) / np.where(total > 0, total, np.nan)
 
 
 def _mean(scores: Floats) -> Floats:

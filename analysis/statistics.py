@@ -52,6 +52,38 @@ def log_interval(values: ArrayLike, level: float = 0.95, floor: float = 1e-12) -
     return Interval(mean, low, high, result.num_subjects)
 
 
+def interquartile_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """The mean of the middle half of the subjects (Agarwal et al. 2021, arXiv 2108.13264), which no single subject can move far.
+
+    Where n is no multiple of 4 the subjects at the ends of the half count in part. The interval is
+    the expanded percentile one of `subject_bootstrap`.
+    """
+    values = _finite(values)
+    if not len(values):
+        return Interval(np.nan, np.nan, np.nan, 0)
+    low, high = subject_bootstrap(lambda draws: _middle(values[draws])[:, None], len(values), level)
+    return Interval(float(_middle(values[None])[0]), float(low[0]), float(high[0]), len(values))
+
+
+def _middle(values: Floats) -> Floats:
+    """The interquartile mean of every row."""
+    n = values.shape[-1]
+    ends = np.arange(n + 1) / n
+    weight = np.minimum(ends[1:], 0.75) - np.maximum(ends[:-1], 0.25)
+    result: Floats = 2 * np.sort(values, axis=-1) @ weight.clip(min=0.0)
+    return result
+
+
+def rate_interval(count: int, num: int, level: float = 0.95) -> Interval:
+    """A share `count` of `num` with Wilson's interval (Wilson 1927, JASA 22, 209), which is right at 0 and at `num` as well."""
+    if not num:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    from scipy.stats import binomtest
+
+    found = binomtest(count, num).proportion_ci(level, method="wilson")
+    return Interval(count / num, float(found.low), float(found.high), num)
+
+
 def paired_difference(a: pd.Series, b: pd.Series, level: float = 0.95) -> Interval:
     """The interval of the mean of `a - b` over the subjects that both have.
 

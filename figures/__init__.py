@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURES = ("fig2_lr_robustness", "fig3_prolonged_training", "fig4_weight_norms", "fig5_dora_magnitude", "picture_sheet")
+FIGURES = (
+    "fig2_lr_robustness", "fig3_prolonged_training", "fig4_weight_norms", "fig5_dora_magnitude", "score_vs_distance",
+    "picture_sheet",
+)  # fmt: skip
 
 
 def save(figure: Figure, stem: Path | str) -> list[Path]:

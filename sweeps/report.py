@@ -18,6 +18,8 @@ from analysis import (
     METRICS,
     Results,
     base_line,
+    compare,
+    early_warning,
     export_compact,
     format_table,
     gauge_curve,
@@ -25,8 +27,10 @@ from analysis import (
     paired_curve,
     pictures,
     plateau_sentence,
+    power_sentence,
     robustness,
     score_curve,
+    score_vs_distance,
     subject_scores,
     summary,
     write_tables,
@@ -76,11 +80,22 @@ def report_robustness(outcome: Outcome, scene: Scene, background: Path | None, d
         "scores": curves.scores,
         "distances": curves.distances,
     }
+    tables |= _comparisons(results, outcome.folder, docs)
     write_tables(outcome.folder, tables)
     if docs is not None:
         write_tables(docs, tables)
         export_compact(results, docs)
         write_record(docs, results)
+
+
+def _comparisons(results: Results, folder: Path, docs: Path | None) -> dict[str, pd.DataFrame]:
+    """What several methods on several subjects allow: every pair compared, scores over the distance, early gauges."""
+    if results.runs["series"].nunique() < 2 or results.runs["subject"].nunique() < 3:
+        return {}
+    pairs = compare(subject_scores(results), ("at_best", "area"))
+    print(power_sentence(pairs))
+    save(figures.score_vs_distance.draw(score_vs_distance(results)), folder / "score_vs_distance", docs)
+    return {"comparisons": pairs, "early_warning": early_warning(results)}
 
 
 def evidence(folder: Path | None, model_hash: str) -> Results | None:

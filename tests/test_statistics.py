@@ -9,8 +9,10 @@ from scipy import stats
 
 from analysis.statistics import (
     expanded_tail,
+    interquartile_interval,
     log_interval,
     paired_difference,
+    rate_interval,
     studentised_bootstrap,
     subject_bootstrap,
     t_interval,
@@ -109,3 +111,30 @@ def test_bootstraps_depend_on_their_seed_only() -> None:
     assert studentised_bootstrap(values, seed=1) == studentised_bootstrap(values, seed=1)
     assert studentised_bootstrap(values, seed=1) != studentised_bootstrap(values, seed=2)
     assert studentised_bootstrap(values, 0.99).high > studentised_bootstrap(values, 0.8).high
+
+
+@pytest.mark.parametrize("size", [4, 8, 16])
+def test_interquartile_mean_is_scipys_trimmed_mean(size: int) -> None:
+    values = np.random.default_rng(size).normal(0, 1, size)
+    found = interquartile_interval(values)
+    assert found.mean == pytest.approx(stats.trim_mean(values, 0.25))
+    assert found.low < found.mean < found.high
+    assert found.num_subjects == size
+
+
+def test_interquartile_mean_counts_the_ends_of_the_half_in_part() -> None:
+    """Six subjects: 1.5 are cut from either side, so the second and the fifth count by half."""
+    assert interquartile_interval([0.0, 1.0, 2.0, 4.0, 8.0, 90.0]).mean == pytest.approx((0.5 + 2 + 4 + 4) / 3)
+    assert interquartile_interval([3.0]).mean == 3.0
+    assert interquartile_interval([]).num_subjects == 0
+
+
+@pytest.mark.parametrize(("count", "num"), [(0, 8), (2, 8), (8, 8), (5, 12)])
+def test_rate_interval_is_wilsons(count: int, num: int) -> None:
+    """Wilson 1927: the roots of (p - count / num)^2 = z^2 p (1 - p) / num."""
+    found, z = rate_interval(count, num), stats.norm.ppf(0.975)
+    assert found.mean == count / num
+    for p in found[1:3]:
+        assert (p - count / num) ** 2 == pytest.approx(z**2 * p * (1 - p) / num, abs=1e-9)
+    assert 0 <= found.low < found.high <= 1
+    assert np.isnan(rate_interval(0, 0).mean)

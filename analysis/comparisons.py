@@ -1,0 +1,134 @@
+"""Every pair of series, paired by subject: differences with intervals, tests, and what could not have been seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from adapters import BadInput
+from analysis.permutation import holm, sign_flip
+from analysis.plateau import TOLERANCE, Grid, find_plateaus, mean_over_octaves, subject_grid
+from analysis.power import detectable_difference
+from analysis.statistics import Floats, interquartile_interval, studentised_bootstrap, t_interval
+
+# What is compared, each one number a subject.
+MEASURES = {
+    "at_best": "score at the multiplier at which the mean over the subjects is highest",
+    "at_one": "score at multiplier 1, the base rate",
+    "area": "mean gain over the base along the grid's octaves",
+    "sensitivity": "mean loss over the grid against the best multiplier, clipped where the mean is below the base",
+    "worst": "score at the multiplier at which the mean over the subjects is lowest",
+    "width": "octaves on which the subject's own curve stays within the tolerance of its own peak",
+}
+HIGHER_IS_WORSE = ("sensitivity",)
+
+
+def compare(
+    table: pd.DataFrame,
+    measures: Sequence[str] = tuple(MEASURES),
+    *,
+    metric: str = "dino",
+    tolerance: float = TOLERANCE,
+) -> pd.DataFrame:
+    """Compare every pair of series by every measure.
+
+    The rows of one table are one family: Holm's correction runs over all of them, so ask for no more than is wanted. The
+    best and the worst multiplier are chosen by the same subjects that are compared there; by simulation the intervals keep
+    their level all the same, which those of a choice left to the other subjects do not (docs/statistics.md).
+
+    Args:
+        table: what `subject_scores` returned; its rule for diverged runs holds here too.
+        measures: keys of `MEASURES`.
+        metric: the score.
+        tolerance: of the width.
+
+    Returns:
+        Rows measure, a, b, mean (of a - b) with its t interval low, high; boot_low, boot_high (studentised bootstrap, from 4
+        subjects); iqm, iqm_low, iqm_high (interquartile mean); p (sign flips), p_holm, smallest_p (that so many subjects can
+        give); detectable (the smallest difference found with 80 % power at 5 %); num_subjects, those that both have.
+
+    Raises:
+        BadInput: if a measure or the metric is unknown, or there are fewer than two series.
+    """
+    for name in measures:
+        if name not in MEASURES:
+            raise BadInput(f"unknown measure {name!r}; allowed: {', '.join(MEASURES)}")
+    values = {name: subject_measures(rows, tolerance) for name, rows in _series_of(table, metric)}
+    if len(values) < 2:
+        raise BadInput(f"one series, {next(iter(values))}, has nothing to be compared with: run a second method")
+    rows = [
+        {"measure": measure, "a": a, "b": b, **_difference(values[a], values[b], measure)}
+        for measure in measures
+        for a, b in combinations(values, 2)
+    ]
+    frame = pd.DataFrame(rows)
+    frame.insert(list(frame.columns).index("smallest_p"), "p_holm", holm(frame["p"]))
+    return frame
+
+
+def _series_of(table: pd.DataFrame, metric: str) -> list[tuple[str, pd.DataFrame]]:
+    rows = table[table["metric"] == metric]
+    if rows.empty:
+        known = ", ".join(map(str, table["metric"].unique()))
+        raise BadInput(f"no scores of metric {metric!r}; allowed: {known}")
+    return [(str(name), group) for name, group in rows.groupby("series", sort=False, observed=True)]
+
+
+def subject_measures(rows: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
+    """The measures of one series and metric: one row a subject, columns as in `MEASURES`, NaN where there is none."""
+    grid = subject_grid(rows, "multiplier")
+    scores, alive = grid.values, grid.num_diverged == 0
+    mean = np.nanmean(scores, axis=0) if len(scores) else np.full(len(alive), np.nan)
+    measures: dict[str, Any] = dict.fromkeys(MEASURES, np.nan)
+    measures |= {"area": mean_over_octaves(np.log2(grid.points), scores - grid.base[:, None])}
+    measures |= {"worst": scores[:, int(np.nanargmin(mean))], "width": _own_width(grid, tolerance)}
+    if alive.any():
+        best = scores[:, int(np.where(alive, mean, -np.inf).argmax())]
+        lost = best[:, None] - np.where(mean < grid.base.mean(), grid.base[:, None], scores)
+        measures |= {"at_best": best, "sensitivity": np.nanmean(lost, axis=1)}
+    if (one := np.isclose(grid.points, 1.0)).any():
+        measures |= {"at_one": scores[:, int(one.argmax())]}
+    return pd.DataFrame(measures, index=grid.scores.index)
+
+
+def _own_width(grid: Grid, tolerance: float) -> Floats:
+    width: Floats = find_plateaus(grid.points, grid.values, grid.base, grid.num_diverged > 0, tolerance)[
+        "width_octaves"
+    ]
+    return width
+
+
+def _difference(a: pd.DataFrame, b: pd.DataFrame, measure: str) -> dict[str, float]:
+    first, second = a[measure].align(b[measure], join="inner")
+    values = (first - second).dropna().to_numpy(dtype=float)
+    mean, low, high, n = t_interval(values)
+    boot, middle, test = studentised_bootstrap(values), interquartile_interval(values), sign_flip(values)
+    return {
+        "mean": mean, "low": low, "high": high, "boot_low": boot.low, "boot_high": boot.high,
+        "iqm": middle.mean, "iqm_low": middle.low, "iqm_high": middle.high,
+        "p": test.p, "smallest_p": test.smallest_p,
+        "detectable": detectable_difference(values).difference, "num_subjects": n,
+    }  # fmt: skip
+
+
+def power_sentence(comparisons: pd.DataFrame, measure: str = "at_best") -> str:
+    """One sentence that says what a table of `compare` cannot show."""
+    rows = comparisons[comparisons["measure"] == measure]
+    if rows.empty or rows["detectable"].isna().all():
+        return f"{measure}: fewer than 2 subjects, so no difference can be told from chance."
+    low, high = int(rows["num_subjects"].min()), int(rows["num_subjects"].max())
+    smallest, largest = rows["detectable"].min(), rows["detectable"].max()
+    spread = f"{smallest:.2g}" if np.isclose(smallest, largest) else f"{smallest:.2g} to {largest:.2g}, by pair"
+    count = f"{low}" if low == high else f"{low} to {high}"
+    floor = float(rows["smallest_p"].max())
+    most = int(0.05 / floor + 1e-9)
+    holm_text = f"nothing passes Holm's correction at 5 % in a table of more than {most} rows"
+    return (
+        f"{measure}: with {count} subjects a difference below {spread} is more likely than 20 % to be missed "
+        f"(two-sided t test at 5 %, before correction). p cannot be below {floor:.2g}: "
+        f"{holm_text if most else 'no sign-flip test of so few subjects can reach 5 %'}."
+    )

@@ -1,0 +1,98 @@
+"""Beyond the papers: the scores of all methods over the learning rate, and over how far the weights have moved.
+
+Where curves that lie apart on the left fall together on the right, the distance explains what the rate does not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from adapters import BadInput
+from analysis.coincidence import ScoreVsDistance
+from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means
+from figures.style import INK, METRIC_TITLES, MUTED, Look, looks, multiplier_axis, new_figure, styled
+
+COMMON_DASHES = (0, (1, 1.4))
+AXES = {"multiplier": "over the learning rate", "distance_rel": "over the distance"}
+DISTANCE_LABEL = "distance ‖W$_t$ − W$_0$‖ / ‖W$_0$‖ at the end"
+
+
+@styled
+def draw(data: ScoreVsDistance) -> Figure:
+    """One row of panels a metric: on the left against the multiplier, on the right against the distance, same scores.
+
+    Small dots are runs, lines the means over subjects (on the right at the geometric mean distance of each multiplier), the
+    dotted line the one curve fitted to all series; the text gives what it leaves on subjects that it has not seen.
+
+    Args:
+        data: what `analysis.coincidence.score_vs_distance` returned.
+
+    Raises:
+        BadInput: if there is nothing to draw.
+    """
+    if data.runs.empty:
+        raise BadInput("no finished run to draw: run python sweeps/lr_robustness.py with several methods first")
+    metrics = [name for name in METRIC_TITLES if name in set(data.runs["metric"])]
+    styles = looks(data.curves.scores)
+    figure = new_figure(9.0, 0.6 + 3.2 * len(metrics), wspace=0.05)
+    grid = figure.add_gridspec(len(metrics), 2)
+    for row, metric in enumerate(metrics):
+        for column, axis in enumerate(AXES):
+            ax = figure.add_subplot(grid[row, column], label=f"{metric} {axis}")
+            _draw_panel(ax, data, metric, axis, styles)
+            if row < len(metrics) - 1:
+                ax.set_xlabel("")
+    common = Line2D([], [], color=INK, ls=COMMON_DASHES, lw=2, label="one curve for all methods")
+    draw_legend(figure, data.curves.scores, styles, marks=[common])
+    return figure
+
+
+def _draw_panel(ax: Axes, data: ScoreVsDistance, metric: str, axis: str, styles: dict[str, Look]) -> None:
+    """Runs, means, the common curve and its residual, of one metric over one axis."""
+    scores = mean_curves(data, metric)
+    runs = data.runs[(data.runs["metric"] == metric) & (data.runs[axis] > 0)]
+    if axis == "multiplier":
+        multiplier_axis(ax, scores["multiplier"])
+    else:
+        _distance_axis(ax)
+    for series, group in runs.groupby("series", sort=False):
+        ax.plot(
+            group[axis], group["value"], ls="none", marker=".", ms=3.5, mew=0, alpha=0.35, color=styles[str(series)].color,
+            zorder=1.5, label=f"_runs {series}",
+        )  # fmt: skip
+    draw_curves(ax, scores, axis, styles)
+    draw_base_line(ax, data.curves.base, metric, label=(metric, axis) == ("dino", "multiplier"))
+    curve = data.common[(data.common["metric"] == metric) & (data.common["axis"] == axis)]
+    ax.plot(curve["x"], curve["value"], color=INK, ls=COMMON_DASHES, lw=2, zorder=2.8, label="_common")
+    limit_to_means(ax, [scores], float(data.curves.base.set_index("metric")["mean"].get(metric, np.nan)))
+    found = data.coincidences[(data.coincidences["metric"] == metric) & (data.coincidences["axis"] == axis)]
+    ax.set_title(f"{METRIC_TITLES[metric]} {AXES[axis]}", pad=25)
+    ax.text(0, 1.02, residual_text(found.iloc[0]), transform=ax.transAxes, fontsize=7.5, color=MUTED, va="bottom")
+
+
+def mean_curves(data: ScoreVsDistance, metric: str) -> pd.DataFrame:
+    """The mean scores of a metric with the mean distance at which they were reached, in the grid's order."""
+    scores = data.curves.scores[data.curves.scores["metric"] == metric]
+    distance = data.curves.distances[["series", "multiplier", "mean"]].rename(columns={"mean": "distance_rel"})
+    return scores.merge(distance, on=["series", "multiplier"])
+
+
+def residual_text(row: pd.Series) -> str:
+    """What the curves leave on subjects that they have not seen, and how it compares with the learning rate's common curve."""
+    text = f"left-out residual: {row['common']:.3f} with one curve, {row['separate']:.3f} with one a method\n"
+    if np.isfinite(row["ratio_low"]):
+        text += f"one curve's variance over the rate's: {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+    return text
+
+
+def _distance_axis(ax: Axes) -> None:
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+    ax.set_xlabel(DISTANCE_LABEL)
