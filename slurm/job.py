@@ -22,6 +22,7 @@ from slurm.ended import has_failed, read_ended
 from slurm.halve import spec_id
 from slurm.libraries import keep_freed_memory, quiet_libraries
 from slurm.pack import Setting, list_runs, make_task, read_contents, read_spec
+from slurm.scheduler import Scheduler
 from slurm.sweep_folder import PackFiles
 from slurm.turn import Turn
 from training.loop import Interrupted, Progress, Run
@@ -119,7 +120,7 @@ def run_task(specs: Sequence[str], code: str = "", job_gone: JobGone | None = No
     Args:
         specs: paths of the packs' specifications.
         code: the version of the code that was submitted; "" does not ask.
-        job_gone: asks SLURM about other holders.
+        job_gone: asks SLURM about other holders; None: as a job of it does.
 
     Raises:
         BadInput: if the code is another one; at the end, if packs could not be run.
@@ -127,6 +128,8 @@ def run_task(specs: Sequence[str], code: str = "", job_gone: JobGone | None = No
     quiet_libraries()
     keep_freed_memory()
     paths, errors = [Path(spec) for spec in specs], []
+    if job_gone is None and Holder.me().job and Scheduler.is_here():
+        job_gone = Scheduler().job_gone
     with StopSignals() as stop:
         check_code(paths, code, job_gone)
 

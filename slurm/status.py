@@ -3,7 +3,8 @@
     python -m slurm.status                     # every sweep in runs/, until nothing is left that can end
     python -m slurm.status runs/lr_robustness  # one sweep
     python -m slurm.status --once --json       # for programs; slurm/status_table.py has the schema
-    python -m slurm.status --wait              # exit code 0: all done; 1: something failed; 3: nobody works on what is left
+    python -m slurm.status --wait              # exit code 0: all done; 1: something failed; 3: nobody works on what is left;
+                                               # meanwhile packs that the cluster had no room for are sent
     python -m slurm.status --retry failed      # failed runs are to be tried again; the sweep's own command sends them
     python -m slurm.status --cancel            # ends jobs and workers; everything computed is checkpointed
 
@@ -18,7 +19,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -30,6 +31,9 @@ from slurm.scheduler import Scheduler
 from slurm.status_table import SweepState, draw, plain_lines, to_json
 from slurm.survey import PackState, Surveyor, survey
 from training.command_line import parse
+
+if TYPE_CHECKING:
+    from slurm.send_later import SendLater
 
 __all__ = ["PackState", "Surveyor", "survey"]
 LINE_S = 60.0  # between two lines that say the same, where stdout is no terminal
@@ -97,11 +101,15 @@ def _act(board: Board, options: Options) -> int:
 
 
 def _follow(board: Board, options: Options) -> list[SweepState]:
-    """Look again and again; ends when two looks in a row find nothing that can still end, or at Ctrl-C."""
+    """Look again and again; ends when two looks in a row find nothing that can still end, or at Ctrl-C.
+
+    Whoever waits also sends what the cluster had no room for.
+    """
     from rich.console import Console
     from rich.live import Live
 
     console, quiet, told = Console(), 0, _Told()
+    later = _send_later(board.scheduler) if options.wait and isinstance(board.scheduler, Scheduler) else None
     live = Live(console=console, auto_refresh=False, transient=True)
     shows = console.is_terminal and not options.json
     sweeps = board.look()
@@ -113,6 +121,9 @@ def _follow(board: Board, options: Options) -> list[SweepState]:
                 live.update(draw(sweeps, board.note, console.height - 6), refresh=True)
             elif not options.json:
                 told.tell(sweeps)
+            if later is not None and (sent := later.send(sweeps)):
+                console.print("\n".join(sent), highlight=False, soft_wrap=True)
+                quiet = 0
             time.sleep(options.every_s)
             sweeps = board.look()
             quiet = 0 if board.may_change(sweeps) else quiet + 1
@@ -123,6 +134,12 @@ def _follow(board: Board, options: Options) -> list[SweepState]:
         if shows:
             live.stop()
     return sweeps
+
+
+def _send_later(scheduler: Scheduler) -> SendLater:
+    from slurm.send_later import SendLater  # this loads torch, which looking does not need
+
+    return SendLater(scheduler)
 
 
 class _Told:
