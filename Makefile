@@ -35,8 +35,8 @@ help: ## list these targets
 run: $(VENV)/.plateau-run ## the main job: DeLoRA over learning rates on the pocket pipeline, minutes on a CPU
 	$(BIN)/python sweeps/lr_robustness.py --method delora $(ARGS)
 
-test: $(VENV)/.plateau-test ## the default tests, one process a core
-	$(BIN)/python -m pytest -n auto $(ARGS)
+test: $(VENV)/.plateau-test ## the default tests, one process with one thread a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(VENV)/.plateau-test ## style and format
 	$(BIN)/python -m ruff check .
