@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def save(folder: Path | str, attached: Attached, replica: int, *, base_model: st
         BadInput: The disk is full or the folder cannot be written. What stood there before still does.
     """
     folder = Path(folder)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    aside = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         aside.mkdir(parents=True, exist_ok=True)
         if isinstance(attached, PeftPack):

@@ -123,6 +123,7 @@ class Claim:
         Raises:
             StoreError: if it cannot be written.
         """
+        _mine.discard(self.pack.claim(self.turn))
         write_json(self.pack.claim(self.turn), self.contents | {"outcome": outcome, **more})
 
     def end_quietly(self, outcome: str, **more: Any) -> None:
@@ -150,6 +151,9 @@ class Watch:
         return now - since > self.stale_s
 
 
+_mine: set[Path] = set()  # claims that this process holds
+
+
 def take(pack: PackFiles, watch: Watch, job_gone: JobGone | None = None, **more: Any) -> Claim | None:
     """Take the next turn at a pack, if nobody has it.
 
@@ -170,11 +174,14 @@ def take(pack: PackFiles, watch: Watch, job_gone: JobGone | None = None, **more:
     holder = _holder(held) if held is not None else None
     if held is not None and "outcome" not in held:
         dead = holder.is_dead(me, job_gone) if holder else None
+        if holder == me and pack.claim(turn) not in _mine:
+            dead = True  # we gave it up, but the disk did not take the outcome
         if dead is False or (dead is None and not watch.is_stale(pack, turn)):
             return None
     contents = {"holder": dataclasses.asdict(me), "began": time.time(), **more}
     if not create_json(pack.claim(turn + 1), contents):
         return None
+    _mine.add(pack.claim(turn + 1))
     if held is not None and (holder is None or holder.machine != me.machine):
         time.sleep(SETTLE_S)
         held = _read_claim(pack, turn)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slurm.halve import spec_id
+from slurm.pack import Setting
 from tests.make_pipeline import make_pipeline, make_scorers, make_subjects
+from training.cell import Cell
+from training.store import write_json
+from training.tasks.subjects import Subject, load
+
+INSTANCE_PROMPT = "a {token} {cls}"
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,3 +68,25 @@ def build_studio(folder: Path) -> Studio:
     make_scorers(folder)
     make_subjects(folder / "subjects")
     return Studio(folder, folder / "cache")
+
+
+def make_pack(studio: Studio, sweep: Path, cells: Sequence[Cell], **setting: object) -> Path:
+    """Store a pack's specification as a plan does; returns its path."""
+    subjects = {cell.subject: load_subject(studio, cell.subject) for cell in cells}
+    cells = [dataclasses.replace(cell, subject_hash=subjects[cell.subject].content_hash()) for cell in cells]
+    run_ids = [cell.run_id(f"x{cell.lr:g}") for cell in cells]
+    pack = f"{cells[0].method_stem}-{spec_id(run_ids)}"
+    rows = [{"run_id": i, "cell": c.to_dict(), "labels": {"multiplier": 1.0}} for i, c in zip(run_ids, cells)]
+    fields = {"threads": 1, "checkpoint_every_s": 0.0, **setting}
+    shared = Setting(
+        str(studio.folder / "pipeline"), str(studio.folder / "dino"), str(studio.folder / "clip"),
+        str(studio.folder / "subjects"), "sks", INSTANCE_PROMPT, str(sweep.parent), **fields,
+    )  # fmt: skip
+    spec = sweep / "packs" / f"{pack}.json"
+    write_json(spec, {"schema": 1, "pack": pack, "setting": dataclasses.asdict(shared), "runs": rows})
+    return spec
+
+
+def load_subject(studio: Studio, name: str) -> Subject:
+    """One of the studio's subjects."""
+    return load(studio.folder / "subjects", name, token="sks", instance_prompt=INSTANCE_PROMPT)

@@ -7,15 +7,15 @@ import unittest.mock
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from adapters import METHODS, get_class, parse_method
+from tests.compare_runs import assert_same, weights
 from tests.make_pipeline import make_pipeline, make_scorers, make_subjects
 from training.cell import Cell
 from training.loop import Interrupted, Run, train_pack
-from training.store import KINDS, RunFolder
+from training.store import RunFolder
 from training.tasks import pipeline as pipelines
 from training.tasks import subjects as subject_folders
 from training.tasks.scorers import Scorers
@@ -71,35 +71,6 @@ def train(studio: Path, parts: tuple, folder: Path, cells: list[Cell], **options
     runs = [Run(cell, RunFolder(folder / f"run-{cell.identity()[:10]}"), {"multiplier": 1.0}) for cell in cells]
     train_pack(runs, make_task(studio, parts, cells), **options)
     return [run.folder for run in runs]
-
-
-def rows(folder: RunFolder) -> dict[str, pd.DataFrame]:
-    """Every table of a run, sorted, without what a clock decides."""
-    tables = {kind: folder.read_table(kind) for kind in KINDS} | {"scores": folder.read_scores()}
-    for name, table in tables.items():
-        keys = [key for key in ("step", "matrix", "metric", "prompt") if key in table]
-        table = table.astype({key: str for key in keys if key != "step"})
-        tables[name] = table.sort_values(keys, ignore_index=True).drop(columns="seconds", errors="ignore")
-    return tables
-
-
-def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
-    """The stored adapter's tensors."""
-    from safetensors.torch import load_file
-
-    files = sorted(folder.adapter.glob("*.safetensors"))
-    assert files, f"no adapter in {folder.adapter}"
-    return {f"{file.name}/{name}": t for file in files for name, t in load_file(file).items()}
-
-
-def assert_same(left: RunFolder, right: RunFolder) -> None:
-    """Bit for bit the same adapters and rows."""
-    one, two = weights(left), weights(right)
-    assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        assert torch.equal(tensor, two[name]), name
-    for name, table in rows(left).items():
-        pd.testing.assert_frame_equal(table, rows(right)[name], check_exact=True, obj=name)
 
 
 @pytest.mark.parametrize("method", METHODS)

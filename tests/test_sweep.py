@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.compare_runs import assert_same_results
 from tests.make_studio import Studio, build_studio
-from tests.test_loop import assert_same
 from training.store import RunFolder, find_runs
 from training.tasks.pipeline import attention_shapes
 
@@ -51,16 +51,6 @@ LONG = (*TWO_CELLS, "--steps", "160", "--eval-steps", "40", "--norms-every", "40
 def trained(runs: Path) -> dict[str, RunFolder]:
     """Ended or unfinished runs by name."""
     return {run.run_id: run for run in find_runs(runs)}
-
-
-def assert_all_same(left: Path, right: Path) -> None:
-    """Both runs folders hold the same runs, bit for bit."""
-    one, two = trained(left), trained(right)
-    assert one.keys() == two.keys()
-    for name, run in one.items():
-        assert run.status() in ("finished", "diverged")
-        if run.adapter.exists():
-            assert_same(run, two[name])
 
 
 def wait_for(holds, process, seconds: float = 120) -> None:
@@ -140,7 +130,7 @@ def test_kill_9_and_the_same_command_again(victims: str, studio: Studio, undistu
     assert not all(run.status() == "finished" for run in trained(runs).values()), "killed too late to test anything"
     done = studio.run(runs, *LONG)
     assert done.returncode == 0, done.stderr
-    assert_all_same(undisturbed, runs)
+    assert_same_results(undisturbed, runs)
 
 
 def test_ctrl_c_says_how_to_go_on(studio: Studio, undisturbed: Path, tmp_path: Path) -> None:
@@ -155,7 +145,7 @@ def test_ctrl_c_says_how_to_go_on(studio: Studio, undisturbed: Path, tmp_path: P
     assert "preempted" in {run.status() for run in trained(runs).values()}
     done = studio.run(runs, *LONG)
     assert done.returncode == 0, done.stderr
-    assert_all_same(undisturbed, runs)
+    assert_same_results(undisturbed, runs)
 
 
 def test_two_at_once_share_the_work(studio: Studio, undisturbed: Path, tmp_path: Path) -> None:
@@ -165,4 +155,4 @@ def test_two_at_once_share_the_work(studio: Studio, undisturbed: Path, tmp_path:
         out, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
         assert "fig2_lr_robustness.png" in out
-    assert_all_same(undisturbed, runs)
+    assert_same_results(undisturbed, runs)

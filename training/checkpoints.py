@@ -51,8 +51,6 @@ def resume(runs: Sequence[Run], optimizer: PackedAdamW) -> int | None:
             states = [_load(run, step) for run in runs]
             for run in open_runs:
                 run.folder.check_rows(expected_rows(run.cell, step), evaluated_before(run.cell, step))
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            print(f"damaged checkpoint of step {step} ({error}); going on from an earlier one", file=sys.stderr)
         except DamagedFile as error:
             print(f"{error}: cannot go on at step {step}; going on from an earlier one", file=sys.stderr)
         else:
@@ -88,13 +86,16 @@ def evaluated_before(cell: Cell, step: int) -> set[int]:
 
 def _load(run: Run, step: int) -> dict[str, torch.Tensor]:
     path = run.folder.checkpoint(step)
-    with safe_open(path, framework="pt") as file:
-        about = file.metadata() or {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         if about.get("cell") != run.cell.identity():
-            raise ValueError(f"{path} belongs to another cell")
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    if "crc32" in about and about["crc32"] != str(_checksum(state)):
-        raise ValueError(f"{path} has another checksum than when it was written")
+            raise ValueError("it belongs to another cell")
+        if about.get("crc32", found := str(_checksum(state))) != found:
+            raise ValueError("its checksum is another than when it was written")
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise DamagedFile(f"damaged checkpoint of step {step} ({path}: {error})") from None
     return state
 
 

@@ -75,8 +75,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         table = file.read(columns=list(columns) if columns else None)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DamagedFile(f"damaged file {path}: {str(error).splitlines()[0]}") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedFile(f"damaged file {path}: {(str(error).splitlines() or ['?'])[0]}") from None
     check_version(table.schema, path)
     return table
 
@@ -310,8 +310,8 @@ class RunFolder:
         for path in [*(part for kind in KINDS for part in self.parts(kind)), self.path / "scores.parquet"]:
             try:
                 check_version(pq.read_schema(path), path)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise DamagedFile(f"damaged file {path}: {str(error).splitlines()[0]}") from None
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise DamagedFile(f"damaged file {path}: {(str(error).splitlines() or ['?'])[0]}") from None
 
     def set_aside(self) -> Path:
         """Rename the folder out of the way, keeping what is in it; returns the new path."""
