@@ -19,7 +19,7 @@ from training.store import read_json, writing
 README = """\
 # Packs of the sweep `{sweep}`, to be run by hand
 
-{packs} packs with {cells} cells, in {arrays} job arrays. On a machine that can submit, with Plateau's checkout and its Python:
+Packs: {packs}; cells: {cells}; job arrays: {arrays}. On a machine that can submit, with Plateau's checkout and its Python:
 
 ```
 cd RUNS_FOLDER                       # the folder that holds {sweep}/

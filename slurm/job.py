@@ -8,7 +8,6 @@ SIGTERM or SIGINT: it checkpoints and stops; its runs are `preempted`, and the s
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adapters import BadInput
-from slurm.claims import BEAT_S, JobGone, Watch, take
+from slurm.claims import BEAT_S, Holder, JobGone, Watch, take
 from slurm.code_version import code_version
 from slurm.ended import has_failed, read_ended
 from slurm.halve import spec_id
@@ -145,7 +144,7 @@ def run_task(specs: Sequence[str], code: str = "", job_gone: JobGone | None = No
             print(
                 f"stopped by {signal.Signals(stop.received).name}; everything computed is checkpointed", file=sys.stderr
             )
-            if stop.received == signal.SIGUSR2 and (job := os.environ.get("SLURM_JOB_ID")):
+            if stop.received == signal.SIGUSR2 and (job := Holder.me().job):  # of an array, this task alone
                 requeue(job)
     if errors:
         raise BadInput(f"{len(errors)} of {len(paths)} packs could not be run; the first: {errors[0]}")

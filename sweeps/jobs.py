@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -112,16 +113,19 @@ def describe_cost(requests: Sequence[Request]) -> str:
     """What arrays are expected to cost, and when they could be done."""
     gpus = requests[0].cluster.num_gpus
     kind, each = ("GPU", lambda request: gpus) if gpus else ("core", lambda request: request.cpus)
-    most = sum(len(r.tasks) * r.time_min * each(r) for r in requests) / 60
+    most = _hours(sum(len(r.tasks) * r.time_min * each(r) for r in requests) / 60, kind)
     if not all(request.expected_s for request in requests):
-        return f"at most {most:.3g} {kind}-hours; nothing was measured on such a device yet"
-    hours = sum(sum(r.expected_s) * each(r) for r in requests) / 3600
+        return f"at most {most}; nothing was measured on such a device yet"
+    cost = _hours(sum(sum(r.expected_s) * each(r) for r in requests) / 3600, kind)
     longest = max(max(request.expected_s) for request in requests)
     end = datetime.now() + timedelta(seconds=longest)
     return (
-        f"about {hours:.3g} {kind}-hours (at most {most:.3g}); if every task starts now, done in {duration(longest)}, "
-        f"at {end:%Y-%m-%d %H:%M}"
+        f"about {cost}, at most {most}; if every task starts now, done in {duration(longest)}, at {end:%Y-%m-%d %H:%M}"
     )
+
+
+def _hours(hours: float, kind: str) -> str:
+    return f"{hours:.3g} {kind}-hours" if hours >= 0.1 else f"{_count(math.ceil(hours * 60), f'{kind}-minute')}"
 
 
 def describe_report(report: Report, cluster: Cluster) -> list[str]:

@@ -270,8 +270,9 @@ class RunFolder:
         Raises:
             DamagedFile: naming the file that is damaged, or the table with rows missing or doubled.
         """
+        last = max((step for steps in expected.values() for step in steps), default=-1)  # parts end at checkpoints
         for kind, steps in expected.items():
-            parts = [part for part in self.parts(kind) if _last_step(part) <= max(steps, default=-1)]
+            parts = [part for part in self.parts(kind) if _last_step(part) <= last]
             found = Counter(step for part in parts for step in read_table(part)["step"].to_pylist())
             if found.keys() != steps or len(set(found.values())) > 1:
                 raise DamagedFile(f"damaged table {self.path / kind}: rows are missing or doubled")
