@@ -38,8 +38,8 @@ def cancel(surveyor: Surveyor, packs: Iterable[PackState], scheduler: Canceller 
         lines.append(f"no scancel on this machine: {len(jobs)} jobs go on: {', '.join(jobs[:5])}")
     claims = surveyor.files.claims
     holders = [holder_of(claims.get(pack.name, {})) for pack in live if pack.state == "running" and not pack.job]
-    tasks = surveyor.files.submissions.tasks(None)
-    workers = {worker for pack in live if pack.name in tasks for worker in tasks[pack.name].workers}
+    records = [r for r in surveyor.files.submissions.records if r.get("executor") == "local"]
+    workers = {Holder(**worker) for record in records for worker in record.get("workers", [])}
     return lines + _stop({holder for holder in holders if holder is not None}, workers)
 
 
@@ -49,9 +49,9 @@ def _stop(holders: set[Holder], workers: set[Holder]) -> list[str]:
     here = {worker.pid for worker in workers if worker.is_dead(me) is False}
     for process in sorted(holders | workers, key=lambda holder: holder.pid):
         dead = process.is_dead(me)
-        if dead is None:
+        if dead is None and process in holders:
             lines.append(f"process {process.pid} of {process.user} on {process.host} goes on: stop it there")
-        elif not dead and _parent(process.pid) not in here:
+        elif dead is False and _parent(process.pid) not in here:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGTERM)
                 lines.append(f"process {process.pid} was asked to stop")

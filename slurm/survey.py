@@ -34,7 +34,7 @@ class PackState:
     Attributes:
         name: the pack's name.
         state: "ended", "running", "queued", "planned", "preempted" or "failed".
-        num_cells: its cells; 0 for a pack that was halved, whose cells are in the smaller packs.
+        num_cells: its cells; of a pack that was halved, those that are not in the smaller packs.
         counts: its cells by the statuses of `training.store.STATUSES` and "queued".
         phase, step, steps: where its holder is.
         rate: measured steps a second; None if unknown.
@@ -171,11 +171,13 @@ class Surveyor:
 
     def _ended(self, pack: PackFiles) -> PackState:
         ending = self.files.endings[pack.name]
-        if ending.get("replaced_by"):
-            return PackState(pack.name, "ended", 0, error=f"halved: {ending.get('reason') or 'no reason given'}")
         statuses, errors = list(ending.get("runs", {}).values()), ending.get("errors") or {}
+        if ending.get("replaced_by"):  # what had ended stays with it
+            statuses = [status for status in statuses if status in ENDED]
+            errors = {pack.name: f"halved: {ending.get('reason') or 'no reason given'}"}
         counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
-        log = next((str(self.files.run(pack, run_id).path / "run.json") for run_id in errors), None)
+        runs = [self.files.run(pack, run_id) for run_id, status in ending.get("runs", {}).items() if status == "failed"]
+        log = str(runs[0].path / "run.json") if runs else None
         return PackState(
             pack.name, "ended", len(statuses), counts, error=next(iter(errors.values()), ""), log=log,
             seconds=float(ending.get("seconds") or 0.0),

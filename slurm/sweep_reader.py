@@ -68,10 +68,11 @@ class SweepReader:
 
     def has_moved_on(self, pack: PackFiles) -> bool:
         """Whether the pack's files say more now than when they were listed; an ending is taken over."""
-        now = PackFiles.of(pack.spec)
-        if now.has_ended and (ending := read_quietly(now.ended)):
-            self.endings[pack.name], self._turns[pack.name] = ending, now.turn
-        return now.has_ended or now.turn != pack.turn or self.read_claim(pack) != self.claims[pack.name]
+        ending = read_quietly(pack.ended)  # by name, which is known sooner than from a listing, and costs less
+        if ending:
+            self.endings[pack.name], self._turns[pack.name] = ending, pack.turn
+        later = pack.claim(pack.turn + 1).exists()
+        return bool(ending) or later or self.read_claim(pack) != self.claims[pack.name]
 
     def read_claim(self, pack: PackFiles) -> dict:
         """The newest claim; empty if nobody ever held the pack."""

@@ -44,7 +44,9 @@ class Done:
         done = cls(plan, files, dict.fromkeys(plan.run_ids().values(), "planned"))
         for pack, rows in plan.packs.items():
             if pack in files.endings:
-                done.statuses |= files.endings[pack].get("runs", {})
+                runs = files.endings[pack].get("runs", {})
+                whole = not done.is_replaced(pack)  # of a halved pack, what had ended stays with it
+                done.statuses |= {run_id: status for run_id, status in runs.items() if whole or status in ENDED}
             elif files.claims.get(pack) or plan.run(rows[0][1]).exists():
                 done.statuses |= {run_id: done._status(plan.run(run_id)) for _, run_id in rows}
         return done

@@ -1,0 +1,264 @@
+"""A sweep's plan: thousands of cells in seconds, each in one pack whoever plans, sharded, and old plans as they were."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from adapters import BadInput
+from benchmarks.operations import count_operations
+from slurm.job import Setting, read_spec
+from slurm.sweep_folder import SweepFolder
+from sweeps import plan as planning
+from sweeps.done import Done, check_ended
+from sweeps.grid import Planned
+from sweeps.plan import Plan
+from tests.make_runs import Maker
+from training.cell import Cell
+from training.store import find_runs
+
+SETTING = Setting("model", "dino", "clip", "subjects", "sks", "a photo", "runs")
+
+
+def make_cells(count: int, method: str = "lora") -> list[Planned]:
+    """Cells of one group."""
+    cells = [Cell(method, "", 4, "dog", seed, 10, 1e-3) for seed in range(count)]
+    return [Planned(cell, f"s{cell.seed}", {"multiplier": 1.0}) for cell in cells]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "runs" / "grid"
+    (path / "packs").mkdir(parents=True)
+    return path
+
+
+def test_ten_thousand_cells_are_planned_within_five_seconds(folder: Path) -> None:
+    """Of this process: other tests share the machine; `benchmarks/scale.py` measures the wall."""
+    cells = make_cells(10_000)
+    began = time.process_time()
+    plan = Plan.read(folder)
+    plan.add(cells, SETTING, 8, 1)
+    again = Plan.read(folder)
+    todo = Done.look(again).todo({p.cell.identity() for p in cells})
+    assert time.process_time() - began < 5
+    assert sorted(todo) == sorted(plan.packs)
+    assert len(again.run_ids()) == 10_000
+
+
+@pytest.mark.parametrize("count", [200, 400])
+def test_operations_grow_with_the_number_of_packs(count: int, folder: Path) -> None:
+    """A fixed number of each pack: whatever reads all packs for each of them shows here."""
+    plan = Plan.read(folder)
+    with count_operations() as counts:
+        plan.add(make_cells(count), SETTING, 2, 1)
+    assert sum(counts.values()) < 60 + 8 * (count // 2)
+    with count_operations() as counts:
+        Done.look(Plan.read(folder))
+    assert sum(counts.values()) < 20 + 4 * (count // 2)
+
+
+def test_ended_runs_are_not_opened_to_find_out_that_they_are_done(folder: Path) -> None:
+    plan = Plan.read(folder)
+    plan.add(make_cells(40), SETTING, 4, 1)
+    for pack, rows in plan.packs.items():
+        write_ending(plan, pack, {run_id: "finished" for _, run_id in rows})
+    with count_operations() as counts:
+        done = Done.look(plan)
+    assert set(done.statuses.values()) == {"finished"}
+    assert counts["open"] <= 10, "one ending a pack"
+
+
+def write_ending(plan: Plan, pack: str, runs: dict[str, str], **more: Any) -> None:
+    """The `ended.json` of a pack."""
+    path = plan.spec(pack).with_name(f"{pack}.ended.json")
+    ending = {"pack": pack, "runs": runs, "turns": 1, "seconds": 1.0, "replaced_by": [], "reason": None, "errors": {}}
+    path.write_text(json.dumps(ending | more))
+
+
+# Numbered folders.
+
+
+def test_small_sweep_stays_flat(folder: Path) -> None:
+    plan = Plan.read(folder)
+    plan.add(make_cells(6), SETTING, 3, 1)
+    assert {plan.spec(pack).parent for pack in plan.packs} == {folder / "packs"}
+    spec = json.loads(plan.spec(next(iter(plan.packs))).read_text())
+    assert all("folder" not in row for row in spec["runs"])
+
+
+def test_large_sweep_is_put_into_numbered_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slurm.sweep_folder.SHARD", 4)
+    Plan.read(folder).add(make_cells(6), SETTING, 1, 1)
+    plan = Plan.read(folder)
+    plan.add(make_cells(14), SETTING, 1, 1)
+    packs = SweepFolder(folder).scan()
+    assert len(packs) == 14
+    per_folder = [sum(files.folder.name == name for files in packs.values()) for name in ("packs", "001", "002", "003")]
+    assert per_folder == [4, 4, 4, 2]
+    paths = [plan.run(run_id).path for run_id in plan.run_ids().values()]
+    assert [sum(path.parent.name == name for path in paths) for name in ("grid", "001", "002", "003")] == [4, 4, 4, 2]
+    for pack in plan.packs:
+        _, _, (run,) = read_spec(plan.spec(pack))
+        assert run.folder.path == plan.run(run.folder.run_id).path, "planner and job mean the same folder"
+
+
+def test_runs_in_numbered_folders_are_found_and_loaded(tmp_path: Path) -> None:
+    from analysis import load
+
+    with mock.patch("os.fsync"):
+        made = Maker(tmp_path, multipliers=(1.0, 2.0), subjects=("cat", "dog")).write()
+    sweep = made / "lr_robustness"
+    (sweep / "packs").mkdir()
+    (sweep / "001").mkdir()
+    runs = sorted(sweep.glob("delora-*"))
+    for path in runs[:2]:
+        path.rename(sweep / "001" / path.name)
+    (sweep / "001" / f".{runs[3].name}.damaged-1").mkdir()
+    (sweep / "001" / f".{runs[3].name}.damaged-1" / "run.json").write_text("{}")
+    for root in (made, sweep):
+        assert {run.run_id for run in find_runs(root)} >= {path.name for path in runs}
+        assert not any(run.run_id.startswith(".") for run in find_runs(root))
+    found = load(made)
+    assert len(found.runs) == 4
+    assert set(found.runs["sweep"]) == {"lr_robustness"}
+    assert len(found.scores["run_id"].unique()) == 4
+    assert find_runs(tmp_path / "nowhere") == []
+
+
+# Several planners.
+
+
+def _plan(folder: Path, counts: tuple[int, ...], gate: Any) -> None:
+    gate.wait()
+    for count in counts:
+        Plan.read(folder).add(make_cells(count), SETTING, 3, 1)
+
+
+def test_two_planners_at_once_give_each_cell_to_one_pack(folder: Path) -> None:
+    """They ask for overlapping cells, so that packs made side by side would differ."""
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    gate = context.Barrier(2)
+    team = [context.Process(target=_plan, args=(folder, counts, gate)) for counts in ((7, 20), (11, 16))]
+    for process in team:
+        process.start()
+    for process in team:
+        process.join(60)
+        assert process.exitcode == 0
+    rows = [run_id for pack in Plan.read(folder).packs.values() for _, run_id in pack]
+    assert sorted(rows) == sorted(set(rows))
+    assert len(rows) == 20
+
+
+def test_plan_made_meanwhile_is_read_before_planning(folder: Path) -> None:
+    first, second = Plan.read(folder), Plan.read(folder)
+    first.add(make_cells(4), SETTING, 2, 1)
+    second.add(make_cells(6), SETTING, 4, 1)
+    assert second.packs.keys() > first.packs.keys()
+    assert len(second.run_ids()) == 6
+
+
+def test_planner_waits_for_packs_that_are_not_visible_yet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Plan.read(folder).add(make_cells(4), SETTING, 2, 1)
+    whole = SweepFolder(folder).scan()
+    shown = [{}, {}, whole]
+    monkeypatch.setattr(SweepFolder, "scan", lambda self: shown.pop(0) if shown else whole)
+    assert Plan.read(folder).packs.keys() == whole.keys()
+    assert not shown
+    monkeypatch.setattr(SweepFolder, "scan", lambda self: {})
+    monkeypatch.setattr(planning, "SETTLE_S", 0.1)
+    with pytest.raises(BadInput, match="shows 0 of 2 packs"):
+        Plan.read(folder)
+
+
+# What is stored.
+
+
+def test_old_plan_stays_as_it_is(folder: Path) -> None:
+    """Specifications from before: indented, in one folder, without identities; and the tally that counts packs."""
+    cells = make_cells(4)
+    rows = [{"run_id": p.cell.run_id(p.label), "cell": p.cell.to_dict(), "labels": p.labels} for p in cells]
+    old = {"schema": 1, "pack": "lora-old", "setting": dataclasses.asdict(SETTING), "runs": rows[:3]}
+    (folder / "packs" / "lora-old.json").write_text(json.dumps(old, indent=1))
+    plan = Plan.read(folder)
+    plan.add(cells, SETTING, 8, 1)
+    assert len(plan.packs) == 2
+    assert plan.run_ids() == {p.cell.identity(): p.cell.run_id(p.label) for p in cells}
+    assert json.loads((folder / "packs" / "lora-old.json").read_text()) == old
+
+
+def test_refresh_rewrites_only_what_moved(folder: Path) -> None:
+    plan = Plan.read(folder)
+    plan.add(make_cells(4), SETTING, 2, 1)
+    before = {pack: plan.spec(pack).stat().st_ino for pack in plan.packs}
+    plan.refresh(SETTING, plan.packs)
+    assert {pack: plan.spec(pack).stat().st_ino for pack in plan.packs} == before
+    plan.refresh(dataclasses.replace(SETTING, model="elsewhere", threads=7), plan.packs)
+    for pack in plan.packs:
+        _, setting, _ = read_spec(plan.spec(pack))
+        assert (setting.model, setting.threads) == ("elsewhere", 0), "threads stay as planned"
+
+
+def test_identity_is_that_of_earlier_versions() -> None:
+    cell = Cell("lora", "alpha=2r,init=kaiming", 8, "dog", 0, 500, 1e-3)
+    assert cell.identity() == "7d4df59365ec393b736959b1da69fea988bc35d31791fb26fd3fbea65f6c787c"
+    assert dataclasses.replace(cell, seed=1).identity() != cell.identity(), "a copy has an identity of its own"
+
+
+# What is done.
+
+
+def test_halved_pack_gives_its_open_cells_to_the_smaller_ones(folder: Path) -> None:
+    plan = Plan.read(folder)
+    cells = make_cells(4)
+    plan.add(cells, SETTING, 4, 1)
+    ((whole, rows),) = plan.packs.items()
+    spec = json.loads(plan.spec(whole).read_text())
+    for name, part in (("lora-a", spec["runs"][1:3]), ("lora-b", spec["runs"][3:])):
+        (folder / "packs" / f"{name}.json").write_text(
+            json.dumps(spec | {"pack": name, "runs": part, "part_of": whole})
+        )
+    statuses = dict(zip((run_id for _, run_id in rows), ("finished", "running", "running", "running")))
+    write_ending(plan, whole, statuses, replaced_by=["lora-a", "lora-b"], reason="out of memory")
+    plan = Plan.read(folder)
+    write_ending(plan, "lora-a", {run_id: "finished" for _, run_id in plan.packs["lora-a"]})
+    done = Done.look(plan)
+    assert done.todo({p.cell.identity() for p in cells}) == ["lora-b"]
+    assert sum(done.has(p.cell.identity()) for p in cells) == 3
+
+
+def test_failed_runs_are_tried_again_when_asked_for(folder: Path) -> None:
+    plan = Plan.read(folder)
+    cells = make_cells(4)
+    plan.add(cells, SETTING, 2, 1)
+    for pack, rows in plan.packs.items():
+        write_ending(plan, pack, {run_id: "failed" for _, run_id in rows})
+    (first, *_), wanted = plan.packs.values(), {plan.packs[next(iter(plan.packs))][0][0]}
+    done = Done.look(plan)
+    assert len(done.todo(wanted)) == 1
+    done.reopen_failed(wanted)
+    assert [line.split()[1] for line in done.lines] == [run_id for _, run_id in first]
+    found = Done.look(Plan.read(folder))
+    assert sorted(found.statuses.values()) == ["failed", "failed", "planned", "planned"]
+
+
+def test_run_that_is_gone_is_trained_again(folder: Path) -> None:
+    plan = Plan.read(folder)
+    cells = make_cells(2)
+    plan.add(cells, SETTING, 2, 1)
+    ((pack, rows),) = plan.packs.items()
+    write_ending(plan, pack, {run_id: "finished" for _, run_id in rows})
+    wanted = {p.cell.identity() for p in cells}
+    done = Done.look(plan)
+    assert done.todo(wanted) == []
+    check_ended(done, wanted)
+    assert len(done.lines) == 2
+    assert Done.look(plan).todo(wanted) == [pack], "the pack's ending was taken away"
