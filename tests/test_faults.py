@@ -7,6 +7,8 @@ has disturbed, and no cell trained twice.
 from __future__ import annotations
 
 import random
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,17 @@ def test_time_limit_of_a_minute_is_continued_by_requeue(grid: Grid, undisturbed:
     assert grid.settle() == {"ended": 3}
     assert {tuple(outcomes) for outcomes in grid.outcomes().values()} == {("stopped", "done")}
     assert len(grid.resumed()) == 2
+    assert grid.jobs() == [job]
+    grid.assert_same_as(undisturbed, 2)
+
+
+def test_warning_before_python_listens_does_not_end_the_task(grid: Grid, undisturbed: Path) -> None:
+    grid.submit()
+    (job,) = grid.jobs()
+    for _ in range(20):  # from the first moments of the tasks on
+        subprocess.run(["scancel", "--signal=USR2", "--batch", job], capture_output=True)
+        time.sleep(0.1)
+    assert grid.settle() == {"ended": 3}
     assert grid.jobs() == [job]
     grid.assert_same_as(undisturbed, 2)
 
