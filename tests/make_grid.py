@@ -99,7 +99,7 @@ class Grid:
         """The same command, to its end."""
         arguments = self.studio.arguments(self.runs, *self.words("--cluster", cluster, *more))
         return subprocess.run(
-            arguments, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=240, **options
+            arguments, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=600, **options
         )
 
     def submit(self, *more: str, **options: Any) -> str:
@@ -119,7 +119,7 @@ class Grid:
         """`python -m slurm.status`."""
         command = [sys.executable, "-m", "slurm.status", str(self.sweep.path), "--every-s", "0.5", *words]
         return subprocess.run(
-            command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=240
+            command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=600
         )  # fmt: skip
 
     def mood(self, **wishes: float | list[int]) -> None:

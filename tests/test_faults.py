@@ -153,9 +153,10 @@ def test_out_of_memory_halves_the_pack(grid: Grid, undisturbed: Path) -> None:
     (whole,) = grid.packs()
     assert grid.outcomes()[whole][0] == "killed"
     grid.submit()
-    for _ in range(3):  # the halves die too, and are halved
-        if grid.settle()["ended"] < len(grid.sweep.scan()):
-            grid.submit()
+    for _ in range(4):  # the halves die too, and are halved
+        if grid.settle()["ended"] == len(grid.sweep.scan()):
+            break
+        grid.submit()
     endings = {name: read_json(files.ended) for name, files in grid.packs().items()}
     halved = {name: ending for name, ending in endings.items() if ending["replaced_by"]}
     assert len(endings) == 7
