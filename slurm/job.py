@@ -125,12 +125,12 @@ def run_task(specs: Sequence[str], code: str = "", job_gone: JobGone | None = No
     Raises:
         BadInput: if the code is another one; at the end, if packs could not be run.
     """
-    quiet_libraries()
-    keep_freed_memory()
     paths, errors = [Path(spec) for spec in specs], []
     if job_gone is None and Holder.me().job and Scheduler.is_here():
         job_gone = Scheduler().job_gone
-    with StopSignals() as stop:
+    with StopSignals() as stop:  # first: before it, a warning would end the job for good
+        quiet_libraries()
+        keep_freed_memory()
         check_code(paths, code, job_gone)
 
         def run(path: Path) -> str:
@@ -147,7 +147,8 @@ def run_task(specs: Sequence[str], code: str = "", job_gone: JobGone | None = No
             print(
                 f"stopped by {signal.Signals(stop.received).name}; everything computed is checkpointed", file=sys.stderr
             )
-            if stop.received == signal.SIGUSR2 and (job := Holder.me().job):  # of an array, this task alone
+            job = Holder.me().job  # of an array, this task alone
+            if job and (stop.received == signal.SIGUSR2 or is_to_go_on(job)):
                 requeue(job)
     if errors:
         raise BadInput(f"{len(errors)} of {len(paths)} packs could not be run; the first: {errors[0]}")
@@ -169,6 +170,21 @@ def check_code(paths: Sequence[Path], code: str, job_gone: JobGone | None = None
         if not files.has_ended and (claim := take(files, _WATCH, job_gone, code=code_version())):
             claim.end("refused", error=error)
     raise BadInput(error)
+
+
+def is_to_go_on(job: str) -> bool:
+    """Whether SLURM ends this job for its time limit, or asks it to leave for another: then it is to be started again.
+
+    SLURM requeues by itself a job that it had to end by force for another, but not one that ends when it is asked to.
+    """
+    try:
+        asked = ["scontrol", "show", "job", job]
+        words = subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    facts = dict(word.split("=", 1) for word in words if "=" in word)
+    asked_to_leave = facts.get("PreemptTime", "None") != "None" and facts.get("JobState") in ("RUNNING", "SIGNALING")
+    return facts.get("Reason") == "TimeLimit" or asked_to_leave
 
 
 def requeue(job: str) -> None:

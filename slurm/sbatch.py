@@ -25,6 +25,7 @@ from training.store import store_error
 
 ROOT = Path(__file__).resolve().parents[1]
 WARN_S = 90  # seconds before the end at which a task is warned
+KEEP = "trap '' USR2"  # a warning that comes before Python listens must not end the task: SIGTERM follows
 EXPORT = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX",
     "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TORCH_HOME", "XDG_CACHE_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
@@ -77,7 +78,7 @@ class Request:
             **{key: value for key, value in told.items() if value},
             "nodes": 1, "ntasks_per_node": 1, "wckey": None, "use_srun": False,
             "array_parallelism": cluster.parallel or len(self.tasks), "signal_delay_s": self.warn_s(),
-            "setup": [*cluster.setup, *_guards(private), *find_modules(str(ROOT))],
+            "setup": [KEEP, *cluster.setup, *_guards(private), *find_modules(str(ROOT))],
             "additional_parameters": {
                 "signal": f"B:USR2@{self.warn_s()}", "requeue": True, "chdir": str(ROOT),
                 "export": ",".join((*EXPORT, *cluster.export)),

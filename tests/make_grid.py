@@ -21,7 +21,7 @@ from slurm.submissions import Submissions
 from slurm.survey import PackState, survey
 from slurm.sweep_folder import PackFiles, SweepFolder
 from tests.compare_runs import assert_same
-from tests.make_cluster import call, wait_for
+from tests.make_cluster import call, find_states, wait_for
 from tests.make_studio import Studio
 from training.store import RunFolder, find_runs
 
@@ -99,7 +99,7 @@ class Grid:
         """The same command, to its end."""
         arguments = self.studio.arguments(self.runs, *self.words("--cluster", cluster, *more))
         return subprocess.run(
-            arguments, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=240, **options
+            arguments, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=600, **options
         )
 
     def submit(self, *more: str, **options: Any) -> str:
@@ -119,7 +119,7 @@ class Grid:
         """`python -m slurm.status`."""
         command = [sys.executable, "-m", "slurm.status", str(self.sweep.path), "--every-s", "0.5", *words]
         return subprocess.run(
-            command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=240
+            command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=600
         )  # fmt: skip
 
     def mood(self, **wishes: float | list[int]) -> None:
@@ -155,7 +155,10 @@ class Grid:
 
     def settle(self, wait_s: float = 150.0) -> Counter[str]:
         """Wait until nobody works on the sweep or means to."""
-        wait_for(lambda: not {"running", "queued"} & self.count().keys(), wait_s, "the end of all jobs")
+        wait_for(lambda: not {"running", "queued"} & self.count().keys(), wait_s, "the end of all packs")
+        live = ("PENDING", "RUNNING", "COMPLETING")
+        for job in self.jobs():  # a process may still write how its turn ended
+            wait_for(lambda: not any(s.startswith(live) for s in find_states(job).values()), 30, "the end of all jobs")  # noqa: B023
         return self.count()
 
     def wait_for_step(self, names: Iterable[str], step: int, wait_s: float = 90.0) -> None:

@@ -7,6 +7,8 @@ has disturbed, and no cell trained twice.
 from __future__ import annotations
 
 import random
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,17 @@ def test_time_limit_of_a_minute_is_continued_by_requeue(grid: Grid, undisturbed:
     grid.assert_same_as(undisturbed, 2)
 
 
+def test_warning_before_python_listens_does_not_end_the_task(grid: Grid, undisturbed: Path) -> None:
+    grid.submit()
+    (job,) = grid.jobs()
+    for _ in range(20):  # from the first moments of the tasks on
+        subprocess.run(["scancel", "--signal=USR2", "--batch", job], capture_output=True)
+        time.sleep(0.1)
+    assert grid.settle() == {"ended": 3}
+    assert grid.jobs() == [job]
+    grid.assert_same_as(undisturbed, 2)
+
+
 def test_cancelled_tasks_are_seen_at_once_and_resumed(grid: Grid, undisturbed: Path) -> None:
     grid.flags = cells(MULTIPLIERS[:3])
     grid.mood(sleep_s=0.5)
@@ -140,9 +153,10 @@ def test_out_of_memory_halves_the_pack(grid: Grid, undisturbed: Path) -> None:
     (whole,) = grid.packs()
     assert grid.outcomes()[whole][0] == "killed"
     grid.submit()
-    for _ in range(3):  # the halves die too, and are halved
-        if grid.settle()["ended"] < len(grid.sweep.scan()):
-            grid.submit()
+    for _ in range(4):  # the halves die too, and are halved
+        if grid.settle()["ended"] == len(grid.sweep.scan()):
+            break
+        grid.submit()
     endings = {name: read_json(files.ended) for name, files in grid.packs().items()}
     halved = {name: ending for name, ending in endings.items() if ending["replaced_by"]}
     assert len(endings) == 7

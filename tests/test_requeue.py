@@ -1,45 +1,35 @@
-"""A task that is warned goes back to the queue alone, and goes on at its last checkpoint, wherever that lies."""
+"""A task that gets SIGTERM asks SLURM why: for a time limit, or to leave for another job, it is started again."""
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from slurm import job
-from training.cell import Cell
-from training.checkpoints import expected_rows
-from training.loop import Interrupted
-from training.store import DamagedFile, RunFolder
+from slurm.job import is_to_go_on
+
+# As SLURM 22.05 answers `scontrol show job` while the job has SIGTERM.
+CANCELLED = "JobId=9 JobName=wrap\n   JobState=COMPLETING Reason=None Dependency=(null)\n   PreemptTime=None\n"
+TIMED_OUT = "JobId=7 JobName=wrap\n   JobState=COMPLETING Reason=TimeLimit Dependency=(null)\n   PreemptTime=None\n"
+LEAVING = "JobId=11 JobName=wrap\n   JobState=RUNNING Reason=None Restarts=0\n   PreemptTime=2026-11-24T16:20:31\n"
+REQUEUED = "JobId=11 JobName=wrap\n   JobState=COMPLETING Reason=None Restarts=1\n"
 
 
-def test_only_the_warned_task_of_an_array_is_requeued(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One task of every array has the array's own number: SLURM would requeue all tasks by it, finished ones too."""
-    for name, value in {"SLURM_JOB_ID": "23", "SLURM_ARRAY_JOB_ID": "23", "SLURM_ARRAY_TASK_ID": "1"}.items():
-        monkeypatch.setenv(name, value)
-    requeued: list[str] = []
-    monkeypatch.setattr(job, "requeue", requeued.append)
+@pytest.mark.parametrize(
+    ("answer", "goes_on"),
+    [(CANCELLED, False), (TIMED_OUT, True), (LEAVING, True), (REQUEUED, False), ("", False)],
+    ids=["cancelled", "timed out", "asked to leave", "requeued already", "no answer"],
+)
+def test_job_goes_on_when_slurm_ends_it_for_another_or_for_time(
+    answer: str, goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "scontrol"
+    program.write_text(f"#!/bin/sh\n[ \"$*\" = 'show job 7_1' ] || exit 1\ncat <<END\n{answer}\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert is_to_go_on("7_1") is goes_on
 
-    def warned(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGUSR2)
-        raise Interrupted
 
-    monkeypatch.setattr(job, "run_all", warned)
-    job.run_task([])
-    assert requeued == ["23_1"]
-
-
-def test_checkpoint_counts_when_it_lies_between_two_readings(tmp_path: Path) -> None:
-    cell, run = Cell("lora", "", 4, "dog", 0, 500, 1e-3, gauge_every=20, norms_every=50), RunFolder(tmp_path / "run")
-    expected = expected_rows(cell, 57)
-    for kind in ("steps", "dynamics", "norms"):
-        run.append(kind, {"step": np.array(sorted(expected[kind]), dtype=np.int32)}, 57)
-    run.check_rows(expected, set())
-    run.append("dynamics", {"step": np.array([80], dtype=np.int32)}, 90)  # of a later part, which a resume drops
-    run.check_rows(expected, set())
-    run.append("dynamics", {"step": np.array([40], dtype=np.int32)}, 50)
-    with pytest.raises(DamagedFile, match="rows are missing or doubled"):
-        run.check_rows(expected, set())
+def test_job_does_not_go_on_when_there_is_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert is_to_go_on("7_1") is False

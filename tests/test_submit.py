@@ -164,6 +164,7 @@ GOLDEN = """\
 #SBATCH --time=45
 
 # setup
+trap '' USR2
 module load cuda
 [ -O '/runs/a b/submissions/.private-me' ] && [ ! -L '/runs/a b/submissions/.private-me' ] || \
 { echo 'the folder of this submission is not your own' >&2; exit 1; }
