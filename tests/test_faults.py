@@ -108,9 +108,14 @@ def test_time_limit_of_a_minute_is_continued_by_requeue(grid: Grid, undisturbed:
 
 
 def test_warning_before_python_listens_does_not_end_the_task(grid: Grid, undisturbed: Path) -> None:
-    grid.submit()
+    call("scontrol", "update", "partitionname=debug", "state=down")
+    try:
+        grid.submit()
+    finally:
+        call("scontrol", "update", "partitionname=debug", "state=up")
     (job,) = grid.jobs()
-    for _ in range(20):  # from the first moments of the tasks on
+    wait_for(lambda: any(s.startswith("RUNNING") for s in find_states(job).values()), 30, "the start of a task")
+    for _ in range(10):  # the first second of the tasks: shell and imports
         subprocess.run(["scancel", "--signal=USR2", "--batch", job], capture_output=True)
         time.sleep(0.1)
     assert grid.settle() == {"ended": 3}

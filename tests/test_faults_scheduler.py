@@ -56,7 +56,9 @@ SBATCH = """\
 #!/bin/sh
 [ "$SBATCH_KILLS" = before ] && kill -9 $PPID
 {sbatch} "$@"
+code=$?
 [ "$SBATCH_KILLS" = after ] && kill -9 $PPID
+exit $code
 """
 
 
