@@ -45,8 +45,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 STORE, RENAME = "submit.store", "utils.JobPaths.move_temporary_file"
 DEATHS = {
     "before the intent": f"{STORE} = die_at(1, {STORE})",
-    "before sbatch": "os.environ['SBATCH_KILLS'] = 'before'",
-    "after sbatch, before its answer": "os.environ['SBATCH_KILLS'] = 'after'",
+    "before sbatch": "os.environ['PLATEAU_TEST_KILLS'] = 'before'",
+    "after sbatch, before its answer": "os.environ['PLATEAU_TEST_KILLS'] = 'after'",
     "before the pickles are renamed": f"{RENAME} = die_at(1, {RENAME})",
     "between two pickles": f"{RENAME} = die_at(2, {RENAME})",
     "before the record has the job": f"{STORE} = die_at(2, {STORE})",
@@ -54,10 +54,10 @@ DEATHS = {
 }
 SBATCH = """\
 #!/bin/sh
-[ "$SBATCH_KILLS" = before ] && kill -9 $PPID
+[ "$PLATEAU_TEST_KILLS" = before ] && kill -9 $PPID && exit 1
 {sbatch} "$@"
 code=$?
-[ "$SBATCH_KILLS" = after ] && kill -9 $PPID
+[ "$PLATEAU_TEST_KILLS" = after ] && kill -9 $PPID
 exit $code
 """
 
@@ -99,7 +99,7 @@ def test_submitter_killed_anywhere_loses_nothing_and_sends_nothing_twice(
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120).returncode
 
     with ThreadPoolExecutor(2) as team:
-        assert set(team.map(kill_submitter, DEATHS)) == {-signal.SIGKILL}
+        assert dict(zip(DEATHS, team.map(kill_submitter, DEATHS))) == dict.fromkeys(DEATHS, -signal.SIGKILL)
         sent = {moment: count_tasks(each) for moment, each in grids.items()}
         assert sorted(sent.values()) == [0, 0, 2, 2, 2, 2, 2], sent
         said = dict(zip(DEATHS, team.map(lambda each: each.submit(), grids.values())))
