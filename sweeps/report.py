@@ -67,7 +67,7 @@ def report_robustness(outcome: Outcome, scene: Scene, background: Path | None, d
     show(summary(curves))
     for _, row in curves.plateaus[curves.plateaus["metric"] == "dino"].iterrows():
         print(plateau_sentence(row))
-    behind = evidence(background, scene.model_hash) if docs is None else None
+    behind = evidence(background, results) if docs is None else None
     figure = figures.fig2_lr_robustness.draw(curves, robustness(behind) if behind is not None else None)
     save(figure, outcome.folder / "fig2_lr_robustness", docs)
     for name, sheet in sheets(results, scene).items():
@@ -98,12 +98,13 @@ def _comparisons(results: Results, folder: Path, docs: Path | None) -> dict[str,
     return {"comparisons": pairs, "early_warning": early_warning(results)}
 
 
-def evidence(folder: Path | None, model_hash: str) -> Results | None:
-    """The committed results of other methods, if they are of the same model."""
+def evidence(folder: Path | None, results: Results) -> Results | None:
+    """The committed results of other methods, if they are of the same model and as long a training as `results`."""
     if folder is None or not (folder / "runs.parquet").exists():
         return None
     found = load(folder)
-    return found if set(found.all_runs["model_hash"]) == {model_hash} else None
+    alike = [set(found.runs[name]) == set(results.runs[name]) for name in ("model_hash", "steps")]
+    return found if all(alike) else None
 
 
 def sheets(results: Results, scene: Scene) -> Mapping[str, object]:

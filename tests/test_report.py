@@ -1,0 +1,22 @@
+"""What stands behind a figure: committed results of others, where they can be compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from analysis import load
+from sweeps.report import evidence
+
+EVIDENCE = Path(__file__).resolve().parents[1] / "docs" / "evidence"
+
+
+def test_evidence_stands_behind_runs_of_its_model_and_length_alone() -> None:
+    own = load(EVIDENCE)
+    assert evidence(EVIDENCE, own) is not None
+    for changed in ({"steps": 60}, {"model_hash": "another"}):
+        assert evidence(EVIDENCE, dataclasses.replace(own, all_runs=own.all_runs.assign(**changed))) is None
+
+
+def test_nothing_stands_behind_where_there_is_no_evidence(tmp_path: Path) -> None:
+    assert evidence(tmp_path, load(EVIDENCE)) is None
