@@ -9,9 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from slurm.claims import Holder
+from slurm.claims import Holder, holder_of
 from slurm.survey import PackState, Surveyor
-from slurm.sweep_reader import holder_of
 
 
 class Canceller(Protocol):

@@ -31,7 +31,16 @@ from typing import Any
 
 from adapters import BadInput
 from slurm.sweep_folder import PackFiles
-from training.whole_files import DamagedFile, StoreError, create_json, machine, read_json, remove_asides, write_json
+from training.whole_files import (
+    DamagedFile,
+    StoreError,
+    create_json,
+    is_running,
+    machine,
+    read_json,
+    remove_asides,
+    write_json,
+)
 
 BEAT_S = float(os.environ.get("PLATEAU_BEAT_S", "10"))
 STALE_S = float(os.environ.get("PLATEAU_STALE_S", "90"))
@@ -68,7 +77,7 @@ class Holder:
         task = os.environ.get("SLURM_ARRAY_TASK_ID")
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}" if task else os.environ.get("SLURM_JOB_ID", "")
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        return cls(socket.gethostname(), _user(), machine(), os.getpid(), _started(os.getpid()), job, restart)
+        return cls(socket.gethostname(), user_name(), machine(), os.getpid(), _started(os.getpid()), job, restart)
 
     @classmethod
     def of(cls, pid: int) -> Holder:
@@ -171,7 +180,7 @@ def take(pack: PackFiles, watch: Watch, job_gone: JobGone | None = None, **more:
     """
     me, turn = Holder.me(), pack.newest_turn()
     held = _read_claim(pack, turn) if turn else None
-    holder = _holder(held) if held is not None else None
+    holder = holder_of(held) if held is not None else None
     if held is not None and "outcome" not in held:
         dead = holder.is_dead(me, job_gone) if holder else None
         if holder == me and pack.claim(turn) not in _mine:
@@ -202,7 +211,7 @@ def exclusive(folder: Path, name: str, wait_s: float = 60.0) -> Iterator[None]:
     pack, watch, began = PackFiles(name, folder), Watch(), time.monotonic()
     while (claim := take(pack, watch)) is None:
         if time.monotonic() - began > wait_s:
-            holder = _holder(_read_claim(pack, pack.newest_turn()))
+            holder = holder_of(_read_claim(pack, pack.newest_turn()))
             who = f"process {holder.pid} of {holder.user} on {holder.host}" if holder else "another process"
             raise BadInput(f"{who} is busy with {folder / name}: wait for it to end")
         time.sleep(0.2)
@@ -294,7 +303,8 @@ def _write_quietly(path: Path, value: dict) -> None:
         write_json(path, value)
 
 
-def _holder(claim: dict) -> Holder | None:
+def holder_of(claim: dict) -> Holder | None:
+    """The process that made a claim; None if the claim does not tell."""
     try:
         return Holder(**claim["holder"])
     except (KeyError, TypeError):
@@ -302,7 +312,8 @@ def _holder(claim: dict) -> Holder | None:
 
 
 @functools.cache
-def _user() -> str:
+def user_name() -> str:
+    """Who this process belongs to."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -317,13 +328,7 @@ def _started(pid: int) -> int:
 
 
 def _is_alive(pid: int, started: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return _started(pid) == started and not _is_zombie(pid)
+    return is_running(pid) and _started(pid) == started and not _is_zombie(pid)
 
 
 def _is_zombie(pid: int) -> bool:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from adapters import BadInput
+from slurm.claims import user_name
 from slurm.clusters import Cluster
-from slurm.scheduler import SchedulerError, in_one_line, user_name
+from slurm.scheduler import SchedulerError, in_one_line
 from training.store import store_error
 
 ROOT = Path(__file__).resolve().parents[1]

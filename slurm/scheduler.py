@@ -6,8 +6,6 @@ named as SLURM names it to people: `123`, of an array `123_4`.
 
 from __future__ import annotations
 
-import functools
-import getpass
 import os
 import re
 import shutil
@@ -16,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from adapters import BadInput
+from slurm.claims import user_name
 from slurm.limits import Limits, read_config, read_max_submit, read_partitions
 
 QUERY_S = 30.0  # SLURM's own programs give up on a silent controller after about ten
@@ -204,12 +203,3 @@ def read_queue(text: str) -> dict[str, State]:
         job, state, user, reason, name = line.split("|", 4)
         found.setdefault(job.strip(), State(state, reason, name, user))
     return found
-
-
-@functools.cache
-def user_name() -> str:
-    """Whose jobs are meant."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

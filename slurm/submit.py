@@ -21,12 +21,12 @@ from typing import Any
 from adapters import BadInput
 from slurm import claims
 from slurm.arrays import Pack, Predict, choose_partition, choose_time, fit, plan_arrays, split
-from slurm.claims import exclusive
+from slurm.claims import exclusive, user_name
 from slurm.clusters import Cluster, choose_cluster
 from slurm.code_version import code_version
 from slurm.limits import Limits
 from slurm.sbatch import Request, open_private, restore_pickles
-from slurm.scheduler import Scheduler, SchedulerError, no_slurm, user_name
+from slurm.scheduler import Scheduler, SchedulerError, no_slurm
 from slurm.submissions import Submissions
 from slurm.survey import PackState, survey
 from slurm.sweep_folder import SweepFolder

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from slurm.claims import SETTLE_S, STALE_S, Holder, Watch, read_beat
+from slurm.claims import SETTLE_S, STALE_S, Holder, Watch, holder_of, read_beat
 from slurm.submissions import ABRUPT, ACTIVE, HOLDING, STUCK, Jobs, Task, state_of
 from slurm.sweep_folder import PackFiles, SweepFolder
-from slurm.sweep_reader import SweepReader, holder_of
+from slurm.sweep_reader import SweepReader
 from training.store import ENDED
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slurm.claims import Holder
 from slurm.submissions import Submissions
 from slurm.sweep_folder import PackFiles, SweepFolder
 from training.store import RunFolder, StoreError, read_json
@@ -112,11 +111,3 @@ def read_quietly(path: Path) -> dict[str, Any]:
     except (StoreError, OSError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def holder_of(claim: dict) -> Holder | None:
-    """The process that made a claim; None if the claim does not tell."""
-    try:
-        return Holder(**claim["holder"])
-    except (KeyError, TypeError):
-        return None

@@ -13,6 +13,7 @@ from analysis import Results, load
 from slurm import inline
 from slurm.arrays import Pack
 from slurm.calibrate import Calibration, calibrate, keep_calibration
+from slurm.ended import last_line
 from slurm.job import Setting
 from sweeps import jobs
 from sweeps.done import Done, check_ended
@@ -238,7 +239,7 @@ def _report_failures(plan: Plan, packs: Sequence[str]) -> None:
         for _, run_id in plan.packs[pack]:
             run = plan.run(run_id)
             if run.status() == "failed":
-                last = run.read()["error"].strip().splitlines()[-1]
+                last = last_line(run.read()["error"])
                 raise BadInput(
                     f"run {run_id} failed: {last} (traceback in {run.path / 'run.json'}); the others are done"
                 )

@@ -15,12 +15,13 @@ from rich.live import Live
 from adapters import BadInput
 from slurm.arrays import Pack, Predict, plan_arrays
 from slurm.board import Board
+from slurm.claims import user_name
 from slurm.clusters import Cluster
 from slurm.export import export, export_text
 from slurm.limits import Limits
 from slurm.local_workers import start_local
 from slurm.sbatch import Request
-from slurm.scheduler import Scheduler, SchedulerError, user_name
+from slurm.scheduler import Scheduler, SchedulerError
 from slurm.status_table import SweepState, draw
 from slurm.submit import Report, check_cluster, read_missing, submit_missing
 from slurm.survey import PackState, survey

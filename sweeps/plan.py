@@ -12,8 +12,6 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
 from adapters import BadInput, get_class
 from adapters.own_method import source
 from adapters.starting_point import to_bytes
@@ -24,6 +22,7 @@ from sweeps.grid import Planned, Scene
 from training.cell import BASE, Cell, by_pack_key
 from training.many_files import write_texts
 from training.store import RunFolder, method_file, read_json, start_file, store_error, write_json, writing
+from training.whole_files import create_json
 
 SCHEMA = 1
 BASE_PACK = 8  # subjects of the untouched base that are scored together
@@ -224,11 +223,10 @@ def open_sweep(runs: Path, sweep: str, scene: Scene) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "packs").mkdir(exist_ok=True)
-        with FileLock(folder / ".plan.lock"):
-            path = folder / "sweep.json"
-            if not path.exists():
-                write_json(path, {"schema": SCHEMA, "model": scene.model_name, "model_hash": scene.model_hash})
-            stored = read_json(path)
+        path = folder / "sweep.json"
+        if not path.exists():
+            create_json(path, {"schema": SCHEMA, "model": scene.model_name, "model_hash": scene.model_hash})
+        stored = read_json(path)
     except OSError as error:
         raise store_error(error, folder) from None
     if stored.get("model_hash") != scene.model_hash:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from training.whole_files import name_aside, store_error
+from training.whole_files import flush, name_aside, store_error
 
 FLUSHES = 16  # at a time
 
@@ -31,21 +31,13 @@ def write_texts(texts: Mapping[Path, str]) -> None:
         for at, text in texts.items():
             asides[at].write_text(text)
         with ThreadPoolExecutor(FLUSHES) as pool:
-            list(pool.map(_flush, asides.values()))
+            list(pool.map(flush, asides.values()))
         for at, aside in asides.items():
             os.replace(aside, at)
         with ThreadPoolExecutor(FLUSHES) as pool:
-            list(pool.map(_flush, folders))
+            list(pool.map(flush, folders))
     except OSError as error:
         raise store_error(error, at) from error
     finally:
         for aside in asides.values():
             aside.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -63,18 +63,18 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
+        flush(aside)
         os.replace(aside, path)
-        _sync_folder(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise store_error(error, path) from error
     finally:
         remove_quietly(aside)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Wait until a file's or folder's content is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -147,11 +147,12 @@ def remove_asides(folder: Path, *, all_writers: bool = False) -> None:
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
             match = _ASIDE.fullmatch(path.name)
-            if match and (all_writers or (match["machine"] == own and not _lives(int(match["pid"])))):
+            if match and (all_writers or (match["machine"] == own and not is_running(int(match["pid"])))):
                 remove_quietly(path)
 
 
-def _lives(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of that id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
