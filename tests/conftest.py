@@ -1,6 +1,9 @@
-"""What every test stands on: two threads, no network, no display, and the pocket pipeline's folder."""
+"""What every test stands on: two threads, no network, no display, a cache of the suite's own, the pocket, a studio."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +21,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# One cache folder for the suite: workers inherit it, so that a model's speed is measured once, and none of the user's.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="plateau-tests-cache-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -45,19 +53,19 @@ def slurm_cluster() -> Iterator["Cluster"]:
 
 
 @pytest.fixture(scope="session")
-def patient_studio(tmp_path_factory: pytest.TempPathFactory) -> "Studio":
-    """The tiny pipeline on which faults are injected."""
+def studio(tmp_path_factory: pytest.TempPathFactory) -> "Studio":
+    """A tiny pipeline with scorers and subjects."""
     from tests.make_studio import build_studio
 
     return build_studio(tmp_path_factory.mktemp("studio"))
 
 
 @pytest.fixture(scope="session")
-def undisturbed(patient_studio: "Studio", tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(studio: "Studio", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs that all faults must end in, trained inline without any."""
     from tests.make_grid import MULTIPLIERS, Grid, cells
 
-    grid = Grid(patient_studio, tmp_path_factory.mktemp("undisturbed"), cells(MULTIPLIERS))
+    grid = Grid(studio, tmp_path_factory.mktemp("undisturbed"), cells(MULTIPLIERS))
     grid.submit(cluster="inline")
     return grid.runs
 

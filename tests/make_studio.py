@@ -28,11 +28,9 @@ class Studio:
 
     Attributes:
         folder: holds ``pipeline``, ``dino``, ``clip`` and ``subjects``.
-        cache: stands in for the user's cache folder.
     """
 
     folder: Path
-    cache: Path
 
     def arguments(self, runs: Path, *more: str, driver: str = "lr_robustness") -> list[str]:
         """The command line of a short sweep."""
@@ -44,9 +42,8 @@ class Studio:
         ]  # fmt: skip
 
     def environment(self) -> dict[str, str]:
-        """One thread, no network, a cache of its own."""
-        own = {"XDG_CACHE_HOME": str(self.cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-        return os.environ | own
+        """One thread, no network, wide lines."""
+        return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
     def run(self, runs: Path, *more: str, cwd: Path = ROOT, **options: str) -> subprocess.CompletedProcess:
         """Run a driver to its end."""
@@ -67,7 +64,7 @@ def build_studio(folder: Path) -> Studio:
     make_pipeline(folder / "pipeline")
     make_scorers(folder)
     make_subjects(folder / "subjects")
-    return Studio(folder, folder / "cache")
+    return Studio(folder)
 
 
 def make_pack(studio: Studio, sweep: Path, cells: Sequence[Cell], **setting: object) -> Path:

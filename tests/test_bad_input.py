@@ -13,15 +13,9 @@ import pytest
 
 from sweeps import lr_robustness
 from sweeps.options import Options, run_driver
-from tests.make_studio import Studio, build_studio
+from tests.make_studio import Studio
 
 Front = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    """A tiny pipeline with scorers and subjects."""
-    return build_studio(tmp_path_factory.mktemp("studio"))
 
 
 @pytest.fixture
@@ -34,7 +28,6 @@ def refused(
         runs = tmp_path / "runs" if runs is None else runs
         before = sorted(runs.rglob("*")) if runs.is_dir() else []
         monkeypatch.setattr(sys, "argv", studio.arguments(runs, *more)[1:])
-        monkeypatch.setenv("XDG_CACHE_HOME", str(studio.cache))
         code = run_driver(Options, lr_robustness.drive, "")
         lines = capsys.readouterr().err.strip().splitlines()
         assert code == 2

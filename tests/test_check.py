@@ -15,7 +15,7 @@ from adapters.base import Adapter
 from adapters.check import PROMISES, check, main, run_promise
 from adapters.inject import try_on
 from tests.make_adapters import make_pack, relative_error
-from tests.make_studio import Studio, build_studio
+from tests.make_studio import Studio
 from training.store import RunFolder, find_runs, method_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,12 +235,6 @@ def test_a_method_that_does_not_fit_is_refused_before_any_work() -> None:
 
 
 # Through the front door.
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    """A tiny pipeline with scorers and subjects."""
-    return build_studio(tmp_path_factory.mktemp("studio"))
 
 
 def test_an_own_method_trains_in_packs_and_is_found_again(studio: Studio, tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture
-def grid(slurm_cluster: Cluster, patient_studio: Studio, tmp_path: Path) -> Grid:
+def grid(slurm_cluster: Cluster, studio: Studio, tmp_path: Path) -> Grid:
     """Two cells, whose steps take no longer than they must."""
-    made = Grid(patient_studio, tmp_path / "runs", cells(MULTIPLIERS[:2]))
+    made = Grid(studio, tmp_path / "runs", cells(MULTIPLIERS[:2]))
     made.words()
     made.mood()
     return made

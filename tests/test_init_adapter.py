@@ -21,7 +21,7 @@ from sweeps import lr_robustness
 from sweeps.options import Options, run_driver
 from tests.make_checkpoints import load_unet
 from tests.make_pipeline import make_pipeline
-from tests.make_studio import Studio, build_studio
+from tests.make_studio import Studio
 from tests.test_loop import assert_same, make_cell, train
 from training.cell import Cell
 from training.export import main as export
@@ -33,12 +33,6 @@ from training.tasks.subject import SubjectTask
 
 METHODS = ["lora", "dora", "delora", "oft", "vera", "hra", "peft:boft:boft_block_size=8"]
 STILL = {"lr": 1e-30, "lr_lambda": 1e-30, "lr_magnitude": 1e-30}
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    """A tiny pipeline with scorers and subjects."""
-    return build_studio(tmp_path_factory.mktemp("studio"))
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +203,6 @@ def refused(
     def front(*more: str) -> str:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", studio.arguments(tmp_path / "runs", "--base-lr", "1e-3", *more)[1:])
-        monkeypatch.setenv("XDG_CACHE_HOME", str(studio.cache))
         assert run_driver(Options, lr_robustness.drive, "") == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1, lines

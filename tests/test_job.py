@@ -27,7 +27,7 @@ from slurm.ended import read_ended
 from slurm.job import run_pack, run_task
 from slurm.sweep_folder import PackFiles
 from tests.compare_runs import assert_same, assert_same_results
-from tests.make_studio import ROOT, Studio, build_studio, make_pack
+from tests.make_studio import ROOT, Studio, make_pack
 from tests.test_loop import make_cell
 from training.cell import Cell
 from training.loop import Interrupted
@@ -42,12 +42,6 @@ RATES = (1e-3, 2e-3)
 def _no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "SETTLE_S", 0.0)
     monkeypatch.setattr(packs, "SETTLE_S", 0.0)
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    """A tiny pipeline with scorers and subjects."""
-    return build_studio(tmp_path_factory.mktemp("studio"))
 
 
 @pytest.fixture(scope="module")

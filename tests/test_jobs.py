@@ -13,7 +13,7 @@ import pytest
 
 from slurm.claims import Holder
 from tests.make_slurm import FakeSlurm, make_slurm
-from tests.make_studio import ROOT, Studio, build_studio
+from tests.make_studio import ROOT, Studio
 from training.store import find_runs
 
 TWO_CELLS = (
@@ -21,12 +21,6 @@ TWO_CELLS = (
     "--pack-size", "4",
 )  # fmt: skip
 SECRET = "hf_thisTokenMustNotReachAnyDisk"
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    """A tiny pipeline with scorers and subjects."""
-    return build_studio(tmp_path_factory.mktemp("studio"))
 
 
 @pytest.fixture

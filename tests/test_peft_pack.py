@@ -25,7 +25,7 @@ from sweeps import lr_robustness
 from sweeps.options import Options, run_driver
 from sweeps.plan import is_packable
 from tests.make_adapters import make_pack, relative_error
-from tests.make_studio import Studio, build_studio
+from tests.make_studio import Studio
 from tests.test_loop import make_cell
 from training.dynamics import Dynamics
 from training.store import find_runs
@@ -300,12 +300,6 @@ def test_types_are_those_that_adapt_modules() -> None:
 
 
 # Through the front door.
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    """A tiny pipeline with scorers and subjects."""
-    return build_studio(tmp_path_factory.mktemp("studio"))
 
 
 def test_a_tuner_trains_unpacked_to_a_figure_and_is_found_again(studio: Studio, tmp_path: Path) -> None:

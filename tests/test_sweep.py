@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.compare_runs import assert_same_results
-from tests.make_studio import Studio, build_studio
+from tests.make_studio import Studio
 from training.store import RunFolder, find_runs
 from training.tasks.pipeline import attention_shapes
 
@@ -28,12 +28,6 @@ TWO_CELLS = (
     "--boundary",
     "1",
 )
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    """A tiny pipeline with scorers and subjects."""
-    return build_studio(tmp_path_factory.mktemp("studio"))
 
 
 @pytest.fixture(scope="module")
