@@ -32,6 +32,7 @@ from analysis import (
     summary,
     weight_norms,
 )
+from analysis.folders import mean_of_steps
 from analysis.load import BASE_KEY
 from analysis.series import SETTINGS
 from tests.make_runs import BASE_SCORE, GAIN, GRID, MATRICES, Shape, make_runs
@@ -317,3 +318,15 @@ def test_gauges_are_stored_to_a_part_in_five_hundred_and_distances_exactly(tmp_p
     assert (frame["norm_a"] != exact).sum() > 900
     assert frame["norm_b"].isna().all()
     assert list(run.read_dynamics()["matrix"][:250].astype(str)) == ["c"] * 250, "matrix by matrix"
+
+
+def test_means_of_steps_are_those_of_groupby() -> None:
+    generator = np.random.default_rng(1)
+    frame = pd.DataFrame(
+        {"step": generator.choice([5, 7, 20], 600), "matrix": "m", "lambda": generator.normal(size=600)}
+    )
+    frame["distance"] = frame["lambda"].where(generator.random(600) > 0.3).astype("float32")
+    frame["bound"] = frame["distance"].where(frame["step"] != 7)
+    expected = frame.groupby("step").mean(numeric_only=True).reset_index()
+    pd.testing.assert_frame_equal(mean_of_steps(frame), expected, check_dtype=False, rtol=1e-5)
+    assert mean_of_steps(frame.iloc[:0]).empty
