@@ -104,7 +104,8 @@ class Forecast:
         for cell in cells:
             rows = cell.train_batch_size * cell.gradient_accumulation_steps * (2 if cell.prior_loss_weight > 0 else 1)
             evaluations = len(cell.evaluated_steps()) if cell.method != BASE else 1
-            passes = 2 * cell.num_inference_steps * cell.num_prompts * cell.num_images * evaluations
+            pictures = cell.num_prompts * cell.num_images + cell.num_drift_prompts
+            passes = 2 * cell.num_inference_steps * pictures * evaluations
             size = 1 if cell.method.startswith(PEFT) else pack_size
             total += self._each_s(size) * (cell.steps * rows + passes / PASSES)
         return START_S + total / workers if cells else 0.0

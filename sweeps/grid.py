@@ -75,6 +75,8 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
     few = min(subjects, key=lambda s: len(s.prompts))
     if options.num_prompts > len(few.prompts):
         raise BadInput(f"--num-prompts is {options.num_prompts}; {few.name} has {len(few.prompts)} prompts")
+    if options.num_drift_prompts > (most := len(few.unrelated)):
+        raise BadInput(f"--num-drift-prompts is {options.num_drift_prompts}; there are {most} unrelated prompts")
     setting = Setting(
         model=str(model), dino=dino, clip=clip, subjects=str(folder.resolve()), token=options.token,
         instance_prompt=prompt, runs=str(options.runs.resolve()), device=choose_device(options),
@@ -92,7 +94,7 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
     for name in (
         "rank", "steps", "train_batch_size", "gradient_accumulation_steps", "adam_weight_decay", "max_grad_norm",
         "lr_scheduler", "lr_warmup_steps", "prior_loss_weight", "snr_gamma", "mixed_precision", "num_prompts",
-        "num_images", "gauge_every", "norms_every", "eval_steps",
+        "num_images", "num_drift_prompts", "gauge_every", "norms_every", "eval_steps",
     ):  # fmt: skip
         shared[name] = getattr(options, name)
     shared["num_class_images"] = options.num_class_images if options.prior_loss_weight > 0 else 0
@@ -235,7 +237,7 @@ def plan_cell(
         fields = fields | {"rank": 0}
     cell = Cell(
         method=spec.name, options=spec.canonical, subject=subject.name, seed=seed,
-        subject_hash=subject.content_hash(), **fields,
+        subject_hash=subject.content_hash(scene.shared["num_drift_prompts"]), **fields,
     )  # fmt: skip
     label = f"x{labels['multiplier']:g}" if labels.get("multiplier") is not None else f"lr{cell.lr:g}"
     return Planned(cell, label, labels | {"model": scene.model_name, "class": subject.cls, "split": subject.split})

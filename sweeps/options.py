@@ -138,6 +138,8 @@ class Options:
     """Evaluation prompts of each subject."""
     num_images: int = 2
     """Pictures for each prompt."""
+    num_drift_prompts: int = 4
+    """Unrelated prompts whose pictures' change from the untouched model's is scored; 0 for none."""
     num_inference_steps: int | None = None
     """Sampler steps; default: the model's."""
     guidance_scale: float | None = None
@@ -195,7 +197,8 @@ class Options:
         for flag in ("base_lr", "lr_lambda", "lr_magnitude", "boundary", "resolution", "num_inference_steps"):
             value = getattr(self, flag)
             _need(value is None or (math.isfinite(value) and value > 0), flag, value, "a positive number")
-        for flag in ("adam_weight_decay", "max_grad_norm", "lr_warmup_steps", "prior_loss_weight", "snr_gamma"):
+        for flag in ("adam_weight_decay", "max_grad_norm", "lr_warmup_steps", "prior_loss_weight", "snr_gamma",
+                     "num_drift_prompts"):  # fmt: skip
             value = getattr(self, flag)
             _need(math.isfinite(value) and value >= 0, flag, value, "0 or a positive number")
         for value in self.multipliers:

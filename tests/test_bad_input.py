@@ -51,6 +51,8 @@ def refused(
         (("--multipliers", "-2"), ("--multipliers is -2", "positive")),
         (("--multipliers", "nan"), ("--multipliers is nan", "positive")),
         (("--multipliers", "inf"), ("--multipliers is inf", "positive")),
+        (("--num-drift-prompts", "-1"), ("--num-drift-prompts is -1", "0 or a positive number")),
+        (("--num-drift-prompts", "11"), ("--num-drift-prompts is 11", "there are 10 unrelated prompts")),
         (("--multipliers", "fast"), ("fast",)),
         (("--rank", "0"), ("--rank is 0", "from 1 on")),
         (("--rank", "33"), ("--rank is 33", "to_", "at most 32")),

@@ -44,13 +44,15 @@ class Cell:
         eval_steps: steps after which pictures are made and scored; the last step always is.
         num_prompts: how many of the subject's evaluation prompts are used, from the first on.
         num_images: pictures for each prompt.
+        num_drift_prompts: unrelated prompts, one picture each, whose change from the untouched model's is scored.
         num_inference_steps: sampler steps.
         guidance_scale: classifier-free guidance.
         gauge_every: steps between two rows of the dynamics.
         norms_every: steps between two snapshots of the weight norms.
         model_hash, subject_hash, scorer_hash: contents of the model, pictures and prompts, and scorers.
-        init_adapter: content of the adapter that the run starts from; empty for the method's own start. Empty, it stands
-            in no file and in no hash: runs made before it existed keep their names.
+        init_adapter: content of the adapter that the run starts from; empty for the method's own start.
+
+    A field of `LATER` stands in no file and in no hash while it has its default: runs made before it existed keep their names.
     """
 
     method: str
@@ -85,6 +87,7 @@ class Cell:
     subject_hash: str = ""
     scorer_hash: str = ""
     init_adapter: str = ""
+    num_drift_prompts: int = 0
 
     def identity(self) -> str:
         """SHA-256 over every field of `to_dict`, in hexadecimal: the same cell asked for twice runs once."""
@@ -106,7 +109,7 @@ class Cell:
     def to_dict(self) -> dict:
         """Plain values for JSON."""
         fields = {name: getattr(self, name) for name in FIELDS} | {"eval_steps": list(self.eval_steps)}
-        return fields if self.init_adapter else {name: fields[name] for name in fields if name != "init_adapter"}
+        return {name: value for name, value in fields.items() if value != LATER.get(name, UNSET)}
 
     @classmethod
     def from_dict(cls, fields: Mapping) -> Cell:
@@ -137,10 +140,12 @@ class Cell:
             resolution=self.resolution, num_prompts=self.num_prompts, num_images=self.num_images,
             num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale,
             mixed_precision=self.mixed_precision, model_hash=self.model_hash, subject_hash=self.subject_hash,
-            scorer_hash=self.scorer_hash,
+            scorer_hash=self.scorer_hash, num_drift_prompts=self.num_drift_prompts,
         )  # fmt: skip
 
 
+LATER = {"init_adapter": "", "num_drift_prompts": 0}
+UNSET = object()  # equal to no field's value
 FIELDS = dict.fromkeys(f.name for f in dataclasses.fields(Cell))
 FREE = {
     "lr", "lr_lambda", "lr_magnitude", "boundary", "seed", "subject", "subject_hash", "adam_weight_decay",

@@ -97,6 +97,7 @@ def train_pack(
 
         # Build the pack.
         shared, device = runs[0].cell, task.pipeline.device
+        task.remember_untouched()
         attached = _attach(runs, task) if shared.method != BASE else None
         if attached is not None:
             stack.callback(attached.detach)
