@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
+import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -111,9 +112,10 @@ def test_damaged_files_are_told_of_and_made_good(grid: Grid, undisturbed: Path) 
     part = next(part for part in one.parts("dynamics") if int(part.stem[5:]) == newest[one.run_id])
     harmed = [harm(part), harm(two.checkpoint(newest[two.run_id])), harm(three.path / "run.json")]
     grid.mood()
-    grid.submit()
+    again = grid.run()
+    assert again.returncode == 0, again.stderr
     assert grid.settle() == {"ended": 4}
-    told = [line for line in grid.said().splitlines() if line.startswith("damaged")]
+    told = [line for line in (again.stderr + grid.said()).splitlines() if line.startswith("damaged")]
     assert [sum(str(path) in line for line in told) for path in harmed] == [1, 1, 1], told
     resumed = grid.resumed()
     assert 0 < resumed[one.run_id] < newest[one.run_id]
@@ -225,35 +227,63 @@ def test_what_a_dead_host_left_is_taken_over_whatever_its_clock_said(
 # Late files.
 
 
+@dataclasses.dataclass
+class LateMachines:
+    """An array of two tasks that want one pack, each on a machine of its own that sees the other's files late.
+
+    Attributes:
+        folder: of logs and of what each machine sees.
+        grid: the sweep as the file server has it.
+        files: the pack.
+    """
+
+    folder: Path
+    grid: Grid
+    files: PackFiles
+
+    def start(self) -> str:
+        """Submit the array; returns its job."""
+        machine = "machine-$SLURM_ARRAY_TASK_ID"
+        words = [sys.executable, "-m", "tests.late_files", self.grid.runs, self.folder / machine, machine,
+                 self.log, self.files.spec.relative_to(self.grid.runs), LATE_S]  # fmt: skip
+        times = {"PLATEAU_BEAT_S": 0.2, "PLATEAU_STALE_S": 60, "PLATEAU_SETTLE_S": 2 * LATE_S}
+        settings = " ".join(f"{name}={value}" for name, value in times.items())
+        script = f"cd {ROOT}; export OMP_NUM_THREADS=1 {settings}; exec {' '.join(map(str, words))}"
+        return make_cluster.submit(self.folder, script, "--array=0-1")
+
+    @property
+    def log(self) -> Path:
+        """A line `machine step` for each step that was trained."""
+        return self.folder / "steps.log"
+
+    def steps(self) -> list[tuple[str, int]]:
+        """What was trained, in order."""
+        lines = self.log.read_text().split("\n")[:-1] if self.log.exists() else []
+        return [(line.split()[0], int(line.split()[1])) for line in lines]
+
+
 def test_files_seen_late_bring_no_double_training_and_no_false_start(
     planned: Grid, slurm_cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Two machines want one pack; the first is killed on the way, and SLURM says so before its files are seen."""
-    grid, log = plan_alike(planned, tmp_path / "server"), tmp_path / "log"
-    files = find_pack(grid, "patient")
+    """The first of two machines is killed on its way, and SLURM says so long before its last files are seen."""
+    grid = plan_alike(planned, tmp_path / "server")
+    machines = LateMachines(tmp_path, grid, files := find_pack(grid, "patient"))
     grid.mood(sleep_s=0.15)
-    words = [sys.executable, "-m", "tests.late_files", grid.runs, f"{tmp_path}/machine-$SLURM_ARRAY_TASK_ID",
-             "machine-$SLURM_ARRAY_TASK_ID", log, files.spec.relative_to(grid.runs), LATE_S]  # fmt: skip
-    times = {"PLATEAU_BEAT_S": 0.2, "PLATEAU_STALE_S": 60, "PLATEAU_SETTLE_S": 2 * LATE_S, "PYTHONPATH": ROOT}
-    settings = " ".join(f"{name}={value}" for name, value in (grid.environment() | times).items() if name in times)
-    job = make_cluster.submit(tmp_path, f"cd {ROOT}; {settings} exec {' '.join(map(str, words))}", "--array=0-1")
-
-    def steps() -> list[tuple[str, int]]:
-        lines = log.read_text().split("\n")[:-1] if log.exists() else []
-        return [(line.split()[0], int(line.split()[1])) for line in lines]
-
-    wait_for(lambda: len(steps()) >= 20, 90, "twenty steps")
-    first = steps()[0][0]
-    subprocess.run(["scancel", "--signal=KILL", "--full", f"{job}_{first[-1]}"], check=True)
+    job = machines.start()
+    wait_for(lambda: len(machines.steps()) >= 20, 90, "twenty steps")
+    first, *_ = (machine for machine, _ in machines.steps())
+    second = {"machine-0": "machine-1", "machine-1": "machine-0"}[first]
+    os.kill(grid.claims()[files.name][0]["holder"]["pid"], signal.SIGKILL)
     grid.mood()
-    wait_for(lambda: set(find_states(job).values()) == {"COMPLETED None", "x"} or files.ended.exists(), 120, "the end")
-    turns = [machine for machine, _ in steps()]
-    assert turns == sorted(turns, key=lambda machine: machine != first), "both trained at once"
-    assert len(set(turns)) == 2
-    of = {name: [step for machine, step in steps() if machine == name] for name in set(turns)}
-    (second,) = of.keys() - {first}
-    assert of[first] == list(range(1, len(of[first]) + 1))
-    assert of[second] == list(range(of[second][0], STEPS + 1))
-    assert 1 < of[second][0] <= of[first][-1] + 1, "it did not go on from what the first had written"
+    wait_for(lambda: not find_states(job)[f"{job}_{second[-1]}"].startswith("RUNNING"), 120, "the end of the other")
+    states = {task[-1]: text for task, text in find_states(job).items()}
+    assert states[first[-1]].startswith("FAILED"), states
+    assert states[second[-1]].startswith("COMPLETED"), states
+    counts = Counter(machine for machine, _ in machines.steps())
+    begun = STEPS - counts[second] + 1
+    assert machines.steps() == [(first, step) for step in range(1, counts[first] + 1)] + [
+        (second, step) for step in range(begun, STEPS + 1)
+    ], "both trained at once"
+    assert 1 < begun <= counts[first] + 1, "it did not go on from the last that the first had written"
     for name in (row["run_id"] for row in read_json(files.spec)["runs"]):
         assert_same(planned.runs_by_id()[name], grid.runs_by_id()[name])
