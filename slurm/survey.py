@@ -83,8 +83,10 @@ def survey(folder: SweepFolder, scheduler: Scheduler | None = None, *, settle: b
     surveyor = Surveyor(folder)
     states, jobs = _look(surveyor, scheduler)
     if settle and surveyor.silent:
-        print(f"{len(surveyor.silent)} packs are held elsewhere: waiting up to {STALE_S:g} s for a sign of life",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"waiting up to {STALE_S:g} s for a sign of life of {len(surveyor.silent)} holders elsewhere",
+            file=sys.stderr,
+        )
         while surveyor.silent:
             time.sleep(min(1.0, BEAT_S))
             surveyor.gather()
