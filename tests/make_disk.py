@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +44,43 @@ class Disk:
 
     def _resize(self, size: int) -> int:
         return subprocess.run(["mount", "-o", f"remount,size={size}", str(self.path)], capture_output=True).returncode
+
+
+@dataclass(frozen=True)
+class Quota:
+    """A folder with a quota of its own, which binds root too."""
+
+    path: Path
+
+    def fill(self) -> None:
+        """Allow nothing more."""
+        self._limit("64K")
+
+    def grow(self) -> None:
+        """Allow enough again."""
+        self._limit("64M")
+
+    def _limit(self, size: str) -> None:
+        call("btrfs", "qgroup", "limit", size, "0/256", self.path.parent)  # the first subvolume's; told from outside it
+
+
+@contextlib.contextmanager
+def make_quota(path: Path) -> Iterator[Quota]:
+    """A folder with a quota inside the block, on btrfs in a file."""
+    image, volume = path.with_name(f"{path.name}.image"), path.with_name(f"{path.name}.volume")
+    call("truncate", "--size=128M", image)
+    call("mkfs.btrfs", "--quiet", "--mixed", image)
+    with mounted(volume, "-o", "loop", image):
+        call("btrfs", "quota", "enable", volume)
+        call("btrfs", "subvolume", "create", volume / "mine")
+        yield Quota(volume / "mine")
+
+
+def why_no_quota() -> str:
+    """Why no folder with a quota can be made here; "" if one can."""
+    if not (shutil.which("mkfs.btrfs") and shutil.which("btrfs")):
+        return "the package btrfs-progs is not installed"
+    return "" if "btrfs" in Path("/proc/filesystems").read_text().split() else "this Linux has no btrfs"
 
 
 @contextlib.contextmanager

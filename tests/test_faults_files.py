@@ -22,7 +22,7 @@ from slurm.sweep_folder import PackFiles
 from tests import make_cluster
 from tests.compare_runs import assert_same, assert_same_results, rows
 from tests.make_cluster import find_states, wait_for
-from tests.make_disk import make_disk, read_only
+from tests.make_disk import make_disk, make_quota, read_only, why_no_quota
 from tests.make_grid import MULTIPLIERS, NAN_STEP, STEPS, Grid, cells, copy_plan, write_method
 from tests.make_studio import Studio
 from training.store import RunFolder, read_json, write_json
@@ -38,20 +38,17 @@ pytestmark = pytest.mark.slurm
 
 def train_until_it_holds(grid: Grid) -> None:
     """Have the base done, and the others on their way."""
-    grid.mood(sleep_s=0.3)
+    grid.mood(sleep_s=0.8)
     grid.submit()
     grid.wait_for_step(grid.packs(), 3)
     wait_for(lambda: grid.count()["ended"] == 1, 30, "the base's pack")
 
 
 def assert_failed(grid: Grid, reason: str) -> None:
-    """Both packs have failed for a reason that is one line and names a file, and no file is half there."""
+    """Both packs have failed for a reason that is one line, and no file is half there."""
     assert grid.settle() == {"ended": 1, "failed": 2}
-    for state in grid.states().values():
-        if state.state == "failed":
-            assert reason in state.error
-            assert str(grid.sweep.path) in state.error
-            assert "\n" not in state.error
+    errors = [state.error for state in grid.states().values() if state.state == "failed"]
+    assert all(reason in error and "\n" not in error for error in errors), errors
     waited = grid.status("--wait")
     assert waited.returncode == 1
     assert waited.stdout.count(reason) == 2, waited.stdout
@@ -61,36 +58,55 @@ def assert_failed(grid: Grid, reason: str) -> None:
         run.images()
 
 
+def assert_refused(grid: Grid) -> None:
+    """The same command ends at once, in one line, while there is no space."""
+    refused = grid.run()
+    assert refused.returncode == 2, refused.stdout
+    assert "no space left to write" in refused.stderr
+    assert refused.stderr.strip().count("\n") == 0, refused.stderr
+
+
+def assert_goes_on(grid: Grid, undisturbed: Path) -> None:
+    """The same command takes both packs from their checkpoints to the end."""
+    grid.mood()
+    grid.submit()
+    assert grid.settle() == {"ended": 3}
+    assert [(len(turns), turns[-1]) for turns in grid.outcomes().values()] == [(2, "done")] * 2
+    assert len(grid.resumed()) == 2
+    grid.assert_same_as(undisturbed, 2)
+
+
 def test_full_disk_is_a_clear_failure_and_more_space_is_enough(grid: Grid, undisturbed: Path, tmp_path: Path) -> None:
     with make_disk(tmp_path / "disk") as disk:
         grid.runs = disk.path / "runs"
         train_until_it_holds(grid)
         disk.fill()
-        assert_failed(grid, "no space left to write")
-        refused = grid.run()
-        assert refused.returncode == 2, refused.stdout
-        assert "no space left to write" in refused.stderr
-        assert refused.stderr.strip().count("\n") == 0, refused.stderr
+        assert_failed(grid, f"no space left to write {grid.sweep.path}")
+        assert_refused(grid)
         disk.grow()
-        grid.mood()
-        grid.submit()
-        assert grid.settle() == {"ended": 3}
-        assert {tuple(outcomes) for outcomes in grid.outcomes().values()} == {("failed", "done")}
-        assert len(grid.resumed()) == 2
-        grid.assert_same_as(undisturbed, 2)
+        assert_goes_on(grid, undisturbed)
+
+
+@pytest.mark.skipif(bool(why_no_quota()), reason=why_no_quota())
+def test_quota_that_is_used_up_is_a_failure_and_a_larger_one_is_enough(
+    grid: Grid, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Here not even the reason can be written any more, nor a line of a log: SLURM alone knows of the failure."""
+    with make_quota(tmp_path / "quota") as quota:
+        grid.runs = quota.path / "runs"
+        train_until_it_holds(grid)
+        quota.fill()
+        assert_failed(grid, "FAILED")
+        assert_refused(grid)
+        quota.grow()
+        assert_goes_on(grid, undisturbed)
 
 
 def test_read_only_folder_is_a_clear_failure_and_it_goes_on_when_it_is_open(grid: Grid, undisturbed: Path) -> None:
     train_until_it_holds(grid)
     with read_only(grid.runs):
         assert_failed(grid, "Read-only file system")
-    grid.mood()
-    grid.submit()
-    assert grid.settle() == {"ended": 3}
-    assert {outcomes[-1] for outcomes in grid.outcomes().values()} == {"done"}
-    assert {len(outcomes) for outcomes in grid.outcomes().values()} == {2}
-    assert len(grid.resumed()) == 2
-    grid.assert_same_as(undisturbed, 2)
+    assert_goes_on(grid, undisturbed)
 
 
 # Damage.
