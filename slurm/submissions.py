@@ -29,7 +29,6 @@ ABRUPT = frozenset(
 FAILURES = ("FAILED", "OUT_OF_MEMORY")  # those of them that mean an error
 # Reasons for which SLURM lets a job wait until somebody steps in.
 STUCK = ("Held", "held", "NeverSatisfied", "BadConstraints", "Invalid", "PartitionTimeLimit")
-
 TAIL_BYTES = 4096  # of a log, in which its last line is
 
 

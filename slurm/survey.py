@@ -1,6 +1,6 @@
 """How every pack of a sweep stands, from one listing, the heartbeats, and what a scheduler says about its jobs.
 
-The files are the truth; SLURM is only asked who still lives, at most once. A pack is *ended*; or *running* (its holder
+The files are the truth; SLURM is only asked who still lives, once a look. A pack is *ended*; or *running* (its holder
 lives); or *queued* (in a job that is still meant to run); else *failed* (its last holder refused it or met an error),
 *preempted* (stopped or killed) or *planned*. A holder whose job or process has vanished counts as running until a second
 look, `SETTLE_S` later, since its last files may not be visible yet; one that SLURM calls cancelled, timed out or failed
