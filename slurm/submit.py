@@ -85,7 +85,7 @@ def submit_missing(
     """
     scheduler = scheduler or Scheduler()
     limits = check_cluster(cluster, scheduler)
-    with exclusive(sweep.path, "submitter"):
+    with exclusive(sweep.path, "submitter", wait_s=60.0 + claims.STALE_S):
         report = Report(repaired=repair(sweep, scheduler))
         states = survey(sweep, scheduler)
         requests = plan_arrays(read_missing(sweep, states, packs), cluster, predict, limits)

@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from slurm.local_files import Cluster
+    from tests.make_grid import Grid
     from tests.make_studio import Studio
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +69,17 @@ def undisturbed(studio: "Studio", tmp_path_factory: pytest.TempPathFactory) -> P
     grid = Grid(studio, tmp_path_factory.mktemp("undisturbed"), cells(MULTIPLIERS))
     grid.submit(cluster="inline")
     return grid.runs
+
+
+@pytest.fixture
+def grid(slurm_cluster: "Cluster", studio: "Studio", tmp_path: Path) -> "Grid":
+    """Two cells on SLURM, whose steps take no longer than they must."""
+    from tests.make_grid import MULTIPLIERS, Grid, cells
+
+    made = Grid(studio, tmp_path / "runs", cells(MULTIPLIERS[:2]))
+    made.words()
+    made.mood()
+    return made
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
