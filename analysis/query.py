@@ -83,7 +83,11 @@ def register(database: duckdb.DuckDBPyConnection, results: Results) -> None:
 def view_of(kind: str, files: list[str]) -> str:
     """The SELECT that reads one kind of table of all runs, `run_id` in front, and the distance relative to W0 behind."""
     names = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-    rows = f"SELECT split_part(filename, '/', -3) AS run_id, * EXCLUDE (filename) FROM read_parquet([{names}], filename = true)"
+    run_id, read = (
+        "split_part(filename, '/', -3) AS run_id",
+        f"read_parquet([{names}], filename = true, union_by_name = true)",
+    )
+    rows = f"SELECT {run_id}, * EXCLUDE (filename) FROM {read}"
     if kind != "dynamics":
         return rows
     norms = "SELECT run_id, matrix, base_norm FROM matrices"

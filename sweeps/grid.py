@@ -95,6 +95,7 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
         "rank", "steps", "train_batch_size", "gradient_accumulation_steps", "adam_weight_decay", "max_grad_norm",
         "lr_scheduler", "lr_warmup_steps", "prior_loss_weight", "snr_gamma", "mixed_precision", "num_prompts",
         "num_images", "num_drift_prompts", "gauge_every", "norms_every", "eval_steps",
+        "sharpness_steps",
     ):  # fmt: skip
         shared[name] = getattr(options, name)
     shared["num_class_images"] = options.num_class_images if options.prior_loss_weight > 0 else 0

@@ -148,6 +148,8 @@ class Options:
     """Steps between two rows of the dynamics."""
     norms_every: int = 50
     """Steps between two snapshots of the weight norms."""
+    sharpness_steps: tuple[int, ...] = ()
+    """Steps after which the loss's sharpness (largest Hessian eigenvalue) is measured; each costs about 300 steps."""
     dino: str = "pocket"
     """DINO scorer: `pocket`, a folder, or a hub id."""
     clip: str = "pocket"
@@ -207,6 +209,8 @@ class Options:
             _need(value >= 0, "seeds", value, "whole numbers from 0 on")
         for value in self.eval_steps:
             _need(0 <= value <= self.steps, "eval-steps", value, f"steps from 0 to {self.steps}")
+        for value in self.sharpness_steps:
+            _need(1 <= value <= self.steps, "sharpness-steps", value, f"steps from 1 to {self.steps}")
         _need(bool(self.multipliers), "multipliers", "nothing", "at least one positive number")
         _need(bool(self.seeds), "seeds", "nothing", "at least one whole number from 0 on")
         for flag in ("pack_size", "workers"):

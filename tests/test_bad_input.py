@@ -51,6 +51,7 @@ def refused(
         (("--multipliers", "-2"), ("--multipliers is -2", "positive")),
         (("--multipliers", "nan"), ("--multipliers is nan", "positive")),
         (("--multipliers", "inf"), ("--multipliers is inf", "positive")),
+        (("--sharpness-steps", "0"), ("--sharpness-steps is 0", "steps from 1 to 6")),
         (("--num-drift-prompts", "-1"), ("--num-drift-prompts is -1", "0 or a positive number")),
         (("--num-drift-prompts", "11"), ("--num-drift-prompts is 11", "there are 10 unrelated prompts")),
         (("--multipliers", "fast"), ("fast",)),

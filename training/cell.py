@@ -50,6 +50,7 @@ class Cell:
         gauge_every: steps between two rows of the dynamics.
         norms_every: steps between two snapshots of the weight norms.
         model_hash, subject_hash, scorer_hash: contents of the model, pictures and prompts, and scorers.
+        sharpness_steps: steps after which the loss's sharpness is measured (`training.sharpness`).
         init_adapter: content of the adapter that the run starts from; empty for the method's own start.
 
     A field of `LATER` stands in no file and in no hash while it has its default: runs made before it existed keep their names.
@@ -88,6 +89,7 @@ class Cell:
     scorer_hash: str = ""
     init_adapter: str = ""
     num_drift_prompts: int = 0
+    sharpness_steps: tuple[int, ...] = ()
 
     def identity(self) -> str:
         """SHA-256 over every field of `to_dict`, in hexadecimal: the same cell asked for twice runs once."""
@@ -108,7 +110,8 @@ class Cell:
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
-        fields = {name: getattr(self, name) for name in FIELDS} | {"eval_steps": list(self.eval_steps)}
+        fields = {name: getattr(self, name) for name in FIELDS}
+        fields |= {name: list(fields[name]) for name in STEP_LISTS}
         return {name: value for name, value in fields.items() if value != LATER.get(name, UNSET)}
 
     @classmethod
@@ -121,7 +124,7 @@ class Cell:
         if unknown := sorted(set(fields) - FIELDS.keys()):
             raise BadInput(f"unknown cell field {unknown[0]!r}; known fields: {', '.join(sorted(FIELDS))}")
         try:
-            return cls(**(dict(fields) | {"eval_steps": tuple(fields.get("eval_steps", ()))}))
+            return cls(**(dict(fields) | {name: tuple(fields.get(name, ())) for name in STEP_LISTS}))
         except TypeError as error:
             raise BadInput(f"incomplete cell: {error}") from None
 
@@ -144,7 +147,8 @@ class Cell:
         )  # fmt: skip
 
 
-LATER = {"init_adapter": "", "num_drift_prompts": 0}
+STEP_LISTS = ("eval_steps", "sharpness_steps")
+LATER: dict[str, object] = {"init_adapter": "", "num_drift_prompts": 0, "sharpness_steps": []}
 UNSET = object()  # equal to no field's value
 FIELDS = dict.fromkeys(f.name for f in dataclasses.fields(Cell))
 FREE = {

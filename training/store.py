@@ -38,7 +38,7 @@ GAUGES = (
 )  # fmt: skip
 COLUMNS = {
     "dynamics": ("step", "matrix", "distance", *GAUGES),
-    "steps": ("step", "loss", "grad_norm", "lr", "lr_lambda", "seconds"),
+    "steps": ("step", "loss", "grad_norm", "lr", "lr_lambda", "seconds", "sharpness"),
     "norms": (
         "step", "matrix", "colnorm_mean", "colnorm_sd", "rownorm_mean", "rownorm_sd",
         "dm_rows", "dd_rows", "dm_cols", "dd_cols",
@@ -201,10 +201,10 @@ class RunFolder:
 
     def read_table(self, kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """All rows of one table of `KINDS`, part after part."""
+        known = schema(kind).empty_table()  # older parts may lack columns
         tables = [read_table(part, columns) for part in self.parts(kind)]
-        return (
-            pa.concat_tables(tables, promote_options="permissive") if tables else schema(kind).empty_table()
-        ).to_pandas()
+        whole = [known.select(list(columns)) if columns else known, *tables]
+        return pa.concat_tables(whole, promote_options="permissive").to_pandas()
 
     def read_dynamics(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Rows (step, matrix) with the distance and the gauges; within a part matrix by matrix."""
