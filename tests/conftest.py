@@ -83,7 +83,7 @@ def grid(slurm_cluster: "Cluster", studio: "Studio", tmp_path: Path) -> "Grid":
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say it aloud when tests were skipped because there is no SLURM."""
+    """Say it aloud when tests were skipped because there is no SLURM, or no disk can be made."""
     reasons = {str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])}
-    for reason in sorted(reason for reason in reasons if "NO SLURM" in reason):
+    for reason in sorted(reason for reason in reasons if "NO SLURM" in reason or "NO DISK" in reason):
         terminalreporter.write_line(reason.removeprefix("Skipped: "), yellow=True, bold=True)

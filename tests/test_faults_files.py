@@ -89,7 +89,7 @@ def test_full_disk_is_a_clear_failure_and_more_space_is_enough(grid: Grid, undis
         assert_goes_on(grid, undisturbed)
 
 
-@pytest.mark.skipif(bool(why_no_quota()), reason=why_no_quota())
+@pytest.mark.skipif(bool(why_no_quota()), reason=f"NO DISK: no quota is used up: {why_no_quota()}")
 def test_quota_that_is_used_up_is_a_failure_and_a_larger_one_is_enough(
     grid: Grid, undisturbed: Path, tmp_path: Path
 ) -> None:
