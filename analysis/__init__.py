@@ -27,6 +27,7 @@ from analysis.permutation import holm, sign_flip
 from analysis.pictures import pictures
 from analysis.plateau import TOLERANCE, find_plateau, joint_plateau, plateau
 from analysis.power import detectable_difference
+from analysis.settings import plateau_by_setting
 from analysis.summary import (
     Robustness,
     format_table,
@@ -60,6 +61,7 @@ __all__ = [
     "paired_curve",
     "pictures",
     "plateau",
+    "plateau_by_setting",
     "plateau_sentence",
     "power_sentence",
     "robustness",

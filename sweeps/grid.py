@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters import BadInput, MethodSpec, get_class
@@ -12,7 +12,7 @@ from adapters.checkpoint import Checkpoint, check_fit
 from adapters.inject import try_on
 from adapters.starting_point import agree, content_hash
 from slurm.job import Setting
-from sweeps.options import Options
+from sweeps.options import Options, with_defaults
 from sweeps.rates import Rates, base_rates
 from training.cell import Cell
 from training.open_adapter import open_adapter
@@ -53,6 +53,10 @@ class Scene:
         """Contents of the model."""
         return self.shared["model_hash"]
 
+    def of(self, options: Options) -> Scene:
+        """The same model, scorers and subjects under other flags."""
+        return replace(self, shared=self.shared | shared_flags(options))
+
 
 def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -> Scene:
     """Locate and check model, scorers and subjects.
@@ -89,17 +93,22 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
         "num_inference_steps": options.num_inference_steps or defaults["num_inference_steps"],
         "guidance_scale": options.guidance_scale or defaults["guidance_scale"],
     }
-    for name in (
-        "rank", "steps", "train_batch_size", "gradient_accumulation_steps", "adam_weight_decay", "max_grad_norm",
-        "lr_scheduler", "lr_warmup_steps", "prior_loss_weight", "snr_gamma", "mixed_precision", "num_prompts",
-        "num_images", "gauge_every", "norms_every", "eval_steps",
-    ):  # fmt: skip
-        shared[name] = getattr(options, name)
-    shared["num_class_images"] = options.num_class_images if options.prior_loss_weight > 0 else 0
+    shared |= shared_flags(options)
     start = open_start(options, model) if options.init_adapter else None
     if start is not None:
         shared["init_adapter"] = content_hash(start)
     return Scene(setting, shared, subjects, options.model, start)
+
+
+def shared_flags(options: Options) -> dict:
+    """The flags that are fields of every cell."""
+    names = (
+        "rank", "steps", "train_batch_size", "gradient_accumulation_steps", "adam_weight_decay", "max_grad_norm",
+        "lr_scheduler", "lr_warmup_steps", "prior_loss_weight", "snr_gamma", "mixed_precision", "num_prompts",
+        "num_images", "gauge_every", "norms_every", "eval_steps",
+    )  # fmt: skip
+    num_class_images = options.num_class_images if options.prior_loss_weight > 0 else 0
+    return {name: getattr(options, name) for name in names} | {"num_class_images": num_class_images}
 
 
 def open_start(options: Options, model: Path) -> Checkpoint:
@@ -203,8 +212,12 @@ def scaled(rates: Rates, multiplier: float, scale: str = "both") -> dict:
     }
 
 
-def expand(options: Options, scene: Scene, specs: Iterable[MethodSpec] | None = None) -> list[Planned]:
+def expand(
+    options: Options, scene: Scene, specs: Iterable[MethodSpec] | None = None, *, quiet: bool = False
+) -> list[Planned]:
     """Every cell of methods x subjects x seeds x multipliers; cells of one subject stand together.
+
+    Which base rates are borrowed is said on stderr, unless `quiet`.
 
     Raises:
         BadInput: if a rank does not fit the model, or a base rate is missing.
@@ -214,7 +227,7 @@ def expand(options: Options, scene: Scene, specs: Iterable[MethodSpec] | None = 
     planned = []
     for spec in specs:
         rates = rates_of(options, spec, scene)
-        if rates.borrowed:
+        if rates.borrowed and not quiet:
             print(describe_borrowed(spec, rates, scene.model_name), file=sys.stderr)
         for subject in scene.subjects:
             for seed in options.seeds:
@@ -224,6 +237,17 @@ def expand(options: Options, scene: Scene, specs: Iterable[MethodSpec] | None = 
                         plan_cell(scene, spec, subject, seed, labels, **scaled(rates, multiplier, options.scale))
                     )
     return planned
+
+
+def expand_each(options: Options, scene: Scene, changes: Iterable[Mapping[str, object]]) -> list[Planned]:
+    """The cells of the grid under each of several changes of the flags.
+
+    Raises:
+        BadInput: as `expand`.
+    """
+    varied = [with_defaults(options, **change) for change in changes]
+    grids = [expand(flags, scene.of(flags), quiet=number > 0) for number, flags in enumerate(varied)]
+    return [planned for grid in grids for planned in grid]
 
 
 def plan_cell(
