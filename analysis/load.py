@@ -44,9 +44,10 @@ class Results:
     """The runs of one model, and what they left behind.
 
     Attributes:
-        all_runs: one row a run (the untouched base's included): run_id, sweep, path, every field of the cell, every
-            label (multiplier, scale, model, ...), status, diverged_step, num_parameters, seconds. The column `series`,
-            the name under which the run is drawn, is worked out here from the others.
+        all_runs: one row a run (the untouched base's included; a run that goes by several names has a row for each):
+            run_id, sweep, path, every field of the cell, every label (multiplier, scale, model, ...), status, diverged_step,
+            num_parameters, seconds. The column `series`, the name under which the run is drawn, is worked out here from the
+            others.
         sources: where the other frames are read from, each at its first use.
     """
 
@@ -166,8 +167,8 @@ def load(*roots: Path | str, model: str | None = None) -> Results:
     if not sources:
         raise BadInput("no results folder given; allowed: one or more runs folders")
     runs = _stack([source.runs.assign(source=number) for number, source in enumerate(sources)])
-    runs = _one_model(runs.drop_duplicates("run_id", ignore_index=True), model)
-    return Results(runs, sources)
+    first = runs.groupby("run_id")["source"].transform("min")
+    return Results(_one_model(runs[runs["source"] == first].reset_index(drop=True), model), sources)
 
 
 def _source(root: Path) -> Source:

@@ -198,6 +198,7 @@ def draw_legend(
     behind: pd.DataFrame | None = None,
     marks: Sequence[Line2D] = (),
     title: str | None = None,
+    base: bool = True,
 ) -> None:
     """One block above the panels: every series with its n, those behind in grey, the base's line, what bands and crosses mean.
 
@@ -208,12 +209,14 @@ def draw_legend(
         behind: the same of the series in grey, None for none.
         marks: more entries.
         title: what stands above the entries, on bars; None says what the bands are.
+        base: whether the base's line is drawn.
     """
     handles = [
         series_handle(f"{series} ({count_text(curve)})", styles[str(series)])
         for series, curve in frame.groupby("series", sort=False)
     ]
-    handles.append(Line2D([], [], color=INK, ls=BASE_DASHES, lw=1.1, label="untouched base"))
+    if base:
+        handles.append(Line2D([], [], color=INK, ls=BASE_DASHES, lw=1.1, label="untouched base"))
     if (frame["num_diverged"] > 0).any():
         handles.append(Line2D([], [], ls="none", marker="x", ms=8, mew=1.8, color=ALARM, label="some runs diverged"))
     handles += marks

@@ -15,6 +15,7 @@ from analysis import (
     Results,
     Robustness,
     compare,
+    gauge_curve,
     plateau_by_setting,
     power_sentence,
     robustness,
@@ -93,6 +94,21 @@ def report_settings(outcome: Outcome, name: str, defaults: Mapping[str, Sequence
     show(dino[["series", "setting", "value", "peak", "width_octaves", "area", *ends, "num_diverged", "num_subjects"]])
     save(figures.plateau_vs_setting.draw(frame), outcome.folder / name, docs)
     keep_tables(outcome.folder, docs, {name: frame})
+
+
+def report_boundary(outcome: Outcome, docs: Path | None) -> None:
+    """Fig. 6: scores and distances by which rate is scaled; where lambda, saturation and distance go, by lambda's start."""
+    report_variants(outcome, "fig6_boundary_and_angle", docs)
+    starts = outcome.results.runs["boundary"].unique()
+    for start in starts:
+        results = outcome.results.select(boundary=start)
+        paths = {
+            name: gauge_curve(results, name, by_multiplier=True) for name in ("lambda", "saturation", "distance_rel")
+        }
+        stem = "fig6_boundary_paths" + (f"_{start:g}" if len(starts) > 1 else "")
+        save(figures.fig6_boundary_paths.draw(paths), outcome.folder / stem, docs)
+        curves = [curve.assign(gauge=name) for name, curve in paths.items() if len(curve)]
+        keep_tables(outcome.folder, docs, {stem: pd.concat(curves, ignore_index=True)})
 
 
 def series_of(results: Results, specs: Sequence[MethodSpec]) -> list[str]:
