@@ -166,9 +166,15 @@ def load(*roots: Path | str, model: str | None = None) -> Results:
     sources = tuple(_source(Path(root)) for root in roots)
     if not sources:
         raise BadInput("no results folder given; allowed: one or more runs folders")
-    runs = _stack([source.runs.assign(source=number) for number, source in enumerate(sources)])
+    runs = _with_defaults(_stack([source.runs.assign(source=number) for number, source in enumerate(sources)]))
     first = runs.groupby("run_id")["source"].transform("min")
     return Results(_one_model(runs[runs["source"] == first].reset_index(drop=True), model), sources)
+
+
+def _with_defaults(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs from before a field existed, and those that leave it alone, have its default."""
+    count = runs["num_instance_images"] if "num_instance_images" in runs else pd.Series(0, runs.index)
+    return runs.assign(num_instance_images=pd.to_numeric(count).fillna(0).astype(int))
 
 
 def _source(root: Path) -> Source:

@@ -111,7 +111,7 @@ def relabel(results: Results, labels: Mapping[str, Sequence[Mapping]]) -> Result
     names = [
         (place, own.get("multiplier"), own.get("scale"))
         for place, run_id in enumerate(runs["run_id"])
-        for own in labels[run_id]
+        for own in labels.get(run_id, ({},))  # the untouched base of subjects that this call leaves out
     ]
     places, multipliers, scales = zip(*dict.fromkeys(names))
     named = runs.iloc[list(places)].assign(multiplier=pd.array(multipliers, dtype="object"), scale=list(scales))

@@ -13,7 +13,7 @@ from adapters.inject import try_on
 from adapters.starting_point import agree, content_hash
 from slurm.job import Setting
 from sweeps.options import Options, with_defaults
-from sweeps.rates import Rates, base_rates
+from sweeps.rates import Rates, base_rates, describe_borrowed, scaled
 from training.cell import Cell
 from training.open_adapter import open_adapter
 from training.tasks import pipeline as pipelines
@@ -105,7 +105,7 @@ def shared_flags(options: Options) -> dict:
     names = (
         "rank", "steps", "train_batch_size", "gradient_accumulation_steps", "adam_weight_decay", "max_grad_norm",
         "lr_scheduler", "lr_warmup_steps", "prior_loss_weight", "snr_gamma", "mixed_precision", "num_prompts",
-        "num_images", "gauge_every", "norms_every", "eval_steps",
+        "num_images", "gauge_every", "norms_every", "eval_steps", "num_instance_images",
     )  # fmt: skip
     num_class_images = options.num_class_images if options.prior_loss_weight > 0 else 0
     return {name: getattr(options, name) for name in names} | {"num_class_images": num_class_images}
@@ -147,13 +147,16 @@ def choose_device(options: Options) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def choose_subjects(asked: Sequence[str], count: int, split: str) -> tuple[Path, list[str]]:
+def choose_subjects(
+    asked: Sequence[str], count: int, split: str, without: Sequence[str] = ()
+) -> tuple[Path, list[str]]:
     """The folder of subjects and the names of those to use.
 
     Args:
         asked: `--subjects`: an optional folder first, then names, or one number.
         count: how many are used where no name and no number is given.
         split: the split that unnamed subjects come from, where the folder has a table of splits.
+        without: subjects that are not taken unless they are named.
 
     Raises:
         BadInput: unknown folder, or more subjects asked for than there are.
@@ -164,6 +167,7 @@ def choose_subjects(asked: Sequence[str], count: int, split: str) -> tuple[Path,
     if rest and not (len(rest) == 1 and rest[0].isdigit()):
         return folder, list(dict.fromkeys(rest))
     pool = subject_folders.names(folder, split if subject_folders.read_table(folder) else None)
+    pool = [name for name in pool if name not in without]
     wanted = int(rest[0]) if rest else min(count, len(pool))
     if not 1 <= wanted <= len(pool):
         raise BadInput(f"--subjects is {wanted}; {folder} has {len(pool)} subjects of split {split!r}")
@@ -185,31 +189,6 @@ def rates_of(options: Options, spec: MethodSpec, scene: Scene) -> Rates:
         boundary=(options.boundary or found.boundary) if uses_boundary else None,
         borrowed=found.borrowed,
     )
-
-
-def describe_borrowed(spec: MethodSpec, rates: Rates, model: str) -> str:
-    """A line that says which base rates are not the method's own."""
-    boundary = "" if rates.boundary is None else f", boundary {rates.boundary:g}"
-    return (
-        f"{spec.name} was not tuned on {model}: what no flag gives is {rates.borrowed} (lr {rates.lr:g}{boundary}); "
-        "sweeps/base_lr.py finds its own"
-    )
-
-
-def scaled(rates: Rates, multiplier: float, scale: str = "both") -> dict:
-    """Absolute rates at a multiplier of the base; `scale` says which groups it scales."""
-
-    def times(rate: float | None, on: bool) -> float | None:
-        return None if rate is None else float(f"{rate * (multiplier if on else 1):.6g}")
-
-    return {
-        "lr": times(rates.lr, scale != "lambda"),
-        "lr_lambda": times(
-            rates.lr_lambda if rates.lr_lambda or rates.boundary is None else rates.lr, scale != "factors"
-        ),
-        "lr_magnitude": times(rates.lr_magnitude, scale != "lambda"),
-        "boundary": rates.boundary,
-    }
 
 
 def expand(
@@ -257,6 +236,8 @@ def plan_cell(
     fields = scene.shared | own
     if not get_class(spec.name).uses_rank:
         fields = fields | {"rank": 0}
+    if fields["num_instance_images"] >= len(subject.pictures):
+        fields = fields | {"num_instance_images": 0}
     cell = Cell(
         method=spec.name, options=spec.canonical, subject=subject.name, seed=seed,
         subject_hash=subject.content_hash(), **fields,

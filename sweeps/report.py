@@ -13,11 +13,12 @@ import pandas as pd
 import torch
 
 import figures
-from adapters import BadInput, parse_method
+from adapters import parse_method
 from analysis import (
     METRICS,
     Results,
     base_line,
+    best_settings,
     compare,
     early_warning,
     export_compact,
@@ -33,6 +34,7 @@ from analysis import (
     score_vs_distance,
     subject_scores,
     summary,
+    tried_settings,
     write_tables,
 )
 from sweeps.driver import Outcome
@@ -220,40 +222,26 @@ def processor() -> str:
 def report_tuning(outcome: Outcome, scene: Scene, write: bool, rule: str) -> None:
     """The best setting of each method by the rule, printed, and written with its provenance."""
     results = outcome.results
-    scores = results.scores.groupby(["run_id", "metric"], observed=True)["value"].mean().unstack().astype(float)
-    runs = results.runs.join(scores[list(METRICS)], on="run_id")
-    runs["diverged"] = runs["status"] == "diverged"
-    keys = ["method", "options", "lr", "boundary"]
-    tried = (
-        runs.groupby(keys, dropna=False, sort=False)
-        .agg(
-            **{metric: (metric, "mean") for metric in METRICS},
-            diverged=("diverged", "sum"),
-            num_subjects=("subject", "nunique"),
-        )
-        .reset_index()
-        .assign(sum=lambda frame: frame[list(METRICS)].sum(axis=1))
-    )
+    tried = tried_settings(results)
     show(tried.drop(columns="options").rename(columns={"method": "series"}))
-    best = tried[tried["diverged"] == 0].sort_values("sum", ascending=False).drop_duplicates(["method", "options"])
-    if best.empty:
-        raise BadInput("every setting tried diverged: give smaller --rates")
+    best = best_settings(tried)
     for _, row in best.iterrows():
         print(
             f"{row['method']}: lr {row['lr']:g}{_boundary(row)}, DINO {row['dino']:.3f}, CLIP-I {row['clip_i']:.3f}, "
-            f"CLIP-T {row['clip_t']:.3f}{_edge(row, tried[tried['method'] == row['method']])}"
+            f"CLIP-T {row['clip_t']:.3f}{edge(row, tried[tried['method'] == row['method']])}"
         )
     keep_tables(outcome.folder, None, {"tuning": tried})
     if write:
         write_rates(
             scene.model_name if scene.model_name == "pocket" else Path(scene.setting.model).name,
-            _table(scene, best, runs, rule),
+            _table(scene, best, results.runs, rule),
         )
 
 
-def _edge(best: pd.Series, tried: pd.DataFrame) -> str:
+def edge(best: pd.Series, tried: pd.DataFrame) -> str:
     """A word where the best setting lies at an end of what was tried: there may be a better one beyond."""
-    ends = [name for name in ("lr", "boundary") if best[name] in (tried[name].min(), tried[name].max())]
+    varied = [name for name in ("lr", "boundary") if tried[name].nunique() > 1]
+    ends = [name for name in varied if best[name] in (tried[name].min(), tried[name].max())]
     return f" (at the edge of the grid of {' and '.join(ends)}: try a wider one)" if ends else ""
 
 

@@ -93,7 +93,7 @@ def report_settings(outcome: Outcome, name: str, defaults: Mapping[str, Sequence
     ends = [f"{stem}_{end}" for stem in ("peak", "width", "area") for end in ("low", "high")]
     show(dino[["series", "setting", "value", "peak", "width_octaves", "area", *ends, "num_diverged", "num_subjects"]])
     save(figures.plateau_vs_setting.draw(frame), outcome.folder / name, docs)
-    keep_tables(outcome.folder, docs, {name: frame})
+    publish(outcome, docs, {name: frame})
 
 
 def report_boundary(outcome: Outcome, docs: Path | None) -> None:

@@ -55,6 +55,14 @@ def test_one_name_a_run_leaves_everything_as_it_is(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(relabel(results, names).all_runs, results.all_runs)
 
 
+def test_subjects_that_a_call_leaves_out_do_no_harm(tmp_path: Path) -> None:
+    """Their untouched base's runs lie in the same folder: fewer subjects than before used to end in a traceback."""
+    results = load(make_runs(tmp_path, multipliers=(1.0,), steps=4))
+    fewer = results.runs.loc[results.runs["subject"] != "cat", "run_id"]
+    named = relabel(results.select(list(fewer)), {run_id: three_names(run_id) for run_id in fewer})
+    assert set(score_curve(named)["num_subjects"]) == {2}
+
+
 def test_a_diverged_run_under_several_names_keeps_its_gauges(tmp_path: Path) -> None:
     shapes = {"delora": Shape(diverges_from=1.0)}
     results = load(make_runs(tmp_path, shapes=shapes, multipliers=(1.0,), steps=4))

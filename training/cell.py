@@ -51,6 +51,8 @@ class Cell:
         model_hash, subject_hash, scorer_hash: contents of the model, pictures and prompts, and scorers.
         init_adapter: content of the adapter that the run starts from; empty for the method's own start. Empty, it stands
             in no file and in no hash: runs made before it existed keep their names.
+        num_instance_images: how many of the subject's pictures are trained on, from the first on; 0 for all of them, and then in
+            no file and in no hash either. All are scored against.
     """
 
     method: str
@@ -85,6 +87,7 @@ class Cell:
     subject_hash: str = ""
     scorer_hash: str = ""
     init_adapter: str = ""
+    num_instance_images: int = 0
 
     def identity(self) -> str:
         """SHA-256 over every field of `to_dict`, in hexadecimal: the same cell asked for twice runs once."""
@@ -106,7 +109,7 @@ class Cell:
     def to_dict(self) -> dict:
         """Plain values for JSON."""
         fields = {name: getattr(self, name) for name in FIELDS} | {"eval_steps": list(self.eval_steps)}
-        return fields if self.init_adapter else {name: fields[name] for name in fields if name != "init_adapter"}
+        return {name: value for name, value in fields.items() if name not in NEWER or value != NEWER[name]}
 
     @classmethod
     def from_dict(cls, fields: Mapping) -> Cell:
@@ -142,9 +145,10 @@ class Cell:
 
 
 FIELDS = dict.fromkeys(f.name for f in dataclasses.fields(Cell))
+NEWER = {"init_adapter": "", "num_instance_images": 0}  # with these values they stand in no file and in no hash
 FREE = {
     "lr", "lr_lambda", "lr_magnitude", "boundary", "seed", "subject", "subject_hash", "adam_weight_decay",
-    "max_grad_norm",
+    "max_grad_norm", "num_instance_images",
 }  # fmt: skip
 KEY_FIELDS = tuple(name for name in FIELDS if name not in FREE)
 
