@@ -27,6 +27,8 @@ from analysis.permutation import holm, sign_flip
 from analysis.pictures import pictures
 from analysis.plateau import TOLERANCE, find_plateau, joint_plateau, plateau
 from analysis.power import detectable_difference
+from analysis.selection import best_settings, best_table, tried_settings
+from analysis.settings import plateau_by_setting
 from analysis.summary import (
     Robustness,
     format_table,
@@ -44,6 +46,8 @@ __all__ = [
     "Results",
     "Robustness",
     "base_line",
+    "best_settings",
+    "best_table",
     "coincidence",
     "compare",
     "detectable_difference",
@@ -60,6 +64,7 @@ __all__ = [
     "paired_curve",
     "pictures",
     "plateau",
+    "plateau_by_setting",
     "plateau_sentence",
     "power_sentence",
     "robustness",
@@ -73,6 +78,7 @@ __all__ = [
     "subject_scores",
     "summary",
     "to_markdown",
+    "tried_settings",
     "variance_table",
     "weight_norms",
     "write_tables",

@@ -33,8 +33,9 @@ def compare(
     *,
     metric: str = "dino",
     tolerance: float = TOLERANCE,
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> pd.DataFrame:
-    """Compare every pair of series by every measure.
+    """Compare pairs of series by every measure.
 
     The rows of one table are one family: Holm's correction runs over all of them, so ask for no more than is wanted. The
     best and the worst multiplier are chosen by the same subjects that are compared there; by simulation the intervals keep
@@ -45,6 +46,7 @@ def compare(
         measures: keys of `MEASURES`.
         metric: the score.
         tolerance: of the width.
+        pairs: the series to compare, as (a, b); None compares every pair.
 
     Returns:
         Rows measure, a, b, mean (of a - b) with its t interval low, high; boot_low, boot_high (studentised bootstrap, from 4
@@ -52,7 +54,7 @@ def compare(
         give); detectable (the smallest difference found with 80 % power at 5 %); num_subjects, those that both have.
 
     Raises:
-        BadInput: if a measure or the metric is unknown, or there are fewer than two series.
+        BadInput: if a measure, the metric or a series of the pairs is unknown, or there are fewer than two series.
     """
     for name in measures:
         if name not in MEASURES:
@@ -60,10 +62,13 @@ def compare(
     values = {name: subject_measures(rows, tolerance) for name, rows in _series_of(table, metric)}
     if len(values) < 2:
         raise BadInput(f"one series, {next(iter(values))}, has nothing to be compared with: run a second method")
+    chosen = list(combinations(values, 2)) if pairs is None else list(pairs)
+    if unknown := [name for pair in chosen for name in pair if name not in values]:
+        raise BadInput(f"no series {unknown[0]!r}; allowed: {', '.join(values)}")
     rows = [
         {"measure": measure, "a": a, "b": b, **_difference(values[a], values[b], measure)}
         for measure in measures
-        for a, b in combinations(values, 2)
+        for a, b in chosen
     ]
     frame = pd.DataFrame(rows)
     frame.insert(list(frame.columns).index("smallest_p"), "p_holm", holm(frame["p"]))

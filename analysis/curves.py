@@ -114,24 +114,29 @@ def distance_curve(results: Results, matrix: str = "mean", x: str = "multiplier"
     return summarise(subject_distances(results, matrix, x), x, [], log_interval)
 
 
-def gauge_curve(results: Results, gauge: str = "distance_rel", matrix: str = "mean") -> pd.DataFrame:
+def gauge_curve(
+    results: Results, gauge: str = "distance_rel", matrix: str = "mean", *, by_multiplier: bool = False
+) -> pd.DataFrame:
     """One gauge of the dynamics against the step; a diverged run keeps the value at which it was frozen.
 
     Args:
         results: the runs.
         gauge: a column of the dynamics, such as distance_rel, lambda, saturation.
         matrix: one matrix, or "mean" for the mean over all of them.
+        by_multiplier: whether multipliers stand in a column of their own, and not in the names of the series.
 
     Returns:
-        Rows series, method, step, mean, low, high, num_subjects, num_diverged, num_runs; empty if no run has that gauge.
+        Rows series, method, (multiplier,) step, mean, low, high, num_subjects, num_diverged, num_runs; empty if no run has
+        that gauge.
 
     Raises:
         BadInput: if there is no such gauge or matrix.
     """
-    runs = _ended(results, "step")
+    runs = _ended(results, "multiplier" if by_multiplier else "step")
+    by = ["multiplier"] if by_multiplier else []
     frame = results.trajectories(matrix, [gauge])
     wide = frame.assign(run_id=frame["run_id"].astype(str)).pivot(index="step", columns="run_id", values=gauge)
-    frozen = [run for run in runs.loc[runs["diverged"], "run_id"] if run in wide]
+    frozen = [run for run in runs.loc[runs["diverged"], "run_id"].unique() if run in wide]
     wide[frozen] = wide[frozen].ffill()
     table = (
         wide.melt(ignore_index=False, value_name="value")
@@ -141,11 +146,11 @@ def gauge_curve(results: Results, gauge: str = "distance_rel", matrix: str = "me
     )
     table["diverged"] &= ~(table["step"] < table["diverged_step"])
     table = (
-        table.groupby(["series", "method", "step", "subject"], sort=False, observed=True)
+        table.groupby(["series", "method", *by, "step", "subject"], sort=False, observed=True)
         .agg(value=("value", "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
         .reset_index()
     )
-    return summarise(table.astype({"value": float}), "step", [], t_interval)
+    return summarise(table.astype({"value": float}), "step", by, t_interval)
 
 
 def paired_curve(table: pd.DataFrame, a: str, b: str, x: str = "multiplier") -> pd.DataFrame:
@@ -269,7 +274,9 @@ def _missing(runs: pd.DataFrame, table: pd.DataFrame, keys: list[str]) -> pd.Dat
 def _base_scores(runs: pd.DataFrame, results: Results) -> pd.DataFrame:
     """Rows run_id, metric, base: the untouched base scored on the run's subject in the run's way."""
     base = results.base.groupby([*BASE_KEY, "metric"], observed=True, dropna=False)["value"].mean().astype(float)
-    merged = runs[["run_id", *BASE_KEY]].merge(base.rename("base").reset_index(), on=list(BASE_KEY))
+    merged = runs.drop_duplicates("run_id")[["run_id", *BASE_KEY]].merge(
+        base.rename("base").reset_index(), on=list(BASE_KEY)
+    )
     return merged[["run_id", "metric", "base"]]
 
 

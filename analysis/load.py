@@ -44,9 +44,10 @@ class Results:
     """The runs of one model, and what they left behind.
 
     Attributes:
-        all_runs: one row a run (the untouched base's included): run_id, sweep, path, every field of the cell, every
-            label (multiplier, scale, model, ...), status, diverged_step, num_parameters, seconds. The column `series`,
-            the name under which the run is drawn, is worked out here from the others.
+        all_runs: one row a run (the untouched base's included; a run that goes by several names has a row for each):
+            run_id, sweep, path, every field of the cell, every label (multiplier, scale, model, ...), status, diverged_step,
+            num_parameters, seconds. The column `series`, the name under which the run is drawn, is worked out here from the
+            others.
         sources: where the other frames are read from, each at its first use.
     """
 
@@ -165,9 +166,15 @@ def load(*roots: Path | str, model: str | None = None) -> Results:
     sources = tuple(_source(Path(root)) for root in roots)
     if not sources:
         raise BadInput("no results folder given; allowed: one or more runs folders")
-    runs = _stack([source.runs.assign(source=number) for number, source in enumerate(sources)])
-    runs = _one_model(runs.drop_duplicates("run_id", ignore_index=True), model)
-    return Results(runs, sources)
+    runs = _with_defaults(_stack([source.runs.assign(source=number) for number, source in enumerate(sources)]))
+    first = runs.groupby("run_id")["source"].transform("min")
+    return Results(_one_model(runs[runs["source"] == first].reset_index(drop=True), model), sources)
+
+
+def _with_defaults(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs from before a field existed, and those that leave it alone, have its default."""
+    count = runs["num_instance_images"] if "num_instance_images" in runs else pd.Series(0, runs.index)
+    return runs.assign(num_instance_images=pd.to_numeric(count).fillna(0).astype(int))
 
 
 def _source(root: Path) -> Source:

@@ -26,6 +26,7 @@ SETTINGS = {
     "lr_warmup_steps": "warm-up {}",
     "prior_loss_weight": "prior {}",
     "num_class_images": "{} class pictures",
+    "num_instance_images": "trained on {}",
     "snr_gamma": "SNR gamma {}",
     "mixed_precision": "precision {}",
     "resolution": "{} px",
@@ -108,7 +109,8 @@ def name_series(runs: pd.DataFrame) -> pd.Series:
     for _, group in frame.groupby(names, sort=False):
         for setting, text in SETTINGS.items():
             if setting in group and group[setting].map(_key).nunique() > 1:
-                result[group.index] += ", " + group[setting].map(lambda value, text=text: text.format(_short(value)))
+                value = group[setting].map(_pictures if setting == "num_instance_images" else _short)
+                result[group.index] += ", " + value.map(text.format)
     return result
 
 
@@ -119,6 +121,10 @@ def by_number(name: Any) -> str:
 
 def _key(value: Any) -> str:
     return json.dumps(None if value is None or value != value else value, default=str)
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' if count > 1 else ''}" if count else "all pictures"
 
 
 def _short(value: Any) -> str:

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURES = (
-    "fig2_lr_robustness", "fig3_prolonged_training", "fig4_weight_norms", "fig5_dora_magnitude", "score_vs_distance",
-    "picture_sheet",
+    "fig2_lr_robustness", "fig3_prolonged_training", "fig4_weight_norms", "fig5_dora_magnitude", "fig6_boundary_paths",
+    "plateau_vs_setting", "score_vs_distance", "picture_sheet",
 )  # fmt: skip
 
 

@@ -197,6 +197,8 @@ def draw_legend(
     *,
     behind: pd.DataFrame | None = None,
     marks: Sequence[Line2D] = (),
+    title: str | None = None,
+    base: bool = True,
 ) -> None:
     """One block above the panels: every series with its n, those behind in grey, the base's line, what bands and crosses mean.
 
@@ -206,12 +208,15 @@ def draw_legend(
         styles: the look of every series.
         behind: the same of the series in grey, None for none.
         marks: more entries.
+        title: what stands above the entries, on bars; None says what the bands are.
+        base: whether the base's line is drawn.
     """
     handles = [
         series_handle(f"{series} ({count_text(curve)})", styles[str(series)])
         for series, curve in frame.groupby("series", sort=False)
     ]
-    handles.append(Line2D([], [], color=INK, ls=BASE_DASHES, lw=1.1, label="untouched base"))
+    if base:
+        handles.append(Line2D([], [], color=INK, ls=BASE_DASHES, lw=1.1, label="untouched base"))
     if (frame["num_diverged"] > 0).any():
         handles.append(Line2D([], [], ls="none", marker="x", ms=8, mew=1.8, color=ALARM, label="some runs diverged"))
     handles += marks
@@ -220,8 +225,9 @@ def draw_legend(
             look = styles[str(series)]._replace(color=BACKGROUND, face=BACKGROUND)
             handles.append(series_handle(f"{series} ({count_text(curve)})", look, width=1.2))
     columns = legend_columns([str(handle.get_label()) for handle in handles], figure.get_figwidth())
-    cut = "; bands end at a panel's edge" if any(cuts_a_band(ax) for ax in figure.axes) else ""
-    text = band_text(frame) + cut + ("; grey: earlier runs" if behind is not None else "")
+    kind = "bars" if title else "bands"
+    cut = f"; {kind} end at a panel's edge" if any(cuts_a_band(ax) for ax in figure.axes) else ""
+    text = (title or band_text(frame)) + cut + ("; grey: earlier runs" if behind is not None else "")
     make_room(figure, len(handles), columns)
     figure.legend(
         handles=by_row(handles, columns), loc="outside upper left", ncols=columns, title=text, title_fontsize=8.5,
@@ -266,9 +272,9 @@ def band_text(frame: pd.DataFrame) -> str:
 
 
 def cuts_a_band(ax: Axes) -> bool:
-    """Whether a band runs on beyond the panel (`limit_to_means`)."""
+    """Whether a band or bar runs on beyond the panel (`limit_to_means`)."""
     low, high = ax.get_ylim()
-    bands = [c for c in ax.collections if str(c.get_label()).startswith("_band")]
+    bands = [c for c in ax.collections if str(c.get_label()).startswith(("_band", "_bar"))]
     heights = [np.asarray(path.vertices, dtype=float)[:, 1] for band in bands for path in band.get_paths()]
     return any(bool(((height < low) | (height > high)).any()) for height in heights)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -29,6 +30,7 @@ METRIC_TITLES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
 LINE_STYLES = ("-", "--", "-.", ":")
 SPARE_COLORS = ("#56B4E9", "#000000", "#8C6D31", "#7A5195", "#999933")
 SPARE_MARKERS = ("P", "X", "h", "*", "p")
+VARIANT_COLORS = ("#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#009E73")
 MARGIN_OCTAVES = 0.35  # between the outermost multipliers and the axis' ends
 DPI = 180
 
@@ -106,18 +108,34 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def looks(frame: pd.DataFrame) -> dict[str, Look]:
     """The look of every series of a frame with the columns series and method.
 
-    A method has the colour, line style and marker of `METHODS`, a name that is not registered there spare ones; further
-    series of one method (options, ranks) keep its colour and take hollow markers and the next line styles.
+    A method has the colour, line style and marker of `METHODS`, a name that is not registered there spare ones. Further
+    series of one method (options, ranks) take hollow markers, the next line styles, and lighter tints of its colour, or
+    colours of their own where the frame has no other method.
     """
     result: dict[str, Look] = {}
     seen: dict[str, int] = {}
-    for series, method in frame[["series", "method"]].drop_duplicates().itertuples(index=False):
+    pairs = frame[["series", "method"]].drop_duplicates()
+    counts = pairs["method"].value_counts()
+    for series, method in pairs.itertuples(index=False):
         variant = seen[method] = seen.get(method, -1) + 1
         color, line_style, marker = _method_look(method, len(seen) - 1)
         style = LINE_STYLES[(LINE_STYLES.index(line_style) + variant) % len(LINE_STYLES)]
         marker = marker if variant < 2 else SPARE_MARKERS[variant % len(SPARE_MARKERS)]
+        if variant:
+            color = _variant_color(color, variant) if len(counts) == 1 else _tint(color, variant / counts[method])
         result[series] = Look(color, style, marker, "white" if variant else color)
     return result
+
+
+def _variant_color(color: str, variant: int) -> str:
+    """One of the palette's other colours."""
+    others = [other for other in VARIANT_COLORS if other != color]
+    return others[(variant - 1) % len(others)]
+
+
+def _tint(color: str, share: float) -> str:
+    """A colour mixed with white, up to 70 % of it."""
+    return to_hex([1 - (1 - part) * (1 - 0.7 * share) for part in to_rgb(color)])
 
 
 def _method_look(method: str, number: int) -> tuple[str, str, str]:

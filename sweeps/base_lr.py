@@ -19,7 +19,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from sweeps.options import Options, run_driver  # noqa: E402
 
 NAME = "base_lr"
-RULE = "highest mean of DINO + CLIP-I + CLIP-T over the tuning subjects at the last step; settings with a diverged run are out"
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class TuningOptions(Options):
 def drive(options: TuningOptions) -> int:
     """Try every setting on the tuning subjects and keep the best."""
     from adapters import BadInput, get_class
+    from analysis.selection import RULE
     from sweeps.driver import run_sweep
     from sweeps.grid import plan_cell, set_scene
     from sweeps.report import report_tuning

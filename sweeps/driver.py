@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from adapters import PEFT, BadInput, parse_method
 from analysis import Results, load
@@ -57,7 +59,8 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
         Stopped: after Ctrl-C.
     """
     folder = open_sweep(options.runs, options.sweep or name, scene)
-    cells = [*base_cells(planned), *planned]
+    asked = [*base_cells(planned), *planned]
+    cells = list({p.cell.identity(): p for p in asked}.values())
     plan = Plan.read(folder)
     wanted = {p.cell.identity() for p in cells}
     done = _look(plan, wanted, options.dry_run)
@@ -94,17 +97,27 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
         _report_failures(plan, packs)
         packs = _look(plan, wanted).todo(wanted)
     ids = plan.run_ids()
-    labels = {ids[p.cell.identity()]: p.labels for p in cells}
+    labels: dict[str, list[dict]] = {}
+    for p in asked:
+        labels.setdefault(ids[p.cell.identity()], []).append(p.labels)
     return Outcome(relabel(load(folder).select(list(labels)), labels), folder, len(todo))
 
 
-def relabel(results: Results, labels: dict[str, dict]) -> Results:
-    """Give runs the names that they go by in this call: a run may have been trained under another multiplier."""
-    runs = results.all_runs.copy()
-    for name in ("multiplier", "scale"):
-        runs[name] = [labels[run_id].get(name) for run_id in runs["run_id"]]
-    runs["multiplier"] = runs["multiplier"].astype("float64")
-    return dataclasses.replace(results, all_runs=runs)
+def relabel(results: Results, labels: Mapping[str, Sequence[Mapping]]) -> Results:
+    """Give runs the names that they go by in this call.
+
+    A run may have been trained under another multiplier. One that answers several questions, as multiplier 1 does whichever
+    rate is scaled, stands there once under each of its names.
+    """
+    runs = results.all_runs
+    names = [
+        (place, own.get("multiplier"), own.get("scale"))
+        for place, run_id in enumerate(runs["run_id"])
+        for own in labels.get(run_id, ({},))  # the untouched base of subjects that this call leaves out
+    ]
+    places, multipliers, scales = zip(*dict.fromkeys(names))
+    named = runs.iloc[list(places)].assign(multiplier=pd.array(multipliers, dtype="object"), scale=list(scales))
+    return dataclasses.replace(results, all_runs=named.astype({"multiplier": "float64"}))
 
 
 def _workers(options: Options, setting: Setting, num_cells: int, measured: Calibration | None) -> tuple[int, int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters import BadInput, MethodSpec, get_class
@@ -12,8 +12,8 @@ from adapters.checkpoint import Checkpoint, check_fit
 from adapters.inject import try_on
 from adapters.starting_point import agree, content_hash
 from slurm.job import Setting
-from sweeps.options import Options
-from sweeps.rates import Rates, base_rates
+from sweeps.options import Options, with_defaults
+from sweeps.rates import Rates, base_rates, describe_borrowed, scaled
 from training.cell import Cell
 from training.open_adapter import open_adapter
 from training.tasks import pipeline as pipelines
@@ -53,6 +53,10 @@ class Scene:
         """Contents of the model."""
         return self.shared["model_hash"]
 
+    def of(self, options: Options) -> Scene:
+        """The same model, scorers and subjects under other flags."""
+        return replace(self, shared=self.shared | shared_flags(options))
+
 
 def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -> Scene:
     """Locate and check model, scorers and subjects.
@@ -91,18 +95,23 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
         "num_inference_steps": options.num_inference_steps or defaults["num_inference_steps"],
         "guidance_scale": options.guidance_scale or defaults["guidance_scale"],
     }
-    for name in (
-        "rank", "steps", "train_batch_size", "gradient_accumulation_steps", "adam_weight_decay", "max_grad_norm",
-        "lr_scheduler", "lr_warmup_steps", "prior_loss_weight", "snr_gamma", "mixed_precision", "num_prompts",
-        "num_images", "num_drift_prompts", "gauge_every", "norms_every", "eval_steps",
-        "sharpness_steps",
-    ):  # fmt: skip
-        shared[name] = getattr(options, name)
-    shared["num_class_images"] = options.num_class_images if options.prior_loss_weight > 0 else 0
+    shared |= shared_flags(options)
     start = open_start(options, model) if options.init_adapter else None
     if start is not None:
         shared["init_adapter"] = content_hash(start)
     return Scene(setting, shared, subjects, options.model, start)
+
+
+def shared_flags(options: Options) -> dict:
+    """The flags that are fields of every cell."""
+    names = (
+        "rank", "steps", "train_batch_size", "gradient_accumulation_steps", "adam_weight_decay", "max_grad_norm",
+        "lr_scheduler", "lr_warmup_steps", "prior_loss_weight", "snr_gamma", "mixed_precision", "num_prompts",
+        "num_images", "num_drift_prompts", "gauge_every", "norms_every", "eval_steps", "sharpness_steps",
+        "num_instance_images",
+    )  # fmt: skip
+    num_class_images = options.num_class_images if options.prior_loss_weight > 0 else 0
+    return {name: getattr(options, name) for name in names} | {"num_class_images": num_class_images}
 
 
 def open_start(options: Options, model: Path) -> Checkpoint:
@@ -141,13 +150,16 @@ def choose_device(options: Options) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def choose_subjects(asked: Sequence[str], count: int, split: str) -> tuple[Path, list[str]]:
+def choose_subjects(
+    asked: Sequence[str], count: int, split: str, without: Sequence[str] = ()
+) -> tuple[Path, list[str]]:
     """The folder of subjects and the names of those to use.
 
     Args:
         asked: `--subjects`: an optional folder first, then names, or one number.
         count: how many are used where no name and no number is given.
         split: the split that unnamed subjects come from, where the folder has a table of splits.
+        without: subjects that are not taken unless they are named.
 
     Raises:
         BadInput: unknown folder, or more subjects asked for than there are.
@@ -158,6 +170,7 @@ def choose_subjects(asked: Sequence[str], count: int, split: str) -> tuple[Path,
     if rest and not (len(rest) == 1 and rest[0].isdigit()):
         return folder, list(dict.fromkeys(rest))
     pool = subject_folders.names(folder, split if subject_folders.read_table(folder) else None)
+    pool = [name for name in pool if name not in without]
     wanted = int(rest[0]) if rest else min(count, len(pool))
     if not 1 <= wanted <= len(pool):
         raise BadInput(f"--subjects is {wanted}; {folder} has {len(pool)} subjects of split {split!r}")
@@ -181,33 +194,12 @@ def rates_of(options: Options, spec: MethodSpec, scene: Scene) -> Rates:
     )
 
 
-def describe_borrowed(spec: MethodSpec, rates: Rates, model: str) -> str:
-    """A line that says which base rates are not the method's own."""
-    boundary = "" if rates.boundary is None else f", boundary {rates.boundary:g}"
-    return (
-        f"{spec.name} was not tuned on {model}: what no flag gives is {rates.borrowed} (lr {rates.lr:g}{boundary}); "
-        "sweeps/base_lr.py finds its own"
-    )
-
-
-def scaled(rates: Rates, multiplier: float, scale: str = "both") -> dict:
-    """Absolute rates at a multiplier of the base; `scale` says which groups it scales."""
-
-    def times(rate: float | None, on: bool) -> float | None:
-        return None if rate is None else float(f"{rate * (multiplier if on else 1):.6g}")
-
-    return {
-        "lr": times(rates.lr, scale != "lambda"),
-        "lr_lambda": times(
-            rates.lr_lambda if rates.lr_lambda or rates.boundary is None else rates.lr, scale != "factors"
-        ),
-        "lr_magnitude": times(rates.lr_magnitude, scale != "lambda"),
-        "boundary": rates.boundary,
-    }
-
-
-def expand(options: Options, scene: Scene, specs: Iterable[MethodSpec] | None = None) -> list[Planned]:
+def expand(
+    options: Options, scene: Scene, specs: Iterable[MethodSpec] | None = None, *, quiet: bool = False
+) -> list[Planned]:
     """Every cell of methods x subjects x seeds x multipliers; cells of one subject stand together.
+
+    Which base rates are borrowed is said on stderr, unless `quiet`.
 
     Raises:
         BadInput: if a rank does not fit the model, or a base rate is missing.
@@ -217,7 +209,7 @@ def expand(options: Options, scene: Scene, specs: Iterable[MethodSpec] | None = 
     planned = []
     for spec in specs:
         rates = rates_of(options, spec, scene)
-        if rates.borrowed:
+        if rates.borrowed and not quiet:
             print(describe_borrowed(spec, rates, scene.model_name), file=sys.stderr)
         for subject in scene.subjects:
             for seed in options.seeds:
@@ -229,6 +221,17 @@ def expand(options: Options, scene: Scene, specs: Iterable[MethodSpec] | None = 
     return planned
 
 
+def expand_each(options: Options, scene: Scene, changes: Iterable[Mapping[str, object]]) -> list[Planned]:
+    """The cells of the grid under each of several changes of the flags.
+
+    Raises:
+        BadInput: as `expand`.
+    """
+    varied = [with_defaults(options, **change) for change in changes]
+    grids = [expand(flags, scene.of(flags), quiet=number > 0) for number, flags in enumerate(varied)]
+    return [planned for grid in grids for planned in grid]
+
+
 def plan_cell(
     scene: Scene, spec: MethodSpec, subject: subject_folders.Subject, seed: int, labels: dict, **own: object
 ) -> Planned:
@@ -236,6 +239,8 @@ def plan_cell(
     fields = scene.shared | own
     if not get_class(spec.name).uses_rank:
         fields = fields | {"rank": 0}
+    if fields["num_instance_images"] >= len(subject.pictures):
+        fields = fields | {"num_instance_images": 0}
     cell = Cell(
         method=spec.name, options=spec.canonical, subject=subject.name, seed=seed,
         subject_hash=subject.content_hash(scene.shared["num_drift_prompts"]), **fields,

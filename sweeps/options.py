@@ -118,6 +118,8 @@ class Options:
     """Learning-rate schedule after the warm-up."""
     lr_warmup_steps: int = 0
     """Steps of linear warm-up."""
+    num_instance_images: int = 0
+    """Pictures of each subject that are trained on, from the first on; 0: all. All are scored against."""
     prior_loss_weight: float = 0.0
     """Weight of the prior-preservation loss; 0 switches it off."""
     num_class_images: int = 64
@@ -200,7 +202,7 @@ class Options:
             value = getattr(self, flag)
             _need(value is None or (math.isfinite(value) and value > 0), flag, value, "a positive number")
         for flag in ("adam_weight_decay", "max_grad_norm", "lr_warmup_steps", "prior_loss_weight", "snr_gamma",
-                     "num_drift_prompts"):  # fmt: skip
+                     "num_drift_prompts", "num_instance_images"):  # fmt: skip
             value = getattr(self, flag)
             _need(math.isfinite(value) and value >= 0, flag, value, "0 or a positive number")
         for value in self.multipliers:

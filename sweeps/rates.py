@@ -74,6 +74,31 @@ def _borrow(method: str, methods: dict, tables: dict) -> tuple[dict | None, str 
     return None, None
 
 
+def describe_borrowed(spec: MethodSpec, rates: Rates, model: str) -> str:
+    """A line that says which base rates are not the method's own."""
+    boundary = "" if rates.boundary is None else f", boundary {rates.boundary:g}"
+    return (
+        f"{spec.name} was not tuned on {model}: what no flag gives is {rates.borrowed} (lr {rates.lr:g}{boundary}); "
+        "sweeps/base_lr.py finds its own"
+    )
+
+
+def scaled(rates: Rates, multiplier: float, scale: str = "both") -> dict:
+    """Absolute rates at a multiplier of the base; `scale` says which groups it scales."""
+
+    def times(rate: float | None, on: bool) -> float | None:
+        return None if rate is None else float(f"{rate * (multiplier if on else 1):.6g}")
+
+    return {
+        "lr": times(rates.lr, scale != "lambda"),
+        "lr_lambda": times(
+            rates.lr_lambda if rates.lr_lambda or rates.boundary is None else rates.lr, scale != "factors"
+        ),
+        "lr_magnitude": times(rates.lr_magnitude, scale != "lambda"),
+        "boundary": rates.boundary,
+    }
+
+
 def write_rates(name: str, table: dict, path: Path = RATES) -> None:
     """Replace one table of the data file, keeping the others."""
     tables = read_rates(path) | {name: table}

@@ -13,11 +13,12 @@ import pandas as pd
 import torch
 
 import figures
-from adapters import BadInput, parse_method
+from adapters import parse_method
 from analysis import (
     METRICS,
     Results,
     base_line,
+    best_settings,
     compare,
     early_warning,
     export_compact,
@@ -33,6 +34,7 @@ from analysis import (
     score_vs_distance,
     subject_scores,
     summary,
+    tried_settings,
     write_tables,
 )
 from sweeps.driver import Outcome
@@ -41,12 +43,11 @@ from sweeps.rates import write_rates
 from training.provenance import commit
 from training.store import writing
 
-WIDTH = 150  # columns that the widest table needs; a narrower terminal wraps lines, and nothing is cut off
-
 
 def show(frame: pd.DataFrame) -> None:
     """Print a table, intervals in brackets."""
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     text = format_table(frame)
@@ -56,7 +57,8 @@ def show(frame: pd.DataFrame) -> None:
     for row in text.itertuples(index=False):
         table.add_row(*row)
     console = Console(file=sys.stdout)
-    console.width = max(console.width, WIDTH)
+    needed = Measurement.get(console, console.options.update(width=10_000), table).maximum
+    console.width = max(console.width, needed)  # a narrower terminal wraps lines, and nothing is cut off
     console.print(table)
 
 
@@ -65,8 +67,7 @@ def report_robustness(outcome: Outcome, scene: Scene, background: Path | None, d
     results = outcome.results
     curves = robustness(results)
     show(summary(curves))
-    for _, row in curves.plateaus[curves.plateaus["metric"] == "dino"].iterrows():
-        print(plateau_sentence(row))
+    say_plateaus(curves.plateaus)
     behind = evidence(background, results) if docs is None else None
     figure = figures.fig2_lr_robustness.draw(curves, robustness(behind) if behind is not None else None)
     save(figure, outcome.folder / "fig2_lr_robustness", docs)
@@ -81,11 +82,13 @@ def report_robustness(outcome: Outcome, scene: Scene, background: Path | None, d
         "distances": curves.distances,
     }
     tables |= _comparisons(results, outcome.folder, docs)
-    write_tables(outcome.folder, tables)
-    if docs is not None:
-        write_tables(docs, tables)
-        export_compact(results, docs)
-        write_record(docs, results)
+    publish(outcome, docs, tables)
+
+
+def say_plateaus(plateaus: pd.DataFrame) -> None:
+    """One sentence on the DINO plateau of every series."""
+    for _, row in plateaus[plateaus["metric"] == "dino"].iterrows():
+        print(plateau_sentence(row))
 
 
 def _comparisons(results: Results, folder: Path, docs: Path | None) -> dict[str, pd.DataFrame]:
@@ -131,7 +134,7 @@ def report_prolonged(outcome: Outcome, docs: Path | None) -> None:
     figure = figures.fig3_prolonged_training.draw(scores, curves["distance_rel"], curves["lambda"], base_line(results))
     save(figure, outcome.folder / "fig3_prolonged_training", docs)
     tables = {"scores": scores} | {name: curve for name, curve in curves.items() if len(curve)}
-    _write(outcome.folder, docs, tables)
+    publish(outcome, docs, tables)
 
 
 def report_magnitude(outcome: Outcome, docs: Path | None) -> None:
@@ -142,10 +145,9 @@ def report_magnitude(outcome: Outcome, docs: Path | None) -> None:
     print(f"{names['dora']} minus {names['dora-fixed']}, paired by subject:")
     show(difference)
     curves = robustness(results)
-    for _, row in curves.plateaus[curves.plateaus["metric"] == "dino"].iterrows():
-        print(plateau_sentence(row))
+    say_plateaus(curves.plateaus)
     save(figures.fig5_dora_magnitude.draw(curves, difference), outcome.folder / "fig5_dora_magnitude", docs)
-    _write(outcome.folder, docs, {"summary": summary(curves), "difference": difference, "plateau": curves.plateaus})
+    publish(outcome, docs, {"summary": summary(curves), "difference": difference, "plateau": curves.plateaus})
 
 
 def report_norms(norms: pd.DataFrame, axis: str, folder: Path, docs: Path | None) -> None:
@@ -154,13 +156,22 @@ def report_norms(norms: pd.DataFrame, axis: str, folder: Path, docs: Path | None
     wide = norms.pivot_table(index=keys, columns="kind", values="mean", sort=False).reset_index()
     show(wide)
     save(figures.fig4_weight_norms.draw(norms, axis=axis), folder / "fig4_weight_norms", docs)
-    _write(folder, docs, {"weight_norms": norms})
+    keep_tables(folder, docs, {"weight_norms": norms})
 
 
-def _write(folder: Path, docs: Path | None, tables: Mapping[str, pd.DataFrame]) -> None:
+def keep_tables(folder: Path, docs: Path | None, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write tables to a sweep's folder, and to `docs`."""
     write_tables(folder, tables)
     if docs is not None:
         write_tables(docs, tables)
+
+
+def publish(outcome: Outcome, docs: Path | None, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write tables to the sweep's folder; to `docs` also what figures are redrawn from, and how it was made."""
+    keep_tables(outcome.folder, docs, tables)
+    if docs is not None:
+        export_compact(outcome.results, docs)
+        write_record(docs, outcome.results)
 
 
 def save(figure: object, stem: Path, docs: Path | None) -> None:
@@ -173,7 +184,7 @@ def save(figure: object, stem: Path, docs: Path | None) -> None:
 
 def write_record(docs: Path, results: Results) -> None:
     """Say how committed results came about: command, machine, date, commit, time and how many."""
-    runs = results.runs
+    runs = results.runs.drop_duplicates("run_id")
     name, dirty = commit()
     lines = [
         "# How these results were made", "",
@@ -211,40 +222,26 @@ def processor() -> str:
 def report_tuning(outcome: Outcome, scene: Scene, write: bool, rule: str) -> None:
     """The best setting of each method by the rule, printed, and written with its provenance."""
     results = outcome.results
-    scores = results.scores.groupby(["run_id", "metric"], observed=True)["value"].mean().unstack().astype(float)
-    runs = results.runs.join(scores[list(METRICS)], on="run_id")
-    runs["diverged"] = runs["status"] == "diverged"
-    keys = ["method", "options", "lr", "boundary"]
-    tried = (
-        runs.groupby(keys, dropna=False, sort=False)
-        .agg(
-            **{metric: (metric, "mean") for metric in METRICS},
-            diverged=("diverged", "sum"),
-            num_subjects=("subject", "nunique"),
-        )
-        .reset_index()
-        .assign(sum=lambda frame: frame[list(METRICS)].sum(axis=1))
-    )
+    tried = tried_settings(results)
     show(tried.drop(columns="options").rename(columns={"method": "series"}))
-    best = tried[tried["diverged"] == 0].sort_values("sum", ascending=False).drop_duplicates(["method", "options"])
-    if best.empty:
-        raise BadInput("every setting tried diverged: give smaller --rates")
+    best = best_settings(tried)
     for _, row in best.iterrows():
         print(
             f"{row['method']}: lr {row['lr']:g}{_boundary(row)}, DINO {row['dino']:.3f}, CLIP-I {row['clip_i']:.3f}, "
-            f"CLIP-T {row['clip_t']:.3f}{_edge(row, tried[tried['method'] == row['method']])}"
+            f"CLIP-T {row['clip_t']:.3f}{edge(row, tried[tried['method'] == row['method']])}"
         )
-    _write(outcome.folder, None, {"tuning": tried})
+    keep_tables(outcome.folder, None, {"tuning": tried})
     if write:
         write_rates(
             scene.model_name if scene.model_name == "pocket" else Path(scene.setting.model).name,
-            _table(scene, best, runs, rule),
+            _table(scene, best, results.runs, rule),
         )
 
 
-def _edge(best: pd.Series, tried: pd.DataFrame) -> str:
+def edge(best: pd.Series, tried: pd.DataFrame) -> str:
     """A word where the best setting lies at an end of what was tried: there may be a better one beyond."""
-    ends = [name for name in ("lr", "boundary") if best[name] in (tried[name].min(), tried[name].max())]
+    varied = [name for name in ("lr", "boundary") if tried[name].nunique() > 1]
+    ends = [name for name in varied if best[name] in (tried[name].min(), tried[name].max())]
     return f" (at the edge of the grid of {' and '.join(ends)}: try a wider one)" if ends else ""
 
 

@@ -41,7 +41,11 @@ def drive(options: NormOptions) -> int:
         from training.base_norms import base_norms
         from training.tasks.pipeline import locate
 
-        norms = base_norms(locate(options.model), options.axis)
+        model = locate(options.model)
+        if options.dry_run:
+            print(f"{options.model}: nothing to train; the norms are read from {model}")
+            return 0
+        norms = base_norms(model, options.axis)
         report_norms(norms, options.axis, options.runs / NAME, options.docs)
         return 0
     from analysis import weight_norms

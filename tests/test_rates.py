@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters import METHODS, BadInput, get_class, parse_method
-from sweeps.grid import describe_borrowed
-from sweeps.rates import RATES, base_rates, write_rates
+from sweeps.rates import RATES, base_rates, describe_borrowed, write_rates
 
 TABLES = """
 [sd15.methods.lora]

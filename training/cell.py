@@ -52,8 +52,10 @@ class Cell:
         model_hash, subject_hash, scorer_hash: contents of the model, pictures and prompts, and scorers.
         sharpness_steps: steps after which the loss's sharpness is measured (`training.sharpness`).
         init_adapter: content of the adapter that the run starts from; empty for the method's own start.
+        num_instance_images: how many of the subject's pictures are trained on, from the first on; 0 for all of them. All are
+            scored against.
 
-    A field of `LATER` stands in no file and in no hash while it has its default: runs made before it existed keep their names.
+    A field of `NEWER` stands in no file and in no hash while it has its default: runs made before it existed keep their names.
     """
 
     method: str
@@ -90,6 +92,7 @@ class Cell:
     init_adapter: str = ""
     num_drift_prompts: int = 0
     sharpness_steps: tuple[int, ...] = ()
+    num_instance_images: int = 0
 
     def identity(self) -> str:
         """SHA-256 over every field of `to_dict`, in hexadecimal: the same cell asked for twice runs once."""
@@ -112,7 +115,7 @@ class Cell:
         """Plain values for JSON."""
         fields = {name: getattr(self, name) for name in FIELDS}
         fields |= {name: list(fields[name]) for name in STEP_LISTS}
-        return {name: value for name, value in fields.items() if value != LATER.get(name, UNSET)}
+        return {name: value for name, value in fields.items() if name not in NEWER or value != NEWER[name]}
 
     @classmethod
     def from_dict(cls, fields: Mapping) -> Cell:
@@ -148,12 +151,11 @@ class Cell:
 
 
 STEP_LISTS = ("eval_steps", "sharpness_steps")
-LATER: dict[str, object] = {"init_adapter": "", "num_drift_prompts": 0, "sharpness_steps": []}
-UNSET = object()  # equal to no field's value
 FIELDS = dict.fromkeys(f.name for f in dataclasses.fields(Cell))
+NEWER: dict[str, object] = {"init_adapter": "", "num_instance_images": 0, "num_drift_prompts": 0, "sharpness_steps": []}
 FREE = {
     "lr", "lr_lambda", "lr_magnitude", "boundary", "seed", "subject", "subject_hash", "adam_weight_decay",
-    "max_grad_norm",
+    "max_grad_norm", "num_instance_images",
 }  # fmt: skip
 KEY_FIELDS = tuple(name for name in FIELDS if name not in FREE)
 

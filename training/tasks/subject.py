@@ -138,7 +138,8 @@ class SubjectTask:
 
     def _rows(self, cell: Cell, subject: Subject, draw: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Clean latents and text embeddings of one replica's rows."""
-        chosen = [_shuffled(cell.seed, "subject", int(i), len(subject.pictures)) for i in draw["order"]]
+        count = cell.num_instance_images or len(subject.pictures)
+        chosen = [_shuffled(cell.seed, "subject", int(i), count) for i in draw["order"]]
         latents = [self.clean_latents(subject.name, chosen)]
         text = [self.text(subject.instance_prompt).expand(len(chosen), -1, -1)]
         if cell.prior_loss_weight > 0:

@@ -1,0 +1,109 @@
+"""Does a setting move the plateau? Its height, mean gain and width against rank, lambda's start, weight decay and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from adapters import BadInput
+from figures.panels import BASE_DASHES, draw_legend, limit_to_means
+from figures.style import INK, METRIC_TITLES, MUTED, Look, looks, new_figure, styled
+
+ROWS = {"peak": "peak of {}", "area": "mean gain in {}", "width_octaves": "plateau in octaves"}
+TITLES = {
+    "rank": "rank",
+    "boundary": "λ at the start",
+    "adam_weight_decay": "weight decay",
+    "num_instance_images": "pictures of the subject",
+    "prior_loss_weight": "prior-preservation weight",
+}
+DODGE = 0.12  # between neighbouring series, in places of the axis
+
+
+@styled
+def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
+    """One column a setting, its values evenly spaced; rows: peak, mean gain over the grid of rates, plateau's width.
+
+    Args:
+        frame: `analysis.plateau_by_setting(...)`.
+        metric: the score.
+
+    Raises:
+        BadInput: if there is nothing to draw.
+    """
+    rows = frame[frame["metric"] == metric]
+    if rows.empty:
+        raise BadInput("no finished run to draw: run python sweeps/setting_robustness.py first")
+    styles, settings, base = looks(rows), list(rows["setting"].unique()), float(rows["base"].mean())
+    figure = new_figure(max(5.5, 0.9 + 2.7 * len(settings)), 5.8)
+    grid = figure.subplots(len(ROWS), len(settings), squeeze=False, sharex="col", sharey="row")
+    for number, (column, setting) in enumerate(zip(grid.T, settings, strict=True)):
+        part = rows[rows["setting"] == setting]
+        for ax, (measure, title) in zip(column, ROWS.items(), strict=True):
+            ax.set_label(f"{setting} {measure}")
+            _draw_measure(ax, part, measure, styles)
+            if number == 0:
+                ax.set_ylabel(title.format(METRIC_TITLES.get(metric, metric)))
+        _name_values(column[-1], setting, part["value"])
+    for ax in grid[0]:
+        ax.axhline(base, color=INK, ls=BASE_DASHES, lw=1.1, zorder=2, label="_base")
+    limit_to_means(grid[0, 0], [_as_curve(rows, "peak")], base)
+    limit_to_means(grid[1, 0], [_as_curve(rows, "area")])
+    grid[2, 0].set_ylim(bottom=-0.06 * grid[2, 0].get_ylim()[1])
+    open_mark = Line2D(
+        [], [], ls="none", marker="^", ms=7, mfc="none", color=MUTED, label="at least so wide: an end is open"
+    )
+    several = rows["num_subjects"].max() > 1
+    text = "Bars: 95 % intervals over subjects" if several else "One subject: no interval"
+    draw_legend(
+        figure, rows, styles, marks=[open_mark] if rows[["open_low", "open_high"]].any(axis=None) else [], title=text
+    )
+    return figure
+
+
+def _draw_measure(ax: Axes, rows: pd.DataFrame, measure: str, styles: Mapping[str, Look]) -> None:
+    """One measure of every series over the values' places, with bars, and a triangle where a width is a lower bound."""
+    places = {value: place for place, value in enumerate(_in_order(rows["setting"].iloc[0], rows["value"]))}
+    names = list(rows["series"].unique())
+    stem = measure.removesuffix("_octaves")
+    for number, name in enumerate(names):
+        look, own = styles[name], rows[rows["series"] == name]
+        own = own.assign(place=own["value"].map(places) + DODGE * (number - (len(names) - 1) / 2)).sort_values("place")
+        y, low, high = (own[column].to_numpy(dtype=float) for column in (measure, f"{stem}_low", f"{stem}_high"))
+        ax.plot(own["place"], y, color=look.color, ls=look.line_style, label=name, zorder=3, **look.marks())
+        ax.vlines(own["place"], low, high, color=look.color, lw=1.1, zorder=2.5, label=f"_bar {name}")
+        is_open = (own["open_low"] | own["open_high"]).to_numpy(dtype=bool)
+        if stem == "width" and is_open.any():
+            ring: dict[str, Any] = {
+                "marker": "^",
+                "ms": 12,
+                "mfc": "none",
+                "color": look.color,
+                "label": f"_open {name}",
+            }
+            ax.plot(own["place"][is_open], y[is_open], ls="none", zorder=4, **ring)
+
+
+def _as_curve(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """A measure and its interval under the names that curves have."""
+    return rows[["series"]].assign(mean=rows[measure], low=rows[f"{measure}_low"], high=rows[f"{measure}_high"])
+
+
+def _in_order(setting: str, values: pd.Series) -> list[float]:
+    """The values, increasing; no limit on the number of pictures, which is stored as 0, comes last."""
+    unlimited = setting == "num_instance_images"
+    return sorted(map(float, values.unique()), key=lambda value: np.inf if unlimited and value == 0 else value)
+
+
+def _name_values(ax: Axes, setting: str, values: pd.Series) -> None:
+    ordered = _in_order(setting, values)
+    names = ["all" if setting == "num_instance_images" and value == 0 else f"{value:g}" for value in ordered]
+    ax.set_xticks(range(len(ordered)), names)
+    ax.set_xlim(-0.5, len(ordered) - 0.5)
+    ax.set_xlabel(TITLES.get(setting, setting.replace("_", " ")))

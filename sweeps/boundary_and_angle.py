@@ -1,0 +1,57 @@
+"""Which of DeLoRA's two rates is the dangerous one? Lambda's rate alone, that of B and A alone, both; lambda on its way.
+
+Rebuilds Fig. 6 of DeLoRA (arXiv 2503.18225), with several starts of lambda as an option:
+
+    python sweeps/boundary_and_angle.py --boundaries 4 16 64
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from sweeps.options import Options, run_driver  # noqa: E402
+
+NAME = "boundary_and_angle"
+NUM_SUBJECTS = 4
+Scale = Literal["both", "lambda", "factors"]
+
+
+@dataclass(frozen=True)
+class BoundaryOptions(Options):
+    """Flags of the comparison of DeLoRA's two rates."""
+
+    scales: tuple[Scale, ...] = ("lambda", "factors", "both")
+    """Which rates the multiplier scales, one curve each; `--scale` itself is not used."""
+    boundaries: tuple[float, ...] = ()
+    """Starts of lambda that are compared; default: the tuned one alone."""
+
+
+def drive(options: BoundaryOptions) -> int:
+    """Run DeLoRA with each of its rates scaled over the grid; draw scores, distances, lambda and saturation."""
+    from adapters import BadInput, get_class
+    from sweeps.driver import run_sweep
+    from sweeps.grid import expand_each, set_scene
+    from sweeps.report_variants import report_boundary
+
+    if without := [spec.name for spec in options.specs() if not get_class(spec.name).uses_boundary]:
+        raise BadInput(f"--method has {without[0]}, which has no lambda; allowed: delora and the ablations with one")
+    if not options.scales:
+        raise BadInput("--scales got none; allowed: lambda, factors, both")
+    if options.boundaries and min(options.boundaries) <= 0:
+        raise BadInput(f"--boundaries is {' '.join(map(str, options.boundaries))}; allowed: positive numbers")
+    scene = set_scene(options, num_subjects=NUM_SUBJECTS)
+    starts = dict.fromkeys(options.boundaries or (options.boundary,))
+    changes = [{"scale": scale, "boundary": start} for start in starts for scale in dict.fromkeys(options.scales)]
+    outcome = run_sweep(options, scene, expand_each(options, scene, changes), NAME)
+    if outcome is not None:
+        report_boundary(outcome, options.docs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_driver(BoundaryOptions, drive, __doc__ or ""))

@@ -1,0 +1,51 @@
+"""Which step from LoRA to ETHER+ brings the robustness? The rows of the ablation between them, over learning rates.
+
+Rebuilds Table 1 of DeLoRA (arXiv 2503.18225), here with a grid of rates for each row:
+
+    python sweeps/design_ablation.py
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from sweeps.options import Options, run_driver  # noqa: E402
+
+NAME = "design_ablation"
+NUM_SUBJECTS = 4
+ROWS = (
+    "lora", "ablation-normalized", "delora", "ablation-relaxed", "ablation-highrank", "ablation-boundary",
+    "etherplus:sides=one",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AblationOptions(Options):
+    """Flags of the ablation."""
+
+    method: tuple[str, ...] = ROWS
+    """The rows, in the order of the table: names, `name:option=value,...`. Each is compared with the one before it."""
+    multipliers: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
+    """Learning rates as multiples of each row's base rate."""
+
+
+def drive(options: AblationOptions) -> int:
+    """Run every row over the grid; print the table and what each step changes, draw scores and distances."""
+    from sweeps.driver import run_sweep
+    from sweeps.grid import expand, set_scene
+    from sweeps.report_variants import report_variants, series_of, steps_between
+
+    scene = set_scene(options, num_subjects=NUM_SUBJECTS)
+    outcome = run_sweep(options, scene, expand(options, scene), NAME)
+    if outcome is not None:
+        rows = series_of(outcome.results, options.specs())
+        report_variants(outcome, NAME, options.docs, order=rows, pairs=steps_between(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_driver(AblationOptions, drive, __doc__ or ""))

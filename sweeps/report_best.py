@@ -1,0 +1,60 @@
+"""What the comparison at the best settings chooses, and ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import best_settings, best_table, compare, power_sentence, subject_scores, tried_settings
+from analysis.selection import RULE
+from sweeps.driver import Outcome
+from sweeps.grid import Planned, Scene, plan_cell
+from sweeps.options import Options
+from sweeps.report import edge, keep_tables, publish, show
+
+
+def report_choice(outcome: Outcome, scene: Scene, docs: Path | None) -> pd.DataFrame:
+    """Print and write what was tried and which setting of each method is taken; returns those."""
+    tried = tried_settings(outcome.results)
+    best = best_settings(tried)
+    names = ", ".join(subject.name for subject in scene.subjects)
+    print(f"chosen on {names}: {RULE.replace('the tuning', 'these')}")
+    show(best.rename(columns={"method": "series"}).drop(columns="options"))
+    for _, row in best.iterrows():
+        if word := edge(row, tried[(tried["method"] == row["method"]) & (tried["options"] == row["options"])]):
+            print(f"{row['method']}:{word}")
+    choice = best.assign(chosen_on=names, rule=RULE)
+    keep_tables(outcome.folder, docs, {"grid": tried, "choice": choice})
+    return best
+
+
+def plan_best(best: pd.DataFrame, grid: Sequence[Planned], scene: Scene, options: Options) -> list[Planned]:
+    """The cells of the best settings on a scene's subjects, with the rates that the grid had there."""
+    by_setting = {_setting(p.cell.method, p.cell.options, p.cell.lr, p.cell.boundary): p for p in grid}
+    specs = {(spec.name, spec.canonical): spec for spec in options.specs()}
+    planned = []
+    for row in best.itertuples():
+        found = by_setting[_setting(row.method, row.options, row.lr, row.boundary)]
+        spec = specs[row.method, row.options]
+        own = {name: getattr(found.cell, name) for name in ("lr", "lr_lambda", "lr_magnitude", "boundary")}
+        labels = {name: found.labels[name] for name in ("multiplier", "scale", "base_lr")}
+        planned += [plan_cell(scene, spec, s, seed, labels, **own) for s in scene.subjects for seed in options.seeds]
+    return planned
+
+
+def _setting(method: str, options: str, lr: float, boundary: float | None) -> tuple[str, str, float, float | None]:
+    """A key in which a missing boundary is None, also where a frame has NaN for it."""
+    return method, options, lr, None if boundary is None or pd.isna(boundary) else boundary
+
+
+def report_best(outcome: Outcome, docs: Path | None) -> None:
+    """Tables 3 and 6: scores at the best settings with parameters and spread of the seeds, and every pair of methods."""
+    table, scores = best_table(outcome.results), subject_scores(outcome.results)
+    show(table)
+    tables = {"best": table}
+    if scores["series"].nunique() > 1:
+        tables["comparisons"] = compare(scores, ("at_best",))
+        print(power_sentence(tables["comparisons"]))
+    publish(outcome, docs, tables)

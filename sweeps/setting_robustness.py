@@ -1,0 +1,67 @@
+"""What else moves the plateau? Lambda's start, weight decay, the number of pictures, prior preservation, one at a time.
+
+Beyond the papers: each setting is varied around its default, over a grid of learning rates:
+
+    python sweeps/setting_robustness.py --method lora delora
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from sweeps.options import Options, run_driver  # noqa: E402
+
+NAME = "setting_robustness"
+NUM_SUBJECTS = 4
+
+
+@dataclass(frozen=True)
+class SettingOptions(Options):
+    """Flags of the comparison of settings; a list without values leaves its setting alone."""
+
+    method: tuple[str, ...] = ("lora", "delora")
+    """Methods to train: names, `name:option=value,...`, or `all`."""
+    multipliers: tuple[float, ...] = (1.0, 4.0, 16.0)
+    """Learning rates as multiples of each method's base rate, which stays the same."""
+    boundaries: tuple[float, ...] = (1.0, 16.0, 64.0)
+    """Starts of lambda, besides `--boundary` or the tuned one."""
+    weight_decays: tuple[float, ...] = (0.0, 0.1)
+    """Weight decays, besides `--adam-weight-decay`."""
+    instance_images: tuple[int, ...] = (1, 3)
+    """Numbers of the subject's pictures, besides `--num-instance-images`."""
+    prior_weights: tuple[float, ...] = (1.0,)
+    """Weights of prior preservation, besides `--prior-loss-weight`."""
+
+
+def drive(options: SettingOptions) -> int:
+    """Run the grid of rates at every setting; print the table, draw peak, mean gain and plateau against each setting."""
+    from sweeps.driver import run_sweep
+    from sweeps.grid import expand, expand_each, set_scene
+    from sweeps.options import with_defaults
+    from sweeps.report_variants import report_settings
+
+    settings = {
+        "boundary": options.boundaries,
+        "adam_weight_decay": options.weight_decays,
+        "num_instance_images": options.instance_images,
+        "prior_loss_weight": options.prior_weights,
+    }
+    changes = [{name: value} for name, values in settings.items() for value in values]
+    for change in changes:
+        with_defaults(options, **change).check()
+    scene = set_scene(options, num_subjects=NUM_SUBJECTS)
+    outcome = run_sweep(options, scene, expand_each(options, scene, [{}, *changes]), NAME)
+    if outcome is not None:
+        default = expand(options, scene, quiet=True)
+        varied = [name for name, values in settings.items() if values]
+        defaults = {name: list(dict.fromkeys(getattr(p.cell, name) for p in default)) for name in varied}
+        report_settings(outcome, "plateau_vs_setting", defaults, options.docs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_driver(SettingOptions, drive, __doc__ or ""))

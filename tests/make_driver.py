@@ -1,0 +1,84 @@
+"""A driver run to its end in this process: what it says, what it draws, and the folder that it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+import figures
+from slurm import inline, job
+from sweeps.options import Options, run_driver
+from tests.make_studio import Studio
+
+
+@dataclass
+class Driven:
+    """What a driver left.
+
+    Attributes:
+        code: its exit code.
+        out, err: its two streams.
+        folder: the sweep's.
+        drawn: every figure that it saved there, by name.
+    """
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+    drawn: dict[str, Figure] = field(default_factory=dict)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One of the tables written."""
+        return pd.read_csv(self.folder / f"{name}.csv")
+
+
+def drive_studio(studio: Studio, module: ModuleType, runs: Path, *more: str) -> Driven:
+    """Run a driver on two of the studio's subjects; packs are trained in this process, without workers."""
+    short = ("--pack-size", "8", "--steps", "3", "--subjects", str(studio.folder / "subjects"), "2")
+    arguments = studio.arguments(runs, *short, *more)[1:]
+    (options,) = [kind for kind in vars(module).values() if is_own(kind, module)] or [Options]
+    driven = Driven(0, "", "", runs / module.NAME)
+    out, err = StringIO(), StringIO()
+    with (
+        mock.patch.object(sys, "argv", arguments),
+        mock.patch.object(inline, "run_inline", run_here),
+        mock.patch.object(figures, "save", keep(driven.drawn, figures.save)),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        driven.code = run_driver(options, module.drive, "")
+    driven.out, driven.err = out.getvalue(), err.getvalue()
+    return driven
+
+
+def is_own(kind: Any, module: ModuleType) -> bool:
+    """Whether something is the options class that a driver's module defines."""
+    return isinstance(kind, type) and issubclass(kind, Options) and kind.__module__ == module.__name__
+
+
+def keep(drawn: dict[str, Figure], save: Callable[..., list[Path]]) -> Callable[..., list[Path]]:
+    """`figures.save` that remembers the figures."""
+
+    def save_and_keep(figure: Figure, stem: Path) -> list[Path]:
+        drawn[Path(stem).name] = figure
+        return save(figure, stem)
+
+    return save_and_keep
+
+
+def run_here(specs: Sequence[Path], **_: Any) -> str:
+    """`inline.run_inline` without processes."""
+    for spec in specs:
+        assert job.run_pack(spec, lambda progress: None, stop=lambda: False) != "failed"
+    return "done"
