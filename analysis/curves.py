@@ -13,7 +13,7 @@ import pandas as pd
 
 from adapters import METHODS, BadInput
 from analysis.folders import ENDED
-from analysis.load import BASE_KEY, METRICS, Results
+from analysis.load import BASE_KEY, DRIFT, METRICS, Results
 from analysis.series import by_number
 from analysis.statistics import Interval, log_interval, paired_difference, t_interval
 
@@ -186,7 +186,11 @@ def base_line(results: Results) -> pd.DataFrame:
     if len(results.runs):
         base = base[base["subject"].isin(results.runs["subject"])]
     means = base.groupby(["metric", "subject"], observed=True)["value"].mean().astype(float)
-    rows = [[metric, *t_interval(means[metric])] for metric in METRICS if metric in means.index.get_level_values(0)]
+    rows = [
+        [metric, *t_interval(means[metric])]
+        for metric in (*METRICS, DRIFT)
+        if metric in means.index.get_level_values(0)
+    ]
     return pd.DataFrame(rows, columns=["metric", *Interval._fields])
 
 
@@ -281,8 +285,9 @@ def _base_scores(runs: pd.DataFrame, results: Results) -> pd.DataFrame:
 
 
 def _floored(table: pd.DataFrame) -> pd.Series:
-    """The divergence rule: the lower of the run's own score and the base's."""
+    """The divergence rule: the lower of the run's own score and the base's; drift, of which less is better, stays its own."""
     floor = table[["value", "base"]].astype(float).min(axis=1)
+    floor = floor.where(table["metric"] != DRIFT, table["value"].astype(float))
     lost = table[table["diverged"] & floor.isna()]
     if len(lost):
         raise BadInput(

@@ -17,6 +17,7 @@ from analysis.series import name_series
 
 BASE = "base"
 METRICS = ("dino", "clip_i", "clip_t")
+DRIFT = "drift"  # how far pictures of unrelated prompts have moved; the lower the better
 # The fields in which an untouched base's run must agree with a run that is compared with it (`Cell.base`).
 BASE_KEY = (
     "subject", "resolution", "num_prompts", "num_images", "num_inference_steps", "guidance_scale", "mixed_precision",

@@ -9,6 +9,7 @@ import pandas as pd
 
 from adapters import BadInput
 from analysis.inversion import edge_intervals, max_interval
+from analysis.load import DRIFT
 from analysis.statistics import Bools, Floats, Ints, t_interval
 
 TOLERANCE = 0.05  # of the peak's gain over the untouched base
@@ -126,7 +127,7 @@ def _edges(octaves: Floats, margins: Floats, alive: Bools, best: Ints, gains: Bo
 
 
 def plateau(table: pd.DataFrame, tolerance: float = TOLERANCE, *, x: str = "multiplier") -> pd.DataFrame:
-    """The plateau of every series and metric, with intervals over the subjects.
+    """The plateau of every series and score, with intervals over the subjects; drift, which has no peak to keep, has none.
 
     Args:
         table: what `subject_scores` returned. Subjects that lack a point of the grid are left out if others have all of it, so
@@ -143,7 +144,8 @@ def plateau(table: pd.DataFrame, tolerance: float = TOLERANCE, *, x: str = "mult
         BadInput: if the tolerance is not between 0 and 1, or a subject has no score of the untouched base.
     """
     _check(table, tolerance)
-    groups = table[table[x] > 0].groupby(["series", "method", "metric"], sort=False, observed=True)
+    shown = table[(table[x] > 0) & (table["metric"] != DRIFT)]
+    groups = shown.groupby(["series", "method", "metric"], sort=False, observed=True)
     return pd.DataFrame([_row(key, subject_grid(group, x), tolerance) for key, group in groups])
 
 

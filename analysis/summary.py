@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.curves import base_line, distance_curve, score_curve, subject_scores
-from analysis.load import METRICS, Results
+from analysis.load import DRIFT, METRICS, Results
 from analysis.plateau import TOLERANCE, plateau
 from training.store import writing
 
@@ -44,12 +44,12 @@ def summary(curves: Robustness, x: str = "multiplier") -> pd.DataFrame:
     """The table at the end of a sweep: one row for each series and multiplier, the untouched base first.
 
     Returns:
-        Columns series, multiplier, then dino, clip_i, clip_t and distance each with _low and _high (NaN for one subject),
-        diverged ("2/8": diverged runs of all), num_subjects.
+        Columns series, multiplier, then dino, clip_i, clip_t, drift where it was measured, and distance, each with _low and _high
+        (NaN for one subject), diverged ("2/8": diverged runs of all), num_subjects.
     """
     keys = ["series", x]
     wide = curves.scores[keys].drop_duplicates().reset_index(drop=True)
-    for metric in METRICS:
+    for metric in (*METRICS, *({DRIFT} & set(curves.scores["metric"]))):
         wide = _beside(wide, curves.scores[curves.scores["metric"] == metric], metric, keys)
     wide = _beside(wide, curves.distances, "distance", keys)
     counts = curves.scores.drop_duplicates(keys).set_index(keys).loc[pd.MultiIndex.from_frame(wide[keys])]

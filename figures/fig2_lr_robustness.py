@@ -27,7 +27,7 @@ from figures.style import METRIC_TITLES, MUTED, Look, looks, multiplier_axis, ne
 
 @styled
 def draw(curves: Robustness, background: Robustness | None = None, *, tolerance: float = 0.05) -> Figure:
-    """DINO with its plateaus, CLIP-I over CLIP-T, and the distance, against the multiplier.
+    """DINO with its plateaus; CLIP-I, CLIP-T and (where it was measured) drift; and the distance; against the multiplier.
 
     Args:
         curves: what `analysis.robustness` returned.
@@ -42,23 +42,24 @@ def draw(curves: Robustness, background: Robustness | None = None, *, tolerance:
     behind = _without(background, set(curves.scores["series"]))
     styles = looks(pd.concat([curves.scores, *([behind.scores] if behind else [])]))
     dino = curves.plateaus[curves.plateaus["metric"] == "dino"]
-    figure = new_figure(11.0, 4.3 + 0.19 * len(dino), wspace=0.06)
-    grid = figure.add_gridspec(2, 3, width_ratios=[1.55, 1.0, 1.15], height_ratios=[1, 1])
+    beside = [metric for metric in METRIC_TITLES if metric != "dino" and metric in set(curves.scores["metric"])]
+    figure = new_figure(11.0, 2.7 + 0.8 * len(beside) + 0.19 * len(dino), wspace=0.06)
+    grid = figure.add_gridspec(len(beside), 3, width_ratios=[1.55, 1.0, 1.15])
     left = grid[:, 0].subgridspec(2, 1, height_ratios=[8, 0.5 + 0.5 * len(dino)], hspace=0.06)
     axes = {
         "dino": figure.add_subplot(left[0]),
         "plateau": figure.add_subplot(left[1]),
-        "clip_i": figure.add_subplot(grid[0, 1]),
-        "clip_t": figure.add_subplot(grid[1, 1]),
+        **{metric: figure.add_subplot(grid[row, 1]) for row, metric in enumerate(beside)},
         "distance": figure.add_subplot(grid[:, 2]),
     }
     for name, ax in axes.items():
         ax.set_label(name)
         multiplier_axis(ax, curves.scores["multiplier"])
-    for metric in METRIC_TITLES:
+    for metric in ("dino", *beside):
         _draw_scores(axes[metric], metric, curves, behind, styles)
     _draw_plateau_strip(axes["dino"], axes["plateau"], dino, styles, tolerance)
-    axes["clip_i"].set_xlabel("")
+    for metric in beside[:-1]:
+        axes[metric].set_xlabel("")
     _draw_distances(axes["distance"], curves, behind, styles)
     draw_legend(figure, curves.scores, styles, behind=behind.scores if behind else None)
     _label_series(axes["distance"], curves, behind, styles)
@@ -80,9 +81,8 @@ def _draw_scores(ax: Axes, metric: str, curves: Robustness, behind: Robustness |
     draw_base_line(ax, curves.base, metric, label=metric == "dino")
     grey = [behind.scores.loc[behind.scores["metric"] == metric, ["mean"]]] if behind else []
     limit_to_means(ax, [scores, *grey], float(curves.base.set_index("metric")["mean"].get(metric, np.nan)))
-    ax.set_title(
-        METRIC_TITLES[metric] + {"clip_t": ": likeness to the prompt"}.get(metric, ": likeness to the subject")
-    )
+    meanings = {"clip_t": "likeness to the prompt", "drift": "change of other pictures"}
+    ax.set_title(f"{METRIC_TITLES[metric]}: {meanings.get(metric, 'likeness to the subject')}")
 
 
 def _draw_plateau_strip(ax: Axes, strip: Axes, dino: pd.DataFrame, styles: dict[str, Look], tolerance: float) -> None:

@@ -77,6 +77,7 @@ class Maker:
     model_hash: str = "pocket-hash"
     model: str = "pocket"
     pictures: bool = False
+    drift: bool = False
     dynamics: bool = True
     status: str = "finished"
 
@@ -158,6 +159,8 @@ class Maker:
             for metric in BASE_SCORE
             for prompt, side in zip(PROMPTS, (-1, 1))
         ]
+        if self.drift:  # of the weights' height above the base, 0 there
+            rows += [(step, "drift", "a cat", 0.1 * abs(height)) for step, height in heights.items()]
         return pd.DataFrame(rows, columns=["step", "metric", "prompt", "value"])
 
     def draw_pictures(self, folder: RunFolder, cell: Cell, step: int, height: float) -> None:

@@ -23,6 +23,7 @@ from analysis import (
     robustness,
     score_curve,
     subject_scores,
+    summary,
     weight_norms,
 )
 from analysis.load import Results
@@ -305,3 +306,20 @@ figures.save(figures.fig2_lr_robustness.draw(robustness(load({str(root)!r}))), {
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "fig.png").stat().st_size > 10_000
+
+
+def test_drift_stands_under_the_prompt_where_it_was_measured(tmp_path: Path) -> None:
+    shapes = {"lora": Shape(diverges_from=8.0), "delora": Shape()}
+    results = load(make_runs(tmp_path, shapes=shapes, multipliers=(1, 8), drift=True))
+    curves = robustness(results)
+    assert set(curves.plateaus["metric"]) == {"dino", "clip_i", "clip_t"}, "there is no plateau of it"
+    drift = curves.scores[curves.scores["metric"] == "drift"].set_index(["method", "multiplier"])["mean"]
+    assert drift["lora", 8.0] == pytest.approx(0.05), "a diverged run keeps its own: the base's 0 would be the best"
+    assert curves.base.set_index("metric")["mean"]["drift"] == 0
+    table = summary(curves)
+    assert table["drift"].notna().all()
+    figure = figures.fig2_lr_robustness.draw(curves)
+    assert [ax.get_label() for ax in figure.axes] == ["dino", "plateau", "clip_i", "clip_t", "drift", "distance"]
+    assert axes_of(figure, "drift").get_title("left") == "drift: change of other pictures"
+    assert axes_of(figure, "drift").get_xlabel()
+    assert not axes_of(figure, "clip_t").get_xlabel()
