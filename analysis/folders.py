@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from adapters import BadInput
 from training.store import COLUMNS, RunFolder, find_runs, read_table
 
 ENDED = ("finished", "diverged")
+NUM_READERS = min(8, os.cpu_count() or 1)  # Parquet is decoded outside Python's lock
 # Columns of the runs' frame that are there even where no run has them.
 RUN_COLUMNS = (
     "run_id", "sweep", "path", "method", "options", "rank", "subject", "seed", "steps", "lr", "lr_lambda",
@@ -95,7 +98,9 @@ class FolderSource:
             frame = read_rows(folder, stored)
             norms = self._base_norms.get(folder.run_id)
             if norms is not None and "distance" in frame and len(frame):
-                frame["distance_rel"] = (frame["distance"] / frame["matrix"].map(norms).astype(float)).astype("float32")
+                matrix = frame["matrix"].array
+                base = norms.reindex(matrix.categories).to_numpy(dtype=float)[matrix.codes]
+                frame["distance_rel"] = (frame["distance"] / base).astype("float32")
             return keep(frame[frame.columns if columns is None else ["step", "matrix", *columns]])
 
         return self._read(run_ids, read, ("step", "matrix", *(columns or [*stored[2:], "distance_rel"])))
@@ -105,7 +110,8 @@ class FolderSource:
     ) -> pd.DataFrame:
         """Read one frame a run and put them below each other, with the column `run_id` in front."""
         names = [name for name in self.folders if name in run_ids]
-        frames = [read(self.folders[name]) for name in names]
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            frames = list(readers.map(lambda name: read(self.folders[name]), names))
         if not sum(len(frame) for frame in frames):
             return pd.DataFrame({"run_id": pd.Series(dtype=str), **{name: pd.Series(dtype=float) for name in columns}})
         return concat_runs(names, frames)
@@ -151,12 +157,28 @@ def pick_matrix(frame: pd.DataFrame, matrix: str) -> pd.DataFrame:
         BadInput: if there is no such matrix; the message names some that there are.
     """
     if matrix == "mean" or frame.empty:
-        return frame.groupby("step", sort=True).mean(numeric_only=True).reset_index()
+        return mean_of_steps(frame)
     rows = frame[frame["matrix"] == matrix]
     if rows.empty:
         known = [str(name) for name in frame["matrix"].unique()]
         raise BadInput(f"unknown matrix {matrix!r}; allowed: mean, {', '.join(known[:4])} ... ({len(known)} in all)")
     return rows.drop(columns="matrix").reset_index(drop=True)
+
+
+def mean_of_steps(frame: pd.DataFrame) -> pd.DataFrame:
+    """The mean of every gauge over the rows of each step, missing values left out: what `groupby` computes, faster."""
+    step = frame["step"].to_numpy()
+    first = int(step.min()) if len(step) else 0
+    rows = step - first
+    counts = np.bincount(rows)
+    present, means = np.flatnonzero(counts), {}
+    for name in frame.columns.drop(["step", "matrix"], errors="ignore"):
+        values, num = frame[name].to_numpy(dtype=float, na_value=np.nan), counts
+        if (missing := np.isnan(values)).any():
+            values, num = np.where(missing, 0.0, values), np.bincount(rows, weights=~missing)
+        with np.errstate(invalid="ignore"):
+            means[name] = (np.bincount(rows, weights=values) / num)[present].astype("float32")
+    return pd.DataFrame({"step": (present + first).astype(step.dtype), **means})
 
 
 def dynamics_columns(columns: Sequence[str] | None) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, ParamSpec
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -65,6 +66,17 @@ RC = {
 }
 
 P = ParamSpec("P")
+
+
+def prefer_bundled_fonts() -> None:
+    """Put matplotlib's own fonts first, so that every machine draws the same bytes, whatever its fonts and caches are."""
+    folder = Path(mpl.get_data_path()) / "fonts" / "ttf"
+    bundled = [font_manager.ttfFontProperty(font_manager.get_font(str(path))) for path in sorted(folder.glob("*.ttf"))]
+    others = [font for font in font_manager.fontManager.ttflist if Path(font.fname).parent != folder]
+    font_manager.fontManager.ttflist = [*bundled, *others]
+
+
+prefer_bundled_fonts()
 
 
 class Look(NamedTuple):

@@ -1,47 +1,26 @@
 """From packs to job arrays: packs of the same needs side by side, as few arrays as the cluster's limits allow.
 
 The wall time asked for is what the longest task is expected to need, with a margin, rounded up so that sweeps of many
-shapes still share arrays, and never above the partition's limit: a task that needs longer is requeued and goes on.
+shapes still share arrays, and never above the partition's limit: a task that needs longer is requeued and goes on. The memory
+asked for is what the largest pack is expected to need, with a margin.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections.abc import Iterable, Sequence
 
 from adapters import BadInput
 from slurm.clusters import Cluster
+from slurm.forecast import Need, Pack, Predict
 from slurm.limits import Limits, Partition
 from slurm.sbatch import Request
-from training.cell import Cell
-from training.store import read_json
 
 MARGIN = 2.0  # a node may be half as fast as the machine that was measured
+MEMORY_MARGIN, MEMORY_STEP_MIB = 1.5, 512  # pictures and scores were not measured
 TIMES_MIN = (5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 360, 480, 720, 960, 1440, 2160, 2880, 4320, 5760, 10080)
 UNKNOWN_MIN = 240  # asked for where nothing was measured
-
-Predict = Callable[[Sequence[Cell]], float | None]
-"""Seconds that one process needs for some cells; None where nothing was measured."""
-
-
-@dataclass(frozen=True)
-class Pack:
-    """A pack to be sent: its name, its cells, and the threads and device that it was planned with."""
-
-    name: str
-    cells: tuple[Cell, ...]
-    threads: int = 0
-    device: str = "cpu"
-
-    @classmethod
-    def read(cls, spec: Path) -> Pack:
-        """A pack from its specification."""
-        stored = read_json(spec)
-        setting = stored["setting"]
-        cells = tuple(Cell.from_dict(row["cell"]) for row in stored["runs"])
-        return cls(spec.stem, cells, setting.get("threads", 0), setting.get("device", "cpu"))
 
 
 def plan_arrays(packs: Iterable[Pack], cluster: Cluster, predict: Predict, limits: Limits) -> list[Request]:
@@ -51,18 +30,24 @@ def plan_arrays(packs: Iterable[Pack], cluster: Cluster, predict: Predict, limit
         BadInput: for an unknown partition, a time above its limit, or packs that need a GPU where none is asked for.
     """
     partition = choose_partition(cluster, limits)
-    groups: dict[tuple[int, int], list[tuple[list[Pack], float | None]]] = {}
+    groups: dict[tuple[int, int], list[tuple[list[Pack], Need]]] = {}
     for task in _tasks(packs, cluster.packs_per_task):
         check_device(task[0], cluster)
-        parts = [predict(pack.cells) for pack in task]
-        expected = None if None in parts else sum(part for part in parts if part is not None)
-        key = (cluster.cpus(task[0].threads), choose_time(expected, cluster, partition))
-        groups.setdefault(key, []).append((task, expected))
+        need = _together([predict(pack) for pack in task])
+        key = (cluster.cpus(task[0].threads), choose_time(need.seconds, cluster, partition))
+        groups.setdefault(key, []).append((task, need))
     return [
         _request(cluster, members[first : first + limits.max_array_size], cpus, time_min)
         for (cpus, time_min), members in groups.items()
         for first in range(0, len(members), limits.max_array_size)
     ]
+
+
+def _together(needs: Sequence[Need]) -> Need:
+    """Of packs that follow each other in one process."""
+    seconds = [need.seconds for need in needs if need.seconds is not None]
+    mib = [need.mib for need in needs if need.mib is not None]
+    return Need(sum(seconds) if len(seconds) == len(needs) else None, max(mib) if len(mib) == len(needs) else None)
 
 
 def _tasks(packs: Iterable[Pack], size: int) -> list[list[Pack]]:
@@ -73,12 +58,23 @@ def _tasks(packs: Iterable[Pack], size: int) -> list[list[Pack]]:
     return [kind[first : first + size] for kind in kinds.values() for first in range(0, len(kind), size)]
 
 
-def _request(cluster: Cluster, members: Sequence[tuple[list[Pack], float | None]], cpus: int, time_min: int) -> Request:
-    expected = tuple(seconds for _, seconds in members if seconds is not None)
+def _request(cluster: Cluster, members: Sequence[tuple[list[Pack], Need]], cpus: int, time_min: int) -> Request:
+    expected = tuple(need.seconds for _, need in members if need.seconds is not None)
     return Request(
         cluster, tuple(tuple(pack.name for pack in task) for task, _ in members), time_min, cpus,
         expected if len(expected) == len(members) else (), sum(len(pack.cells) for task, _ in members for pack in task),
+        choose_mib([need for _, need in members], cluster),
     )  # fmt: skip
+
+
+def choose_mib(needs: Sequence[Need], cluster: Cluster) -> int:
+    """Memory of a task in MiB: the cluster's setting, or what the largest needs; 0, the cluster's default, if unknown."""
+    if cluster.mem_gb:
+        return round(cluster.mem_gb * 1024)
+    known = [need.mib for need in needs if need.mib is not None]
+    if len(known) < len(needs):
+        return 0
+    return MEMORY_STEP_MIB * math.ceil(MEMORY_MARGIN * max(known) / MEMORY_STEP_MIB)
 
 
 def check_device(pack: Pack, cluster: Cluster) -> None:

@@ -1,7 +1,7 @@
-"""How many runs a pack should hold on this machine, and how long they will take: measured once, and remembered.
+"""How many runs a pack should hold on this machine: measured once, and remembered.
 
-The frozen U-Net with LoRA on it is timed at growing pack sizes; the smallest size within 2 % of the best time for each
-run is taken.
+The frozen U-Net with LoRA on it trains at growing pack sizes, and each size's seconds and memory are kept. The size taken is
+the smallest within 2 % of the most runs a second that all workers together reach in the memory there is.
 """
 
 from __future__ import annotations
@@ -10,57 +10,36 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import PEFT, BadInput
-from slurm.job import Setting
-from training.cell import BASE, Cell
+from adapters import BadInput
+from slurm.forecast import NAME, Cost, Forecast, read_costs, shape_of, to_json
+from slurm.inline import machine_mib, num_workers
+from slurm.pack import Setting
+from training.cell import Cell
 from training.store import StoreError, write_json
 
 SIZES = (1, 2, 4, 8, 16, 32)
 WITHIN = 1.02
-START_S = 8.0  # seconds until a worker has loaded everything
 UNMEASURED = 8  # runs in a pack for a GPU that is not in this machine
-NAME = "calibration.json"  # in a sweep's folder
-PASSES = 3.0  # a training step costs about three forward passes
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Seconds of one training step at each pack size, and the size chosen; no seconds where nothing could be measured."""
+class Calibration(Forecast):
+    """What packs cost, and how many runs one should hold."""
 
-    step_s: dict[int, float]
     pack_size: int
 
-    def predict(self, cells: Sequence[Cell], workers: int = 1) -> float | None:
-        """Expected seconds until all cells are done; None where nothing was measured.
 
-        A cell costs its steps, and its pictures' passes through the U-Net: two for each sampler step with guidance. HF
-        PEFT's tuners run alone, at the speed of the smallest pack.
-        """
-        if not self.step_s:
-            return None
-        total = 0.0
-        for cell in cells:
-            rows = cell.train_batch_size * cell.gradient_accumulation_steps * (2 if cell.prior_loss_weight > 0 else 1)
-            evaluations = len(cell.evaluated_steps()) if cell.method != BASE else 1
-            passes = 2 * cell.num_inference_steps * cell.num_prompts * cell.num_images * evaluations
-            size = 1 if cell.method.startswith(PEFT) else self.pack_size
-            total += self._each_s(size) * (cell.steps * rows + passes / PASSES)
-        return START_S + total / workers if cells else 0.0
-
-    def _each_s(self, pack_size: int) -> float:
-        """Seconds of one run's step in a pack of this size, or of the largest one measured below it."""
-        size = max((size for size in self.step_s if size <= pack_size), default=min(self.step_s))
-        return self.step_s[size] / size
-
-
-def calibrate(setting: Setting, cell: Cell, pack_size: str, sweep: Path | None = None) -> Calibration:
+def calibrate(
+    setting: Setting, cell: Cell, pack_size: str, sweep: Path | None = None, task_mib: float | None = None
+) -> Calibration:
     """The calibration for a model and a shape of batch: the sweep's own, or this machine's, from the cache or measured now.
 
     A GPU that is not in this machine cannot be measured here: then nothing is known but a modest size.
@@ -70,68 +49,58 @@ def calibrate(setting: Setting, cell: Cell, pack_size: str, sweep: Path | None =
         cell: says resolution, precision and rows of a batch.
         pack_size: "auto", or the number that the user wants.
         sweep: a sweep's folder: what it holds decides the size, so that every resume packs alike.
+        task_mib: memory of a cluster's task; None for workers that share this machine.
     """
-    own = _of_sweep(sweep, _shape(setting, cell)) if sweep else {}
-    times = _of_machine(setting, cell, own)
-    chosen = own or times
+    own = read_costs(sweep / NAME).get(_shape(setting, cell), {}) if sweep else {}
+    costs = _of_machine(setting, cell, own)
     if pack_size != "auto":
-        return Calibration(times, int(pack_size))
-    return Calibration(times, choose_size(chosen) if chosen else UNMEASURED)
+        return Calibration(costs, int(pack_size))
+    chosen = own or costs
+    return Calibration(costs, choose_size(chosen, setting.device, task_mib) if chosen else UNMEASURED)
 
 
 def _shape(setting: Setting, cell: Cell) -> str:
-    return f"{setting.device}-{cell.resolution}-{cell.mixed_precision}-{cell.prior_loss_weight > 0:d}"
+    return f"{setting.device}-{shape_of(cell)}"
 
 
-def choose_size(times: Mapping[int, float]) -> int:
-    """The smallest pack within 2 % of the best time for each run."""
-    best = min(seconds / size for size, seconds in times.items())
-    return min(size for size, seconds in times.items() if seconds / size <= WITHIN * best)
+def choose_size(costs: Mapping[int, Cost], device: str = "cpu", task_mib: float | None = None) -> int:
+    """The smallest pack within 2 % of the most runs a second.
+
+    Args:
+        costs: by pack size.
+        device: "cpu", or "cuda", which one process has for itself.
+        task_mib: memory of a cluster's task, which holds one process; None for workers that share this machine.
+    """
+
+    def rate(size: int) -> float:
+        cost = costs[size]
+        if task_mib is not None:
+            return size / cost.step_s if cost.peak_mib <= task_mib else 0.0
+        return num_workers(device, cost.peak_mib) * size / cost.step_s
+
+    best = max(map(rate, costs))
+    return min(size for size in costs if rate(size) * WITHIN >= best)
 
 
 def keep_calibration(sweep: Path, setting: Setting, cell: Cell, found: Calibration) -> None:
     """Store the calibration that a sweep was planned with, unless it holds one for this shape."""
-    shape, stored = _shape(setting, cell), _read(sweep / NAME)
-    if found.step_s and shape not in stored:
-        write_json(sweep / NAME, stored | {shape: {str(size): seconds for size, seconds in found.step_s.items()}})
+    shape, stored = _shape(setting, cell), read_costs(sweep / NAME)
+    if found.costs and shape not in stored:
+        write_json(sweep / NAME, {name: to_json(costs) for name, costs in (stored | {shape: found.costs}).items()})
 
 
-def predict_by(sweep: Path) -> Callable[[Sequence[Cell]], float | None]:
-    """Seconds that one process needs for some cells, by what a sweep was planned with."""
-    stored = _read(sweep / NAME)
-
-    def predict(cells: Sequence[Cell]) -> float | None:
-        tail = f"-{cells[0].resolution}-{cells[0].mixed_precision}-{cells[0].prior_loss_weight > 0:d}"
-        found: dict[str, float] = next((times for shape, times in stored.items() if shape.endswith(tail)), {})
-        return Calibration({int(size): s for size, s in found.items()}, len(cells)).predict(cells)
-
-    return predict
-
-
-def _of_sweep(sweep: Path, shape: str) -> dict[int, float]:
-    return {int(size): seconds for size, seconds in _read(sweep / NAME).get(shape, {}).items()}
-
-
-def _of_machine(setting: Setting, cell: Cell, known: dict[int, float]) -> dict[int, float]:
+def _of_machine(setting: Setting, cell: Cell, known: dict[int, Cost]) -> dict[int, Cost]:
     """From the cache; else what is known, or what is measured now; empty for a GPU where there is none."""
     key = _key(setting, cell)
     path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plateau" / "calibration" / f"{key}.json"
-    if stored := _read(path):
-        return {int(size): seconds for size, seconds in stored.items()}
+    if stored := read_costs(path).get(key):
+        return stored
     if known or (setting.device == "cuda" and not _has_gpu()):
         return known
-    times = _measure_elsewhere(setting, cell)
+    costs = _measure_elsewhere(setting, cell)
     with contextlib.suppress(StoreError):  # measured again next time
-        write_json(path, times)
-    return times
-
-
-def _read(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        write_json(path, {key: to_json(costs)})
+    return costs
 
 
 def _has_gpu() -> bool:
@@ -153,7 +122,7 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def _measure_elsewhere(setting: Setting, cell: Cell) -> dict[int, float]:
+def _measure_elsewhere(setting: Setting, cell: Cell) -> dict[int, Cost]:
     """Measure in a process of its own, so that this one stays small."""
     rows = cell.train_batch_size * (2 if cell.prior_loss_weight > 0 else 1)
     command = [sys.executable, "-m", "slurm.calibrate", setting.model, setting.device, str(cell.resolution), str(rows),
@@ -162,13 +131,13 @@ def _measure_elsewhere(setting: Setting, cell: Cell) -> dict[int, float]:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
         raise BadInput(f"cannot measure the model's speed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    return {int(size): seconds for size, seconds in json.loads(done.stdout.strip().splitlines()[-1]).items()}
+    return {int(n): Cost(**cost) for n, cost in json.loads(done.stdout.strip().splitlines()[-1]).items()}
 
 
-def measure(model: str, device: str, resolution: int, rows: int, precision: str) -> dict[int, float]:
-    """Median seconds of a training step at each pack size, on one thread of a CPU, or a GPU.
+def measure(model: str, device: str, resolution: int, rows: int, precision: str) -> dict[int, Cost]:
+    """Median seconds of a training step, and the process's peak of memory, on one thread of a CPU, or a GPU.
 
-    Stops growing when a size is no longer worth it, or memory ends.
+    Stops growing when a size is no longer worth it, or memory would end.
     """
     import torch
 
@@ -181,8 +150,10 @@ def measure(model: str, device: str, resolution: int, rows: int, precision: str)
     parts = pipelines.load(Path(model), torch.device(device))
     side = resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
     text = parts.encode_text([""])
-    times: dict[int, float] = {}
+    costs: dict[int, Cost] = {}
     for size in SIZES:
+        if len(costs) > 1 and Forecast(costs).peak_mib(size) > machine_mib():
+            break
         pack = attach(parts.unet, parse_method("lora"), seeds=[0] * size, rank=4)
         noise = torch.randn(size * rows, parts.unet.config.in_channels, side, side, device=device)
         context, steps = text.expand(size * rows, -1, -1), torch.zeros(size * rows, dtype=torch.long, device=device)
@@ -200,12 +171,18 @@ def measure(model: str, device: str, resolution: int, rows: int, precision: str)
             break
         finally:
             pack.detach()
-        times[size] = sorted(laps[1:])[1]
-        if size >= 8 and times[size] / size > 0.97 * min(t / s for s, t in times.items() if s < size):
+        costs[size] = Cost(sorted(laps[1:])[1], peak_mib())
+        if size >= 8 and costs[size].step_s / size > 0.97 * min(c.step_s / s for s, c in costs.items() if s < size):
             break
-    return times
+    return costs
+
+
+def peak_mib() -> float:
+    """This process's peak of resident memory in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 if __name__ == "__main__":
     model, device, resolution, rows, precision = sys.argv[1:]
-    print(json.dumps(measure(model, device, int(resolution), int(rows), precision)))
+    print(json.dumps(to_json(measure(model, device, int(resolution), int(rows), precision))))

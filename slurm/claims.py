@@ -39,6 +39,7 @@ from training.whole_files import (
     machine,
     read_json,
     remove_asides,
+    remove_quietly,
     write_json,
 )
 
@@ -136,9 +137,13 @@ class Claim:
         write_json(self.pack.claim(self.turn), self.contents | {"outcome": outcome, **more})
 
     def end_quietly(self, outcome: str, **more: Any) -> None:
-        """Give the turn up, where the disk may be the reason."""
-        with contextlib.suppress(StoreError):
+        """Give the turn up, where the disk may be the reason: the heartbeat, which is over, makes room on a full one."""
+        try:
             self.end(outcome, **more)
+        except StoreError:
+            remove_quietly(self.pack.beat)
+            with contextlib.suppress(StoreError):
+                self.end(outcome, **more)
 
 
 class Watch:
@@ -146,18 +151,22 @@ class Watch:
 
     def __init__(self, stale_s: float | None = None) -> None:
         self.stale_s = STALE_S if stale_s is None else stale_s
-        self._seen: dict[Path, tuple[object, float]] = {}
+        self._seen: dict[Path, tuple[object, float, bool]] = {}
 
     def is_stale(self, pack: PackFiles, turn: int) -> bool:
         """Whether the holder of `turn` has shown no sign of life for `stale_s`, as far as this object has watched."""
         beat = read_beat(pack)
         sign = (turn, beat.get("turn"), beat.get("count"))
-        last, since = self._seen.get(pack.spec, (None, 0.0))
+        last, since, _ = self._seen.get(pack.spec, (None, 0.0, False))
         now = time.monotonic()
         if sign != last:
-            self._seen[pack.spec] = (sign, now)
+            self._seen[pack.spec] = (sign, now, last is not None)
             return False
         return now - since > self.stale_s
+
+    def has_heard(self, pack: PackFiles) -> bool:
+        """Whether a pack's heartbeat has ever been seen to change."""
+        return self._seen.get(pack.spec, (None, 0.0, False))[2]
 
 
 _mine: set[Path] = set()  # claims that this process holds

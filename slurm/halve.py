@@ -10,7 +10,8 @@ import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from training.whole_files import write_json
+from slurm.sweep_folder import PackFiles
+from training.whole_files import read_json, write_json
 
 
 def spec_id(run_ids: Sequence[str]) -> str:
@@ -35,9 +36,30 @@ def halve(spec: Path, contents: dict, open_ids: Collection[str], reason: str) ->
     """
     rows = [row for row in contents["runs"] if row["run_id"] in open_ids]
     middle = (len(rows) + 1) // 2
-    names = []
-    for part in filter(None, (rows[:middle], rows[middle:])):
-        names.append(f"{contents['pack'].rpartition('-')[0]}-{spec_id([row['run_id'] for row in part])}")
-        more = {"pack": names[-1], "runs": part, "part_of": contents["pack"], "reason": reason}
-        write_json(spec.with_name(f"{names[-1]}.json"), contents | more)
-    return names
+    return [_store(spec, contents, part, reason) for part in (rows[:middle], rows[middle:]) if part]
+
+
+def split_off(pack: PackFiles, lost: Collection[str]) -> str:
+    """Store one more pack in a halved one's place: for runs that had ended before it was halved, and are lost since.
+
+    Returns:
+        The new pack's name.
+
+    Raises:
+        StoreError: if a file cannot be read or written.
+    """
+    contents, ending = read_json(pack.spec), read_json(pack.ended)
+    rows = [row for row in contents["runs"] if row["run_id"] in lost]
+    name = _store(pack.spec, contents, rows, "trained again")
+    runs = {run_id: status for run_id, status in ending["runs"].items() if run_id not in lost}
+    replaced_by = list(dict.fromkeys((*ending["replaced_by"], name)))
+    write_json(pack.ended, ending | {"runs": runs, "replaced_by": replaced_by})
+    return name
+
+
+def _store(spec: Path, contents: dict, rows: list[dict], reason: str) -> str:
+    """Store a part of a pack beside it; returns its name."""
+    name = f"{contents['pack'].rpartition('-')[0]}-{spec_id([row['run_id'] for row in rows])}"
+    more = {"pack": name, "runs": rows, "part_of": contents["pack"], "reason": reason}
+    write_json(spec.with_name(f"{name}.json"), contents | more)
+    return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -14,7 +15,9 @@ from adapters import BadInput
 from training.stop import Interrupted, StopSignals
 from training.store import StoreError
 
-WORKER_GIB = 2.0  # memory set aside for one worker when their number is chosen
+WORKER_MIB = 2048.0  # set aside for a worker whose memory was not measured
+USABLE = 0.8  # of the memory there is
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of the control group that this process is in
 POLL_S = 0.5  # between two looks at packs that other processes hold
 
 
@@ -33,18 +36,29 @@ class Event:
     value: object
 
 
-def choose_workers(num_packs: int, device: str) -> tuple[int, int]:
+def choose_workers(num_packs: int, device: str, each_mib: float = WORKER_MIB) -> tuple[int, int]:
     """How many worker processes, and threads for each.
 
     On a CPU, one-thread processes side by side beat one process with many threads (`benchmarks/packs.py`); memory
     and the number of packs limit them.
     """
-    cores = len(os.sched_getaffinity(0))
     if device != "cpu":
         return 1, 0
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    workers = max(1, min(num_packs, cores, int(memory / WORKER_GIB)))
-    return workers, max(1, cores // workers)
+    workers = max(1, min(num_packs, num_workers(device, each_mib)))
+    return workers, max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def num_workers(device: str, each_mib: float) -> int:
+    """How many workers of a size this machine holds: one a core as far as memory goes, and one for a GPU."""
+    return max(1, min(len(os.sched_getaffinity(0)), int(machine_mib() / each_mib))) if device == "cpu" else 1
+
+
+def machine_mib() -> float:
+    """Memory that workers may take together: most of the machine's, or of what its control group is allowed."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # no such limit
+        total = min(total, int(MEMORY_LIMIT.read_text()))
+    return USABLE * total / 2**20
 
 
 def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event], None]) -> str:

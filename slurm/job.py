@@ -8,6 +8,7 @@ SIGTERM or SIGINT: it checkpoints and stops; its runs are `preempted`, and the s
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from slurm.sweep_folder import PackFiles
 from slurm.turn import Turn
 from training.loop import Interrupted, Progress, Run
 from training.stop import StopSignals
+from training.whole_files import remove_quietly
 
 __all__ = ["Setting", "make_task", "read_spec", "run_pack", "run_task", "spec_id"]
 _WATCH = Watch()  # what this process has seen of other holders
@@ -131,6 +133,7 @@ def run_task(specs: Sequence[str], code: str = "", job_gone: JobGone | None = No
     with StopSignals() as stop:  # first: before it, a warning would end the job for good
         quiet_libraries()
         keep_freed_memory()
+        remove_stale_result()
         check_code(paths, code, job_gone)
 
         def run(path: Path) -> str:
@@ -152,6 +155,15 @@ def run_task(specs: Sequence[str], code: str = "", job_gone: JobGone | None = No
                 requeue(job)
     if errors:
         raise BadInput(f"{len(errors)} of {len(paths)} packs could not be run; the first: {errors[0]}")
+
+
+def remove_stale_result() -> None:
+    """Remove what a killed start of this task has left of its result: submitit refuses to write another beside it."""
+    if "SUBMITIT_FOLDER" in os.environ:
+        from submitit.core.job_environment import JobEnvironment
+
+        path = JobEnvironment().paths.result_pickle
+        remove_quietly(path.with_name(f"{path.name}.save_tmp"))
 
 
 def check_code(paths: Sequence[Path], code: str, job_gone: JobGone | None = None) -> None:

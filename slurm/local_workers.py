@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adapters import BadInput
-from slurm.arrays import Pack
 from slurm.claims import Holder, exclusive
 from slurm.clusters import Cluster
+from slurm.forecast import Pack
 from slurm.sbatch import ROOT, open_private
 from slurm.scheduler import in_one_line
 from slurm.submissions import Submissions

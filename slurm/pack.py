@@ -116,7 +116,7 @@ def make_task(setting: Setting, runs: list[Run]) -> SubjectTask:
     cells = [run.cell for run in runs]
     subjects = {cell.subject: load(cell.subject) for cell in cells}
     for cell in cells:
-        if subjects[cell.subject].content_hash() != cell.subject_hash:
+        if subjects[cell.subject].content_hash(cell.num_drift_prompts) != cell.subject_hash:
             raise BadInput(f"the pictures or prompts of {cell.subject} changed since the sweep was planned")
     pool = Path(setting.runs) / "class_pictures"
     classes = {subjects[cell.subject].cls for cell in cells if cell.prior_loss_weight > 0}

@@ -47,6 +47,7 @@ class Request:
         cpus: cores of a task.
         expected_s: seconds that each task is expected to take; empty where nothing was measured.
         num_cells: cells of all its packs.
+        mib: memory of a task; 0 for the cluster's default.
     """
 
     cluster: Cluster
@@ -55,6 +56,7 @@ class Request:
     cpus: int
     expected_s: tuple[float, ...] = ()
     num_cells: int = 0
+    mib: int = 0
 
     @property
     def packs(self) -> list[str]:
@@ -73,7 +75,7 @@ class Request:
             "partition": cluster.partition, "account": cluster.account, "qos": cluster.qos,
             "constraint": cluster.constraint, "exclude": cluster.exclude,
             "gpus_per_node": cluster.gpus if cluster.num_gpus else "",
-            "mem": f"{round(cluster.mem_gb * 1024)}M" if cluster.mem_gb else "",
+            "mem": f"{self.mib}M" if self.mib else "",
         }  # fmt: skip
         return {
             **{key: value for key, value in told.items() if value},

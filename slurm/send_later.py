@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adapters import BadInput
-from slurm.calibrate import predict_by
+from slurm.forecast import predict_by
 from slurm.scheduler import Scheduler
 from slurm.status_table import SweepState
 from slurm.submissions import Submissions

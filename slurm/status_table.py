@@ -85,8 +85,9 @@ def plain_lines(sweeps: Iterable[SweepState], note: str) -> list[str]:
 
 
 def is_trouble(pack: PackState) -> bool:
-    """Whether a pack needs to be told of: it failed, was stopped or killed, or waits for somebody to step in."""
-    return pack.state in ("failed", "preempted") or pack.stuck or bool(pack.counts.get("failed"))
+    """Whether a pack needs to be told of: it failed, was stopped or killed, its job died, or it waits for somebody."""
+    died = pack.state == "planned" and pack.log is not None
+    return pack.state in ("failed", "preempted") or pack.stuck or died or bool(pack.counts.get("failed"))
 
 
 def describe(pack: PackState) -> str:

@@ -8,6 +8,8 @@ job's id afterwards. Imports no torch.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +26,10 @@ ACTIVE = HOLDING | {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUE
 ABRUPT = frozenset(
     ("CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE", "BOOT_FAIL", "REVOKED")
 )
+FAILURES = ("FAILED", "OUT_OF_MEMORY")  # those of them that mean an error
 # Reasons for which SLURM lets a job wait until somebody steps in.
 STUCK = ("Held", "held", "NeverSatisfied", "BadConstraints", "Invalid", "PartitionTimeLimit")
+TAIL_BYTES = 4096  # of a log, in which its last line is
 
 
 class JobState(Protocol):
@@ -80,6 +84,16 @@ class Task:
         names = [f"{self.job}_0_log.err", *(f"{worker.pid}_0_log.err" for worker in self.workers)]
         found = (self.folder / name for name in names if self.folder is not None)
         return next((path for path in found if path.exists()), None)
+
+    def last_words(self, state: str) -> str:
+        """SLURM's word for how it ended, with the last line of its log, if there is any."""
+        said = b""
+        with contextlib.suppress(OSError):
+            if path := self.log():
+                with open(path, "rb") as file:
+                    file.seek(-min(path.stat().st_size, TAIL_BYTES), os.SEEK_END)
+                    said = (file.read().strip().splitlines() or [b""])[-1]
+        return ": ".join(filter(None, (f"job {self.job}", state, said.decode(errors="replace"))))
 
 
 class Submissions:

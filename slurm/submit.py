@@ -20,10 +20,11 @@ from typing import Any
 
 from adapters import BadInput
 from slurm import claims
-from slurm.arrays import Pack, Predict, choose_partition, choose_time, fit, plan_arrays, split
+from slurm.arrays import choose_partition, choose_time, fit, plan_arrays, split
 from slurm.claims import exclusive, user_name
 from slurm.clusters import Cluster, choose_cluster
 from slurm.code_version import code_version
+from slurm.forecast import Pack, Predict
 from slurm.limits import Limits
 from slurm.sbatch import Request, open_private, restore_pickles
 from slurm.scheduler import Scheduler, SchedulerError, no_slurm
@@ -73,7 +74,7 @@ def submit_missing(
     Args:
         sweep: the sweep.
         cluster: what tasks ask for.
-        predict: seconds that one process needs for some cells.
+        predict: what a process needs for a pack.
         packs: only these; None for all of the sweep.
         scheduler: the SLURM to be asked; None for this machine's.
 
@@ -84,7 +85,7 @@ def submit_missing(
     """
     scheduler = scheduler or Scheduler()
     limits = check_cluster(cluster, scheduler)
-    with exclusive(sweep.path, "submitter"):
+    with exclusive(sweep.path, "submitter", wait_s=60.0 + claims.STALE_S):
         report = Report(repaired=repair(sweep, scheduler))
         states = survey(sweep, scheduler)
         requests = plan_arrays(read_missing(sweep, states, packs), cluster, predict, limits)

@@ -1,21 +1,22 @@
 """How every pack of a sweep stands, from one listing, the heartbeats, and what a scheduler says about its jobs.
 
-The files are the truth; SLURM is only asked who still lives, at most once. A pack is *ended*; or *running* (its holder
+The files are the truth; SLURM is only asked who still lives, once a look. A pack is *ended*; or *running* (its holder
 lives); or *queued* (in a job that is still meant to run); else *failed* (its last holder refused it or met an error),
 *preempted* (stopped or killed) or *planned*. A holder whose job or process has vanished counts as running until a second
 look, `SETTLE_S` later, since its last files may not be visible yet; one that SLURM calls cancelled, timed out or failed
-does not. Imports no torch.
+does not. One that only its heartbeat can tell of counts as running until it was silent for `STALE_S`. Imports no torch.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from slurm.claims import SETTLE_S, STALE_S, Holder, Watch, holder_of, read_beat
-from slurm.submissions import ABRUPT, ACTIVE, HOLDING, STUCK, Jobs, Task, state_of
+from slurm.claims import BEAT_S, SETTLE_S, STALE_S, Holder, Watch, holder_of, read_beat
+from slurm.submissions import ABRUPT, ACTIVE, FAILURES, HOLDING, STUCK, Jobs, Task, state_of
 from slurm.sweep_folder import PackFiles, SweepFolder
 from slurm.sweep_reader import SweepReader
 from training.store import ENDED
@@ -73,15 +74,24 @@ def survey(folder: SweepFolder, scheduler: Scheduler | None = None, *, settle: b
     Args:
         folder: the sweep.
         scheduler: asked once, or not at all where no pack depends on it; None where there is none.
-        settle: whether to look a second time if a holder has vanished: at once on this machine, else `SETTLE_S` later.
+        settle: whether to look a second time if a holder has vanished: at once on this machine, else `SETTLE_S` later;
+            and again and again while a holder is silent of which nothing but its heartbeat can tell.
 
     Raises:
         BadInput: if SLURM refuses to answer, in its own words; if a specification is damaged.
     """
     surveyor = Surveyor(folder)
-    wanted = surveyor.gather()
-    jobs = scheduler.jobs(sorted(wanted)) if scheduler is not None and wanted else None
-    states = surveyor.judge(jobs)
+    states, jobs = _look(surveyor, scheduler)
+    if settle and surveyor.silent:
+        print(
+            f"waiting up to {STALE_S:g} s for a sign of life of {len(surveyor.silent)} holders elsewhere",
+            file=sys.stderr,
+        )
+        while surveyor.silent:
+            time.sleep(min(1.0, BEAT_S))
+            surveyor.gather()
+            surveyor.judge(jobs)
+        states, jobs = _look(surveyor, scheduler)
     if settle and surveyor.doubts:
         time.sleep(SETTLE_S if surveyor.has_far_doubts() else 0)
         surveyor.gather()
@@ -89,17 +99,26 @@ def survey(folder: SweepFolder, scheduler: Scheduler | None = None, *, settle: b
     return states
 
 
+def _look(surveyor: Surveyor, scheduler: Scheduler | None) -> tuple[list[PackState], Jobs | None]:
+    """How the packs stand, and SLURM's answer."""
+    wanted = surveyor.gather()
+    jobs = scheduler.jobs(sorted(wanted)) if scheduler is not None and wanted else None
+    return surveyor.judge(jobs), jobs
+
+
 class Surveyor:
     """Looks at one sweep again and again: `gather` reads its folder, `judge` says how its packs stand.
 
     Attributes:
         doubts: packs whose holder has vanished: (turn, when that was first seen).
+        silent: packs of which only the holder's heartbeat can tell, which has not been seen to change yet.
     """
 
     def __init__(self, sweep: SweepFolder) -> None:
         self.files = SweepReader(sweep)
         self.me = Holder.me()
         self.doubts: dict[str, tuple[int, float]] = {}
+        self.silent: set[str] = set()
         self._watch, self._pace = Watch(), Pace()
 
     def gather(self) -> set[str]:
@@ -117,7 +136,7 @@ class Surveyor:
             jobs: SLURM's answer; None if there was none: then heartbeats and processes of this machine have to do.
             sure: whether this look settles every doubt of the one before.
         """
-        tasks = self.files.submissions.tasks(jobs)
+        tasks, self.silent = self.files.submissions.tasks(jobs), set()
         return [self._judge(pack, tasks.get(name), jobs, sure) for name, pack in self.files.packs.items()]
 
     def has_far_doubts(self) -> bool:
@@ -142,16 +161,23 @@ class Surveyor:
         self, pack: PackFiles, outcome: str | None, error: str, task: Task | None, jobs: Jobs | None
     ) -> PackState:
         """A pack that nobody holds, and how its last holder ended."""
-        spec, holder = self.files.spec(pack), holder_of(self.files.claims[pack.name])
+        spec, claim = self.files.spec(pack), self.files.claims[pack.name]
+        holder = holder_of(claim)
         job, failed = holder.job if holder else "", outcome in ("failed", "refused")
         found = task.find(jobs or {}) if task else None
-        will_retry = "tries" in self.files.claims[pack.name]
-        given_up = failed and not will_retry and task is not None and job == task.job
+        given_up = failed and "tries" not in claim and task is not None and job == task.job
         live = task is not None and not given_up and task.is_live(jobs)
         last = "failed" if failed else "preempted" if outcome in ("stopped", "killed") else "planned"
         state = "queued" if live else last
         reason = found.reason if found is not None and live and state_of(found) == "PENDING" else ""
         log = task.log() if task is not None and state in ("failed", "preempted") else None
+        if (
+            task is not None
+            and not live
+            and state_of(found) in FAILURES
+            and not (job == task.job and "outcome" in claim)
+        ):
+            error, log = task.last_words(state_of(found)), task.log()  # it died before it could write down why
         return PackState(
             pack.name, state, len(spec.runs), {state: len(spec.runs)}, steps=spec.steps, error=error or reason,
             log=str(log) if log else None, job=task.job if task and live else job, host=holder.host if holder else "",
@@ -202,7 +228,7 @@ class Surveyor:
             return "held", ""
         if "outcome" in claim:  # done, and its ending was taken away: it is to be done again
             return None, ""
-        return ("failed" if error.endswith(("FAILED", "OUT_OF_MEMORY")) else "killed"), error
+        return ("failed" if error.endswith(FAILURES) else "killed"), error
 
     def _examine(self, pack: PackFiles, claim: dict, jobs: Jobs | None) -> tuple[bool, str, bool]:
         """(whether its holder lives, as far as anybody knows; why not; whether that is certain at first sight)."""
@@ -213,7 +239,10 @@ class Surveyor:
         gone = None if jobs is None else state not in HOLDING
         dead = holder.is_dead(self.me, lambda job: gone) if holder is not None else None
         if dead is None:
-            return not self._watch.is_stale(pack, pack.turn), f"no sign of life for {STALE_S:g} s", True
+            stale = self._watch.is_stale(pack, pack.turn)
+            if not stale and not self._watch.has_heard(pack):
+                self.silent.add(pack.name)
+            return not stale, f"no sign of life for {STALE_S:g} s", True
         where = f"job {holder.job}" if holder and holder.job else f"process {holder.pid if holder else 0}"
         error = f"{where}: {state}" if state in ABRUPT else f"{where} is gone"
         return not dead, error, state in ABRUPT or state in ACTIVE - HOLDING

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from slurm.halve import split_off
 from slurm.reopen import reopen, reopen_failed
 from slurm.sweep_folder import PackFiles
 from slurm.sweep_reader import SweepReader
@@ -102,9 +103,19 @@ def check_ended(done: Done, wanted: Iterable[str]) -> None:
             done.lines.append(line)
             done.statuses[run_id] = "planned"
             again.add(run_id)
-    for pack, rows in done.plan.packs.items() if again else ():
-        if not done.is_replaced(pack) and any(run_id in again for _, run_id in rows):
-            reopen(PackFiles.of(done.plan.spec(pack)))
+    if again:
+        _open_packs(done, again)
+
+
+def _open_packs(done: Done, again: set[str]) -> None:
+    """See to it that runs which are to be trained again are in a pack that will be run."""
+    for pack, rows in list(done.plan.packs.items()):
+        files, lost = PackFiles.of(done.plan.spec(pack)), {run_id for _, run_id in rows} & again
+        if lost and not done.is_replaced(pack):
+            reopen(files)
+        elif lost := {run_id for run_id in lost if done.files.endings[pack]["runs"].get(run_id) in ENDED}:
+            split_off(files, lost)
+    done.plan.catch_up()
 
 
 def _damage(run: RunFolder) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ import pandas as pd
 from adapters import PEFT, BadInput, parse_method
 from analysis import Results, load
 from slurm import inline
-from slurm.arrays import Pack
+from slurm.arrays import MEMORY_MARGIN
 from slurm.calibrate import Calibration, calibrate, keep_calibration
 from slurm.ended import last_line
+from slurm.forecast import Need, Pack
 from slurm.job import Setting
 from sweeps import jobs
 from sweeps.done import Done, check_ended
@@ -65,8 +67,10 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
     missing = [p for p in cells if p.cell.identity() not in plan.run_ids()]
     where, shape = options.where, cells[-1].cell
     is_open = bool(missing or done.todo(wanted))
-    measured = calibrate(scene.setting, shape, options.pack_size, folder) if is_open else None
-    workers, threads = _workers(options, scene.setting, len(cells))
+    cluster = where.choose()
+    task_mib = (cluster.mem_gb * 1024 / MEMORY_MARGIN or math.inf) if cluster else None
+    measured = calibrate(scene.setting, shape, options.pack_size, folder, task_mib) if is_open else None
+    workers, threads = _workers(options, scene.setting, len(cells), measured)
     setting = dataclasses.replace(scene.setting, threads=threads)
     drafts = plan.draft(missing, measured.pack_size, workers) if measured and options.dry_run else []
     if missing and measured and not options.dry_run:
@@ -78,11 +82,9 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
         keep_start(folder, scene)
     packs = done.todo(wanted)
     todo = [p for p in cells if not done.has(p.cell.identity())]
-    estimate = measured.predict([p.cell for p in todo], workers) if measured else 0.0
+    estimate = measured.seconds([p.cell for p in todo], measured.pack_size, workers) if measured else 0.0
     _show_plan(options, scene, cells, todo, len(packs) + len(drafts), workers, measured, estimate)
-    sender = Sender(
-        plan.sweep, where.executor, where.choose(), workers, measured.predict if measured else lambda _: None
-    )
+    sender = Sender(plan.sweep, where.executor, cluster, workers, measured.need if measured else lambda _: Need())
     if options.dry_run:
         sender.show([Pack.read(plan.spec(pack)) for pack in packs] + [_as_pack(group, setting) for group in drafts])
         return None
@@ -118,11 +120,12 @@ def relabel(results: Results, labels: Mapping[str, Sequence[Mapping]]) -> Result
     return dataclasses.replace(results, all_runs=named.astype({"multiplier": "float64"}))
 
 
-def _workers(options: Options, setting: Setting, num_cells: int) -> tuple[int, int]:
+def _workers(options: Options, setting: Setting, num_cells: int, measured: Calibration | None) -> tuple[int, int]:
     """Workers of this machine and threads of each; a cluster's tasks are one worker each."""
     if (cluster := options.where.choose()) is not None:
         return 1, 0 if setting.device == "cuda" else max(1, cluster.cpus_per_task)
-    workers, threads = inline.choose_workers(max(2, num_cells), setting.device)
+    each_mib = measured.peak_mib(measured.pack_size) if measured and measured.costs else inline.WORKER_MIB
+    workers, threads = inline.choose_workers(max(2, num_cells), setting.device, each_mib)
     if options.workers != "auto":
         cores = workers * threads
         workers = int(options.workers)
@@ -131,7 +134,7 @@ def _workers(options: Options, setting: Setting, num_cells: int) -> tuple[int, i
 
 
 def _as_pack(members: Sequence[Planned], setting: Setting) -> Pack:
-    return Pack(name_pack(members), tuple(p.cell for p in members), setting.threads, setting.device)
+    return Pack.of(name_pack(members), [p.cell for p in members], dataclasses.asdict(setting))
 
 
 def _send(sender: Sender, plan: Plan, packs: list[str], wanted: set[str], wait: bool) -> bool:

@@ -79,6 +79,8 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
     few = min(subjects, key=lambda s: len(s.prompts))
     if options.num_prompts > len(few.prompts):
         raise BadInput(f"--num-prompts is {options.num_prompts}; {few.name} has {len(few.prompts)} prompts")
+    if options.num_drift_prompts > (most := len(few.unrelated)):
+        raise BadInput(f"--num-drift-prompts is {options.num_drift_prompts}; there are {most} unrelated prompts")
     setting = Setting(
         model=str(model), dino=dino, clip=clip, subjects=str(folder.resolve()), token=options.token,
         instance_prompt=prompt, runs=str(options.runs.resolve()), device=choose_device(options),
@@ -105,7 +107,8 @@ def shared_flags(options: Options) -> dict:
     names = (
         "rank", "steps", "train_batch_size", "gradient_accumulation_steps", "adam_weight_decay", "max_grad_norm",
         "lr_scheduler", "lr_warmup_steps", "prior_loss_weight", "snr_gamma", "mixed_precision", "num_prompts",
-        "num_images", "gauge_every", "norms_every", "eval_steps", "num_instance_images",
+        "num_images", "num_drift_prompts", "gauge_every", "norms_every", "eval_steps", "sharpness_steps",
+        "num_instance_images",
     )  # fmt: skip
     num_class_images = options.num_class_images if options.prior_loss_weight > 0 else 0
     return {name: getattr(options, name) for name in names} | {"num_class_images": num_class_images}
@@ -240,7 +243,7 @@ def plan_cell(
         fields = fields | {"num_instance_images": 0}
     cell = Cell(
         method=spec.name, options=spec.canonical, subject=subject.name, seed=seed,
-        subject_hash=subject.content_hash(), **fields,
+        subject_hash=subject.content_hash(scene.shared["num_drift_prompts"]), **fields,
     )  # fmt: skip
     label = f"x{labels['multiplier']:g}" if labels.get("multiplier") is not None else f"lr{cell.lr:g}"
     return Planned(cell, label, labels | {"model": scene.model_name, "class": subject.cls, "split": subject.split})

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.live import Live
 
 from adapters import BadInput
-from slurm.arrays import Pack, Predict, plan_arrays
+from slurm.arrays import plan_arrays
 from slurm.board import Board
 from slurm.claims import user_name
 from slurm.clusters import Cluster
 from slurm.export import export, export_text
+from slurm.forecast import Pack, Predict
 from slurm.limits import Limits
 from slurm.local_workers import start_local
 from slurm.sbatch import Request
@@ -42,7 +43,7 @@ class Sender:
         executor: "local", "slurm" or "export".
         cluster: what jobs ask for; None for `local`.
         workers: processes for `local`.
-        predict: seconds that one process needs for some cells.
+        predict: what a process needs for a pack.
     """
 
     sweep: SweepFolder
@@ -93,7 +94,7 @@ class Sender:
             return
         print("\n".join([*map(describe_array, requests), describe_cost(requests)]))
         private = self.sweep.submissions / f".private-{user_name()}"
-        for request in {(r.cpus, r.time_min): r for r in reversed(requests)}.values():
+        for request in {(r.cpus, r.time_min, r.mib): r for r in reversed(requests)}.values():
             is_export = self.executor == "export"
             name = self.sweep.path.name
             text = export_text(request, name, "array-001") if is_export else request.text("plateau-TOKEN", private)
@@ -101,11 +102,12 @@ class Sender:
 
 
 def describe_array(request: Request) -> str:
-    """`20 tasks of 45 min on 1 core: 20 packs, 160 cells`."""
+    """`20 tasks of 45 min on 1 core with 1.5 GiB: 20 packs, 160 cells`."""
+    memory = f" with {request.mib / 1024:.3g} GiB" if request.mib else ""
     gpus = f" and {request.cluster.gpus} GPU" if request.cluster.num_gpus else ""
     where = f" in {request.cluster.partition}" if request.cluster.partition else ""
     return (
-        f"{_count(len(request.tasks), 'task')} of {request.time_min} min on {_count(request.cpus, 'core')}{gpus}{where}: "
+        f"{_count(len(request.tasks), 'task')} of {request.time_min} min on {_count(request.cpus, 'core')}{gpus}{memory}{where}: "
         f"{_count(len(request.packs), 'pack')}, {_count(request.num_cells, 'cell')}"
     )
 

@@ -140,6 +140,8 @@ class Options:
     """Evaluation prompts of each subject."""
     num_images: int = 2
     """Pictures for each prompt."""
+    num_drift_prompts: int = 4
+    """Unrelated prompts whose pictures' change from the untouched model's is scored; 0 for none."""
     num_inference_steps: int | None = None
     """Sampler steps; default: the model's."""
     guidance_scale: float | None = None
@@ -148,6 +150,8 @@ class Options:
     """Steps between two rows of the dynamics."""
     norms_every: int = 50
     """Steps between two snapshots of the weight norms."""
+    sharpness_steps: tuple[int, ...] = ()
+    """Steps after which the loss's sharpness (largest Hessian eigenvalue) is measured; each costs about 300 steps."""
     dino: str = "pocket"
     """DINO scorer: `pocket`, a folder, or a hub id."""
     clip: str = "pocket"
@@ -198,7 +202,7 @@ class Options:
             value = getattr(self, flag)
             _need(value is None or (math.isfinite(value) and value > 0), flag, value, "a positive number")
         for flag in ("adam_weight_decay", "max_grad_norm", "lr_warmup_steps", "prior_loss_weight", "snr_gamma",
-                     "num_instance_images"):  # fmt: skip
+                     "num_drift_prompts", "num_instance_images"):  # fmt: skip
             value = getattr(self, flag)
             _need(math.isfinite(value) and value >= 0, flag, value, "0 or a positive number")
         for value in self.multipliers:
@@ -207,6 +211,8 @@ class Options:
             _need(value >= 0, "seeds", value, "whole numbers from 0 on")
         for value in self.eval_steps:
             _need(0 <= value <= self.steps, "eval-steps", value, f"steps from 0 to {self.steps}")
+        for value in self.sharpness_steps:
+            _need(1 <= value <= self.steps, "sharpness-steps", value, f"steps from 1 to {self.steps}")
         _need(bool(self.multipliers), "multipliers", "nothing", "at least one positive number")
         _need(bool(self.seeds), "seeds", "nothing", "at least one whole number from 0 on")
         for flag in ("pack_size", "workers"):

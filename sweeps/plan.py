@@ -179,7 +179,7 @@ def name_pack(members: Sequence[Planned]) -> str:
 
 
 def _work(cell: dict) -> float:
-    return float(cell["steps"] + 3.0 * cell["num_prompts"] * cell["num_images"])
+    return float(cell["steps"] + 3.0 * (cell["num_prompts"] * cell["num_images"] + cell.get("num_drift_prompts", 0)))
 
 
 def is_packable(method: str) -> bool:

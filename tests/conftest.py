@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from slurm.local_files import Cluster
+    from tests.make_grid import Grid
     from tests.make_studio import Studio
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,8 +71,19 @@ def undisturbed(studio: "Studio", tmp_path_factory: pytest.TempPathFactory) -> P
     return grid.runs
 
 
+@pytest.fixture
+def grid(slurm_cluster: "Cluster", studio: "Studio", tmp_path: Path) -> "Grid":
+    """Two cells on SLURM, whose steps take no longer than they must."""
+    from tests.make_grid import MULTIPLIERS, Grid, cells
+
+    made = Grid(studio, tmp_path / "runs", cells(MULTIPLIERS[:2]))
+    made.words()
+    made.mood()
+    return made
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say it aloud when tests were skipped because there is no SLURM."""
+    """Say it aloud when tests were skipped because there is no SLURM, or no disk can be made."""
     reasons = {str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])}
-    for reason in sorted(reason for reason in reasons if "NO SLURM" in reason):
+    for reason in sorted(reason for reason in reasons if "NO SLURM" in reason or "NO DISK" in reason):
         terminalreporter.write_line(reason.removeprefix("Skipped: "), yellow=True, bold=True)

@@ -71,6 +71,16 @@ def up(folder: Path, *flags: str) -> None:
     assert local_cluster.main(["up", "--folder", str(folder), *flags]) == 0
 
 
+@contextlib.contextmanager
+def closed_partition() -> Iterator[None]:
+    """What is submitted inside the block is queued and starts after it."""
+    call("scontrol", "update", "partitionname=debug", "state=down")
+    try:
+        yield
+    finally:
+        call("scontrol", "update", "partitionname=debug", "state=up")
+
+
 def call(*command: str | Path) -> str:
     """The output of a command that must succeed."""
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60)

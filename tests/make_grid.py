@@ -7,11 +7,12 @@ without SLURM is the undisturbed reference of every test.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from training.store import RunFolder, find_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 40
+NAN_STEP = 10
 MULTIPLIERS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
 METHOD = '''\
 """LoRA that does what mood.json says while it is inside SLURM: "sleep_s" a step, "kill_above" replicas, "raise_seed";
-and "kill_at": the step about which each task of the array gets SIGKILL, wherever it is then."""
+"nan_seed": whose activations are not finite from a step on; and "kill_at": the step about which each task of the array gets
+SIGKILL, wherever it is then."""
 
 import json, os, random, signal, threading, time
 import torch
@@ -38,6 +41,7 @@ from adapters import METHODS
 from adapters.lora import Lora
 
 MOOD = {mood!r}
+NAN_STEP = {nan_step}
 PLACE = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
@@ -55,7 +59,7 @@ class Patient(Lora):
         if now.get("raise_seed") in seeds:
             raise RuntimeError("this cell is bad")
         super().__init__(base, seeds=seeds, **more)
-        self.num_steps = 0
+        self.seeds, self.num_steps = list(seeds), 0
 
     def forward(self, x):
         if self.path == PLACE and torch.is_grad_enabled():
@@ -63,7 +67,14 @@ class Patient(Lora):
             if "kill_at" in now and now["kill_at"][int(os.environ["SLURM_ARRAY_TASK_ID"])] == self.num_steps:
                 threading.Timer(random.uniform(0, 0.4), os.kill, (os.getpid(), signal.SIGKILL)).start()
             time.sleep(now.get("sleep_s", 0))
+            if self.num_steps >= NAN_STEP and now.get("nan_seed") in self.seeds:
+                return self.poison(super().forward(x), self.seeds.index(now["nan_seed"]))
         return super().forward(x)
+
+    def poison(self, out, replica):
+        factor = torch.ones(len(self.seeds), *(1 for _ in out.shape))
+        factor[replica] = torch.nan
+        return (out.unflatten(0, (len(self.seeds), -1)) * factor).flatten(0, 1)
 '''
 FAST = {"PLATEAU_BEAT_S": "0.2", "PLATEAU_CHECKPOINT_S": "0.3", "PLATEAU_SETTLE_S": "0.5", "PLATEAU_STALE_S": "20"}
 
@@ -76,11 +87,13 @@ class Grid:
         studio: model, scorers, subjects; and the file that commands the method's mood.
         runs: the runs folder.
         flags: what else the driver is told.
+        times: environment variables in place of those of `FAST`.
     """
 
     studio: Studio
     runs: Path
     flags: tuple[str, ...]
+    times: Mapping[str, str] = field(default_factory=dict)
 
     # The front door.
 
@@ -93,7 +106,7 @@ class Grid:
 
     def environment(self) -> dict[str, str]:
         """Short times, for every process of the sweep."""
-        return self.studio.environment() | FAST
+        return self.studio.environment() | FAST | dict(self.times)
 
     def run(self, *more: str, cluster: str = "slurm", **options: Any) -> subprocess.CompletedProcess:
         """The same command, to its end."""
@@ -184,6 +197,10 @@ class Grid:
         found = {name: (record.get("provenance") or {}).get("resumed_at") for name, record in records.items()}
         return {name: step for name, step in found.items() if step}
 
+    def said(self) -> str:
+        """What its jobs wrote to stderr."""
+        return "".join(path.read_text() for path in sorted(self.sweep.submissions.glob(".private-*/*.err")))
+
     def assert_same_as(self, reference: Path, num_cells: int) -> None:
         """Every run has ended, and is equal to the bit to that of an undisturbed sweep."""
         undisturbed = {run.run_id: run for run in find_runs(reference)}
@@ -191,6 +208,16 @@ class Grid:
         assert len(runs) == num_cells + 1, sorted(runs)  # the base's is one more
         for name, run in runs.items():
             assert_same(undisturbed[name], run)
+
+
+def copy_plan(source: SweepFolder, target: SweepFolder) -> None:
+    """Give a new sweep's folder the stored plan of another one: its packs, and nothing of what they did."""
+    names = ("sweep.json", "plan.json", "calibration.json", "methods/*.py")
+    kept = [path for name in names for path in source.path.glob(name)]
+    for path in [*kept, *(files.spec for files in source.scan().values())]:
+        place = target.path / path.relative_to(source.path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
 
 
 def find_step(files: PackFiles) -> int:
@@ -210,7 +237,7 @@ def write_method(studio: Studio) -> Path:
     path = studio.folder / "patient.py"
     if not path.exists():
         mood_file(studio).write_text("{}")
-        path.write_text(METHOD.format(mood=str(mood_file(studio))))
+        path.write_text(METHOD.format(mood=str(mood_file(studio)), nan_step=NAN_STEP))
     return path
 
 

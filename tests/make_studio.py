@@ -38,7 +38,8 @@ class Studio:
             sys.executable, str(ROOT / "sweeps" / f"{driver}.py"), "--model", str(self.folder / "pipeline"),
             "--dino", str(self.folder / "dino"), "--clip", str(self.folder / "clip"),
             "--subjects", str(self.folder / "subjects"), "--runs", str(runs), "--steps", "6", "--rank", "4",
-            "--num-prompts", "2", "--num-images", "1", "--num-inference-steps", "2", "--norms-every", "3", *more,
+            "--num-prompts", "2", "--num-images", "1", "--num-drift-prompts", "1",
+            "--num-inference-steps", "2", "--norms-every", "3", *more,
         ]  # fmt: skip
 
     def environment(self) -> dict[str, str]:

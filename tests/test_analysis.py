@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy import stats
@@ -31,10 +32,12 @@ from analysis import (
     summary,
     weight_norms,
 )
+from analysis.folders import mean_of_steps
 from analysis.load import BASE_KEY
 from analysis.series import SETTINGS
 from tests.make_runs import BASE_SCORE, GAIN, GRID, MATRICES, Shape, make_runs
 from training.cell import Cell
+from training.store import RunFolder
 
 TWO = {"lora": Shape(high=0.0), "delora": Shape()}
 
@@ -297,3 +300,33 @@ def test_pictures_carry_their_scores(tmp_path: Path) -> None:
     by = frame.groupby("multiplier")["value"].mean()
     assert by[1.0] > by[16.0]
     assert "untouched base" in set(frame["series"])
+
+
+def test_gauges_are_stored_to_a_part_in_five_hundred_and_distances_exactly(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    exact = (generator.standard_normal(1000) * 10.0 ** generator.uniform(-30, 30, 1000)).astype(np.float32)
+    exact[:5] = [0.0, np.nan, np.inf, -np.inf, np.finfo(np.float32).max]
+    names = pa.DictionaryArray.from_arrays(np.arange(1000, dtype=np.int32) % 4, ["c", "a", "b", "d"])
+    steps = np.arange(1000, dtype=np.int32) // 4
+    run = RunFolder(tmp_path / "run")
+    run.append("dynamics", {"step": steps, "matrix": names, "distance": exact, "norm_a": exact}, 249)
+    frame = run.read_dynamics().sort_values(["step", "matrix"])
+    frame["row"] = frame["step"] * 4 + frame["matrix"].map({"c": 0, "a": 1, "b": 2, "d": 3}).astype(int)
+    frame = frame.sort_values("row")
+    np.testing.assert_array_equal(frame["distance"], exact)
+    np.testing.assert_allclose(frame["norm_a"], exact, rtol=2**-9, atol=0)
+    assert (frame["norm_a"] != exact).sum() > 900
+    assert frame["norm_b"].isna().all()
+    assert list(run.read_dynamics()["matrix"][:250].astype(str)) == ["c"] * 250, "matrix by matrix"
+
+
+def test_means_of_steps_are_those_of_groupby() -> None:
+    generator = np.random.default_rng(1)
+    frame = pd.DataFrame(
+        {"step": generator.choice([5, 7, 20], 600), "matrix": "m", "lambda": generator.normal(size=600)}
+    )
+    frame["distance"] = frame["lambda"].where(generator.random(600) > 0.3).astype("float32")
+    frame["bound"] = frame["distance"].where(frame["step"] != 7)
+    expected = frame.groupby("step").mean(numeric_only=True).reset_index()
+    pd.testing.assert_frame_equal(mean_of_steps(frame), expected, check_dtype=False, rtol=1e-5)
+    assert mean_of_steps(frame.iloc[:0]).empty

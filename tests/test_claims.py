@@ -227,6 +227,19 @@ def test_turn_given_up_on_a_full_disk_is_no_longer_held(pack: PackFiles, monkeyp
     assert again.turn == 2
 
 
+def test_heartbeat_makes_room_for_the_end_on_a_full_disk(pack: PackFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, fsync = take(pack, Watch()), os.fsync
+    assert claim is not None
+    write_json(pack.beat, {"turn": 1, "count": 1})
+
+    def no_room(handle: int) -> None:
+        fsync(handle) if not pack.beat.exists() else raiser(errno.ENOSPC)()
+
+    monkeypatch.setattr(os, "fsync", no_room)
+    claim.end_quietly("failed", error="no space left")
+    assert read_claims(pack)[0]["error"] == "no space left"
+
+
 def test_heart_goes_on_over_a_full_disk(pack: PackFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     claim = take(pack, Watch())
     assert claim is not None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from slurm import calibrate
+from slurm.forecast import Cost
 from training.store import find_runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,7 @@ def test_command_of_a_figure_plans_and_leaves_nothing(
 ) -> None:
     program, *arguments = shlex.split(command)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the speed pretended here is no one else's
-    monkeypatch.setattr(calibrate, "_measure_elsewhere", lambda setting, cell: {1: 0.03, 8: 0.1})
+    monkeypatch.setattr(calibrate, "_measure_elsewhere", lambda setting, cell: {n: Cost(0.03, 500.0) for n in (1, 8)})
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", [program, *arguments, "--dry-run", "--runs", str(tmp_path / "runs")])
     with pytest.raises(SystemExit) as ended:

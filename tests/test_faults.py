@@ -17,19 +17,9 @@ from slurm.local_files import Cluster
 from tests import make_cluster
 from tests.make_cluster import call, find_states, wait_for
 from tests.make_grid import MULTIPLIERS, STEPS, Grid, cells
-from tests.make_studio import Studio
 from training.store import read_json
 
 pytestmark = pytest.mark.slurm
-
-
-@pytest.fixture
-def grid(slurm_cluster: Cluster, studio: Studio, tmp_path: Path) -> Grid:
-    """Two cells, whose steps take no longer than they must."""
-    made = Grid(studio, tmp_path / "runs", cells(MULTIPLIERS[:2]))
-    made.words()
-    made.mood()
-    return made
 
 
 def preempt(cluster: Cluster, folder: Path) -> str:
@@ -108,11 +98,8 @@ def test_time_limit_of_a_minute_is_continued_by_requeue(grid: Grid, undisturbed:
 
 
 def test_warning_before_python_listens_does_not_end_the_task(grid: Grid, undisturbed: Path) -> None:
-    call("scontrol", "update", "partitionname=debug", "state=down")
-    try:
+    with make_cluster.closed_partition():
         grid.submit()
-    finally:
-        call("scontrol", "update", "partitionname=debug", "state=up")
     (job,) = grid.jobs()
     wait_for(lambda: any(s.startswith("RUNNING") for s in find_states(job).values()), 30, "the start of a task")
     for _ in range(10):  # the first second of the tasks: shell and imports

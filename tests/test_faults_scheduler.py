@@ -18,7 +18,6 @@ from slurm.submissions import Submissions
 from tests import make_cluster
 from tests.make_cluster import call, find_states, wait_for
 from tests.make_grid import MULTIPLIERS, Grid, cells, count_jobs
-from tests.make_studio import Studio
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slurm
@@ -60,15 +59,6 @@ code=$?
 [ "$PLATEAU_TEST_KILLS" = after ] && kill -9 $PPID
 exit $code
 """
-
-
-@pytest.fixture
-def grid(slurm_cluster: Cluster, studio: Studio, tmp_path: Path) -> Grid:
-    """Two cells."""
-    made = Grid(studio, tmp_path / "runs", cells(MULTIPLIERS[:2]))
-    made.words()
-    made.mood()
-    return made
 
 
 def count_tasks(grid: Grid) -> int:
@@ -175,13 +165,10 @@ def test_code_changed_after_submission_is_refused_with_both_versions(grid: Grid,
         done = subprocess.run(words, cwd=copy, env=grid.environment(), capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
 
-    call("scontrol", "update", "partitionname=debug", "state=down")
-    try:
+    with make_cluster.closed_partition():
         submit()
         with open(copy / "training" / "loop.py", "a") as file:
             file.write("# edited after the submission\n")
-    finally:
-        call("scontrol", "update", "partitionname=debug", "state=up")
     grid.settle()
     states = {name: state for name, state in grid.states().items() if name in grid.packs()}
     (state,) = states.values()
@@ -204,13 +191,10 @@ def read_records(grid: Grid) -> list[dict]:
 
 def test_waiting_ends_when_a_job_is_held(grid: Grid) -> None:
     grid.flags = cells(MULTIPLIERS[:1])
-    call("scontrol", "update", "partitionname=debug", "state=down")
-    try:
+    with make_cluster.closed_partition():
         grid.submit()
         (job,) = grid.jobs()
         call("scontrol", "hold", job)
-    finally:
-        call("scontrol", "update", "partitionname=debug", "state=up")
     waited = grid.status("--wait")
     assert waited.returncode == 3, waited.stdout + waited.stderr
     assert "Held" in waited.stdout

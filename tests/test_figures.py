@@ -275,6 +275,22 @@ def test_saved_files_are_deterministic_and_whole(results: Results, tmp_path: Pat
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["fig.pdf", "fig.png"]
 
 
+def test_fonts_are_matplotlibs_own_whatever_the_machine_has_or_has_cached(tmp_path: Path) -> None:
+    """A list of fonts that another environment has left in the cache, with the system's fonts only."""
+    code = """
+import matplotlib
+from matplotlib import font_manager
+manager = font_manager.fontManager
+manager.ttflist = [f for f in manager.ttflist if not f.fname.startswith(matplotlib.get_data_path())]
+import figures.style
+for family in ("DejaVu Sans", "DejaVu Sans Display", "cmr10", "cmti10"):
+    found = font_manager.findfont(family, fallback_to_default=False)
+    assert found.startswith(matplotlib.get_data_path()), found
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_figures_and_analysis_work_where_there_is_no_torch(results: Results, tmp_path: Path) -> None:
     """In a process in which every library of the training layer fails to import."""
     root = Path(results.runs["path"].iloc[0]).parents[1]

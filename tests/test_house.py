@@ -21,11 +21,11 @@ ARROWS = {
     "adapters": ["adapters"],
     "training": ["adapters", "training"],
     "slurm": ["adapters", "training", "slurm"],
-    "analysis": ["adapters", "training.store", "analysis"],
-    "figures": ["adapters", "training.store", "analysis", "figures"],
+    "analysis": ["adapters", "training.store", "training.command_line", "analysis"],
+    "figures": ["adapters", "training.store", "training.command_line", "analysis", "figures"],
     "sweeps": ["adapters", "training", "slurm", "analysis", "figures", "sweeps"],
 }
-TORCH_FREE = ["analysis", "figures", "training/store.py", "adapters/__init__.py"]
+TORCH_FREE = ["analysis", "figures", "training/store.py", "training/command_line.py", "adapters/__init__.py"]
 TRAINING_ONLY = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers", "peft"}
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "stuff"}
 # Spelled in halves, so that this file may stand in the repository too.

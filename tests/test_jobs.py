@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -48,7 +49,9 @@ def test_slurm_comes_back_at_once_and_draws_when_all_has_ended(
     runs = tmp_path / "runs"
     first = studio.run(runs, *TWO_CELLS, "--cluster", "slurm", "--time-min", "5")
     assert first.returncode == 0, first.stderr
-    assert "submitted job 101 to slurm: 3 tasks of 5 min on 1 core: 3 packs, 9 cells" in first.stdout
+    assert re.search(
+        r"submitted job 101 to slurm: 3 tasks of 5 min on 1 core with [\d.]+ GiB: 3 packs, 9 cells", first.stdout
+    )
     assert "packs: 3 queued" in first.stdout
     assert "watch: python -m slurm.status" in first.stdout
     again = studio.run(runs, *TWO_CELLS, "--cluster", "slurm", "--multipliers", "1", "2", "4")
@@ -73,7 +76,7 @@ def test_dry_run_shows_arrays_cost_and_the_exact_text(slurm: FakeSlurm, studio: 
     shown = studio.run(runs, *TWO_CELLS, "--cluster", "slurm", "--partition", "gpu", "--time-min", "5", "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert "6 cells: 0 done, 6 to train" in shown.stdout
-    assert "3 tasks of 5 min on 1 core in gpu: 3 packs, 9 cells" in shown.stdout
+    assert re.search(r"3 tasks of 5 min on 1 core with [\d.]+ GiB in gpu: 3 packs, 9 cells", shown.stdout)
     assert "if every task starts now, done in" in shown.stdout
     assert not specs(runs)
     assert not slurm.jobs()

@@ -7,17 +7,21 @@ import unittest.mock
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from peft import PeftModel
 
 from adapters import METHODS, get_class, parse_method
 from tests.compare_runs import assert_same, weights
+from tests.make_checkpoints import load_unet
 from tests.make_pipeline import make_pipeline, make_scorers, make_subjects
 from training.cell import Cell
 from training.loop import Interrupted, Run, train_pack
 from training.store import RunFolder
 from training.tasks import pipeline as pipelines
 from training.tasks import subjects as subject_folders
+from training.tasks.sampling import sample, seed_of, start_noise
 from training.tasks.scorers import Scorers
 from training.tasks.subject import SubjectTask
 
@@ -297,3 +301,43 @@ def test_stop_signal_checkpoints_and_resumes(studio: Path, parts: tuple, tmp_pat
     assert folder.status() == "preempted"
     assert folder.checkpoints()
     assert_same(undisturbed, train(studio, parts, tmp_path / "cut", cells)[0])
+
+
+def test_drift_is_how_far_pictures_of_other_things_have_moved(studio: Path, parts: tuple, tmp_path: Path) -> None:
+    """Against pictures that the merged U-Net and the untouched one draw by themselves; the other scores stay as they are."""
+    plain = [make_cell("lora", lr=rate, eval_steps=(0,)) for rate in (5e-2, 5e-3)]
+    cells = [dataclasses.replace(cell, num_drift_prompts=3) for cell in plain]
+    assert "num_drift_prompts" not in plain[0].to_dict(), "runs made before keep their names"
+    folders = train(studio, parts, tmp_path / "drift", cells)
+    without = train(studio, parts, tmp_path / "plain", plain)
+    untouched = draw_unrelated(*parts, cells[0])
+    for folder, other, cell in zip(folders, without, cells, strict=True):
+        scores = folder.read_scores()
+        pd.testing.assert_frame_equal(
+            scores[scores["metric"] != "drift"].reset_index(drop=True).astype({"metric": str, "prompt": str}),
+            other.read_scores().astype({"metric": str, "prompt": str}),
+        )
+        drift = scores[scores["metric"] == "drift"]
+        assert list(drift["step"]) == [0, 0, 0, 6, 6, 6]
+        assert list(drift["prompt"].astype(str)) == list(subject_folders.UNRELATED[:3]) * 2
+        assert drift["value"][:3].abs().max() < 1e-6, "LoRA starts at the base"
+        adapted = PeftModel.from_pretrained(load_unet(studio / "pipeline"), folder.adapter)
+        moved = draw_unrelated(dataclasses.replace(parts[0], unet=adapted), parts[1], cell)
+        expected = (1 - (moved * untouched).sum(dim=1)) / 2
+        np.testing.assert_allclose(drift["value"][3:], expected, rtol=1e-3, atol=1e-6)
+    assert folders[0].read_scores()["value"].iloc[-1] > 1e-4
+    base = make_cell("lora", num_drift_prompts=3).base()
+    (folder,) = train(studio, parts, tmp_path / "base", [base])
+    scores = folder.read_scores()
+    assert scores[scores["metric"] == "drift"]["value"].abs().max() < 1e-6
+
+
+@torch.no_grad()
+def draw_unrelated(pipeline: pipelines.Pipeline, scorers: Scorers, cell: Cell) -> torch.Tensor:
+    """Normalised DINO features of the pictures that a U-Net draws for the unrelated prompts."""
+    prompts = subject_folders.UNRELATED[: cell.num_drift_prompts]
+    noise = start_noise(pipeline, [seed_of("drift", prompt) for prompt in prompts], cell.resolution)
+    text = pipeline.encode_text(list(prompts))[None]
+    latents = sample(pipeline, text, noise, steps=cell.num_inference_steps, guidance=cell.guidance_scale)[0]
+    pictures = (pipeline.decode_latents(latents) * 255).round() / 255
+    return scorers.dino_features(pictures)

@@ -20,7 +20,7 @@ from adapters.peft_pack import PeftPack, merge_to_copy
 from adapters.peft_tuner import list_types, no_build_on_cpu
 from adapters.toy import Model, make_model
 from analysis.series import method_label
-from slurm.calibrate import START_S, Calibration
+from slurm.forecast import START_S, Cost, Forecast
 from sweeps import lr_robustness
 from sweeps.options import Options, run_driver
 from sweeps.plan import is_packable
@@ -210,11 +210,11 @@ def test_options_are_peft_s_own_and_defaults_change_nothing() -> None:
 
 
 def test_time_is_predicted_at_the_speed_of_a_run_alone() -> None:
-    measured = Calibration({1: 1.0, 4: 2.0, 8: 3.0}, pack_size=4)
+    measured = Forecast({1: Cost(1.0, 1.0), 4: Cost(2.0, 1.0), 8: Cost(3.0, 1.0)})
     packed = make_cell("lora", steps=100, num_inference_steps=0)
     alone = make_cell("peft:hra", steps=100, num_inference_steps=0)
-    assert measured.predict([packed], workers=1) - START_S == pytest.approx(50)
-    assert measured.predict([packed, alone], workers=1) - START_S == pytest.approx(150)
+    assert measured.seconds([packed], 4) - START_S == pytest.approx(50)
+    assert measured.seconds([packed, alone], 4) - START_S == pytest.approx(150)
 
 
 def test_names_are_labelled_without_loading_peft_or_torch() -> None:

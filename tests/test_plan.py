@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,7 +16,9 @@ import pytest
 
 from adapters import BadInput
 from benchmarks.operations import count_operations
+from slurm.halve import halve
 from slurm.job import Setting, read_spec
+from slurm.survey import survey
 from slurm.sweep_folder import SweepFolder
 from sweeps import plan as planning
 from sweeps.done import Done, check_ended
@@ -233,6 +236,37 @@ def test_halved_pack_gives_its_open_cells_to_the_smaller_ones(folder: Path) -> N
     done = Done.look(plan)
     assert done.todo({p.cell.identity() for p in cells}) == ["lora-b"]
     assert sum(done.has(p.cell.identity()) for p in cells) == 3
+
+
+def test_run_that_ended_before_its_pack_was_halved_and_is_lost_gets_a_pack_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, cells = Plan.read(folder), make_cells(3)
+    plan.add(cells, SETTING, 3, 1)
+    ((whole, rows),) = plan.packs.items()
+    ids = [run_id for _, run_id in rows]
+    (half,) = halve(plan.spec(whole), json.loads(plan.spec(whole).read_text()), ids[1:2], "out of memory")
+    write_ending(plan, whole, {ids[0]: "finished", ids[2]: "finished"}, replaced_by=[half], reason="out of memory")
+    plan = Plan.read(folder)
+    write_ending(plan, half, {ids[1]: "finished"})
+    lost = {ids[0]}
+    monkeypatch.setattr("sweeps.done._damage", lambda run: f"{run.run_id} is gone" if run.run_id in lost else "")
+    wanted, done = {p.cell.identity() for p in cells}, Done.look(plan)
+    assert done.todo(wanted) == []
+    check_ended(done, wanted)
+    assert done.lines == [f"{ids[0]} is gone"]
+    for _ in range(2):  # and so it stays, should the same command be given twice
+        found = Done.look(plan := Plan.read(folder))
+        (new,) = found.todo(wanted)
+        assert [run_id for _, run_id in plan.packs[new]] == [ids[0]]
+        assert json.loads(plan.spec(new).read_text())["part_of"] == whole
+    counts = Counter(status for state in survey(plan.sweep, None) for status in Counter(state.counts).elements())
+    assert counts == {"finished": 2, "planned": 1}
+    write_ending(plan, new, {ids[0]: "finished"})
+    assert Done.look(plan).todo(wanted) == []
+    check_ended(Done.look(plan), wanted)
+    assert Done.look(plan).todo(wanted) == [new], "should it be lost again, that pack is reopened"
+    assert len(Plan.read(folder).packs) == 3
 
 
 def test_failed_runs_are_tried_again_when_asked_for(folder: Path) -> None:

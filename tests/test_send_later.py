@@ -8,6 +8,7 @@ import pytest
 
 from slurm.board import Board
 from slurm.clusters import Cluster
+from slurm.forecast import Need
 from slurm.scheduler import Scheduler
 from slurm.send_later import SendLater
 from slurm.submit import submit_missing
@@ -39,7 +40,7 @@ def waiting(sweep: Sweep, every_s: float = 0.0) -> tuple[Board, SendLater]:
 def test_rest_is_sent_when_the_queue_has_room(sweep: Sweep, slurm: FakeSlurm) -> None:
     slurm.most = 2
     slurm.write()
-    first = submit_missing(sweep.folder, Cluster(), lambda cells: 60.0)
+    first = submit_missing(sweep.folder, Cluster(), lambda pack: Need(60.0))
     assert first.later
     board, later = waiting(sweep)
     assert not any("as job" in line for line in later.send(board.look())), "there is no room yet"
@@ -54,7 +55,7 @@ def test_rest_is_sent_when_the_queue_has_room(sweep: Sweep, slurm: FakeSlurm) ->
 def test_asks_no_more_often_than_told(sweep: Sweep, slurm: FakeSlurm) -> None:
     slurm.most = 2
     slurm.write()
-    submit_missing(sweep.folder, Cluster(), lambda cells: 60.0)
+    submit_missing(sweep.folder, Cluster(), lambda pack: Need(60.0))
     board, later = waiting(sweep, every_s=60.0)
     later.send(board.look())
     before = sum("sbatch" in call for call in slurm.calls())
@@ -69,7 +70,7 @@ def test_sweep_that_never_went_to_slurm_is_left_alone(sweep: Sweep, slurm: FakeS
 
 
 def test_cancelled_packs_are_left_alone(sweep: Sweep, slurm: FakeSlurm) -> None:
-    submit_missing(sweep.folder, Cluster(), lambda cells: 60.0)
+    submit_missing(sweep.folder, Cluster(), lambda pack: Need(60.0))
     for job, (_, name) in list(slurm.jobs().items()):
         slurm.add(job, "CANCELLED", name)
     board, later = waiting(sweep)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
+from slurm import claims
 from slurm import survey as surveying
 from slurm.claims import Holder
 from slurm.status import PackState, Surveyor, survey
+from slurm.status_table import is_trouble
 from tests.make_sweep import FAR, Job, Slurm, Sweep
 
 
@@ -159,6 +162,40 @@ def test_holder_elsewhere_is_believed_as_long_as_its_heart_beats(sweep: Sweep) -
         assert states(surveyor.judge(None)) == {"a": "running"}
     surveyor.gather()
     assert states(surveyor.judge(None)) == {"a": "preempted"}
+
+
+@pytest.mark.parametrize(("beats", "state"), [(True, "running"), (False, "preempted")])
+def test_silent_holder_elsewhere_is_listened_to_before_a_pack_is_called_missing(
+    beats: bool, state: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(claims, "STALE_S", 0.3)
+    monkeypatch.setattr(surveying, "BEAT_S", 0.05)
+    sweep.pack("a")
+    sweep.claim("a", FAR)
+    sweep.beat("a", 1)
+    timer = threading.Timer(0.1, sweep.beat, ("a", 2)) if beats else threading.Timer(0, int)
+    timer.start()
+    (pack,) = survey(sweep.folder)
+    timer.join()
+    assert pack.state == state
+    assert capsys.readouterr().err.endswith("for a sign of life of 1 holders elsewhere\n")
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+def test_job_that_died_before_it_could_say_why_is_quoted_from_its_log(claimed: bool, sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.send("12", [["a"], ["b"]])
+    log = sweep.path / "logs" / "12_0_0_log.err"
+    log.parent.mkdir()
+    log.write_text("Traceback (most recent call last):\n  ...\nImportError: no module named torch\n\n")
+    if claimed:
+        sweep.claim("a", dataclasses.replace(FAR, job="12_0"))
+    (pack,) = survey(sweep.folder, Slurm({"12_0": Job("FAILED"), "12_1": Job("FAILED")}))
+    assert (pack.state, pack.log) == ("failed" if claimed else "planned", str(log))
+    assert pack.error == "job 12_0: FAILED: ImportError: no module named torch"
+    assert is_trouble(pack)
+    log.unlink()
+    assert survey(sweep.folder, Slurm({"12_0": Job("FAILED")}))[0].error == "job 12_0: FAILED"
 
 
 def test_pack_whose_ending_was_taken_away_is_to_be_done_again(sweep: Sweep) -> None:

@@ -10,15 +10,15 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from adapters import BadInput
 from slurm import sbatch, submit
-from slurm.arrays import Pack, choose_time, plan_arrays
+from slurm.arrays import choose_time, plan_arrays
 from slurm.clusters import Cluster
+from slurm.forecast import Need, Pack
 from slurm.limits import Limits, Partition
 from slurm.sbatch import Request, open_private
 from slurm.scheduler import SchedulerError
@@ -49,9 +49,9 @@ def sweep(tmp_path: Path) -> Sweep:
     return made
 
 
-def minutes(cells: Sequence[Cell]) -> float:
+def minutes(pack: Pack) -> Need:
     """A minute a cell."""
-    return 60.0 * len(cells)
+    return Need(60.0 * len(pack.cells))
 
 
 def send(sweep: Sweep, cluster: Cluster | None = None) -> Report:
@@ -86,8 +86,8 @@ def pack(name: str, steps: int = 100, method: str = "lora", threads: int = 1, de
     return Pack(name, (Cell(method, "", 4, "dog", 0, steps, 1e-3),), threads, device)
 
 
-def by_steps(cells: Sequence[Cell]) -> float:
-    return float(sum(cell.steps for cell in cells))
+def by_steps(pack: Pack) -> Need:
+    return Need(float(sum(cell.steps for cell in pack.cells)))
 
 
 def test_packs_of_the_same_needs_share_arrays_up_to_the_largest() -> None:
@@ -115,6 +115,21 @@ def test_wall_time_has_a_margin_and_stays_below_the_limit(expected_s, limit, ask
     assert choose_time(expected_s, Cluster(time_min=asked), Partition("p", limit)) == time_min
 
 
+def test_memory_is_that_of_the_largest_pack_with_a_margin_unless_it_is_set() -> None:
+    packs = [pack(f"a{n}") for n in range(3)]
+    needs = {"a0": Need(60.0, 700.0), "a1": Need(60.0, 1400.0), "a2": Need(60.0, None)}
+
+    def ask(names: str, cluster: Cluster) -> list[int]:
+        found = plan_arrays([p for p in packs if p.name in names.split()], cluster, lambda p: needs[p.name], Limits())
+        return [request.mib for request in found]
+
+    assert ask("a0 a1", Cluster()) == [2560], "1.5 times the largest, in steps of half a GiB"
+    assert ask("a0 a1 a2", Cluster()) == [0], "one was not measured: the cluster's own default"
+    assert ask("a0 a1", Cluster(mem_gb=1)) == [1024]
+    (request,) = plan_arrays(packs[:2], Cluster(), lambda p: needs[p.name], Limits())
+    assert "#SBATCH --mem=2560M\n" in request.text("plateau-t0k3n", Path("/x/.private-me"))
+
+
 def test_warning_comes_earlier_than_the_end_of_a_short_time() -> None:
     assert [Request(Cluster(), (), time, 1).warn_s() for time in (1, 2, 5, 6, 600)] == [15, 30, 75, 90, 90]
 
@@ -135,7 +150,7 @@ def test_sbatch_text_is_exactly_this(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sbatch.sys, "executable", "/opt/env/bin/python")
     cluster = Cluster("lab", "gpu,big", "ml team".replace(" ", "-"), "low", "a100:1", 8, 16.5, constraint="(a|b)&ib",
                       parallel=4, export=("WANDB_MODE",), setup=("module load cuda",))  # fmt: skip
-    request = Request(cluster, (("p0",), ("p1",)), 45, 8)
+    request = Request(cluster, (("p0",), ("p1",)), 45, 8, mib=16896)
     assert request.text("plateau-t0k3n", Path("/runs/a b/submissions/.private-me")) == GOLDEN
 
 
@@ -334,6 +349,7 @@ import os, signal, sys
 from submitit.core import utils
 from slurm import sbatch, submit
 from slurm.clusters import Cluster
+from slurm.forecast import Need
 from slurm.sweep_folder import SweepFolder
 
 def die(*args, **named):
@@ -348,7 +364,7 @@ def die_at(number, counted=[]):
 
 HOW = sys.argv[2]
 exec(HOW)
-submit.submit_missing(SweepFolder(sys.argv[1]), Cluster(), lambda cells: 60.0)
+submit.submit_missing(SweepFolder(sys.argv[1]), Cluster(), lambda pack: Need(60.0))
 """
 
 

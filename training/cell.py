@@ -44,15 +44,18 @@ class Cell:
         eval_steps: steps after which pictures are made and scored; the last step always is.
         num_prompts: how many of the subject's evaluation prompts are used, from the first on.
         num_images: pictures for each prompt.
+        num_drift_prompts: unrelated prompts, one picture each, whose change from the untouched model's is scored.
         num_inference_steps: sampler steps.
         guidance_scale: classifier-free guidance.
         gauge_every: steps between two rows of the dynamics.
         norms_every: steps between two snapshots of the weight norms.
         model_hash, subject_hash, scorer_hash: contents of the model, pictures and prompts, and scorers.
-        init_adapter: content of the adapter that the run starts from; empty for the method's own start. Empty, it stands
-            in no file and in no hash: runs made before it existed keep their names.
-        num_instance_images: how many of the subject's pictures are trained on, from the first on; 0 for all of them, and then in
-            no file and in no hash either. All are scored against.
+        sharpness_steps: steps after which the loss's sharpness is measured (`training.sharpness`).
+        init_adapter: content of the adapter that the run starts from; empty for the method's own start.
+        num_instance_images: how many of the subject's pictures are trained on, from the first on; 0 for all of them. All are
+            scored against.
+
+    A field of `NEWER` stands in no file and in no hash while it has its default: runs made before it existed keep their names.
     """
 
     method: str
@@ -87,6 +90,8 @@ class Cell:
     subject_hash: str = ""
     scorer_hash: str = ""
     init_adapter: str = ""
+    num_drift_prompts: int = 0
+    sharpness_steps: tuple[int, ...] = ()
     num_instance_images: int = 0
 
     def identity(self) -> str:
@@ -108,7 +113,8 @@ class Cell:
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
-        fields = {name: getattr(self, name) for name in FIELDS} | {"eval_steps": list(self.eval_steps)}
+        fields = {name: getattr(self, name) for name in FIELDS}
+        fields |= {name: list(fields[name]) for name in STEP_LISTS}
         return {name: value for name, value in fields.items() if name not in NEWER or value != NEWER[name]}
 
     @classmethod
@@ -121,7 +127,7 @@ class Cell:
         if unknown := sorted(set(fields) - FIELDS.keys()):
             raise BadInput(f"unknown cell field {unknown[0]!r}; known fields: {', '.join(sorted(FIELDS))}")
         try:
-            return cls(**(dict(fields) | {"eval_steps": tuple(fields.get("eval_steps", ()))}))
+            return cls(**(dict(fields) | {name: tuple(fields.get(name, ())) for name in STEP_LISTS}))
         except TypeError as error:
             raise BadInput(f"incomplete cell: {error}") from None
 
@@ -140,12 +146,13 @@ class Cell:
             resolution=self.resolution, num_prompts=self.num_prompts, num_images=self.num_images,
             num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale,
             mixed_precision=self.mixed_precision, model_hash=self.model_hash, subject_hash=self.subject_hash,
-            scorer_hash=self.scorer_hash,
+            scorer_hash=self.scorer_hash, num_drift_prompts=self.num_drift_prompts,
         )  # fmt: skip
 
 
+STEP_LISTS = ("eval_steps", "sharpness_steps")
 FIELDS = dict.fromkeys(f.name for f in dataclasses.fields(Cell))
-NEWER = {"init_adapter": "", "num_instance_images": 0}  # with these values they stand in no file and in no hash
+NEWER: dict[str, object] = {"init_adapter": "", "num_instance_images": 0, "num_drift_prompts": 0, "sharpness_steps": []}
 FREE = {
     "lr", "lr_lambda", "lr_magnitude", "boundary", "seed", "subject", "subject_hash", "adam_weight_decay",
     "max_grad_norm", "num_instance_images",

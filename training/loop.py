@@ -19,6 +19,7 @@ from training.checkpoints import resume, save_checkpoints
 from training.dynamics import Dynamics
 from training.optimizer import PackedAdamW, schedule_factor
 from training.provenance import provenance
+from training.sharpness import sharpness
 from training.step_log import StepLog
 from training.stop import Interrupted, StopSignals
 from training.store import ENDED, RunFolder, method_file, start_file
@@ -97,6 +98,7 @@ def train_pack(
 
         # Build the pack.
         shared, device = runs[0].cell, task.pipeline.device
+        task.remember_untouched()
         attached = _attach(runs, task) if shared.method != BASE else None
         if attached is not None:
             stack.callback(attached.detach)
@@ -170,7 +172,9 @@ def train_pack(
                     dynamics.record(step)
                 if step % shared.norms_every == 0 or step == shared.steps:
                     dynamics.snapshot(step)
-                log.record(step, losses, norms, optimizer, factor, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                sharp = sharpness(attached, task.losses) if step in shared.sharpness_steps else None
+                log.record(step, losses, norms, optimizer, factor, seconds, sharp)
 
                 # Report and save.
                 now = time.monotonic()

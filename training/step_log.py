@@ -18,6 +18,7 @@ class _Step(NamedTuple):
     norms: torch.Tensor
     rates: dict[str, list[float]]
     seconds: float
+    sharpness: torch.Tensor | None
 
 
 class StepLog:
@@ -35,14 +36,15 @@ class StepLog:
         optimizer: PackedAdamW,
         factor: float,
         seconds: float,
+        sharpness: torch.Tensor | None = None,
     ) -> None:
-        """Keep one step."""
+        """Keep one step; `sharpness` where it was measured."""
         rates = {
             name: [rate * factor for rate in optimizer.rates[role]]
             for name, role in (("lr", "factors"), ("lr_lambda", "lambda"))
             if role in optimizer.rates
         }
-        self._rows.append(_Step(step, losses, norms, rates, seconds))
+        self._rows.append(_Step(step, losses, norms, rates, seconds, sharpness))
 
     def last_losses(self) -> list[float]:
         """Losses of the last step."""
@@ -67,6 +69,11 @@ class StepLog:
                     "grad_norm": norms[:, replica],
                     "seconds": seconds,
                 }
+                if any(row.sharpness is not None for row in self._rows):
+                    columns["sharpness"] = np.array(
+                        [np.nan if row.sharpness is None else float(row.sharpness[replica]) for row in self._rows],
+                        dtype=np.float32,
+                    )
                 for name in self._rows[0].rates:
                     columns[name] = np.array([row.rates[name][replica] for row in self._rows], dtype=np.float32)
                 folder.append("steps", columns, last_step)

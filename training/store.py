@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,7 +38,7 @@ GAUGES = (
 )  # fmt: skip
 COLUMNS = {
     "dynamics": ("step", "matrix", "distance", *GAUGES),
-    "steps": ("step", "loss", "grad_norm", "lr", "lr_lambda", "seconds"),
+    "steps": ("step", "loss", "grad_norm", "lr", "lr_lambda", "seconds", "sharpness"),
     "norms": (
         "step", "matrix", "colnorm_mean", "colnorm_sd", "rownorm_mean", "rownorm_sd",
         "dm_rows", "dd_rows", "dm_cols", "dd_cols",
@@ -45,6 +46,7 @@ COLUMNS = {
     "scores": ("step", "metric", "prompt", "value"),
 }  # fmt: skip
 TEXT_COLUMNS = ("matrix", "metric", "prompt")
+GAUGE_BITS = 8  # explicit bits kept of a gauge's mantissa: it is stored to within 0.2 % of itself, the distance exactly
 
 
 def schema(kind: str) -> pa.Schema:
@@ -60,9 +62,15 @@ def schema(kind: str) -> pa.Schema:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write one zstd Parquet file atomically."""
+    """Write one zstd Parquet file atomically, the bytes of numbers sorted by their weight, which halves its size."""
+    dtypes = {field.name: field.type for field in table.schema}
+    encoding = {name: "BYTE_STREAM_SPLIT" for name, dtype in dtypes.items() if dtype == pa.float32()}
+    encoding |= {name: "DELTA_BINARY_PACKED" for name, dtype in dtypes.items() if dtype == pa.int32()}
     with writing(path) as aside:
-        pq.write_table(table, aside, compression="zstd", use_dictionary=list(TEXT_COLUMNS), write_page_checksum=True)
+        pq.write_table(
+            table, aside, compression="zstd", use_dictionary=list(TEXT_COLUMNS), column_encoding=encoding,
+            write_page_checksum=True,
+        )  # fmt: skip
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -171,8 +179,18 @@ class RunFolder:
     # Tables
 
     def append(self, kind: str, columns: Mapping[str, Any], last_step: int) -> None:
-        """Write one part of a table of `KINDS`, holding the rows up to `last_step`; missing columns become null."""
-        write_table(self._part(kind, last_step), _table(kind, columns))
+        """Write one part of a table of `KINDS`, holding the rows up to `last_step`; missing columns become null.
+
+        Gauges are rounded to `GAUGE_BITS`. Rows of the dynamics are stored matrix by matrix: neighbours are then alike.
+        """
+        table = _table(kind, columns)
+        if kind == "dynamics":
+            codes = table["matrix"].combine_chunks().indices.to_numpy()
+            table = table.take(np.argsort(codes, kind="stable"))  # rows of a matrix stay in the order of their steps
+            for name in GAUGES:
+                number = table.schema.get_field_index(name)
+                table = table.set_column(number, table.field(number), round_gauge(table[name]))
+        write_table(self._part(kind, last_step), table)
 
     def _part(self, kind: str, last_step: int) -> Path:
         return self.path / kind / f"part-{last_step:08d}.parquet"
@@ -182,14 +200,14 @@ class RunFolder:
         return sorted((self.path / kind).glob("part-*.parquet"))
 
     def read_table(self, kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """All rows of one table of `KINDS`, in the order of writing."""
+        """All rows of one table of `KINDS`, part after part."""
+        known = schema(kind).empty_table()  # older parts may lack columns
         tables = [read_table(part, columns) for part in self.parts(kind)]
-        return (
-            pa.concat_tables(tables, promote_options="permissive") if tables else schema(kind).empty_table()
-        ).to_pandas()
+        whole = [known.select(list(columns)) if columns else known, *tables]
+        return pa.concat_tables(whole, promote_options="permissive").to_pandas()
 
     def read_dynamics(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Rows (step, matrix) with the distance and the gauges."""
+        """Rows (step, matrix) with the distance and the gauges; within a part matrix by matrix."""
         return self.read_table("dynamics", columns)
 
     def read_norms(self) -> pd.DataFrame:
@@ -318,6 +336,19 @@ class RunFolder:
         """Rename the folder out of the way, keeping what is in it; returns the new path."""
         number = next(n for n in range(1, 1000) if not self.path.with_name(f".{self.run_id}.damaged-{n}").exists())
         return self.path.rename(self.path.with_name(f".{self.run_id}.damaged-{number}"))
+
+
+def round_gauge(values: pa.ChunkedArray) -> pa.Array:
+    """Float32 values rounded to the nearest with `GAUGE_BITS` explicit bits of mantissa; nulls and non-finite ones stay."""
+    if values.null_count == len(values):
+        return values.combine_chunks()
+    exact = values.to_numpy().astype("float32")
+    drop = 23 - GAUGE_BITS
+    bits = (exact.view("uint32") + np.uint32(1 << (drop - 1))) & ~np.uint32((1 << drop) - 1)
+    rounded = bits.view("float32")
+    return pa.array(
+        np.where(np.isfinite(exact) & np.isfinite(rounded), rounded, exact), mask=values.is_null().to_numpy()
+    )
 
 
 def _last_step(part: Path) -> int:

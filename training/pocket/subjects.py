@@ -54,6 +54,18 @@ PROMPTS = {
         "a {token} {cls} with a blue ball on green grass",
         "a big {token} {cls} on an orange background",
     ),
+    "unrelated": (  # none of a subject's class: by them drift is measured
+        "a cat on the beach",
+        "a house in the snow",
+        "a penguin on a blue background",
+        "a pizza on a checkered floor",
+        "a car at night",
+        "an umbrella on green grass",
+        "a rabbit at sunset",
+        "a clock on a yellow background",
+        "a drawing of an elephant on a pink background",
+        "a 3d render of a rocket on a white background",
+    ),
 }
 
 

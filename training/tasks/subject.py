@@ -67,6 +67,7 @@ class SubjectTask:
         self.cache_texts = cache_texts
         self._texts: dict[str, Tensor] = {}
         self._real: dict[str, tuple[Tensor, Tensor]] = {}
+        self._untouched: Tensor | None = None
 
     def _open(self, subject: Subject) -> Float[Tensor, "n 3 h w"]:
         return to_tensor(open_pictures(subject.pictures, self.shared.resolution))
@@ -162,19 +163,55 @@ class SubjectTask:
         seeds = [seed_of("picture", p, i) for p in range(self.num_prompts) for i in range(count)]
         noise = start_noise(self.pipeline, seeds, side)
         text = torch.stack([self._prompt_texts(subject) for subject in self.subjects])
-        rows = max(1, MAX_ROWS // (2 * len(self.cells)))
-        parts = []
-        for a in range(0, len(seeds), rows):
-            may_go_on()
-            part, start = text[:, a : a + rows], noise[a : a + rows]
-            steps, guidance = self.shared.num_inference_steps, self.shared.guidance_scale
-            parts.append(sample(self.pipeline, part, start, steps=steps, guidance=guidance))
-        latents = torch.cat(parts, dim=1)
-        evaluations = []
+        latents, evaluations = self._sample(text, noise, may_go_on), []
         for row, subject in enumerate(self.subjects):
             may_go_on()
             evaluations.append(self._score(step, subject, latents[row], seeds))
+        for evaluation, rows_of_drift in zip(evaluations, self._drift(step, may_go_on)):
+            evaluation.scores = pd.concat([evaluation.scores, rows_of_drift], ignore_index=True)
         return evaluations
+
+    # Drift: memorising is not learning, and what is forgotten of everything else is neither.
+
+    @property
+    def unrelated(self) -> tuple[str, ...]:
+        """The prompts by which drift is measured: the same for all of a pack."""
+        return self.subjects[0].unrelated[: self.shared.num_drift_prompts] if self.scorers is not None else ()
+
+    @torch.no_grad()
+    def remember_untouched(self) -> None:
+        """Keep the features of the model's own pictures for the unrelated prompts; called before adapters are in it."""
+        if self.unrelated:
+            (self._untouched,) = self._unrelated_features(1)
+
+    def _unrelated_features(self, replicas: int) -> list[Float[Tensor, "n d"]]:
+        """DINO features of one picture for each unrelated prompt, by each replica."""
+        assert self.scorers is not None
+        noise = start_noise(self.pipeline, [seed_of("drift", p) for p in self.unrelated], self.shared.resolution)
+        text = torch.stack([self.text(prompt) for prompt in self.unrelated]).expand(replicas, -1, -1, -1)
+        return [self.scorers.dino_features(self._to_pictures(rows) / 255) for rows in self._sample(text, noise)]
+
+    def _drift(self, step: int, may_go_on: Callable[[], None]) -> list[pd.DataFrame]:
+        """Rows of the metric "drift" for each replica: (1 - cosine)/2 of DINO features, as HF PEFT's comparison has it."""
+        if self._untouched is None:
+            return []
+        may_go_on()
+        values = [(1 - (rows * self._untouched).sum(dim=1)) / 2 for rows in self._unrelated_features(len(self.cells))]
+        return [
+            pd.DataFrame({"step": step, "metric": "drift", "prompt": self.unrelated, "value": rows.tolist()})
+            for rows in values
+        ]
+
+    def _sample(self, text: Tensor, noise: Tensor, may_go_on: Callable[[], None] = lambda: None) -> Tensor:
+        """Latents ``[k, n, c, h, w]`` for prompts ``[k, n, length, dim]``, as many at a time as are fast."""
+        rows = max(1, MAX_ROWS // (2 * len(text)))
+        steps, guidance = self.shared.num_inference_steps, self.shared.guidance_scale
+        parts = []
+        for a in range(0, len(noise), rows):
+            may_go_on()
+            part, start = text[:, a : a + rows], noise[a : a + rows]
+            parts.append(sample(self.pipeline, part, start, steps=steps, guidance=guidance))
+        return torch.cat(parts, dim=1)
 
     @property
     def num_prompts(self) -> int:
@@ -186,11 +223,14 @@ class SubjectTask:
         return torch.stack([self.text(prompt) for prompt in prompts]).repeat_interleave(self.shared.num_images, dim=0)
 
     def _score(self, step: int, subject: Subject, latents: Tensor, seeds: list[int]) -> Evaluation:
-        pictures = (self.pipeline.decode_latents(latents) * 255).round().to(torch.uint8).cpu()
+        pictures = self._to_pictures(latents)
         images = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures]
         prompts, count = subject.prompts[: self.num_prompts], self.shared.num_images
         triples = [(prompts[i // count], seeds[i], image) for i, image in enumerate(images)]
         return Evaluation(self._score_rows(step, subject, pictures / 255), triples)
+
+    def _to_pictures(self, latents: Tensor) -> Tensor:
+        return (self.pipeline.decode_latents(latents) * 255).round().to(torch.uint8).cpu()
 
     def _score_rows(self, step: int, subject: Subject, pictures: Float[Tensor, "n 3 h w"]) -> pd.DataFrame:
         """Scores by prompt: DINO and CLIP-I over all (real, generated) pairs, CLIP-T over the pictures of the prompt."""

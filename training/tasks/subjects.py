@@ -32,6 +32,7 @@ class Subject:
         prompts: evaluation prompts with `{token}` and `{cls}` filled in.
         plain_prompts: the same without the token, for CLIP-T: the rare token means nothing to CLIP.
         instance_prompt: the prompt that the subject is trained with.
+        unrelated: prompts about other things, by which drift is measured.
     """
 
     name: str
@@ -42,10 +43,12 @@ class Subject:
     prompts: tuple[str, ...]
     plain_prompts: tuple[str, ...]
     instance_prompt: str
+    unrelated: tuple[str, ...] = ()
 
-    def content_hash(self) -> str:
-        """SHA-256 of the pictures' bytes and of every prompt."""
-        digest = hashlib.sha256(json.dumps([self.cls, self.prompts, self.instance_prompt]).encode())
+    def content_hash(self, num_drift_prompts: int = 0) -> str:
+        """SHA-256 of the pictures' bytes, of every prompt, and of as many unrelated ones as are used."""
+        said = [self.cls, self.prompts, self.instance_prompt, *self.unrelated[:num_drift_prompts]]
+        digest = hashlib.sha256(json.dumps(said).encode())
         for path in self.pictures:
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
@@ -71,7 +74,7 @@ def read_table(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def read_prompts(folder: Path) -> dict[str, list[str]]:
-    """Prompt templates by kind from `prompts.json`, else DreamBooth-like ones."""
+    """Prompt templates by kind, and the "unrelated" prompts, from `prompts.json`, else DreamBooth-like ones."""
     path = folder / "prompts.json"
     if not path.exists():
         return dict.fromkeys(("live", "object"), list(DEFAULT_PROMPTS))
@@ -85,6 +88,12 @@ DEFAULT_PROMPTS = (
     "a {token} {cls} in the jungle", "a {token} {cls} in the snow", "a {token} {cls} on the beach",
     "a {token} {cls} on a cobblestone street", "a {token} {cls} on top of pink fabric",
     "a {token} {cls} with a city in the background", "a red {token} {cls}", "a purple {token} {cls}",
+)  # fmt: skip
+UNRELATED = (
+    "a wooden table with a bowl of fruit", "a city street at night in the rain", "a mountain lake in autumn",
+    "a red bicycle against a brick wall", "an old lighthouse by the sea", "a bookshelf full of books",
+    "a steam train on a bridge", "a field of sunflowers under a blue sky", "a grand piano in an empty hall",
+    "a sailing ship in a storm",
 )  # fmt: skip
 
 
@@ -124,12 +133,13 @@ def load(folder: Path, name: str, *, token: str, instance_prompt: str) -> Subjec
     row = read_table(folder).get(name, {})
     cls = row.get("class") or re.sub(r"[\d_]+", " ", name).strip()
     kind = row.get("kind", "object")
-    templates = read_prompts(folder).get(kind, list(DEFAULT_PROMPTS))
+    prompts = read_prompts(folder)
+    templates = prompts.get(kind, list(DEFAULT_PROMPTS))
     plain = [re.sub(r"\s+", " ", t.replace("{token}", "")).format(cls=cls) for t in templates]
     return Subject(
         name, cls, kind, row.get("split", ""), _checked_pictures(folder / name),
         tuple(t.format(token=token, cls=cls) for t in templates), tuple(plain),
-        instance_prompt.format(token=token, cls=cls),
+        instance_prompt.format(token=token, cls=cls), tuple(prompts.get("unrelated", UNRELATED)),
     )  # fmt: skip
 
 

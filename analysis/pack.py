@@ -1,0 +1,51 @@
+"""A compact, shareable copy of a results folder: what figures and tables need, in six Parquet files.
+
+    python -m analysis.pack runs/lr_robustness --out shared/lr_robustness
+
+`analysis.load`, `python -m figures` and `python -m analysis.query` read the copy like the folder itself. Pictures,
+adapters and losses stay behind; of the dynamics the last step of every matrix and the thinned means over all matrices go along.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from adapters import BadInput
+from analysis.compact import export_compact
+from analysis.load import load
+from training.command_line import parse
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of the copy."""
+
+    results: Annotated[Path, tyro.conf.Positional]
+    """A runs folder, or one sweep of it."""
+    out: Path
+    """Folder for the Parquet files."""
+    matrices: tuple[str, ...] = ()
+    """Matrices whose own trajectories are kept beside the means."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; bad input is one line on stderr and exit code 2."""
+    try:
+        options = parse(Options, __doc__ or "", arguments)
+        results = load(options.results)
+        files = export_compact(results, options.out, kept_matrices=options.matrices)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    size = sum(file.stat().st_size for file in files) / 2**20
+    print(f"{len(results.runs)} runs in {len(files)} files, {size:.1f} MiB: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Answers in SQL about results folders: every frame of `analysis.load` is a table, read where it lies by DuckDB.
+
+    python -m analysis.query "SELECT method, multiplier, avg(value) FROM scores JOIN runs USING (run_id)
+                              WHERE metric = 'dino' GROUP BY ALL ORDER BY ALL" runs/lr_robustness
+    python -m analysis.query "SHOW TABLES" runs/lr_robustness
+    python -m analysis.query "..." docs/evidence --format csv > answer.csv
+
+Tables: runs, scores, base, matrices, and of run folders dynamics, norms, steps, images; of a compact copy the last step's
+dynamics (final_dynamics), the thinned trajectories and norms. `docs/api.md` lists their columns.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import duckdb
+import pandas as pd
+import tyro
+
+from adapters import BadInput
+from analysis.compact import CompactSource
+from analysis.folders import FolderSource
+from analysis.load import Results, load
+from training.command_line import parse
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of a question."""
+
+    sql: Annotated[str, tyro.conf.Positional]
+    """The question."""
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Runs folders, sweeps of them, or compact copies."""
+    format: Literal["table", "csv", "json"] = "table"
+    """How the answer is printed."""
+
+
+def query(sql: str, *roots: Path | str) -> pd.DataFrame:
+    """The answer to one SQL statement over results folders.
+
+    Args:
+        sql: in DuckDB's dialect.
+        *roots: as `load` takes them.
+
+    Raises:
+        BadInput: as `load` does; and for a statement that DuckDB refuses, in its words.
+    """
+    results = load(*roots)
+    with duckdb.connect() as database:
+        register(database, results)
+        try:
+            return database.sql(sql).df()
+        except duckdb.Error as error:
+            raise BadInput(f"the query is refused: {' '.join(str(error).split())}") from None
+        except AttributeError:  # a statement without an answer, such as CREATE or SET
+            return pd.DataFrame()
+
+
+def register(database: duckdb.DuckDBPyConnection, results: Results) -> None:
+    """Make every frame of results a table; run folders' Parquet files are read by DuckDB itself, when they are asked for."""
+    frames = {"runs": results.runs, "scores": results.scores, "base": results.base, "matrices": results.matrices}
+    folders = [
+        folder for source in results.sources if isinstance(source, FolderSource) for folder in source.folders.values()
+    ]
+    if any(isinstance(source, CompactSource) for source in results.sources):
+        frames |= {"final_dynamics": results.final_dynamics, "norms": results.norms()}
+        frames["trajectories"] = results.trajectories("mean")
+        folders = []
+    else:
+        frames["images"] = results.images()
+    for name, frame in frames.items():
+        text = {c: frame[c].astype(object) for c in frame if isinstance(frame[c].dtype, pd.CategoricalDtype)}
+        database.register(name, frame.assign(**text))
+    for kind in ("dynamics", "norms", "steps"):
+        if files := [str(part) for folder in folders for part in folder.parts(kind)]:
+            database.execute(f"CREATE VIEW {kind} AS {view_of(kind, files)}")
+
+
+def view_of(kind: str, files: list[str]) -> str:
+    """The SELECT that reads one kind of table of all runs, `run_id` in front, and the distance relative to W0 behind."""
+    names = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+    run_id, read = (
+        "split_part(filename, '/', -3) AS run_id",
+        f"read_parquet([{names}], filename = true, union_by_name = true)",
+    )
+    rows = f"SELECT {run_id}, * EXCLUDE (filename) FROM {read}"
+    if kind != "dynamics":
+        return rows
+    norms = "SELECT run_id, matrix, base_norm FROM matrices"
+    return (
+        f"SELECT d.*, CAST(d.distance / m.base_norm AS FLOAT) AS distance_rel FROM ({rows}) d "
+        f"LEFT JOIN ({norms}) m USING (run_id, matrix)"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; bad input is one line on stderr and exit code 2."""
+    try:
+        options = parse(Options, __doc__ or "", arguments)
+        answer = query(options.sql, *options.results)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.format == "csv":
+        print(answer.to_csv(index=False, lineterminator="\n"), end="")
+    elif options.format == "json":
+        print(answer.to_json(orient="records"))
+    else:
+        print(answer.to_string(index=False) if len(answer.columns) else "")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""docs/api.md: what it shows is run; SQL over run folders and compact copies; copies by the command line."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from adapters import BadInput
+from analysis import load, pack
+from analysis import query as sql
+from analysis.query import query
+from tests.make_runs import make_runs
+from training.store import COLUMNS
+
+
+def test_page_shows_what_comes_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    failed, tried = doctest.testfile(str(root / "docs" / "api.md"), module_relative=False)
+    assert tried > 8
+    assert not failed
+
+
+def test_page_names_every_column(root: Path) -> None:
+    page = (root / "docs" / "api.md").read_text()
+    named = set(re.findall(r"[a-z_]+", page))
+    for kind in ("dynamics", "norms", "steps"):
+        for column in set(COLUMNS[kind]) - {"step", "matrix"}:
+            assert column in named or re.sub("_(rows|cols)$", "_", column) in named, column
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return make_runs(tmp_path / "it's here", multipliers=(1, 4), subjects=("cat",), steps=6)
+
+
+def test_tables_of_run_folders_hold_what_the_frames_hold(runs: Path) -> None:
+    results = load(runs)
+    dynamics = query("SELECT * FROM dynamics ORDER BY run_id, step, matrix", runs)
+    expected = results.dynamics().astype({"run_id": str, "matrix": str}).sort_values(["run_id", "step", "matrix"])
+    assert list(dynamics["run_id"]) == list(expected["run_id"])
+    for name in ("distance", "distance_rel", "lambda"):
+        pd.testing.assert_series_equal(dynamics[name], expected[name].reset_index(drop=True), check_dtype=False)
+    for name, count in (("runs", 2), ("matrices", len(results.matrices)), ("steps", len(results.steps())),
+                        ("norms", len(results.norms())), ("base", len(results.base))):  # fmt: skip
+        assert query(f"SELECT count(*) AS n FROM {name}", runs)["n"].item() == count
+
+
+def test_compact_copy_answers_too(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert pack.main([str(runs), "--out", str(tmp_path / "copy")]) == 0
+    assert "2 runs in 6 files" in capsys.readouterr().out
+    question = "SELECT run_id, avg(value) AS v FROM scores JOIN runs USING (run_id) GROUP BY run_id ORDER BY run_id"
+    pd.testing.assert_frame_equal(query(question, tmp_path / "copy"), query(question, runs))
+    assert query("SELECT count(*) AS n FROM trajectories", tmp_path / "copy")["n"].item() == 14
+
+
+def test_command_line_prints_tables_csv_and_json(runs: Path, capsys: pytest.CaptureFixture) -> None:
+    question = "SELECT multiplier, status FROM runs ORDER BY multiplier"
+    assert sql.main([question, str(runs)]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["multiplier", "status"], ["1.0", "finished"], ["4.0", "finished"],
+    ]  # fmt: skip
+    assert sql.main([question, str(runs), "--format", "csv"]) == 0
+    assert capsys.readouterr().out == "multiplier,status\n1.0,finished\n4.0,finished\n"
+    assert sql.main([question, str(runs), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[1] == {"multiplier": 4.0, "status": "finished"}
+
+
+@pytest.mark.parametrize("question", ["SELEC 1", "SELECT nothing FROM runs", "SELECT * FROM nowhere"])
+def test_refused_questions_are_one_line(question: str, runs: Path, capsys: pytest.CaptureFixture) -> None:
+    assert sql.main([question, str(runs)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the query is refused: ")
+    assert error.count("\n") == 1
+
+
+def test_folders_without_runs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert sql.main(["SELECT 1", str(tmp_path)]) == 2
+    assert pack.main([str(tmp_path / "gone"), "--out", str(tmp_path / "x")]) == 2
+    assert capsys.readouterr().err.count("error: no ") == 2
+    with pytest.raises(BadInput, match="no runs in"):
+        query("SELECT 1", tmp_path)
