@@ -171,3 +171,14 @@ def test_variants_of_one_method_are_told_apart_by_colour() -> None:
     beside = looks(pd.DataFrame({"series": list("abc"), "method": ["lora", "lora", "dora"]}))
     assert len({look.color for look in beside.values()}) == 3
     assert beside["a"].color == "#0072B2"
+
+
+@pytest.mark.parametrize("diverges_from", [None, 0.1])
+def test_one_subject_and_runs_that_all_diverged_are_drawn(diverges_from: float | None, tmp_path: Path) -> None:
+    shapes = {"delora": Shape(diverges_from=diverges_from)}
+    for rank in (1, 2):
+        make_runs(tmp_path, shapes=shapes, rank=rank, sweep=f"rank-{rank}", subjects=("cat",), dynamics=False)
+    figure = figures.plateau_vs_setting.draw(plateau_by_setting(load(tmp_path), {"rank": [1, 2]}))
+    figure.draw_without_rendering()
+    assert "One subject: no interval" in words_of(figure)
+    assert ("some runs diverged" in words_of(figure)) == (diverges_from is not None)
