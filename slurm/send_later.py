@@ -21,19 +21,32 @@ class SendLater:
     """Sends planned packs of sweeps that were sent to SLURM before, with the settings of that time, every half minute.
 
     A pack that was sent before (and cancelled, say) is left to the sweep's own command: that is for a person to wish.
+
+    Attributes:
+        waiting: sweeps with packs for which the queue had no room at the last attempt: it will have some, since it moves.
     """
 
     def __init__(self, scheduler: Scheduler | None, every_s: float = EVERY_S) -> None:
         self.scheduler, self.every_s = scheduler, every_s
         self._tried = dict[Path, float]()
+        self.waiting = set[Path]()
 
-    def send(self, sweeps: Iterable[SweepState]) -> list[str]:
-        """Send what there is room for; a line for each sweep of which something was sent or refused."""
+    def send(self, sweeps: Iterable[SweepState], at_once: bool = False) -> list[str]:
+        """Send what there is room for; a line for each sweep of which something was sent or refused.
+
+        Args:
+            sweeps: as they stand.
+            at_once: however lately it was tried: nothing else is left to wait for.
+        """
         lines = []
         for sweep in sweeps if self.scheduler else ():
             planned = [pack.name for pack in sweep.packs if pack.state == "planned"]
             now = time.monotonic()
-            if not planned or now - self._tried.get(sweep.folder, -self.every_s) < self.every_s:
+            early = now - self._tried.get(sweep.folder, -self.every_s) < self.every_s
+            if planned and early and not at_once:
+                continue
+            self.waiting.discard(sweep.folder)
+            if not planned:
                 continue
             self._tried[sweep.folder] = now
             lines += self._send(SweepFolder(sweep.folder), planned)
@@ -45,6 +58,8 @@ class SendLater:
             if cluster is None or not fresh:
                 return []
             report = submit_missing(sweep, cluster, predict_by(sweep.path), fresh, self.scheduler)
+            if report.later:
+                self.waiting.add(sweep.path)
         except BadInput as error:
             return [f"{sweep.path.name}: not sent yet: {error}"]
         return [f"{sweep.path.name}: sent {len(request.packs)} packs as job {job}" for job, request in report.sent]

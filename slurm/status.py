@@ -19,7 +19,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import tyro
 
@@ -28,12 +28,10 @@ from slurm.board import Board, exit_code
 from slurm.cancel import cancel
 from slurm.reopen import reopen_failed
 from slurm.scheduler import Scheduler
+from slurm.send_later import SendLater
 from slurm.status_table import SweepState, draw, plain_lines, to_json
 from slurm.survey import PackState, Surveyor, survey
 from training.command_line import parse
-
-if TYPE_CHECKING:
-    from slurm.send_later import SendLater
 
 __all__ = ["PackState", "Surveyor", "survey"]
 LINE_S = 60.0  # between two lines that say the same, where stdout is no terminal
@@ -109,7 +107,7 @@ def _follow(board: Board, options: Options) -> list[SweepState]:
     from rich.live import Live
 
     console, quiet, told = Console(), 0, _Told()
-    later = _send_later(board.scheduler) if options.wait and isinstance(board.scheduler, Scheduler) else None
+    later = SendLater(board.scheduler) if options.wait and isinstance(board.scheduler, Scheduler) else None
     live = Live(console=console, auto_refresh=False, transient=True)
     shows = console.is_terminal and not options.json
     sweeps = board.look()
@@ -121,12 +119,13 @@ def _follow(board: Board, options: Options) -> list[SweepState]:
                 live.update(draw(sweeps, board.note, console.height - 6), refresh=True)
             elif not options.json:
                 told.tell(sweeps)
-            if later is not None and (sent := later.send(sweeps)):
+            if later is not None and (sent := later.send(sweeps, at_once=not board.may_change(sweeps))):
                 console.print("\n".join(sent), highlight=False, soft_wrap=True)
                 quiet = 0
             time.sleep(options.every_s)
             sweeps = board.look()
-            quiet = 0 if board.may_change(sweeps) else quiet + 1
+            full = later is not None and bool(later.waiting)
+            quiet = 0 if board.may_change(sweeps) or full else quiet + 1
     except KeyboardInterrupt:
         if options.wait:
             raise
@@ -134,12 +133,6 @@ def _follow(board: Board, options: Options) -> list[SweepState]:
         if shows:
             live.stop()
     return sweeps
-
-
-def _send_later(scheduler: Scheduler) -> SendLater:
-    from slurm.send_later import SendLater  # this loads torch, which looking does not need
-
-    return SendLater(scheduler)
 
 
 class _Told:

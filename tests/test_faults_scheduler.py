@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from slurm.local_files import Cluster
+from slurm.scheduler import Scheduler
 from slurm.submissions import Submissions
 from tests import make_cluster
 from tests.make_cluster import call, find_states, wait_for
@@ -203,13 +204,22 @@ def test_waiting_ends_when_a_job_is_held(grid: Grid) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_hangs_when_accounting_is_on(grid: Grid, undisturbed: Path) -> None:
+def test_accounting_hangs_nothing_and_its_limits_hold(grid: Grid, undisturbed: Path, tmp_path: Path) -> None:
     make_cluster.require_slurm("--accounting")
     with make_cluster.make_cluster(make_cluster.name_folder("accounting"), "--accounting", "--cpus", "4"):
         grid.submit()
         assert grid.status("--wait").returncode == 0
         assert grid.settle() == {"ended": 3}
+        call("sacctmgr", "--immediate", "modify", "user", "root", "set", "MaxSubmitJobs=2")
+        wait_for(lambda: Scheduler().limits().max_submit == 2, 30, "the database's limit")
+        tight = Grid(grid.studio, tmp_path / "tight", grid.flags)
+        said = tight.submit()
+        assert "1 pack stay planned, there is no room in the queue" in said, said
+        assert tight.status("--wait").returncode == 0, "whoever waits sends the rest"
+        assert tight.settle() == {"ended": 3}
+        assert len(tight.jobs()) == 2
     grid.assert_same_as(undisturbed, 2)
+    tight.assert_same_as(undisturbed, 2)
 
 
 @pytest.mark.slow

@@ -44,12 +44,14 @@ def test_rest_is_sent_when_the_queue_has_room(sweep: Sweep, slurm: FakeSlurm) ->
     assert first.later
     board, later = waiting(sweep)
     assert not any("as job" in line for line in later.send(board.look())), "there is no room yet"
+    assert later.waiting == {sweep.folder.path}, "whoever waits does not give up"
     slurm.most = None
     slurm.write()
     (line,) = later.send(board.look())
     assert "sent 2 packs as job" in line
     assert len([name for state, name in slurm.jobs().values() if state == "PENDING"]) == 4
     assert later.send(board.look()) == [], "nothing goes twice"
+    assert not later.waiting
 
 
 def test_asks_no_more_often_than_told(sweep: Sweep, slurm: FakeSlurm) -> None:
@@ -61,6 +63,9 @@ def test_asks_no_more_often_than_told(sweep: Sweep, slurm: FakeSlurm) -> None:
     before = sum("sbatch" in call for call in slurm.calls())
     later.send(board.look())
     assert sum("sbatch" in call for call in slurm.calls()) == before
+    slurm.most = None
+    slurm.write()
+    assert len(later.send(board.look(), at_once=True)) == 1, "nothing else is left to wait for"
 
 
 def test_sweep_that_never_went_to_slurm_is_left_alone(sweep: Sweep, slurm: FakeSlurm) -> None:
