@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from tests.make_studio import ROOT, Studio, make_pack
 from tests.test_loop import make_cell
 from training.cell import Cell
 from training.loop import Interrupted
-from training.store import RunFolder, StoreError, find_runs
+from training.store import RunFolder, StoreError, find_runs, write_json
 from training.tasks.subject import SubjectTask
 
 STEPS = 8
@@ -156,6 +157,15 @@ def test_runs_in_numbered_folders_belong_to_their_sweep(studio: Studio, tmp_path
 def test_missing_specification_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no file .*packs/none.json"):
         run_pack(tmp_path / "sweep" / "packs" / "none.json")
+
+
+def test_job_waits_for_a_specification_that_is_not_visible_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packs, "SETTLE_S", 20.0)
+    spec = tmp_path / "sweep" / "packs" / "late.json"
+    timer = threading.Timer(0.3, write_json, (spec, {"pack": "late", "setting": {}, "runs": []}))
+    timer.start()
+    assert packs.read_contents(spec)["pack"] == "late"
+    timer.join()
 
 
 # Errors, memory, halving.
@@ -329,6 +339,16 @@ def test_signal_checkpoints_stops_and_only_usr2_requeues(
     run_task([str(spec)])
     assert outcomes(spec) == ["stopped", "done"]
     assert_same_results(undisturbed, tmp_path)
+
+
+def test_sigterm_requeues_when_slurm_says_so(
+    studio: Studio, tmp_path: Path, requeued: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where preemption and time limits come without a warning."""
+    monkeypatch.setattr(job, "is_to_go_on", lambda name: name == "4711")
+    at_step(5, send(signal.SIGTERM), monkeypatch)
+    run_task([str(store(studio, tmp_path))])
+    assert requeued == ["4711"]
 
 
 def test_signal_among_the_pictures_does_not_wait_for_them(

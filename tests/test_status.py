@@ -69,6 +69,22 @@ def test_pack_is_queued_while_slurm_means_to_run_its_task(sweep: Sweep) -> None:
     assert slurm.calls == 1
 
 
+@pytest.mark.parametrize(
+    ("state", "reason", "stuck"),
+    [
+        ("PENDING", "JobHeldUser", True),
+        ("PENDING", "launch failed requeued held", True),
+        ("PENDING", "Resources", False),
+        ("RUNNING", "None", False),
+    ],
+)
+def test_held_job_is_stuck(state: str, reason: str, stuck: bool, sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.send("12", [["a"]])
+    (found,) = survey(sweep.folder, Slurm({"12": Job(state, reason)}))
+    assert (found.state, found.stuck) == ("queued", stuck)
+
+
 def test_intent_is_found_by_its_name(sweep: Sweep) -> None:
     sweep.pack("a")
     sweep.send(None, [["a"]])

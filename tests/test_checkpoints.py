@@ -1,0 +1,77 @@
+"""Checkpoints that are damaged, doubled or left at the end: a run goes on from the last good one, and keeps making new ones."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.compare_runs import assert_same
+from tests.test_job import at_step, raiser
+from tests.test_loop import make_cell, parts, studio, train
+from training.cell import Cell
+from training.store import RunFolder
+
+__all__ = ["parts", "studio"]  # fixtures
+
+
+class Killed(Exception):
+    """What ends a run in the middle."""
+
+
+def cut(studio: Path, parts: tuple, folder: Path, cells: list[Cell], step: int = 7) -> list[RunFolder]:
+    """Train until a step; returns the runs' folders, with checkpoints of every step before."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(step, raiser(Killed()), patch)
+        with pytest.raises(Killed):
+            train(studio, parts, folder, cells, checkpoint_every_s=0.0)
+    return [RunFolder(folder / f"run-{cell.identity()[:10]}") for cell in cells]
+
+
+def test_damaged_checkpoint_is_replaced_when_its_step_is_passed_again(
+    studio: Path, parts: tuple, tmp_path: Path
+) -> None:
+    cells = [make_cell("lora", steps=8)]
+    (run,) = cut(studio, parts, tmp_path, cells)
+    run.checkpoint(6).write_bytes(b"damaged")
+    cut(studio, parts, tmp_path, cells)
+    assert run.read()["provenance"]["resumed_at"] == 5
+    cut(studio, parts, tmp_path, cells)
+    assert run.read()["provenance"]["resumed_at"] == 6
+
+
+def test_checkpoint_of_another_cell_is_not_taken(
+    studio: Path, parts: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    cells = [make_cell("lora", steps=8), make_cell("lora", steps=8, lr=2e-3)]
+    undisturbed = train(studio, parts, tmp_path / "whole", cells, checkpoint_every_s=0.0)
+    runs = cut(studio, parts, tmp_path / "cut", cells)
+    shutil.copy(runs[0].checkpoint(6), runs[1].checkpoint(6))
+    resumed = train(studio, parts, tmp_path / "cut", cells, checkpoint_every_s=0.0)
+    assert "it belongs to another cell" in capsys.readouterr().err
+    for left, right in zip(undisturbed, resumed, strict=True):
+        assert_same(left, right)
+
+
+def test_pack_killed_between_two_ends_goes_on_from_its_last_checkpoint(
+    studio: Path, parts: tuple, tmp_path: Path
+) -> None:
+    cells = [make_cell("lora", steps=8), make_cell("lora", steps=8, lr=2e-3)]
+    write, ended = RunFolder.write, []
+
+    def fall(self: RunFolder, run: Mapping) -> None:
+        if run["status"] == "finished" and ended:
+            raise Killed
+        ended.extend([self] if run["status"] == "finished" else [])
+        write(self, run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "write", fall)
+        with pytest.raises(Killed):
+            train(studio, parts, tmp_path, cells, checkpoint_every_s=0.0)
+    first, second = train(studio, parts, tmp_path, cells, checkpoint_every_s=0.0)
+    assert first.read()["provenance"]["resumed_at"] is None, "it had ended, and is left as it was"
+    assert second.read()["provenance"]["resumed_at"] == 8
+    assert first.checkpoints() == second.checkpoints() == []
