@@ -153,7 +153,7 @@ class Copy:
         more = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
         self._pytest = subprocess.Popen(
             [sys.executable, "-m", "tests.warm_pytest"], cwd=root, env=os.environ | more, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
     def __enter__(self) -> Copy:
@@ -166,7 +166,7 @@ class Copy:
         """Run tests with the copy's packages; returns how each ended (`tests/outcomes.py`), {} if pytest broke down.
 
         Raises:
-            BadInput: if a module was loaded from elsewhere.
+            BadInput: if a module was loaded from elsewhere, or if no tests can be run.
             TimeoutError: if they did not end in time.
         """
         assert self._pytest.stdin is not None
@@ -174,7 +174,10 @@ class Copy:
         self.written.unlink(missing_ok=True)
         self._pytest.stdin.write(json.dumps([list(nodes), str(self.written), str(self.log), limit_s]) + "\n")
         self._pytest.stdin.flush()
-        if json.loads(self._pytest.stdout.readline()) is None:
+        answer = self._pytest.stdout.readline()
+        if not answer:
+            raise BadInput(f"tests.warm_pytest has ended; {sys.executable} -m tests.warm_pytest says why")
+        if json.loads(answer) is None:
             raise TimeoutError
         found = json.loads(self.written.read_text()) if self.written.exists() else {"tests": {}, "modules": []}
         if strange := [file for file in found["modules"] if not Path(file).is_relative_to(self.root)]:

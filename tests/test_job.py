@@ -30,6 +30,7 @@ from slurm.sweep_folder import PackFiles
 from tests.compare_runs import assert_same, assert_same_results
 from tests.make_studio import ROOT, Studio, make_pack
 from tests.test_loop import make_cell
+from training import loop
 from training.cell import Cell
 from training.loop import Interrupted
 from training.store import RunFolder, StoreError, find_runs, write_json
@@ -212,6 +213,26 @@ def test_out_of_memory_halves_the_pack_which_goes_on_from_its_checkpoints(
     made = [run.read()["provenance"] for run in find_runs(tmp_path)]
     assert [(m["pack_size"], m["resumed_at"]) for m in made] == [(1, 4), (1, 4)]
     assert type(error).__name__ in json.loads(PackFiles.of(spec).ended.read_text())["reason"]
+
+
+def test_model_is_loaded_anew_after_an_error_that_left_adapters_in_it(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach, failed = loop.attach, []
+
+    def attach_and_fail(*arguments: object, **named: object) -> object:
+        made = attach(*arguments, **named)
+        if not failed:
+            failed.append(made)
+            raise MemoryError
+        return made
+
+    whole, spec = (store(studio, tmp_path / name, rates=(1e-3,)) for name in ("whole", "fallen"))
+    assert run_pack(whole) == "done"
+    monkeypatch.setattr(loop, "attach", attach_and_fail)
+    assert run_pack(spec) == "done"
+    assert outcomes(spec) == ["failed", "done"]
+    assert_same_results(tmp_path / "whole", tmp_path / "fallen")
 
 
 def kill(spec: Path, times: int, **beat: object) -> None:

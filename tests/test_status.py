@@ -92,6 +92,13 @@ def test_intent_is_found_by_its_name(sweep: Sweep) -> None:
     assert states(survey(sweep.folder, Slurm())) == {"a": "planned"}
 
 
+def test_damaged_record_hides_no_other(sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.send("12", [["a"]])
+    (sweep.folder.submissions / "t2.json").write_text('{"token": "t2", "jo')
+    assert states(survey(sweep.folder, Slurm({"12": Job("PENDING")}))) == {"a": "queued"}
+
+
 def test_scheduler_is_not_asked_when_nothing_depends_on_it(sweep: Sweep) -> None:
     sweep.pack("a")
     sweep.pack("b")

@@ -317,6 +317,14 @@ def test_no_secret_of_the_environment_reaches_a_disk(slurm: FakeSlurm, sweep: Sw
     assert SECRET not in [os.environ.get(name) for name in exported]
 
 
+def test_setup_commands_stand_nowhere_but_in_the_private_folder(slurm: FakeSlurm, sweep: Sweep) -> None:
+    """People put keys there; what others may read is told neither the commands nor the names that they export."""
+    send(sweep, Cluster(setup=(f"export WANDB_API_KEY={SECRET}",)))
+    holding = [path for path in sweep.path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert holding
+    assert {path.parent for path in holding} == set(sweep.folder.submissions.glob(".private-*"))
+
+
 # A submitter that dies.
 
 DEATHS = {
