@@ -5,9 +5,9 @@
     python -m tests.take_out --no-slurm            # without those that only a real SLURM notices
     python -m tests.take_out --docs docs           # also puts what was seen into docs/reliability.md
 
-The tests first pass as the code stands, all in one run. Then, for each protection, the smallest change that takes it out
-is made in the copy, and each of its tests has to fail where it is set up or called, not because a module cannot be
-loaded. The exit code is 1 if a test does not fail. The checkout itself is never touched.
+The tests first pass as the code stands. Then, for each protection, the smallest change that takes it out is made in the
+copy, and each of its tests has to fail where it is set up or called, not because a module cannot be loaded. The exit code
+is 1 if a test does not fail. The checkout itself is never touched.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,18 +64,20 @@ class Protection:
     tests: tuple[str, ...]
     slurm: bool = False
 
-    def take_out(self, root: Path) -> str:
-        """Change the file below `root`; returns what stood there.
+    @property
+    def first_file(self) -> str:
+        """Where its first test stands."""
+        return self.tests[0].partition("::")[0]
+
+    def change(self, text: str) -> str:
+        """The file's text without the protection.
 
         Raises:
-            BadInput: if the text does not occur exactly once.
+            BadInput: if what is to be replaced does not occur exactly once.
         """
-        path = root / self.file
-        text = path.read_text()
         if (count := text.count(self.old)) != 1:
             raise BadInput(f"{self.name}: its text occurs {count} times in {self.file}, not once: {self.old!r}")
-        path.write_text(text.replace(self.old, self.new))
-        return text
+        return text.replace(self.old, self.new)
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,11 @@ def main(options: Options) -> int:
         raise BadInput(f"no protection is called {unknown[0]}; there are {', '.join(p.name for p in known)}")
     chosen = [p for p in known if (p.name in options.names or not options.names) and (options.slurm or not p.slurm)]
     with copy_of_checkout() as root, Copy(root) as copy:
-        findings = examine(chosen, copy)
-    if options.docs is not None:
-        write_docs(options.docs / "reliability.md", faults, known, findings)
+        findings = []
+        for finding in examine(chosen, copy):
+            findings.append(finding)
+            if options.docs is not None:  # at once, so that what was seen stays if this is interrupted
+                write_docs(options.docs / "reliability.md", faults, known, findings)
     return summarise(findings)
 
 
@@ -150,17 +155,25 @@ class Copy:
 
     def __init__(self, root: Path) -> None:
         self.root, self.written, self.log = root, root.parent / "outcomes.json", root.parent / "log"
-        more = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+        self._stamp = int(time.time())
         self._pytest = subprocess.Popen(
-            [sys.executable, "-m", "tests.warm_pytest"], cwd=root, env=os.environ | more, text=True,
+            [sys.executable, "-m", "tests.warm_pytest"], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
     def __enter__(self) -> Copy:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:
+            self._pytest.send_signal(signal.SIGINT)
         self._pytest.communicate()
+
+    def put(self, file: str, text: str) -> None:
+        """Change a file, with a time of its own: by time and size Python knows which compiled code is stale."""
+        self._stamp += 2
+        (self.root / file).write_text(text)
+        os.utime(self.root / file, (self._stamp, self._stamp))
 
     def test(self, nodes: Sequence[str], limit_s: float = LIMIT_S) -> dict[str, dict]:
         """Run tests with the copy's packages; returns how each ended (`tests/outcomes.py`), {} if pytest broke down.
@@ -185,30 +198,34 @@ class Copy:
         return found["tests"]
 
 
-def examine(chosen: Sequence[Protection], copy: Copy) -> list[Finding]:
-    """Run the tests of all protections as the code stands, then take out one after the other."""
-    nodes = list(dict.fromkeys(node for protection in chosen for node in protection.tests))
-    tell(f"{len(chosen)} protections, watched by {len(nodes)} tests, which have to pass first")
-    before, findings, began = copy.test(nodes, LIMIT_S * len(nodes)), [], time.monotonic()
+def examine(chosen: Sequence[Protection], copy: Copy) -> Iterator[Finding]:
+    """Take out one protection after the other, file of tests by file, whose tests have to pass as the code stands first."""
+    before: dict[str, dict] = {}
+    began, chosen = time.monotonic(), sorted(chosen, key=lambda protection: protection.first_file)
     for number, protection in enumerate(chosen):
+        if number == 0 or protection.first_file != chosen[number - 1].first_file:
+            same = [node for p in chosen if p.first_file == protection.first_file for node in p.tests]
+            tell(f"{protection.first_file}: {len(set(same))} tests have to pass first")
+            before = copy.test(list(dict.fromkeys(same)), LIMIT_S * len(same))
         if broken := [node for node in protection.tests if ends(before, node) != {"passed"}]:
-            findings.append(Finding(protection, "not run", f"{broken[0]} does not pass as the code stands"))
+            finding = Finding(protection, "not run", f"{broken[0]} does not pass as the code stands")
         else:
-            findings.append(take_out(protection, copy))
+            finding = take_out(protection, copy)
         left_s = (time.monotonic() - began) / (number + 1) * (len(chosen) - number - 1)
-        tell(f"[{number + 1}/{len(chosen)}, {left_s / 60:.0f} min left] {describe(findings[-1])}")
-    return findings
+        tell(f"[{number + 1}/{len(chosen)}, {left_s / 60:.0f} min left] {describe(finding)}")
+        yield finding
 
 
 def take_out(protection: Protection, copy: Copy) -> Finding:
     """Run the tests of one protection without it; the copy is as before afterwards."""
-    text = protection.take_out(copy.root)
+    text = (copy.root / protection.file).read_text()
+    copy.put(protection.file, protection.change(text))
     try:
         return judge(protection, copy.test(protection.tests))
     except TimeoutError:
         return Finding(protection, "not noticed", f"the tests did not end within {LIMIT_S:g} s")
     finally:
-        (copy.root / protection.file).write_text(text)
+        copy.put(protection.file, text)
 
 
 def items(outcomes: dict[str, dict], node: str) -> list[dict]:
@@ -286,7 +303,6 @@ def write_docs(path: Path, faults: dict[str, str], known: Sequence[Protection], 
         f"{len(rows)} of {len(known)} protections, {date.today().isoformat()}; `python -m tests.take_out --docs docs`."
     )
     path.write_text("\n".join([f"{head}{mark or MARK}", "", lines, "", HEAD, *rows, ""]))
-    tell(str(path))
 
 
 def row_of(protection: Protection, faults: dict[str, str]) -> str:

@@ -8,7 +8,9 @@ from the folder that this was started in; `tests/take_out.py` changes them there
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -31,6 +33,7 @@ def serve() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     for name in HEAVY:
         importlib.import_module(name)
+    gc.freeze()  # what is loaded stays: pytest's forks need not look through it again and again
     for line in sys.stdin:
         nodes, outcomes, log, limit_s = json.loads(line)
         began = time.monotonic()
@@ -51,20 +54,27 @@ def run(nodes: list[str], outcomes: str, log: str) -> None:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
     words = ["-q", "-p", "tests.outcomes", "-p", "no:cacheprovider", "-m", "", "-W", LOADED]
-    sys.exit(pytest.main([*words, *nodes]))
+    code = pytest.main([*words, *nodes])
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)  # to take down all that is loaded would cost seconds
 
 
 def wait(fork: int, limit_s: float) -> bool:
-    """Wait for a fork to end; ends it with all that it has started if the time is up."""
+    """Wait for a fork to end; if the time is up, or this process is interrupted, end it with all that it has started."""
     end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        if os.waitpid(fork, os.WNOHANG)[0]:
-            return True
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(fork, signal.SIGKILL)
-    os.waitpid(fork, 0)
-    return False
+    try:
+        while time.monotonic() < end:
+            if os.waitpid(fork, os.WNOHANG)[0]:
+                fork = 0
+                return True
+            time.sleep(0.05)
+        return False
+    finally:
+        if fork:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(fork, signal.SIGKILL)
+            os.waitpid(fork, 0)
 
 
 if __name__ == "__main__":
