@@ -21,63 +21,20 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import tyro
 
 from adapters import BadInput
+from tests.protections import Protection, read_list, write_docs
 from training.command_line import parse
 
 ROOT = Path(__file__).resolve().parents[1]
-LIST = Path(__file__).with_name("protections.toml")
-MARK = "<!-- seen: python -m tests.take_out --docs docs -->"
-HEAD = "| fault | protection | taken out by | test | what it then says |\n|---|---|---|---|---|"
 LIMIT_S = 600.0  # for the tests of one protection
 NOT_SEEN = ("SyntaxError", "IndentationError", "ImportError", "ModuleNotFoundError", "NameError", "UnboundLocalError")
-
-
-@dataclass(frozen=True)
-class Protection:
-    """A protection, and how it is taken out.
-
-    Attributes:
-        name: what it is called on the command line.
-        fault: key of the fault that it is there for.
-        protects: what it does, in a sentence.
-        file: where it stands.
-        old, new: the text to be replaced, which occurs once in the file, and what takes its place.
-        tests: nodes of pytest, each of which must fail then.
-        slurm: whether they need a real SLURM.
-    """
-
-    name: str
-    fault: str
-    protects: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-    slurm: bool = False
-
-    @property
-    def first_file(self) -> str:
-        """Where its first test stands."""
-        return self.tests[0].partition("::")[0]
-
-    def change(self, text: str) -> str:
-        """The file's text without the protection.
-
-        Raises:
-            BadInput: if what is to be replaced does not occur exactly once.
-        """
-        if (count := text.count(self.old)) != 1:
-            raise BadInput(f"{self.name}: its text occurs {count} times in {self.file}, not once: {self.old!r}")
-        return text.replace(self.old, self.new)
 
 
 @dataclass(frozen=True)
@@ -101,15 +58,6 @@ class Options:
     """Folder whose reliability.md gets the table; rows of protections that were not asked for stay if nothing changed."""
 
 
-def read_list(path: Path = LIST) -> tuple[dict[str, str], list[Protection]]:
-    """The faults by their keys, and the protections."""
-    found = tomllib.loads(path.read_text())
-    made = [
-        Protection(name, **entry | {"tests": tuple(entry["tests"])}) for name, entry in found["protections"].items()
-    ]
-    return found["faults"], made
-
-
 def main(options: Options) -> int:
     """Take out what is asked for; 1 if anything was not noticed or could not be run.
 
@@ -125,7 +73,8 @@ def main(options: Options) -> int:
         for finding in examine(chosen, copy):
             findings.append(finding)
             if options.docs is not None:  # at once, so that what was seen stays if this is interrupted
-                write_docs(options.docs / "reliability.md", faults, known, findings)
+                said = {f.protection.name: f.says for f in findings if f.verdict == "noticed"}
+                write_docs(options.docs / "reliability.md", faults, known, said)
     return summarise(findings)
 
 
@@ -279,47 +228,6 @@ def summarise(findings: Sequence[Finding]) -> int:
     seen = sum(finding.verdict == "noticed" for finding in findings)
     print(f"{seen} of {len(findings)} protections were noticed when they were taken out")
     return 0 if seen == len(findings) else 1
-
-
-# The table.
-
-
-def write_docs(path: Path, faults: dict[str, str], known: Sequence[Protection], findings: Sequence[Finding]) -> None:
-    """Put a row for each protection into a document, below its mark; a row that was not seen anew stays if it still holds."""
-    head, mark, table = path.read_text().partition(MARK)
-    said = {f.protection.name: f.says for f in findings if f.verdict == "noticed"}
-    stood = dict(line.rpartition(" | ")[::2] for line in table.splitlines() if line.startswith("| "))
-    rows = []
-    for fault in faults:
-        for protection in (p for p in known if p.fault == fault):
-            key = row_of(protection, faults)
-            if (
-                says := cell(said[protection.name])
-                if protection.name in said
-                else stood.get(key, "").removesuffix(" |")
-            ):
-                rows.append(f"{key} | {says} |")
-    lines = (
-        f"{len(rows)} of {len(known)} protections, {date.today().isoformat()}; `python -m tests.take_out --docs docs`."
-    )
-    path.write_text("\n".join([f"{head}{mark or MARK}", "", lines, "", HEAD, *rows, ""]))
-
-
-def row_of(protection: Protection, faults: dict[str, str]) -> str:
-    """A row but for its last cell."""
-    change = f"`{protection.file}`: {code(protection.old)} → {code(protection.new)}"
-    tests = ", ".join(f"`{node.removeprefix('tests/')}`" for node in protection.tests)
-    return f"| {faults[protection.fault]} | {cell(protection.protects)} | {change} | {tests}"
-
-
-def code(text: str) -> str:
-    """Code in one line of a table."""
-    return f"`{cell(' '.join(text.split()))}`" if text.strip() else "nothing"
-
-
-def cell(text: str) -> str:
-    """A text that does not end a table's cell."""
-    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

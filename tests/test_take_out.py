@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from adapters import BadInput
-from tests import take_out
-from tests.take_out import MARK, ROOT, Copy, Finding, Options, Protection, copy_of_checkout, examine, judge, read_list
+from tests.protections import MARK, Protection, read_list, row_of, write_docs
+from tests.take_out import ROOT, Copy, Options, copy_of_checkout, examine, judge, main
 
 FAULTS, PROTECTIONS = read_list()
 NODE = "tests/test_x.py::test_x"
@@ -44,7 +44,7 @@ def test_document_shows_every_protection_as_it_is() -> None:
     _, mark, table = (ROOT / "docs" / "reliability.md").read_text().partition(MARK)
     assert mark
     rows = [line.rpartition(" | ")[0] for line in table.splitlines() if line.startswith("| ")][1:]
-    assert sorted(rows) == sorted(take_out.row_of(protection, FAULTS) for protection in PROTECTIONS)
+    assert sorted(rows) == sorted(row_of(protection, FAULTS) for protection in PROTECTIONS)
 
 
 def outcome(outcome: str, kind: str = "", says: str = "", when: str = "call") -> dict:
@@ -77,20 +77,19 @@ def test_document_keeps_rows_that_were_not_seen_anew(tmp_path: Path) -> None:
     path.write_text("# Page\n\nWords.\n")
     other = dataclasses.replace(PROTECTION, name="q", protects="It protects too.")
     both = [PROTECTION, other]
-    take_out.write_docs(path, FAULTS, both, [Finding(p, "noticed", f"{p.name} | fell") for p in both])
+    write_docs(path, FAULTS, both, {"p": "p | fell", "q": "q | fell"})
     assert path.read_text().startswith(f"# Page\n\nWords.\n{MARK}\n")
-    take_out.write_docs(path, FAULTS, both, [Finding(PROTECTION, "noticed", "p again")])
+    write_docs(path, FAULTS, both, {"p": "p again"})
     lines = path.read_text().splitlines()
     assert lines[-2].endswith("| p again |")
     assert lines[-1].endswith("| q \\| fell |")
-    changed = dataclasses.replace(other, old="c")
-    take_out.write_docs(path, FAULTS, [PROTECTION, changed], [])
+    write_docs(path, FAULTS, [PROTECTION, dataclasses.replace(other, old="c")], {})
     assert path.read_text().splitlines()[-1] == lines[-2], "what was seen of another change says nothing of this one"
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(BadInput, match="no protection is called luck; there are .*exclusive-link"):
-        take_out.main(Options(("luck",)))
+        main(Options(("luck",)))
 
 
 @pytest.mark.slow
