@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import claims
+from slurm import claims, sweep_folder
 from slurm.claims import Claim, Heart, Holder, TurnLost, Watch, exclusive, read_beat, read_claims, take
 from slurm.sweep_folder import PackFiles
 from training import whole_files
@@ -96,6 +96,13 @@ def test_process_id_of_another_start_is_no_sign_of_life(pack: PackFiles) -> None
     assert take(pack, Watch()) is not None
 
 
+def test_dead_process_that_nobody_has_waited_for_loses_its_turn(pack: PackFiles) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:  # waited for when the block ends
+        write_json(pack.claim(1), {"holder": dataclasses.asdict(Holder.of(process.pid))})
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert take(pack, Watch()) is not None
+
+
 def test_holder_of_a_dead_machine_loses_its_turn_when_its_heart_stops(pack: PackFiles) -> None:
     hold(pack, 1, machine="elsewhere", host="elsewhere")
     watch = Watch(stale_s=0.2)
@@ -134,6 +141,12 @@ def test_requeued_job_takes_over_from_its_earlier_start(pack: PackFiles, monkeyp
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     hold(pack, 1, machine="elsewhere", job="17", restart=0)
     assert take(pack, Watch()) is not None
+
+
+def test_task_of_an_array_is_called_as_slurm_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_JOB_ID": "21", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert Holder.me().job == "17_4"
 
 
 @pytest.mark.parametrize(("gone", "taken"), [(True, True), (False, False), (None, False)])
@@ -300,6 +313,37 @@ def test_file_is_made_by_one_and_whole(tmp_path: Path) -> None:
     assert not create_json(tmp_path / "claim", {"by": "two"})
     assert json.loads((tmp_path / "claim").read_text()) == {"by": "one"}
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_claim_is_ours_when_the_servers_answer_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system asks again, and is told that the name exists: by its own first call."""
+    link = os.link
+
+    def link_twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    assert create_json(tmp_path / "claim", {"by": "one"})
+    assert not create_json(tmp_path / "claim", {"by": "two"})
+
+
+def test_file_and_its_name_are_on_the_disk_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed, path = [], tmp_path / "run.json"
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: flushed.append((os.readlink(f"/proc/self/fd/{handle}"), path.exists()))
+    )
+    write_json(path, {})
+    assert flushed == [(str(name_aside(path)), False), (str(tmp_path), True)]
+
+
+def test_newest_turn_is_found_when_the_listing_is_older(pack: PackFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    for turn in (1, 2):
+        write_json(pack.claim(turn), {"outcome": "stopped"})
+    monkeypatch.setattr(sweep_folder, "list_packs", lambda folder: {})
+    claim = take(pack, Watch())
+    assert claim is not None
+    assert claim.turn == 3
 
 
 def test_exclusive_frees_the_turn_when_its_work_fails(tmp_path: Path) -> None:

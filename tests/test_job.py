@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,9 +30,10 @@ from slurm.sweep_folder import PackFiles
 from tests.compare_runs import assert_same, assert_same_results
 from tests.make_studio import ROOT, Studio, make_pack
 from tests.test_loop import make_cell
+from training import loop
 from training.cell import Cell
 from training.loop import Interrupted
-from training.store import RunFolder, StoreError, find_runs
+from training.store import RunFolder, StoreError, find_runs, write_json
 from training.tasks.subject import SubjectTask
 
 STEPS = 8
@@ -158,6 +160,15 @@ def test_missing_specification_is_one_line(tmp_path: Path) -> None:
         run_pack(tmp_path / "sweep" / "packs" / "none.json")
 
 
+def test_job_waits_for_a_specification_that_is_not_visible_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packs, "SETTLE_S", 20.0)
+    spec = tmp_path / "sweep" / "packs" / "late.json"
+    timer = threading.Timer(0.3, write_json, (spec, {"pack": "late", "setting": {}, "runs": []}))
+    timer.start()
+    assert packs.read_contents(spec)["pack"] == "late"
+    timer.join()
+
+
 # Errors, memory, halving.
 
 
@@ -202,6 +213,26 @@ def test_out_of_memory_halves_the_pack_which_goes_on_from_its_checkpoints(
     made = [run.read()["provenance"] for run in find_runs(tmp_path)]
     assert [(m["pack_size"], m["resumed_at"]) for m in made] == [(1, 4), (1, 4)]
     assert type(error).__name__ in json.loads(PackFiles.of(spec).ended.read_text())["reason"]
+
+
+def test_model_is_loaded_anew_after_an_error_that_left_adapters_in_it(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach, failed = loop.attach, []
+
+    def attach_and_fail(*arguments: object, **named: object) -> object:
+        made = attach(*arguments, **named)
+        if not failed:
+            failed.append(made)
+            raise MemoryError
+        return made
+
+    whole, spec = (store(studio, tmp_path / name, rates=(1e-3,)) for name in ("whole", "fallen"))
+    assert run_pack(whole) == "done"
+    monkeypatch.setattr(loop, "attach", attach_and_fail)
+    assert run_pack(spec) == "done"
+    assert outcomes(spec) == ["failed", "done"]
+    assert_same_results(tmp_path / "whole", tmp_path / "fallen")
 
 
 def kill(spec: Path, times: int, **beat: object) -> None:
@@ -329,6 +360,16 @@ def test_signal_checkpoints_stops_and_only_usr2_requeues(
     run_task([str(spec)])
     assert outcomes(spec) == ["stopped", "done"]
     assert_same_results(undisturbed, tmp_path)
+
+
+def test_sigterm_requeues_when_slurm_says_so(
+    studio: Studio, tmp_path: Path, requeued: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where preemption and time limits come without a warning."""
+    monkeypatch.setattr(job, "is_to_go_on", lambda name: name == "4711")
+    at_step(5, send(signal.SIGTERM), monkeypatch)
+    run_task([str(store(studio, tmp_path))])
+    assert requeued == ["4711"]
 
 
 def test_signal_among_the_pictures_does_not_wait_for_them(

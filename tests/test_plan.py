@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections import Counter
@@ -180,6 +182,24 @@ def test_planner_waits_for_packs_that_are_not_visible_yet(folder: Path, monkeypa
     monkeypatch.setattr(planning, "SETTLE_S", 0.1)
     with pytest.raises(BadInput, match="shows 0 of 2 packs"):
         Plan.read(folder)
+
+
+def test_plan_on_a_full_disk_is_one_line_and_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk says so when a specification is flushed, and not before."""
+    fsync = os.fsync
+
+    def fail(handle: int) -> None:
+        if ".lora-" in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(BadInput, match="^no space left to write .*lora-"):
+            Plan.read(folder).add(make_cells(4), SETTING, 2, 1)
+    assert list((folder / "packs").iterdir()) == []
+    Plan.read(folder).add(make_cells(4), SETTING, 2, 1)
+    assert len(Plan.read(folder).packs) == 2
 
 
 # What is stored.

@@ -108,6 +108,13 @@ def test_limits_are_asked_once_and_the_database_only_where_there_is_one(slurm: F
     assert Scheduler().limits().max_submit == 12
 
 
+def test_limits_are_known_when_the_database_does_not_answer(slurm: FakeSlurm) -> None:
+    slurm.config["AccountingStorageType"] = "accounting_storage/slurmdbd"
+    slurm.fail("sacctmgr", "sacctmgr: error: Sending PersistInit msg: Connection refused")
+    allowed = Scheduler().limits()
+    assert (allowed.max_submit, allowed.max_array_size, allowed.default_partition()) == (None, 20, "debug")
+
+
 def test_errors_are_one_line_in_slurms_words(slurm: FakeSlurm) -> None:
     slurm.fail("scancel", "scancel: error: Kill job error on job id 5: Access/permission denied")
     with pytest.raises(SchedulerError, match="^scancel: Kill job error on job id 5: Access/permission denied$"):

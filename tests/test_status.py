@@ -72,11 +72,34 @@ def test_pack_is_queued_while_slurm_means_to_run_its_task(sweep: Sweep) -> None:
     assert slurm.calls == 1
 
 
+@pytest.mark.parametrize(
+    ("state", "reason", "stuck"),
+    [
+        ("PENDING", "JobHeldUser", True),
+        ("PENDING", "launch failed requeued held", True),
+        ("PENDING", "Resources", False),
+        ("RUNNING", "None", False),
+    ],
+)
+def test_held_job_is_stuck(state: str, reason: str, stuck: bool, sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.send("12", [["a"]])
+    (found,) = survey(sweep.folder, Slurm({"12": Job(state, reason)}))
+    assert (found.state, found.stuck) == ("queued", stuck)
+
+
 def test_intent_is_found_by_its_name(sweep: Sweep) -> None:
     sweep.pack("a")
     sweep.send(None, [["a"]])
     assert states(survey(sweep.folder, Slurm({"31_0": Job("PENDING", "", "plateau-t1")}))) == {"a": "queued"}
     assert states(survey(sweep.folder, Slurm())) == {"a": "planned"}
+
+
+def test_damaged_record_hides_no_other(sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.send("12", [["a"]])
+    (sweep.folder.submissions / "t2.json").write_text('{"token": "t2", "jo')
+    assert states(survey(sweep.folder, Slurm({"12": Job("PENDING")}))) == {"a": "queued"}
 
 
 def test_scheduler_is_not_asked_when_nothing_depends_on_it(sweep: Sweep) -> None:

@@ -176,6 +176,14 @@ def test_wait_ends_when_jobs_are_held_or_nobody_answers(
     sweep.send("12", [["a"], ["b"]])
     slurm.fail("squeue", "down")
     monkeypatch.setattr(boards, "SILENCE_S", 0.2)
+    look, looks = boards.Board.look, []
+
+    def limited(self: boards.Board) -> list[SweepState]:
+        looks.append(self.note)
+        assert len(looks) < 100, "it waits for ever"
+        return look(self)
+
+    monkeypatch.setattr(boards.Board, "look", limited)
     assert main(options(sweep, wait=True)) == 3
     held = PackState("a", "queued", 2, error="JobHeldUser", stuck=True)
     board = boards.Board(sweep.path, None)

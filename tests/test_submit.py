@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from slurm.clusters import Cluster
 from slurm.forecast import Need, Pack
 from slurm.limits import Limits, Partition
 from slurm.sbatch import Request, open_private
-from slurm.scheduler import SchedulerError
+from slurm.scheduler import Scheduler, SchedulerError
 from slurm.submit import Report, submit_missing
 from slurm.survey import survey
 from slurm.sweep_folder import SweepFolder
@@ -59,8 +61,6 @@ def send(sweep: Sweep, cluster: Cluster | None = None) -> Report:
 
 
 def states(sweep: Sweep) -> Counter:
-    from slurm.scheduler import Scheduler
-
     return Counter(state.state for state in survey(sweep.folder, Scheduler()))
 
 
@@ -332,6 +332,14 @@ def test_no_secret_of_the_environment_reaches_a_disk(slurm: FakeSlurm, sweep: Sw
     assert SECRET not in [os.environ.get(name) for name in exported]
 
 
+def test_setup_commands_stand_nowhere_but_in_the_private_folder(slurm: FakeSlurm, sweep: Sweep) -> None:
+    """People put keys there; what others may read is told neither the commands nor the names that they export."""
+    send(sweep, Cluster(setup=(f"export WANDB_API_KEY={SECRET}",)))
+    holding = [path for path in sweep.path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert holding
+    assert {path.parent for path in holding} == set(sweep.folder.submissions.glob(".private-*"))
+
+
 # A submitter that dies.
 
 DEATHS = {
@@ -390,3 +398,36 @@ def test_void_intent_is_sent_anew_when_its_job_was_never_there(slurm: FakeSlurm,
     assert report.repaired == ["submission gone was never sent: its submitter died"]
     assert report.num_tasks == 30
     assert SweepFolder(sweep.path).submissions.joinpath("gone.json").exists()
+
+
+def test_array_that_shows_up_late_is_adopted(slurm: FakeSlurm, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its submitter died a moment ago, and the first look at the queue does not show it yet."""
+    sweep.send(None, [["p00"], ["p01"]], token="late", made="2026-01-01")
+    ask, asked = Scheduler.jobs, []
+
+    def jobs(self: Scheduler, wanted: Sequence[str] | None = None) -> dict:
+        asked.append(wanted)
+        if len(asked) == 2:
+            slurm.add("55_0", "PENDING", "plateau-late")
+            slurm.add("55_1", "PENDING", "plateau-late")
+        return ask(self, wanted)
+
+    monkeypatch.setattr(Scheduler, "jobs", jobs)
+    report = send(sweep)
+    assert report.repaired == ["submission late is job 55: its submitter died, the job is kept"]
+    assert report.num_tasks == 28
+
+
+def test_two_submitters_at_once_send_each_pack_once(
+    slurm: FakeSlurm, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both look before either sends, if they may."""
+    monkeypatch.setattr(submit, "survey", lambda *about: [survey(*about), time.sleep(1.0)][0])
+    context = multiprocessing.get_context("fork")
+    team = [context.Process(target=send, args=(sweep,)) for _ in range(2)]
+    for process in team:
+        process.start()
+    for process in team:
+        process.join(60)
+        assert process.exitcode == 0
+    assert live_packs(sweep, slurm) == Counter(f"p{n:02d}" for n in range(30))

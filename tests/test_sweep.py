@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -54,6 +55,16 @@ def wait_for(holds, process, seconds: float = 120) -> None:
         assert process.poll() is None, f"ended too early: {process.communicate()}"
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.02)
+
+
+def wait_for_end_of_group(leader: int, seconds: float = 60) -> None:
+    """Wait until no process lives any more that a program has started: its workers notice that it is gone, and stop."""
+    end = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(leader, 0)
+            time.sleep(0.05)
+        raise AssertionError("its workers go on")
 
 
 def some_steps_done(runs: Path) -> bool:
@@ -121,6 +132,8 @@ def test_kill_9_and_the_same_command_again(victims: str, studio: Studio, undistu
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
+            process.wait()
+            wait_for_end_of_group(process.pid)
     assert not all(run.status() == "finished" for run in trained(runs).values()), "killed too late to test anything"
     done = studio.run(runs, *LONG)
     assert done.returncode == 0, done.stderr
