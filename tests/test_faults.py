@@ -102,7 +102,8 @@ def test_warning_before_python_listens_does_not_end_the_task(grid: Grid, undistu
         grid.submit()
     (job,) = grid.jobs()
     wait_for(lambda: any(s.startswith("RUNNING") for s in find_states(job).values()), 30, "the start of a task")
-    for _ in range(10):  # the first second of the tasks: shell and imports
+    end = time.monotonic() + 60
+    while not any(grid.claims().values()) and time.monotonic() < end:  # shell and imports: a claim is made afterwards
         subprocess.run(["scancel", "--signal=USR2", "--batch", job], capture_output=True)
         time.sleep(0.1)
     assert grid.settle() == {"ended": 3}

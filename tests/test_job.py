@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -21,7 +22,7 @@ import pytest
 import torch
 
 from adapters import BadInput
-from slurm import claims, job, turn
+from slurm import claims, inline, job, turn
 from slurm import pack as packs
 from slurm.claims import read_beat, read_claims
 from slurm.ended import read_ended
@@ -390,6 +391,21 @@ def test_signal_among_the_pictures_does_not_wait_for_them(
     assert requeued == ["4711"]
     assert set(statuses(tmp_path).values()) == {"preempted"}
     run_task([str(spec)])
+    assert_same_results(undisturbed, tmp_path)
+
+
+def test_worker_stops_when_its_driver_is_gone(
+    studio: Studio, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that is killed can tell its workers nothing; they see that they have another parent."""
+    spec, gone = store(studio, tmp_path), list[SubjectTask]()
+    with monkeypatch.context() as patch:
+        patch.setattr(inline.os, "getppid", lambda: 1 if gone else 4711)
+        at_step(5, gone.append, patch)
+        inline.work([str(spec)], 0, multiprocessing.get_context("spawn").Queue())
+    assert outcomes(spec) == ["stopped"]
+    assert set(statuses(tmp_path).values()) == {"preempted"}
+    assert run_pack(spec) == "done"
     assert_same_results(undisturbed, tmp_path)
 
 
