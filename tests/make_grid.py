@@ -128,11 +128,11 @@ class Grid:
             arguments, cwd=ROOT, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def status(self, *words: str) -> subprocess.CompletedProcess:
-        """`python -m slurm.status`."""
+    def status(self, *words: str, wait_s: float = 600.0) -> subprocess.CompletedProcess:
+        """`python -m slurm.status`, which has to end within `wait_s`."""
         command = [sys.executable, "-m", "slurm.status", str(self.sweep.path), "--every-s", "0.5", *words]
         return subprocess.run(
-            command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=600
+            command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=wait_s
         )  # fmt: skip
 
     def mood(self, **wishes: float | list[int]) -> None:

@@ -196,7 +196,7 @@ def test_waiting_ends_when_a_job_is_held(grid: Grid) -> None:
         grid.submit()
         (job,) = grid.jobs()
         call("scontrol", "hold", job)
-    waited = grid.status("--wait")
+    waited = grid.status("--wait", wait_s=90.0)
     assert waited.returncode == 3, waited.stdout + waited.stderr
     assert "Held" in waited.stdout
     assert grid.status("--cancel").returncode == 0
