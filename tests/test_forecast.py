@@ -101,6 +101,7 @@ def test_damaged_or_older_calibrations_are_measured_again(text: str, tmp_path: P
     assert read_costs(tmp_path / NAME) == {}
 
 
+@pytest.mark.slow
 def test_measured_costs_grow_with_the_pack(studio: Studio) -> None:
     command = [sys.executable, "-m", "slurm.calibrate", str(studio.folder / "pipeline"), "cpu", "32", "1", "no"]
     done = subprocess.run(command, cwd=ROOT, env=studio.environment(), capture_output=True, text=True, check=True)

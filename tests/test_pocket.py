@@ -17,11 +17,12 @@ from torch import nn
 
 from adapters.inject import find_targets
 from training.pocket.captions import SIZES, STYLES
-from training.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures
+from training.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures, read_classes
 from training.pocket.quality import subject_cosines, subject_photographs, to_tensor
 from training.pocket.scenes import COMPANIONS, make_scenes
 from training.pocket.studio import open_studio
 from training.pocket.subjects import SPLITS
+from training.tasks.subjects import read_table
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,10 @@ def test_prompts_are_compositions_that_the_base_was_trained_on(pocket: Path) -> 
     sizes = "|".join(size for size in SIZES if size)
     companions, scenes = "|".join(COMPANIONS), "|".join(make_scenes())
     grammar = rf"(?:(?:{styles}) )?an? (?:(?:{sizes}) )?dog(?: with (?:{companions}))? (?:{scenes})"
+    classes = {row["class"] for row in read_table(pocket / "subjects").values()}
+    others = "|".join(name for name, _ in read_classes().values() if name not in classes)
+    for prompt in prompts.pop("unrelated"):
+        assert re.fullmatch(grammar.replace("dog", f"(?:{others})"), prompt), prompt
     for templates in prompts.values():
         assert len(templates) >= 8
         assert len(set(templates)) == len(templates)

@@ -94,6 +94,7 @@ def test_a_subject_cannot_choose_and_be_reported(
     assert driven.err.startswith(f"error: {said}")
 
 
+@pytest.mark.slow
 def test_settings_are_varied_one_at_a_time(studio: Studio, tmp_path: Path) -> None:
     driven = drive_studio(
         studio, setting_robustness, tmp_path, "--multipliers", "1", "--boundaries", "2", "--weight-decays", "0.5",

@@ -32,6 +32,7 @@ def assert_fig2_shows_the_table(driven: Driven, name: str) -> None:
     assert (driven.folder / f"{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_ablation_compares_each_row_of_table_1_with_the_one_before(studio: Studio, tmp_path: Path) -> None:
     driven = drive_studio(studio, design_ablation, tmp_path, *GRID)
     assert driven.code == 0, driven.err
