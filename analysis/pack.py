@@ -15,10 +15,9 @@ from typing import Annotated
 
 import tyro
 
-from adapters import BadInput
 from analysis.compact import export_compact
 from analysis.load import load
-from training.command_line import parse
+from training.command_line import run_program
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,18 @@ class Options:
     """Matrices whose own trajectories are kept beside the means."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; bad input is one line on stderr and exit code 2."""
-    try:
-        options = parse(Options, __doc__ or "", arguments)
-        results = load(options.results)
-        files = export_compact(results, options.out, kept_matrices=options.matrices)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(options: Options) -> int:
+    """Copy, and say how much."""
+    results = load(options.results)
+    files = export_compact(results, options.out, kept_matrices=options.matrices)
     size = sum(file.stat().st_size for file in files) / 2**20
     print(f"{len(results.runs)} runs in {len(files)} files, {size:.1f} MiB: {options.out}")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; bad input is one line on stderr and exit code 2."""
+    return run_program(Options, run, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from adapters import BadInput
 from analysis.compact import CompactSource
 from analysis.folders import FolderSource
 from analysis.load import Results, load
-from training.command_line import parse
+from training.command_line import run_program
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,9 @@ def view_of(kind: str, files: list[str]) -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; bad input is one line on stderr and exit code 2."""
-    try:
-        options = parse(Options, __doc__ or "", arguments)
-        answer = query(options.sql, *options.results)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(options: Options) -> int:
+    """Ask, and print the answer."""
+    answer = query(options.sql, *options.results)
     if options.format == "csv":
         print(answer.to_csv(index=False, lineterminator="\n"), end="")
     elif options.format == "json":
@@ -112,6 +107,11 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(answer.to_string(index=False) if len(answer.columns) else "")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; bad input is one line on stderr and exit code 2."""
+    return run_program(Options, run, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":

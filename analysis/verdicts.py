@@ -208,7 +208,7 @@ class Options:
     """Folder for the table."""
 
 
-def main(options: Options) -> None:
+def main(options: Options) -> int:
     """Print the verdicts, and write them if a folder is given.
 
     Raises:
@@ -219,14 +219,12 @@ def main(options: Options) -> None:
     print(to_markdown(verdicts[shown]))
     if options.out is not None:
         write_tables(options.out, {"verdicts": verdicts})
+    return 0
 
 
 if __name__ == "__main__":
     import sys
 
-    import tyro
+    from training.command_line import run_program
 
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except BadInput as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_program(Options, main, __doc__ or ""))

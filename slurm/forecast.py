@@ -127,17 +127,25 @@ class Forecast:
 @functools.cache
 def state_mib(model: str, method: str, options: str, rank: int) -> float:
     """MiB that training keeps of one run's own values; nothing for the base, for PEFT's tuners, and without a model."""
+    from adapters.parameters import COPIES_IN_TRAINING
+
+    return count_values(model, method, options, rank) * 4 * COPIES_IN_TRAINING / 2**20
+
+
+@functools.cache
+def count_values(model: str, method: str, options: str, rank: int) -> int:
+    """Values that one run trains on a pipeline's folder; 0 for the base, for PEFT's tuners, and without a model."""
     if method == BASE or method.startswith(PEFT) or not Path(model, "unet").is_dir():
-        return 0.0
+        return 0
     from adapters import parse_method
-    from adapters.parameters import COPIES_IN_TRAINING, count_parameters
+    from adapters.parameters import count_parameters
     from training.tasks.pipeline import attention_shapes
 
     try:
         spec = parse_method(f"{method}:{options}")
     except BadInput:  # of a user's own file, which a viewer does not load
-        return 0.0
-    return count_parameters(spec, list(attention_shapes(Path(model)).values()), rank) * 4 * COPIES_IN_TRAINING / 2**20
+        return 0
+    return count_parameters(spec, list(attention_shapes(Path(model)).values()), rank)
 
 
 @functools.cache

@@ -111,6 +111,7 @@ def _follow(board: Board, options: Options) -> list[SweepState]:
     live = Live(console=console, auto_refresh=False, transient=True)
     shows = console.is_terminal and not options.json
     sweeps = board.look()
+    moves = board.may_change(sweeps)
     try:
         if shows:
             live.start()
@@ -119,13 +120,13 @@ def _follow(board: Board, options: Options) -> list[SweepState]:
                 live.update(draw(sweeps, board.note, console.height - 6), refresh=True)
             elif not options.json:
                 told.tell(sweeps)
-            if later is not None and (sent := later.send(sweeps, at_once=not board.may_change(sweeps))):
+            if later is not None and (sent := later.send(sweeps, at_once=not moves)):
                 console.print("\n".join(sent), highlight=False, soft_wrap=True)
                 quiet = 0
             time.sleep(options.every_s)
             sweeps = board.look()
-            full = later is not None and bool(later.waiting)
-            quiet = 0 if board.may_change(sweeps) or full else quiet + 1
+            moves, full = board.may_change(sweeps), later is not None and bool(later.waiting)
+            quiet = 0 if moves or full else quiet + 1
     except KeyboardInterrupt:
         if options.wait:
             raise

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from adapters import PEFT, BadInput, parse_method
+from adapters import BadInput
 from analysis import Results, load
 from slurm import inline
 from slurm.arrays import MEMORY_MARGIN
 from slurm.calibrate import Calibration, calibrate, keep_calibration
 from slurm.ended import last_line
-from slurm.forecast import Need, Pack
+from slurm.forecast import Need, Pack, count_values, state_mib
 from slurm.job import Setting
 from sweeps import jobs
 from sweeps.done import Done, check_ended
@@ -221,14 +221,11 @@ def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[
         model: the pipeline's folder.
         pack_size: runs in a pack.
     """
-    from adapters.parameters import COPIES_IN_TRAINING, count_parameters
-
-    shapes, lines = list(attention_shapes(model).values()), []
-    ours = [cell for cell in cells if cell.method != BASE and not cell.method.startswith(PEFT)]
-    for method, options, rank in dict.fromkeys((cell.method, cell.options, cell.rank) for cell in ours):
-        count = count_parameters(parse_method(f"{method}:{options}"), shapes, rank)
+    shapes, lines = attention_shapes(model).values(), []
+    for kind in dict.fromkeys((str(model), cell.method, cell.options, cell.rank) for cell in cells):
+        method, count = kind[1], count_values(*kind)
         if count > sum(num_out * num_in for num_out, num_in in shapes) / 2:
-            each = count * 4 * COPIES_IN_TRAINING / 2**20
+            each = state_mib(*kind)
             lines.append(
                 f"{method}: {count:,} trained values a run; with gradients, moments and copies {each:,.0f} MiB, "
                 f"{each * pack_size:,.0f} MiB in a pack of {pack_size}"

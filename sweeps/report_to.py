@@ -20,7 +20,7 @@ import tyro
 
 from adapters import BadInput
 from analysis import Results, load
-from training.command_line import parse
+from training.command_line import run_program
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 GAUGES = ("distance", "distance_rel", "lambda", "saturation", "transform_distance", "orthogonality")
@@ -50,7 +50,7 @@ class Tracker(Protocol):
 
 
 def report(options: Options) -> int:
-    """Give every ended run to every tracker; returns how many were given."""
+    """Give every ended run to every tracker, and say how many were given."""
     results, count = load(options.results), 0
     ended = results.runs[results.runs["status"].isin(["finished", "diverged"])]
     if ended.empty:
@@ -63,7 +63,7 @@ def report(options: Options) -> int:
             give(results.select([run_id]), open_tracker(name, run_id, options))
             count += 1
     print(f"{count} runs given to {', '.join(options.report_to)}")
-    return count
+    return 0
 
 
 def open_tracker(name: str, run_id: str, options: Options) -> Tracker:
@@ -125,12 +125,7 @@ def _scores(results: Results) -> pd.DataFrame:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; bad input is one line on stderr and exit code 2."""
-    try:
-        report(parse(Options, __doc__ or "", arguments))
-        return 0
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_program(Options, report, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":

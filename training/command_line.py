@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from adapters import BadInput
@@ -29,6 +30,17 @@ def parse(options: type[Parsed], description: str, arguments: Sequence[str] | No
         if not stop.code:
             raise
         raise BadInput(_one_line(said.getvalue())) from None
+
+
+def run_program(
+    options: type[Parsed], run: Callable[[Parsed], int], description: str, arguments: Sequence[str] | None = None
+) -> int:
+    """Read a command line and run a program on it; bad input is one line on stderr and exit code 2."""
+    try:
+        return run(parse(options, description, arguments))
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _one_line(box: str) -> str:

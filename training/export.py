@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from adapters import BadInput
-from training.command_line import parse
+from training.command_line import run_program
 from training.store import write_json, writing
 
 if TYPE_CHECKING:
@@ -182,11 +182,7 @@ def _write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, s
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; bad input is one line on stderr and exit code 2."""
-    try:
-        return run(parse(Options, __doc__ or "", arguments))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_program(Options, run, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":
