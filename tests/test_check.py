@@ -252,5 +252,5 @@ def test_an_own_method_trains_in_packs_and_is_found_again(studio: Studio, tmp_pa
     assert (runs / "lr_robustness" / f"pictures_{name}.png").exists()
     path.rename(tmp_path / "moved.py")
     (tmp_path / "moved.py").rename(tmp_path / "wave.py")
-    again = studio.run(runs, "--method", str(tmp_path / "wave.py"), *flags)
+    again = studio.run(runs, "--method", str(tmp_path / "wave.py"), *flags, "--dry-run")
     assert "6 cells: 6 done, 0 to train" in again.stdout, again.stdout

@@ -190,7 +190,7 @@ def test_zero_steps_score_an_adapter_and_train_nothing(
     (run,) = [run for run in find_runs(tmp_path / "runs") if run.read()["cell"]["method"] == "lora"]
     assert run.read()["cell"]["init_adapter"]
     assert set(run.read_scores()["step"]) == {0}
-    again = studio.run(tmp_path / "runs", *flags, "--subjects", str(studio.folder / "subjects"), "1")
+    again = studio.run(tmp_path / "runs", *flags, "--subjects", str(studio.folder / "subjects"), "1", "--dry-run")
     assert "1 cells: 1 done, 0 to train" in again.stdout
 
 

@@ -319,7 +319,7 @@ def test_a_tuner_trains_unpacked_to_a_figure_and_is_found_again(studio: Studio, 
     distances = run.read_dynamics().groupby("step")["distance"].mean()
     assert distances[0] < 1e-4 < distances[6]
     assert len(run.read_norms())
-    again = studio.run(tmp_path, *flags)
+    again = studio.run(tmp_path, *flags, "--dry-run")
     assert "4 done, 0 to train" in again.stdout, again.stdout
 
 
