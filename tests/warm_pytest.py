@@ -9,7 +9,6 @@ from the folder that this was started in; `tests/take_out.py` changes them there
 from __future__ import annotations
 
 import atexit
-import contextlib
 import gc
 import importlib
 import json
@@ -23,6 +22,7 @@ HEAVY = (
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "transformers.models.clip.modeling_clip",
     "transformers.models.vit.modeling_vit", "psutil", "tyro", "matplotlib.pyplot",
 )  # fmt: skip
+TAKE_DOWN_S = 60.0
 LOADED = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -62,19 +62,27 @@ def run(nodes: list[str], outcomes: str, log: str) -> None:
 
 def wait(fork: int, limit_s: float) -> bool:
     """Wait for a fork to end; if the time is up, or this process is interrupted, end it with all that it has started."""
-    end = time.monotonic() + limit_s
+    ended = False
     try:
-        while time.monotonic() < end:
-            if os.waitpid(fork, os.WNOHANG)[0]:
-                fork = 0
-                return True
-            time.sleep(0.05)
-        return False
+        ended = has_ended(fork, limit_s)
+        return ended
     finally:
-        if fork:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(fork, signal.SIGKILL)
+        if not ended:
+            os.kill(fork, signal.SIGINT)  # pytest takes down what fixtures have set up, such as a SLURM
+            ended = has_ended(fork, TAKE_DOWN_S)
+        if not ended:
+            os.killpg(fork, signal.SIGKILL)
             os.waitpid(fork, 0)
+
+
+def has_ended(fork: int, within_s: float) -> bool:
+    """Whether a fork ends within some time."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if os.waitpid(fork, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 if __name__ == "__main__":
