@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint types check format evidence pocket slurm-demo
+.PHONY: help run test lint types check format figures evidence pocket slurm-demo
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -54,6 +54,12 @@ format: $(VENV)/.plateau-test ## put style and format right
 evidence: $(VENV)/.plateau-run ## the figure in the README: four methods over eight rates, a quarter of an hour on two fast cores
 	$(BIN)/python sweeps/lr_robustness.py --method lora dora delora etherplus \
 		--multipliers 0.25 0.5 1 2 4 8 16 32 --subjects 8 --sweep evidence --docs docs/evidence $(ARGS)
+
+# PYTHON=... uses that interpreter as it is; it needs no torch: pandas, pyarrow, matplotlib, scipy and duckdb are enough.
+DRAWN_BY := $(if $(filter environment command,$(word 1,$(origin PYTHON))),given,)
+figures: $(if $(DRAWN_BY),,$(VENV)/.plateau-run) ## draw docs/results again from its data (PYTHON=NAME: by that one, torch or not)
+	$(if $(DRAWN_BY),$(PYTHON),$(BIN)/python) -m figures all --results docs/results --out docs/results --format png \
+		--claims docs/claims.toml $(ARGS)
 
 # The whole way through a cluster, as root: docs/cluster.md walks through it. The cluster goes down however it ends.
 DEMO_FOLDER ?= /var/lib/plateau-slurm

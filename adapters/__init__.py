@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from adapters.base import Adapter
 
-__all__ = ["METHODS", "PEFT", "BadInput", "Method", "MethodSpec", "get_class", "name_method", "parse_method"]
+__all__ = [
+    "ABLATION_STEPS",
+    "DELORA_VARIANTS",
+    "METHODS",
+    "PEFT",
+    "BadInput",
+    "Method",
+    "MethodSpec",
+    "get_class",
+    "name_method",
+    "parse_method",
+]
 
 PEFT = "peft:"  # what the name of a method begins with that is HF PEFT's
 
@@ -140,6 +151,16 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             {"scale": ("half", "whole")},
         ),
     }
+)
+
+# Table 1 of DeLoRA (arXiv 2503.18225): from LoRA to ETHER+, one step a row.
+ABLATION_STEPS = (
+    "lora", "ablation-normalized", "delora", "ablation-relaxed", "ablation-highrank", "ablation-boundary",
+    "etherplus:sides=one",
+)  # fmt: skip
+# DeLoRA's three starts (Eq. 9, the authors' code, HF PEFT's) with either norm (the codes', the text's).
+DELORA_VARIANTS = tuple(
+    f"delora:start={start},norm={norm}" for norm in ("columns", "scalar") for start in ("eq9", "live", "zero_b")
 )
 _PEFT_METHOD = Method("adapters.peft_pack", "PeftMatrix", "PEFT", "", "", "")
 _OWN: dict[str, Method] = {}

@@ -19,6 +19,7 @@ from analysis.curves import (
     subject_distances,
     subject_scores,
 )
+from analysis.directions import magnitude_direction, magnitude_direction_correlation
 from analysis.divergence import divergence_rates
 from analysis.early_warning import early_warning
 from analysis.load import METRICS, Results, load
@@ -29,15 +30,8 @@ from analysis.plateau import TOLERANCE, find_plateau, joint_plateau, plateau
 from analysis.power import detectable_difference
 from analysis.selection import best_settings, best_table, tried_settings
 from analysis.settings import plateau_by_setting
-from analysis.summary import (
-    Robustness,
-    format_table,
-    plateau_sentence,
-    robustness,
-    summary,
-    to_markdown,
-    write_tables,
-)
+from analysis.summary import Robustness, plateau_sentence, robustness, summary
+from analysis.tables import format_table, to_latex, to_markdown, write_tables
 from analysis.variance import split_variance, variance_table
 
 __all__ = [
@@ -61,6 +55,8 @@ __all__ = [
     "holm",
     "joint_plateau",
     "load",
+    "magnitude_direction",
+    "magnitude_direction_correlation",
     "paired_curve",
     "pictures",
     "plateau",
@@ -77,6 +73,7 @@ __all__ = [
     "subject_distances",
     "subject_scores",
     "summary",
+    "to_latex",
     "to_markdown",
     "tried_settings",
     "variance_table",

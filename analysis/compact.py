@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 TABLES = ("runs", "scores", "matrices", "dynamics_final", "trajectories", "norms")
 MAX_POINTS = 200  # steps of a run that a trajectory keeps
+PICTURES = "pictures"  # a table that may be missing
+THUMBNAIL_PX = 128
+OWN = ""  # in place of a run's id: a subject's own photograph
 
 
 def is_compact(folder: Path) -> bool:
@@ -27,39 +31,72 @@ def is_compact(folder: Path) -> bool:
     return (folder / "runs.parquet").is_file()
 
 
-def export_compact(results: Results, folder: Path | str, *, kept_matrices: Sequence[str] = ()) -> list[Path]:
+def export_compact(
+    results: Results,
+    folder: Path | str,
+    *,
+    kept_matrices: Sequence[str] = (),
+    num_norms: int = 2,
+    shown: pd.DataFrame | None = None,
+) -> list[Path]:
     """Write a compact copy that `load` reads like the run folders themselves.
 
     Args:
         results: what to copy.
         folder: where the Parquet files go.
         kept_matrices: matrices whose own trajectories are kept beside the means over all matrices.
+        num_norms: how many snapshots of the weight norms are kept of a run, evenly spaced, the first and the last among them.
+        shown: rows of `results.images()` that are copied as thumbnails, with every subject's own picture; None copies none.
 
     Returns:
         The files: runs, scores, matrices, the dynamics' last step of every matrix, trajectories (means over the
-        matrices and `kept_matrices`, at most `MAX_POINTS` steps a run), and the first and last norms.
+        matrices and `kept_matrices`, at most `MAX_POINTS` steps a run), norms, and pictures where any are shown.
 
     Raises:
         StoreError: if the folder cannot be written.
     """
     base = results.base[["run_id", "metric", "prompt", "value"]].assign(step=0)
     shapes = [results.trajectories(name).assign(matrix=name) for name in ("mean", *kept_matrices)]
-    norms = results.norms()
-    ends = norms.groupby("run_id", observed=True)["step"].agg(["min", "max"])
-    last = norms["run_id"].astype(object).map(ends["max"])
     tables = {
         "runs": results.all_runs.drop(columns=["source", "series"]).assign(path=""),
         "scores": pd.concat([results.scores, base], ignore_index=True),
         "matrices": results.matrices,
         "dynamics_final": results.final_dynamics,
         "trajectories": thin(pd.concat(shapes, ignore_index=True)),
-        "norms": norms[(norms["step"] == 0) | (norms["step"] == last)],
+        "norms": thin(results.norms(), num_norms),
     }
+    if shown is not None:
+        tables[PICTURES] = _thumbnails(shown, results)
+    else:
+        (Path(folder) / f"{PICTURES}.parquet").unlink(missing_ok=True)
     return [_write(Path(folder) / f"{name}.parquet", frame) for name, frame in tables.items()]
 
 
+def _thumbnails(shown: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """Pictures as PNG, at most `THUMBNAIL_PX` wide and high: rows run_id, step, prompt, seed, subject, png."""
+    frame = shown[["run_id", "step", "prompt", "seed"]].astype({"run_id": str, "prompt": str})
+    frame = frame.assign(subject="", png=[to_png(file) for file in shown["file"]])
+    own = results.own_pictures()
+    photographs = {"run_id": OWN, "step": 0, "prompt": "", "seed": 0, "subject": list(own)}
+    return pd.concat(
+        [frame, pd.DataFrame({**photographs, "png": [to_png(file) for file in own.values()]})], ignore_index=True
+    )
+
+
+def to_png(file: Path | str | bytes) -> bytes:
+    """A picture as a PNG of at most `THUMBNAIL_PX` in width and height."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    written = io.BytesIO()
+    small.save(written, format="PNG", optimize=True)
+    return written.getvalue()
+
+
 def thin(frame: pd.DataFrame, max_points: int = MAX_POINTS) -> pd.DataFrame:
-    """Keep at most `max_points` steps of every run, evenly spaced, the first and the last among them."""
+    """Keep at most `max_points` steps of every run and matrix, evenly spaced, the first and the last among them."""
     rank = frame.groupby(["run_id", "matrix"], observed=True, sort=False).cumcount()
     count = frame.groupby(["run_id", "matrix"], observed=True, sort=False)["step"].transform("size")
     cell = np.floor(rank * (max_points - 1) / (count - 1).clip(lower=1))
@@ -136,5 +173,17 @@ class CompactSource:
         raise BadInput(f"{self.folder} is a compact copy without the losses: load the runs folder itself")
 
     def images(self, run_ids: Collection[str]) -> pd.DataFrame:
-        """No pictures are copied."""
-        return pd.DataFrame(columns=["run_id", "step", "prompt", "seed", "file"])
+        """The pictures that were copied, `file` being their PNG's bytes."""
+        frame = self._pictures()
+        return frame[frame["run_id"] != OWN].rename(columns={"png": "file"}).drop(columns="subject")
+
+    def own_pictures(self) -> dict[str, bytes]:
+        """The photographs that were copied, by subject."""
+        frame = self._pictures()
+        own = frame[frame["run_id"] == OWN]
+        return dict(zip(own["subject"], own["png"], strict=True))
+
+    def _pictures(self) -> pd.DataFrame:
+        if not (self.folder / f"{PICTURES}.parquet").is_file():
+            return pd.DataFrame(columns=["run_id", "step", "prompt", "seed", "subject", "png"])
+        return self._table(PICTURES)

@@ -15,6 +15,7 @@ import pandas as pd
 from adapters import BadInput
 from training.store import COLUMNS, RunFolder, find_runs, read_table
 
+OWN_PICTURES = "subjects"  # folder of a sweep with `<subject>.png`
 ENDED = ("finished", "diverged")
 NUM_READERS = min(8, os.cpu_count() or 1)  # Parquet is decoded outside Python's lock
 # Columns of the runs' frame that are there even where no run has them.
@@ -80,6 +81,12 @@ class FolderSource:
             return pd.DataFrame(rows, columns=["step", "prompt", "seed", "file"])
 
         return self._read(run_ids, read, ("step", "prompt", "seed", "file"))
+
+    def own_pictures(self) -> dict[str, Path]:
+        """A photograph of each subject, which drivers put into their sweeps' folders."""
+        sweeps = sorted({folder.path.parent for folder in self.folders.values()})
+        files = [file for sweep in sweeps[::-1] for file in sorted((sweep / OWN_PICTURES).glob("*.png"))]
+        return {file.stem: file for file in files}
 
     @cached_property
     def _base_norms(self) -> dict[str, pd.Series]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ class Source(Protocol):
     def norms(self, run_ids: Collection[str]) -> pd.DataFrame: ...
     def steps(self, run_ids: Collection[str]) -> pd.DataFrame: ...
     def images(self, run_ids: Collection[str]) -> pd.DataFrame: ...
+    def own_pictures(self) -> Mapping[str, Path | bytes]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +115,18 @@ class Results:
         return self._gather(lambda source, ids: source.steps(ids), self.runs)
 
     def images(self) -> pd.DataFrame:
-        """Rows run_id, step, prompt, seed, file (a full path) of every picture, the untouched base's included."""
+        """Rows run_id, step, prompt, seed, file of every picture, the untouched base's included; a copy holds a few of them.
+
+        `file` is a full path, or, in a compact copy, the PNG itself as bytes.
+        """
         return self._gather(lambda source, ids: source.images(ids), self.all_runs)
+
+    def own_pictures(self) -> dict[str, Path | bytes]:
+        """A photograph of each subject (a path, or a PNG's bytes), of the subjects whose sweeps keep one."""
+        found: dict[str, Path | bytes] = {}
+        for source in self.sources[::-1]:
+            found |= source.own_pictures()
+        return {str(name): found[name] for name in self.runs["subject"].unique() if name in found}
 
     def select(self, run_ids: Collection[str] | None = None, **fields: Any) -> Results:
         """Keep some runs; the untouched base's stay.

@@ -27,7 +27,7 @@ from analysis.permutation import holm, sign_flip
 from analysis.plateau import TOLERANCE, find_plateaus, joint_plateau, plateau
 from analysis.simulated import OCTAVES, PROMPT, SHAPES, World
 from analysis.statistics import Ints, rate_interval, subject_bootstrap, t_interval
-from analysis.summary import to_markdown
+from analysis.tables import to_markdown
 from analysis.variance import split_variance
 from training.store import writing
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +11,7 @@ import pandas as pd
 from analysis.curves import base_line, distance_curve, score_curve, subject_scores
 from analysis.load import DRIFT, METRICS, Results
 from analysis.plateau import TOLERANCE, plateau
-from training.store import writing
-
-TITLES = {
-    "dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "distance": "distance / ‖W0‖", "num_subjects": "n",
-    "width": "plateau (octaves)", "best_multiplier": "best multiplier", "low_edge": "from", "high_edge": "to",
-    "num_runs": "runs", "lambda": "lambda",
-}  # fmt: skip
+from analysis.tables import TITLES
 
 
 class Robustness(NamedTuple):
@@ -96,88 +89,3 @@ def plateau_sentence(row: Mapping[str, Any] | pd.Series, tolerance: float = TOLE
 
 def _times(multiplier: float) -> str:
     return f"{multiplier:.2g}x"
-
-
-def format_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same table for people: numbers as short text, and `name`, `name_low`, `name_high` in one column `0.61 [0.58, 0.64]`.
-
-    In a curve's frame `mean`, `low`, `high` are put together as well. A missing interval leaves the number alone.
-    """
-    columns: dict[str, list[str]] = {}
-    for name in map(str, frame.columns):
-        low, high = ("low", "high") if name == "mean" else (f"{name}_low", f"{name}_high")
-        if name == "width_octaves":
-            low, high = "width_low", "width_high"
-        if low in frame and high in frame:
-            cells = zip(frame[name], frame[low], frame[high], strict=True)
-            columns[_title(name)] = [_with_interval(*cell) for cell in cells]
-        elif not _is_end(name, frame):
-            text = _rate if name in ("multiplier", "best_multiplier", "lr") else _number
-            columns[_title(name)] = [text(value) for value in frame[name]]
-    return pd.DataFrame(columns)
-
-
-def _is_end(name: str, frame: pd.DataFrame) -> bool:
-    """Whether a column is the end of another column's interval."""
-    stem = name.removesuffix("_low") if name.endswith("_low") else name.removesuffix("_high")
-    return (name in ("low", "high") and "mean" in frame) or (stem != name and (stem in frame or stem == "width"))
-
-
-def _title(name: str) -> str:
-    return TITLES.get(name, name.replace("_", " "))
-
-
-def _with_interval(value: Any, low: Any, high: Any) -> str:
-    return _number(value) + ("" if pd.isna(low) else f" [{_number(low)}, {_number(high)}]")
-
-
-def _rate(value: Any) -> str:
-    return "" if pd.isna(value) else f"{value:g}"
-
-
-def _number(value: Any) -> str:
-    """Text of a cell: three decimals for ordinary numbers, three digits for the small and large, nothing for a missing one."""
-    if isinstance(value, str | bool | np.bool_):
-        return str(value)
-    if value is None or pd.isna(value):
-        return ""
-    if float(value).is_integer():
-        return f"{value:.0f}"
-    return f"{value:.3f}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"
-
-
-def to_markdown(frame: pd.DataFrame) -> str:
-    """A frame as a Markdown table, intervals put together (`format_table`), numbers to the right."""
-    table = format_table(frame)
-    numeric = [frame.columns[0] != name and name != "series" for name in table.columns]
-    widths = [max(3, len(str(name)), *(len(value) for value in table[name])) for name in table.columns]
-
-    def line(cells: list[str]) -> str:
-        padded = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(cells, widths, numeric, strict=True)]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = (
-        "|" + "|".join("-" * (w + 1) + (":" if right else "-") for w, right in zip(widths, numeric, strict=True)) + "|"
-    )
-    return "\n".join(
-        [line([str(name) for name in table.columns]), rule, *(line(list(row)) for row in table.itertuples(index=False))]
-    )
-
-
-def write_tables(folder: Path | str, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
-    """Write every table as `<name>.md` (for people) and `<name>.csv` (every digit), each atomically.
-
-    Returns:
-        The files.
-
-    Raises:
-        StoreError: if the folder cannot be written.
-    """
-    texts = {}
-    for name, frame in tables.items():
-        texts[Path(folder) / f"{name}.md"] = to_markdown(frame) + "\n"
-        texts[Path(folder) / f"{name}.csv"] = frame.to_csv(index=False, lineterminator="\n")
-    for path, text in texts.items():
-        with writing(path) as aside:
-            aside.write_text(text, encoding="utf-8")
-    return list(texts)

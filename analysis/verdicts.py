@@ -20,7 +20,7 @@ from analysis.curves import run_scores, subject_distances, subject_scores
 from analysis.load import Results, load
 from analysis.plateau import Grid, subject_grid
 from analysis.statistics import Interval, rate_interval, t_interval
-from analysis.summary import to_markdown, write_tables
+from analysis.tables import to_markdown, write_tables
 
 AGREES, CONTRADICTS, OPEN = "agrees", "contradicts", "cannot be told"
 

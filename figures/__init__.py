@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +12,19 @@ if TYPE_CHECKING:
 
 FIGURES = (
     "fig2_lr_robustness", "fig3_prolonged_training", "fig4_weight_norms", "fig5_dora_magnitude", "fig6_boundary_paths",
-    "plateau_vs_setting", "score_vs_distance", "picture_sheet",
+    "magnitude_direction", "plateau_vs_setting", "score_vs_distance", "picture_sheet",
 )  # fmt: skip
 
 
-def save(figure: Figure, stem: Path | str) -> list[Path]:
-    """Write `<stem>.png` and `<stem>.pdf` (see `figures.style.save`)."""
+def save(figure: Figure, stem: Path | str, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Write `<stem>.png`, `<stem>.pdf` and so on (see `figures.style.save`)."""
     from figures.style import save as save_figure
 
-    return save_figure(figure, stem)
+    return save_figure(figure, stem, formats)
 
 
 def __getattr__(name: str) -> Any:
     """Import a figure's module at its first use: `figures.fig2_lr_robustness.draw(...)`."""
-    if name in (*FIGURES, "style", "panels"):
+    if name in (*FIGURES, "style", "panels", "gallery"):
         return importlib.import_module(f"figures.{name}")
     raise AttributeError(f"module 'figures' has no attribute {name!r}; figures: {', '.join(FIGURES)}")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from adapters import BadInput
 from figures.fig4_weight_norms import KINDS, kind_colors
 from figures.panels import by_row, legend_columns
-from figures.style import DPI, INK, MUTED, new_figure, styled
+from figures.style import DPI, INK, MUTED, new_figure, pt, styled
 from training.store import writing
 
 BAR = "#dcdcdc"
@@ -54,8 +54,8 @@ def draw(rows: pd.DataFrame, title: str) -> Figure:
         chosen = (names == name).to_numpy()
         if chosen.any():
             ax.plot(
-                position[chosen] + 0.13 * (number - 2), values[chosen], ls="none", marker="o", ms=4.5, color=color,
-                mec=INK, mew=0.4, zorder=3, label=f"{name} (n = {chosen.sum()})",
+                position[chosen] + 0.13 * (number - 2), values[chosen], ls="none", marker="o", ms=pt(4.5), color=color,
+                mec=INK, mew=pt(0.4), zorder=3, label=f"{name} (n = {chosen.sum()})",
             )  # fmt: skip
     ax.set_ylim(bottom=0)
     ax.set_ylabel("‖ΔW‖ in % of ‖W0‖" if relative else "‖ΔW‖")

@@ -22,7 +22,7 @@ from figures.panels import (
     limit_to_means,
     plain_log_axis,
 )
-from figures.style import METRIC_TITLES, MUTED, Look, looks, multiplier_axis, new_figure, styled
+from figures.style import METRIC_TITLES, MUTED, Look, looks, multiplier_axis, new_figure, pt, styled
 
 
 @styled
@@ -99,7 +99,7 @@ def _draw_plateau_strip(ax: Axes, strip: Axes, dino: pd.DataFrame, styles: dict[
         1.03: "octaves" + (" [95 %]" if several else ""),
     }
     for x, text in heads.items():
-        strip.text(x, 1.02, text, transform=strip.transAxes, fontsize=7.5, color=MUTED, va="bottom")
+        strip.text(x, 1.02, text, transform=strip.transAxes, fontsize=pt(7.5), color=MUTED, va="bottom")
 
 
 def _draw_distances(ax: Axes, curves: Robustness, behind: Robustness | None, styles: dict[str, Look]) -> None:

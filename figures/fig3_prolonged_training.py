@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from adapters import BadInput
 from figures.panels import draw_base_line, draw_curves, draw_legend, label_ends, limit_to_means
-from figures.style import METRIC_TITLES, MUTED, Look, looks, new_figure, styled
+from figures.style import METRIC_TITLES, MUTED, Look, looks, new_figure, pt, styled
 
 
 @styled
@@ -59,7 +59,9 @@ def draw(
         ax.set_xlim(-0.02 * last, 1.02 * last)
         ax.set_xlabel("training step")
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    ring = Line2D([], [], ls="none", marker="o", ms=10, mfc="none", mew=1.3, color=MUTED, label="best step by DINO")
+    ring = Line2D(
+        [], [], ls="none", marker="o", ms=pt(10), mfc="none", mew=pt(1.3), color=MUTED, label="best step by DINO"
+    )
     draw_legend(figure, scores, styles, marks=[ring] if scores["step"].nunique() > 1 else [])
     label_ends(distance, _ends(distances, styles))
     if lambdas is not None and has_lambda:
@@ -85,9 +87,17 @@ def _mark_best(ax: Axes, scores: pd.DataFrame, styles: dict[str, Look]) -> None:
         if whole.empty or len(curve) == 1:
             continue
         best = whole.loc[whole["mean"].idxmax()]
-        ring: dict[str, Any] = {"ms": 12, "color": styles[str(series)].color, "label": f"_best {series}"}
+        ring: dict[str, Any] = {"ms": pt(12), "color": styles[str(series)].color, "label": f"_best {series}"}
         ax.plot(
-            [best["step"]], [best["mean"]], ls="none", marker="o", mfc="none", mew=1.3, zorder=6, clip_on=False, **ring
+            [best["step"]],
+            [best["mean"]],
+            ls="none",
+            marker="o",
+            mfc="none",
+            mew=pt(1.3),
+            zorder=6,
+            clip_on=False,
+            **ring,
         )
 
 

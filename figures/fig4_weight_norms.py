@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from adapters import BadInput
 from figures.panels import by_row, legend_columns, make_room, series_handle
-from figures.style import INK, MUTED, Look, looks, new_figure, styled
+from figures.style import INK, MUTED, Look, looks, new_figure, pt, styled
 
 KINDS = {"to_q": "Q", "to_k": "K", "to_v": "V", "to_out": "Out", "to_out.0": "Out"}
 ATTENTIONS = {"attn1": "self-attention (attn1)", "attn2": "cross-attention (attn2)"}
@@ -86,8 +86,8 @@ def _slots(frame: pd.DataFrame, blocks: list[str], kind: str) -> tuple[np.ndarra
 def _draw_bars(ax: Axes, before: pd.DataFrame, blocks: list[str]) -> None:
     for kind, color in kind_colors().items():
         x, rows = _slots(before, blocks, kind)
-        ax.bar(x, rows["mean"], width=0.19, color=color, edgecolor=INK, linewidth=0.5, label=kind, zorder=3)
-        ax.errorbar(x, rows["mean"], yerr=rows["sd"], fmt="none", ecolor=WHISKER, elinewidth=1.2, zorder=4)
+        ax.bar(x, rows["mean"], width=0.19, color=color, edgecolor=INK, linewidth=pt(0.5), label=kind, zorder=3)
+        ax.errorbar(x, rows["mean"], yerr=rows["sd"], fmt="none", ecolor=WHISKER, elinewidth=pt(1.2), zorder=4)
     _name_blocks(ax, blocks)
 
 
@@ -104,10 +104,10 @@ def _draw_change(ax: Axes, after: pd.DataFrame, blocks: list[str], styles: dict[
                 marker=look.marker,
                 color=look.color,
                 mfc=look.face,
-                ms=4.5,
+                ms=pt(4.5),
                 zorder=3,
             )
-    ax.axhline(0, color=INK, lw=0.9)
+    ax.axhline(0, color=INK, lw=pt(0.9))
     ax.set_ylabel("change of the mean norm (%)")
     _name_blocks(ax, blocks)
     for place in range(len(blocks)):
@@ -117,7 +117,7 @@ def _draw_change(ax: Axes, after: pd.DataFrame, blocks: list[str], styles: dict[
                 0.985,
                 kind,
                 transform=ax.get_xaxis_transform(),
-                fontsize=6,
+                fontsize=pt(6),
                 color=MUTED,
                 ha="center",
                 va="top",
@@ -131,7 +131,7 @@ def _name_blocks(ax: Axes, blocks: list[str]) -> None:
     ax.grid(False, axis="x")
     ax.tick_params(axis="x", length=0)
     for edge in range(1, len(blocks)):
-        ax.axvline(edge - 0.5, color="#eeeeee", lw=0.8, zorder=0)
+        ax.axvline(edge - 0.5, color="#eeeeee", lw=pt(0.8), zorder=0)
 
 
 def _draw_legends(figure: Figure, bars: Axes, after: pd.DataFrame, styles: dict[str, Look]) -> None:
@@ -144,6 +144,6 @@ def _draw_legends(figure: Figure, bars: Axes, after: pd.DataFrame, styles: dict[
     make_room(figure, len(labels), columns)
     figure.legend(
         by_row(handles, columns), by_row(labels, columns), loc="outside upper left", ncols=columns, alignment="left",
-        title_fontsize=8.5,
+        title_fontsize=pt(8.5),
         title="Bars: untouched base; whiskers: s.d. inside a matrix, mean over the block's matrices",
     )  # fmt: skip

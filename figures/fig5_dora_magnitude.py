@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from adapters import BadInput
 from analysis import Robustness
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means, plain_log_axis
-from figures.style import INK, METRIC_TITLES, looks, multiplier_axis, new_figure, styled
+from figures.style import INK, METRIC_TITLES, looks, multiplier_axis, new_figure, pt, styled
 
 DIFFERENCE_STYLES = {"dino": ("#222222", "o"), "clip_i": ("#6f6f6f", "s"), "clip_t": ("#a0a0a0", "D")}
 
@@ -62,7 +62,7 @@ def draw(
 
 def _draw_differences(ax: Axes, differences: pd.DataFrame, first: str, second: str) -> list[Line2D]:
     """One point with its interval for each metric and multiplier, the metrics side by side; returns the legend's entries."""
-    ax.axhline(0, color=INK, lw=0.9, zorder=2)
+    ax.axhline(0, color=INK, lw=pt(0.9), zorder=2)
     shown = [metric for metric in DIFFERENCE_STYLES if metric in set(differences["metric"])]
     marks = []
     for place, metric in enumerate(shown):
@@ -71,11 +71,11 @@ def _draw_differences(ax: Axes, differences: pd.DataFrame, first: str, second: s
         shift = 2 ** (0.22 * (place - (len(shown) - 1) / 2))
         bars = np.nan_to_num(np.stack([rows["mean"] - rows["low"], rows["high"] - rows["mean"]]).astype(float))
         ax.errorbar(
-            rows["multiplier"] * shift, rows["mean"], yerr=bars, fmt=marker, color=color, ms=4.5, elinewidth=1.2, capsize=2,
-            label=METRIC_TITLES[metric], zorder=3,
+            rows["multiplier"] * shift, rows["mean"], yerr=bars, fmt=marker, color=color, ms=pt(4.5), elinewidth=pt(1.2),
+            capsize=pt(2), label=METRIC_TITLES[metric], zorder=3,
         )  # fmt: skip
         label = f"difference in {METRIC_TITLES[metric]}"
-        marks.append(Line2D([], [], ls="none", marker=marker, color=color, ms=5, label=label))
+        marks.append(Line2D([], [], ls="none", marker=marker, color=color, ms=pt(5), label=label))
     ax.margins(y=0.1)
     ax.set_ylabel(f"{first} − {second}")
     pairs = [int(n) for n in (differences["num_subjects"].min(), differences["num_subjects"].max())]

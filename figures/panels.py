@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from figures.style import ALARM, BACKGROUND, INK, MARGIN_OCTAVES, MUTED, Look, count_text
+from figures.style import ALARM, BACKGROUND, INK, MARGIN_OCTAVES, MUTED, Look, count_text, pt
 
 BASE_DASHES = (0, (6, 2.2))
 LEGEND_ROW_IN = 0.18
@@ -31,11 +31,19 @@ def draw_curves(ax: Axes, frame: pd.DataFrame, x: str, styles: Mapping[str, Look
             low, high = (curve[end].astype(float).to_numpy() for end in ("low", "high"))
             ax.fill_between(curve[x], low, high, color=look.color, alpha=alpha, lw=0, zorder=2, label=f"_band {series}")
             if len(curve) == 1:  # a band has no width there
-                ax.vlines(curve[x], low, high, color=look.color, lw=1.2, zorder=2.8, label=f"_bar {series}")
+                ax.vlines(curve[x], low, high, color=look.color, lw=pt(1.2), zorder=2.8, label=f"_bar {series}")
         lost = curve[curve["num_diverged"] > 0]
         if len(lost) and markers:
             ax.plot(
-                lost[x], lost["mean"], ls="none", marker="x", ms=9, mew=1.8, color=ALARM, zorder=5, label="_diverged"
+                lost[x],
+                lost["mean"],
+                ls="none",
+                marker="x",
+                ms=pt(9),
+                mew=pt(1.8),
+                color=ALARM,
+                zorder=5,
+                label="_diverged",
             )
 
 
@@ -83,7 +91,7 @@ def draw_background(ax: Axes, frame: pd.DataFrame | None, x: str, styles: Mappin
     for series, curve in frame.groupby("series", sort=False):
         look = styles[str(series)]
         ax.plot(
-            curve[x], curve["mean"], color=BACKGROUND, ls=look.line_style, marker=look.marker, ms=3, lw=1.2, zorder=1.5,
+            curve[x], curve["mean"], color=BACKGROUND, ls=look.line_style, marker=look.marker, ms=pt(3), lw=pt(1.2), zorder=1.5,
             label=f"_{series}",
         )  # fmt: skip
 
@@ -94,13 +102,13 @@ def draw_base_line(ax: Axes, base: pd.DataFrame, metric: str, *, label: bool = F
     if row.empty:
         return
     value, low, high = (float(row[name].iloc[0]) for name in ("mean", "low", "high"))
-    ax.axhline(value, color=INK, ls=BASE_DASHES, lw=1.1, zorder=2.5, label="_base")
+    ax.axhline(value, color=INK, ls=BASE_DASHES, lw=pt(1.1), zorder=2.5, label="_base")
     if np.isfinite(low):
         ax.axhspan(low, high, color=INK, alpha=0.06, lw=0, zorder=1)
     if label:
         ax.annotate(
-            "untouched base", (0, value), (4, 3), xycoords=ax.get_yaxis_transform(), textcoords="offset points", fontsize=8,
-            color=MUTED, va="bottom", zorder=4,
+            "untouched base", (0, value), (pt(4), pt(3)), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
+            fontsize=pt(8), color=MUTED, va="bottom", zorder=4,
         )  # fmt: skip
 
 
@@ -115,7 +123,9 @@ def draw_plateaus(ax: Axes, plateaus: pd.DataFrame, styles: Mapping[str, Look]) 
             _draw_bar(ax, place, row, look)
         else:
             text = "never above the base" if np.isfinite(row["peak"]) else "diverged everywhere"
-            ax.text(0.01, place, text, transform=ax.get_yaxis_transform(), color=look.color, fontsize=8, va="center")
+            ax.text(
+                0.01, place, text, transform=ax.get_yaxis_transform(), color=look.color, fontsize=pt(8), va="center"
+            )
 
 
 def _draw_bar(ax: Axes, place: int, row: Mapping[Any, Any], look: Look) -> None:
@@ -124,11 +134,13 @@ def _draw_bar(ax: Axes, place: int, row: Mapping[Any, Any], look: Look) -> None:
     for side, (name, head) in enumerate((("open_low", "<"), ("open_high", ">"))):
         if row[name]:
             ends[side] *= 2 ** (MARGIN_OCTAVES if side else -MARGIN_OCTAVES)
-            ax.plot([ends[side]], [place], marker=head, color=look.color, ms=9, mew=0, clip_on=False, zorder=4)
+            ax.plot([ends[side]], [place], marker=head, color=look.color, ms=pt(9), mew=0, clip_on=False, zorder=4)
     color: dict[str, Any] = {"color": look.color}
-    ax.plot(ends, [place, place], lw=5, solid_capstyle="butt", zorder=3, label=f"_{row['series']}", **color)
-    ax.plot([row["best_multiplier"]], [place], marker=look.marker, mec="white", ms=8, mew=1.2, zorder=5, **color)
-    ax.text(1.03, place, width_text(row), transform=ax.get_yaxis_transform(), fontsize=7.5, va="center", **color)
+    ax.plot(ends, [place, place], lw=pt(5), solid_capstyle="butt", zorder=3, label=f"_{row['series']}", **color)
+    ax.plot(
+        [row["best_multiplier"]], [place], marker=look.marker, mec="white", ms=pt(8), mew=pt(1.2), zorder=5, **color
+    )
+    ax.text(1.03, place, width_text(row), transform=ax.get_yaxis_transform(), fontsize=pt(7.5), va="center", **color)
 
 
 def width_text(row: Mapping[Any, Any]) -> str:
@@ -147,24 +159,25 @@ def label_ends(
         ax: the axes, its limits final.
         ends: (x, y, name, colour) of the last point of each curve; none is named if there are more than fit.
         gap_pt: smallest distance between two lines of text.
-        fontsize: of the text.
+        fontsize: of the text. Both are what they are on the screen.
     """
     figure = ax.get_figure(root=True)
     if not ends or figure is None:
         return
+    gap, size = pt(gap_pt), pt(fontsize)
     figure.draw_without_rendering()  # so that the layout, and with it the place of every point, is final
     scale = 72 / figure.dpi
     height = ax.get_window_extent().height * scale
     bottom = ax.get_window_extent().y0
-    if gap_pt * len(ends) > height:
+    if gap * len(ends) > height:
         return  # more names than the panel has lines: they stand in the legend
     places = [(float(ax.transData.transform((x, y))[1]) - bottom) * scale for x, y, _, _ in ends]
-    for place, (x, y, name, color) in zip(spread(places, gap_pt, 3.0, height - 3.0), ends, strict=True):
+    for place, (x, y, name, color) in zip(spread(places, gap, pt(3), height - pt(3)), ends, strict=True):
         at = (float(ax.transData.transform((x, y))[1]) - bottom) * scale
         ax.annotate(
-            shorten(name), (x, y), (9, place - at), textcoords="offset points", fontsize=fontsize, color=color, va="center",
+            shorten(name), (x, y), (pt(9), place - at), textcoords="offset points", fontsize=size, color=color, va="center",
             annotation_clip=False, zorder=6,
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)},
+            arrowprops={"arrowstyle": "-", "color": color, "lw": pt(0.6), "shrinkA": 0, "shrinkB": pt(3), "relpos": (0, 0.5)},
         )  # fmt: skip
 
 
@@ -216,9 +229,11 @@ def draw_legend(
         for series, curve in frame.groupby("series", sort=False)
     ]
     if base:
-        handles.append(Line2D([], [], color=INK, ls=BASE_DASHES, lw=1.1, label="untouched base"))
+        handles.append(Line2D([], [], color=INK, ls=BASE_DASHES, lw=pt(1.1), label="untouched base"))
     if (frame["num_diverged"] > 0).any():
-        handles.append(Line2D([], [], ls="none", marker="x", ms=8, mew=1.8, color=ALARM, label="some runs diverged"))
+        handles.append(
+            Line2D([], [], ls="none", marker="x", ms=pt(8), mew=pt(1.8), color=ALARM, label="some runs diverged")
+        )
     handles += marks
     if behind is not None:
         for series, curve in behind.groupby("series", sort=False):
@@ -230,17 +245,17 @@ def draw_legend(
     text = (title or band_text(frame)) + cut + ("; grey: earlier runs" if behind is not None else "")
     make_room(figure, len(handles), columns)
     figure.legend(
-        handles=by_row(handles, columns), loc="outside upper left", ncols=columns, title=text, title_fontsize=8.5,
+        handles=by_row(handles, columns), loc="outside upper left", ncols=columns, title=text, title_fontsize=pt(8.5),
         alignment="left", columnspacing=1.6, handlelength=2.6,
     )  # fmt: skip
 
 
 def legend_columns(labels: Sequence[str], width_in: float) -> int:
-    """How many columns fit beside each other: 0.075 in a letter and 0.65 in for the sample and the gap."""
+    """How many columns fit beside each other: on the screen 0.075 in a letter and 0.65 in for the sample and the gap."""
     columns = len(labels)
     while columns > 1:
         widest = [max(map(len, labels[start::columns])) for start in range(columns)]
-        if sum(0.075 * letters + 0.65 for letters in widest) < width_in:
+        if pt(sum(0.075 * letters + 0.65 for letters in widest)) < width_in:
             break
         columns -= 1
     return max(columns, 1)
@@ -249,7 +264,7 @@ def legend_columns(labels: Sequence[str], width_in: float) -> int:
 def make_room(figure: Figure, num_entries: int, columns: int) -> None:
     """Make a figure higher by what a legend has beyond two rows, so that its panels keep their height."""
     rows = -(-num_entries // columns)
-    figure.set_figheight(figure.get_figheight() + LEGEND_ROW_IN * max(rows - 2, 0))
+    figure.set_figheight(figure.get_figheight() + pt(LEGEND_ROW_IN) * max(rows - 2, 0))
 
 
 def by_row(items: Sequence[Any], columns: int) -> list[Any]:
@@ -281,4 +296,4 @@ def cuts_a_band(ax: Axes) -> bool:
 
 def series_handle(label: str, look: Look, width: float = 1.8) -> Line2D:
     """A legend entry of one series."""
-    return Line2D([], [], color=look.color, ls=look.line_style, label=label, lw=width, **look.marks())
+    return Line2D([], [], color=look.color, ls=look.line_style, label=label, lw=pt(width), **look.marks())

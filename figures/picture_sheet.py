@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ MAP = colormaps["cividis"]  # readable for the colour-blind and in grey
 @styled
 def draw(
     pictures: pd.DataFrame,
-    subject_pictures: Mapping[str, Path | str] | None = None,
+    subject_pictures: Mapping[str, Path | str | bytes] | None = None,
     *,
     rows: str = "subject",
     columns: str = "multiplier",
@@ -42,7 +43,7 @@ def draw(
     Args:
         pictures: what `analysis.pictures` returned: the columns `rows`, `columns`, subject, series, file, value, diverged,
             and the untouched base's rows (series "untouched base"), which fill the column "base".
-        subject_pictures: a picture of each subject itself, put at the left; None leaves that column out.
+        subject_pictures: a picture of each subject itself, put at the left; None or empty leaves that column out.
         rows: "subject", or "series" for a sheet of one subject by method; of several runs of one tile the first is shown.
         columns: "multiplier" or "step".
         metric: whose score `value` is, for the legend.
@@ -95,7 +96,11 @@ def _new_sheet(names: Sequence[str], num_columns: int, title: str) -> tuple[Figu
 
 
 def _find(
-    of_row: pd.DataFrame, base: pd.DataFrame, head: Any, columns: str, subject_pictures: Mapping[str, Path | str] | None
+    of_row: pd.DataFrame,
+    base: pd.DataFrame,
+    head: Any,
+    columns: str,
+    subject_pictures: Mapping[str, Path | str | bytes] | None,
 ) -> dict[str, Any] | None:
     """What belongs into one tile: a row with file, value, diverged; None if nothing was made there."""
     subject = of_row["subject"].iloc[0]
@@ -140,8 +145,8 @@ def _mark(ax: Axes, place: tuple[float, float], text: str, color: Any, *, dashed
     )  # fmt: skip
 
 
-def read_picture(file: Path | str) -> np.ndarray:
-    """A picture as an RGB array.
+def read_picture(file: Path | str | bytes) -> np.ndarray:
+    """A picture, from its path or its bytes, as an RGB array.
 
     Raises:
         BadInput: if it is missing or damaged; the message names it.
@@ -149,10 +154,11 @@ def read_picture(file: Path | str) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(file) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError, SyntaxError):
-        raise BadInput(f"cannot read the picture {file}: it is missing or damaged") from None
+        name = "of a compact copy" if isinstance(file, bytes) else file
+        raise BadInput(f"cannot read the picture {name}: it is missing or damaged") from None
 
 
 def _scale(values: pd.Series) -> Normalize:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from adapters import BadInput
 from figures.panels import BASE_DASHES, draw_legend, limit_to_means
-from figures.style import INK, METRIC_TITLES, MUTED, Look, looks, new_figure, styled
+from figures.style import INK, METRIC_TITLES, MUTED, Look, looks, new_figure, pt, styled
 
 ROWS = {"peak": "peak of {}", "area": "mean gain in {}", "width_octaves": "plateau in octaves"}
 TITLES = {
@@ -52,12 +52,12 @@ def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
                 ax.set_ylabel(title.format(METRIC_TITLES.get(metric, metric)))
         _name_values(column[-1], setting, part["value"])
     for ax in grid[0]:
-        ax.axhline(base, color=INK, ls=BASE_DASHES, lw=1.1, zorder=2, label="_base")
+        ax.axhline(base, color=INK, ls=BASE_DASHES, lw=pt(1.1), zorder=2, label="_base")
     limit_to_means(grid[0, 0], [_as_curve(rows, "peak")], base)
     limit_to_means(grid[1, 0], [_as_curve(rows, "area")])
     grid[2, 0].set_ylim(bottom=-0.06 * grid[2, 0].get_ylim()[1])
     open_mark = Line2D(
-        [], [], ls="none", marker="^", ms=7, mfc="none", color=MUTED, label="at least so wide: an end is open"
+        [], [], ls="none", marker="^", ms=pt(7), mfc="none", color=MUTED, label="at least so wide: an end is open"
     )
     several = rows["num_subjects"].max() > 1
     text = "Bars: 95 % intervals over subjects" if several else "One subject: no interval"
@@ -77,12 +77,12 @@ def _draw_measure(ax: Axes, rows: pd.DataFrame, measure: str, styles: Mapping[st
         own = own.assign(place=own["value"].map(places) + DODGE * (number - (len(names) - 1) / 2)).sort_values("place")
         y, low, high = (own[column].to_numpy(dtype=float) for column in (measure, f"{stem}_low", f"{stem}_high"))
         ax.plot(own["place"], y, color=look.color, ls=look.line_style, label=name, zorder=3, **look.marks())
-        ax.vlines(own["place"], low, high, color=look.color, lw=1.1, zorder=2.5, label=f"_bar {name}")
+        ax.vlines(own["place"], low, high, color=look.color, lw=pt(1.1), zorder=2.5, label=f"_bar {name}")
         is_open = (own["open_low"] | own["open_high"]).to_numpy(dtype=bool)
         if stem == "width" and is_open.any():
             ring: dict[str, Any] = {
                 "marker": "^",
-                "ms": 12,
+                "ms": pt(12),
                 "mfc": "none",
                 "color": look.color,
                 "label": f"_open {name}",

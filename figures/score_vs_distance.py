@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from adapters import BadInput
 from analysis.coincidence import ScoreVsDistance
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means
-from figures.style import INK, METRIC_TITLES, MUTED, Look, looks, multiplier_axis, new_figure, styled
+from figures.style import INK, METRIC_TITLES, MUTED, Look, looks, multiplier_axis, new_figure, pt, styled
 
 COMMON_DASHES = (0, (1, 1.4))
 AXES = {"multiplier": "over the learning rate", "distance_rel": "over the distance"}
@@ -47,7 +47,7 @@ def draw(data: ScoreVsDistance) -> Figure:
             _draw_panel(ax, data, metric, axis, styles)
             if row < len(metrics) - 1:
                 ax.set_xlabel("")
-    common = Line2D([], [], color=INK, ls=COMMON_DASHES, lw=2, label="one curve for all methods")
+    common = Line2D([], [], color=INK, ls=COMMON_DASHES, lw=pt(2), label="one curve for all methods")
     draw_legend(figure, data.curves.scores, styles, marks=[common])
     return figure
 
@@ -62,17 +62,17 @@ def _draw_panel(ax: Axes, data: ScoreVsDistance, metric: str, axis: str, styles:
         _distance_axis(ax)
     for series, group in runs.groupby("series", sort=False):
         ax.plot(
-            group[axis], group["value"], ls="none", marker=".", ms=3.5, mew=0, alpha=0.35, color=styles[str(series)].color,
+            group[axis], group["value"], ls="none", marker=".", ms=pt(3.5), mew=0, alpha=0.35, color=styles[str(series)].color,
             zorder=1.5, label=f"_runs {series}",
         )  # fmt: skip
     draw_curves(ax, scores, axis, styles)
     draw_base_line(ax, data.curves.base, metric, label=(metric, axis) == ("dino", "multiplier"))
     curve = data.common[(data.common["metric"] == metric) & (data.common["axis"] == axis)]
-    ax.plot(curve["x"], curve["value"], color=INK, ls=COMMON_DASHES, lw=2, zorder=2.8, label="_common")
+    ax.plot(curve["x"], curve["value"], color=INK, ls=COMMON_DASHES, lw=pt(2), zorder=2.8, label="_common")
     limit_to_means(ax, [scores], float(data.curves.base.set_index("metric")["mean"].get(metric, np.nan)))
     found = data.coincidences[(data.coincidences["metric"] == metric) & (data.coincidences["axis"] == axis)]
-    ax.set_title(f"{METRIC_TITLES[metric]} {AXES[axis]}", pad=25)
-    ax.text(0, 1.02, residual_text(found.iloc[0]), transform=ax.transAxes, fontsize=7.5, color=MUTED, va="bottom")
+    ax.set_title(f"{METRIC_TITLES[metric]} {AXES[axis]}", pad=pt(25))
+    ax.text(0, 1.02, residual_text(found.iloc[0]), transform=ax.transAxes, fontsize=pt(7.5), color=MUTED, va="bottom")
 
 
 def mean_curves(data: ScoreVsDistance, metric: str) -> pd.DataFrame:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec
@@ -18,7 +21,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from adapters import METHODS
+from adapters import METHODS, BadInput
 from training.store import writing
 
 INK = "#222222"
@@ -65,6 +68,55 @@ RC = {
     "ytick.labelsize": 8.5,
 }
 
+POINT_GROUPS = ("axes", "errorbar", "font", "grid", "hatch", "lines", "patch", "xtick", "ytick")  # settings in points
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a figure is made for.
+
+    Attributes:
+        zoom: of text, lines and gaps, against the screen's.
+        widths_in: widths that a figure may have; empty: its own.
+        max_height_in: what a page or slide has room for.
+    """
+
+    zoom: float = 1.0
+    widths_in: tuple[float, ...] = ()
+    max_height_in: float = float("inf")
+
+
+# Paper: one, one and a half and two columns of a journal, text of 7 pt. Slides: a half, two thirds, a whole of 16:9, 13 pt.
+STYLES = {
+    "screen": Style(),
+    "paper": Style(7 / 9, (3.5, 5.2, 7.16), 9.2),
+    "slides": Style(13 / 9, (6.5, 9.0, 13.33), 7.5),
+}
+CROWDING = 0.84  # of its text's size a figure's width may lose against the screen
+_style: ContextVar[Style] = ContextVar("style", default=STYLES["screen"])
+
+
+@contextmanager
+def use_style(name: str) -> Iterator[None]:
+    """Draw for "screen", "paper" or "slides".
+
+    Raises:
+        BadInput: for another name.
+    """
+    if name not in STYLES:
+        raise BadInput(f"unknown style {name!r}; allowed: {', '.join(STYLES)}")
+    token = _style.set(STYLES[name])
+    try:
+        yield
+    finally:
+        _style.reset(token)
+
+
+def pt(length: float) -> float:
+    """A length on the screen, in points or inches, as it is in the style in use."""
+    return length * _style.get().zoom
+
+
 P = ParamSpec("P")
 
 
@@ -99,10 +151,23 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context():
             mpl.rcdefaults()
-            mpl.rcParams.update(RC)
+            mpl.rcParams.update(settings())
             return draw(*args, **kwargs)
 
     return wrapped
+
+
+def settings() -> dict[str, Any]:
+    """What differs from matplotlib's own settings, in the style in use: this module's, and every length in points."""
+    given = {name: value for name, value in {**mpl.rcParamsDefault, **RC}.items() if _is_in_points(name)}
+    lengths = {name: pt(value) for name, value in given.items() if isinstance(value, int | float)}
+    return RC | lengths
+
+
+def _is_in_points(name: str) -> bool:
+    """Whether a setting is a length in points: sizes of text, marks and ticks, widths of lines, distances of labels."""
+    group = name.split(".")[0]
+    return name == "legend.fontsize" or (group in POINT_GROUPS and name.endswith(("size", "width", "pad")))
 
 
 def looks(frame: pd.DataFrame) -> dict[str, Look]:
@@ -148,9 +213,18 @@ def _method_look(method: str, number: int) -> tuple[str, str, str]:
 
 
 def new_figure(width_in: float, height_in: float, wspace: float = 0.03) -> Figure:
-    """An empty figure that lays itself out; `wspace` is the gap between columns as a share of a column."""
-    engine = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, wspace=wspace, hspace=0.03)
-    return Figure(figsize=(width_in, height_in), layout=engine)
+    """An empty figure that lays itself out, of that size on the screen; `wspace` is the gap between columns as a share of one."""
+    engine = ConstrainedLayoutEngine(w_pad=pt(0.05), h_pad=pt(0.05), wspace=wspace, hspace=0.03)
+    return Figure(figsize=fit_size(width_in, height_in), layout=engine)
+
+
+def fit_size(width_in: float, height_in: float) -> tuple[float, float]:
+    """Width and height in the style in use, in inches: one of its widths, the smallest that does not crowd the text."""
+    style = _style.get()
+    if style.widths_in:
+        enough = [width for width in style.widths_in if width >= 0.95 * CROWDING * style.zoom * width_in]
+        width_in = min(enough, default=style.widths_in[-1])
+    return width_in, min(style.zoom * height_in, style.max_height_in)
 
 
 def multiplier_text(value: float) -> str:
@@ -182,21 +256,36 @@ def text_color(background: Sequence[float]) -> str:
     return "white" if float(np.dot(background[:3], (0.299, 0.587, 0.114))) < 0.55 else INK
 
 
-def save(figure: Figure, stem: Path | str) -> list[Path]:
-    """Write `<stem>.png` and `<stem>.pdf`, each whole or not at all, with the same bytes whenever the figure is the same.
+METADATA: dict[str, dict[str, str | None]] = {
+    "png": {"Software": "Plateau"},
+    "pdf": {"Creator": "Plateau", "CreationDate": None},
+    "svg": {"Creator": "Plateau", "Date": None},
+}
+
+
+def save(figure: Figure, stem: Path | str, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Write `<stem>.png` and so on, each whole or not at all, with the same bytes whenever the figure is the same.
+
+    Args:
+        figure: the figure.
+        stem: path without the suffix.
+        formats: of png, pdf, svg.
 
     Returns:
-        The two paths, the PNG first.
+        The paths, in the order of the formats.
 
     Raises:
+        BadInput: for another format.
         StoreError: if the folder cannot be written.
     """
+    if unknown := [name for name in formats if name not in METADATA]:
+        raise BadInput(f"unknown format {unknown[0]!r} of figures; allowed: {', '.join(METADATA)}")
     paths = []
-    for suffix, metadata in ((".png", {"Software": "Plateau"}), (".pdf", {"Creator": "Plateau", "CreationDate": None})):
-        path = Path(f"{os.fspath(stem)}{suffix}")
+    for suffix in formats:
+        path = Path(f"{os.fspath(stem)}.{suffix}")
         content = io.BytesIO()
-        with mpl.rc_context(RC):
-            figure.savefig(content, format=suffix[1:], dpi=DPI, metadata=metadata)
+        with mpl.rc_context(settings()):
+            figure.savefig(content, format=suffix, dpi=DPI, metadata=METADATA[suffix])
         with writing(path) as aside:
             aside.write_bytes(content.getvalue())
         paths.append(path)

@@ -13,21 +13,18 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from adapters import ABLATION_STEPS  # noqa: E402
 from sweeps.options import Options, run_driver  # noqa: E402
 
 NAME = "design_ablation"
 NUM_SUBJECTS = 4
-ROWS = (
-    "lora", "ablation-normalized", "delora", "ablation-relaxed", "ablation-highrank", "ablation-boundary",
-    "etherplus:sides=one",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class AblationOptions(Options):
     """Flags of the ablation."""
 
-    method: tuple[str, ...] = ROWS
+    method: tuple[str, ...] = ABLATION_STEPS
     """The rows, in the order of the table: names, `name:option=value,...`. Each is compared with the one before it."""
     multipliers: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
     """Learning rates as multiples of each row's base rate."""
@@ -35,15 +32,15 @@ class AblationOptions(Options):
 
 def drive(options: AblationOptions) -> int:
     """Run every row over the grid; print the table and what each step changes, draw scores and distances."""
+    from figures.gallery import draw_design_ablation
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, set_scene
-    from sweeps.report_variants import report_variants, series_of, steps_between
+    from sweeps.report_variants import report_variants
 
     scene = set_scene(options, num_subjects=NUM_SUBJECTS)
     outcome = run_sweep(options, scene, expand(options, scene), NAME)
     if outcome is not None:
-        rows = series_of(outcome.results, options.specs())
-        report_variants(outcome, NAME, options.docs, order=rows, pairs=steps_between(rows))
+        report_variants(outcome, draw_design_ablation, options.specs(), options.docs)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Does DoRA's learnt magnitude make it robust? DoRA against DoRA with its magnitude frozen, in paired cells.
 
-Rebuilds Fig. 5 and the table of App. C of DeLoRA (arXiv 2503.18225):
+Rebuilds Fig. 5 and the table of App. C of DeLoRA (arXiv 2503.18225), and Fig. 2 of DoRA (arXiv 2402.09353), which sets the
+change of magnitude against that of direction, beside LoRA and full finetuning:
 
     python sweeps/dora_magnitude.py
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from sweeps.options import Options, run_driver  # noqa: E402
+from sweeps.options import Options, run_driver, with_defaults  # noqa: E402
 
 NAME = "dora_magnitude"
 NUM_SUBJECTS = 4
@@ -25,6 +26,8 @@ class MagnitudeOptions(Options):
 
     method: tuple[str, ...] = ("dora", "dora-fixed")
     """The two methods that are compared; both have the same base rate."""
+    beside: tuple[str, ...] = ("lora", "full")
+    """Methods whose magnitudes and directions are shown beside DoRA's; trained at their base rates alone. May be empty."""
 
 
 def drive(options: MagnitudeOptions) -> int:
@@ -37,7 +40,10 @@ def drive(options: MagnitudeOptions) -> int:
     if [spec.name for spec in options.specs()] != ["dora", "dora-fixed"]:
         raise BadInput(f"--method is {' '.join(options.method)}; this comparison takes dora dora-fixed, with options")
     scene = set_scene(options, num_subjects=NUM_SUBJECTS)
-    outcome = run_sweep(options, scene, expand(options, scene), NAME)
+    planned = expand(options, scene)
+    if options.beside:
+        planned += expand(with_defaults(options, method=options.beside, multipliers=(1.0,)), scene)
+    outcome = run_sweep(options, scene, planned, NAME)
     if outcome is not None:
         report_magnitude(outcome, docs=options.docs)
     return 0

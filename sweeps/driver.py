@@ -24,7 +24,7 @@ from sweeps.done import Done, check_ended
 from sweeps.grid import Planned, Scene, base_cells
 from sweeps.jobs import Sender, describe_states
 from sweeps.options import Options, Stopped
-from sweeps.plan import Plan, is_packable, keep_method_files, keep_start, name_pack, open_sweep
+from sweeps.plan import Plan, is_packable, keep_method_files, keep_own_pictures, keep_start, name_pack, open_sweep
 from sweeps.progress import ProgressDisplay, duration
 from training.cell import BASE, Cell
 from training.tasks.pipeline import attention_shapes
@@ -80,6 +80,7 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
         done = Done.look(plan)
     if not options.dry_run:
         keep_start(folder, scene)
+        keep_own_pictures(folder, scene)
     packs = done.todo(wanted)
     todo = [p for p in cells if not done.has(p.cell.identity())]
     estimate = measured.seconds([p.cell for p in todo], measured.pack_size, workers) if measured else 0.0

@@ -7,30 +7,50 @@ Rebuilds Fig. 2 of DeLoRA (arXiv 2503.18225):
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from sweeps.options import Options, run_driver  # noqa: E402
+from sweeps.options import Options, run_driver, with_defaults  # noqa: E402
 
 NAME = "lr_robustness"
 NUM_SUBJECTS = 6  # what three minutes on two cores allow at seven multipliers, with a margin
 EVIDENCE = Path(__file__).resolve().parents[1] / "docs" / "evidence"
 
 
-def drive(options: Options) -> int:
+@dataclass(frozen=True)
+class RobustnessOptions(Options):
+    """Flags of the robustness to the learning rate."""
+
+    split_seeds: tuple[int, ...] = ()
+    """Further seeds on a few subjects, by which the spread is split into subject, seed and rest; none: no split."""
+    split_subjects: int = 4
+    """On how many subjects, the first ones, those seeds are run."""
+
+
+def drive(options: RobustnessOptions) -> int:
     """Run the grid, print the table and the plateau, draw the figure and the sheet of pictures."""
+    from adapters import BadInput
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, set_scene
     from sweeps.report import report_robustness
 
     scene = set_scene(options, num_subjects=NUM_SUBJECTS)
-    outcome = run_sweep(options, scene, expand(options, scene), NAME)
+    planned = expand(options, scene)
+    if options.split_seeds:
+        if not 1 <= options.split_subjects <= len(scene.subjects):
+            few = f"a number from 1 to {len(scene.subjects)}, that of the subjects"
+            raise BadInput(f"--split-subjects is {options.split_subjects}; allowed: {few}")
+        some = dataclasses.replace(scene, subjects=scene.subjects[: options.split_subjects])
+        planned += expand(with_defaults(options, seeds=options.split_seeds), some, quiet=True)
+    outcome = run_sweep(options, scene, planned, NAME)
     if outcome is not None:
-        report_robustness(outcome, scene, background=EVIDENCE, docs=options.docs)
+        report_robustness(outcome, background=EVIDENCE, docs=options.docs)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_driver(Options, drive, __doc__ or ""))
+    sys.exit(run_driver(RobustnessOptions, drive, __doc__ or ""))

@@ -15,6 +15,8 @@ from pathlib import Path
 from adapters import BadInput, get_class
 from adapters.own_method import source
 from adapters.starting_point import to_bytes
+from analysis.compact import to_png
+from analysis.folders import OWN_PICTURES
 from slurm.claims import SETTLE_S, exclusive
 from slurm.job import Setting, spec_id
 from slurm.sweep_folder import PackFiles, SweepFolder
@@ -201,6 +203,15 @@ def keep_start(folder: Path, scene: Scene) -> None:
         return
     with writing(path) as aside:
         aside.write_bytes(to_bytes(scene.start))
+
+
+def keep_own_pictures(folder: Path, scene: Scene) -> None:
+    """Put a photograph of each subject into a sweep's folder, small, for the sheets of pictures."""
+    for subject in scene.subjects:
+        path = folder / OWN_PICTURES / f"{subject.name}.png"
+        if not path.exists():
+            with writing(path) as aside:
+                aside.write_bytes(to_png(subject.pictures[0]))
 
 
 def even_chunks(cells: Sequence[Cell], size: int, workers: int) -> list[Sequence[Cell]]:

@@ -36,7 +36,7 @@ def drive(options: RankOptions) -> int:
     from adapters import BadInput, get_class
     from sweeps.driver import run_sweep
     from sweeps.grid import expand_each, set_scene
-    from sweeps.report_variants import report_settings, report_variants
+    from sweeps.report_variants import report_ranks
 
     if not options.ranks or min(options.ranks) < 1:
         raise BadInput(f"--ranks is {' '.join(map(str, options.ranks)) or 'empty'}; allowed: whole numbers from 1 on")
@@ -46,8 +46,7 @@ def drive(options: RankOptions) -> int:
     planned = expand_each(options, scene, [{"rank": rank} for rank in dict.fromkeys(options.ranks)])
     outcome = run_sweep(options, scene, planned, NAME)
     if outcome is not None:
-        report_variants(outcome, NAME, options.docs)
-        report_settings(outcome, "plateau_vs_rank", {"rank": options.ranks}, options.docs)
+        report_ranks(outcome, options.docs)
     return 0
 
 

@@ -6,42 +6,35 @@ import datetime
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
-import figures
 from adapters import parse_method
 from analysis import (
     METRICS,
     Results,
-    base_line,
     best_settings,
-    compare,
-    early_warning,
     export_compact,
     format_table,
-    gauge_curve,
     load,
-    paired_curve,
     pictures,
     plateau_sentence,
     power_sentence,
-    robustness,
-    score_curve,
-    score_vs_distance,
-    subject_scores,
-    summary,
     tried_settings,
     write_tables,
 )
+from figures.gallery import Drawn, draw_dora_magnitude, draw_lr_robustness, draw_norms, draw_prolonged_training
 from sweeps.driver import Outcome
 from sweeps.grid import Scene
 from sweeps.rates import write_rates
 from training.provenance import commit
 from training.store import writing
+
+NUM_SNAPSHOTS = 5  # of the weight norms, where their course matters
 
 
 def show(frame: pd.DataFrame) -> None:
@@ -62,43 +55,21 @@ def show(frame: pd.DataFrame) -> None:
     console.print(table)
 
 
-def report_robustness(outcome: Outcome, scene: Scene, background: Path | None, docs: Path | None) -> None:
-    """Fig. 2: the table by multiplier, the plateau in a sentence, the figure and the sheet of pictures."""
-    results = outcome.results
-    curves = robustness(results)
-    show(summary(curves))
-    say_plateaus(curves.plateaus)
-    behind = evidence(background, results) if docs is None else None
-    figure = figures.fig2_lr_robustness.draw(curves, robustness(behind) if behind is not None else None)
-    save(figure, outcome.folder / "fig2_lr_robustness", docs)
-    for name, sheet in sheets(results, scene).items():
-        save(sheet, outcome.folder / name, docs)
-        if docs is not None:
-            (docs / f"{name}.pdf").unlink(missing_ok=True)  # in a repository a sheet's PNG is enough
-    tables = {
-        "summary": summary(curves),
-        "plateau": curves.plateaus,
-        "scores": curves.scores,
-        "distances": curves.distances,
-    }
-    tables |= _comparisons(results, outcome.folder, docs)
-    publish(outcome, docs, tables)
+def report_robustness(outcome: Outcome, background: Path | None, docs: Path | None) -> None:
+    """Fig. 2: the table by multiplier, the plateau in a sentence, the figure and the sheets of pictures."""
+    behind = evidence(background, outcome.results) if docs is None else None
+    drawn = draw_lr_robustness(outcome.results, behind)
+    show(drawn.tables["summary"])
+    say_plateaus(drawn.tables["plateau"])
+    if "comparisons" in drawn.tables:
+        print(power_sentence(drawn.tables["comparisons"]))
+    publish(outcome, drawn, docs, draw_lr_robustness, shown=last_pictures(outcome.results))
 
 
 def say_plateaus(plateaus: pd.DataFrame) -> None:
     """One sentence on the DINO plateau of every series."""
     for _, row in plateaus[plateaus["metric"] == "dino"].iterrows():
         print(plateau_sentence(row))
-
-
-def _comparisons(results: Results, folder: Path, docs: Path | None) -> dict[str, pd.DataFrame]:
-    """What several methods on several subjects allow: every pair compared, scores over the distance, early gauges."""
-    if results.runs["series"].nunique() < 2 or results.runs["subject"].nunique() < 3:
-        return {}
-    pairs = compare(subject_scores(results), ("at_best", "area"))
-    print(power_sentence(pairs))
-    save(figures.score_vs_distance.draw(score_vs_distance(results)), folder / "score_vs_distance", docs)
-    return {"comparisons": pairs, "early_warning": early_warning(results)}
 
 
 def evidence(folder: Path | None, results: Results) -> Results | None:
@@ -110,76 +81,78 @@ def evidence(folder: Path | None, results: Results) -> Results | None:
     return found if all(alike) else None
 
 
-def sheets(results: Results, scene: Scene) -> Mapping[str, object]:
-    """One sheet of pictures for each series: subjects down, multipliers across."""
-    own = {subject.name: subject.pictures[0] for subject in scene.subjects}
-    found = pictures(results, step=-1)
-    made: dict[str, object] = {}
-    for series in results.runs["series"].unique():
-        rows = found[found["series"].isin([series, "untouched base"])]
-        rows = rows[rows["seed"].isna() | (rows["seed"] == rows["seed"].min())] if "seed" in rows else rows
-        name = results.runs.loc[results.runs["series"] == series, "method"].iloc[0].replace(":", "-")
-        stem = f"pictures_{name}" if f"pictures_{name}" not in made else f"pictures_{name}_{len(made)}"
-        made[stem] = figures.picture_sheet.draw(rows, own)
-    return made
+def last_pictures(results: Results) -> pd.DataFrame:
+    """The pictures that sheets of multipliers show."""
+    return _chosen(results, pictures(results, step=-1))
+
+
+def _chosen(results: Results, found: pd.DataFrame) -> pd.DataFrame:
+    """The rows of all pictures that are among those found."""
+    rows = results.images()
+    return rows[rows["file"].isin(set(found["file"]))]
 
 
 def report_prolonged(outcome: Outcome, docs: Path | None) -> None:
-    """Fig. 3: scores, distance and lambda against the steps."""
-    results = outcome.results
-    scores = score_curve(results, x="step")
-    dino = scores[scores["metric"] == "dino"]
+    """Fig. 3: scores, distance and lambda against the steps; a subject's pictures along them."""
+    drawn = draw_prolonged_training(outcome.results)
+    dino = drawn.tables["scores"][drawn.tables["scores"]["metric"] == "dino"]
     show(dino[["series", "step", "mean", "low", "high", "num_subjects", "num_diverged"]])
-    curves = {name: gauge_curve(results, name) for name in ("distance_rel", "lambda")}
-    figure = figures.fig3_prolonged_training.draw(scores, curves["distance_rel"], curves["lambda"], base_line(results))
-    save(figure, outcome.folder / "fig3_prolonged_training", docs)
-    tables = {"scores": scores} | {name: curve for name, curve in curves.items() if len(curve)}
-    publish(outcome, docs, tables)
+    found = pictures(outcome.results)
+    shown = _chosen(outcome.results, found[found["subject"] == min(found["subject"])])
+    publish(outcome, drawn, docs, draw_prolonged_training, shown=shown)
 
 
 def report_magnitude(outcome: Outcome, docs: Path | None) -> None:
-    """Fig. 5 and App. C: DoRA minus fixed-magnitude DoRA, paired by subject."""
-    results = outcome.results
-    names = {m: results.runs.loc[results.runs["method"] == m, "series"].iloc[0] for m in ("dora", "dora-fixed")}
-    difference = paired_curve(subject_scores(results), names["dora"], names["dora-fixed"])
-    print(f"{names['dora']} minus {names['dora-fixed']}, paired by subject:")
-    show(difference)
-    curves = robustness(results)
-    say_plateaus(curves.plateaus)
-    save(figures.fig5_dora_magnitude.draw(curves, difference), outcome.folder / "fig5_dora_magnitude", docs)
-    publish(outcome, docs, {"summary": summary(curves), "difference": difference, "plateau": curves.plateaus})
+    """Fig. 5 and App. C: DoRA minus fixed-magnitude DoRA, paired by subject; magnitudes against directions."""
+    drawn = draw_dora_magnitude(outcome.results)
+    print("DoRA minus DoRA with fixed magnitude, paired by subject:")
+    show(drawn.tables["difference"])
+    say_plateaus(drawn.tables["plateau"])
+    if "magnitude_direction" in drawn.tables:
+        print("correlation of the changes of magnitude and direction, over the matrices and snapshots of a run:")
+        table = drawn.tables["magnitude_direction"]
+        show(table[table["kind"] == "all"].drop(columns=["method", "kind"]))
+    publish(outcome, drawn, docs, draw_dora_magnitude, num_norms=NUM_SNAPSHOTS)
 
 
 def report_norms(norms: pd.DataFrame, axis: str, folder: Path, docs: Path | None) -> None:
-    """Fig. 4: norms by block, kind and attention."""
-    keys = ["series", "block", "attention"]
-    wide = norms.pivot_table(index=keys, columns="kind", values="mean", sort=False).reset_index()
-    show(wide)
-    save(figures.fig4_weight_norms.draw(norms, axis=axis), folder / "fig4_weight_norms", docs)
-    keep_tables(folder, docs, {"weight_norms": norms})
+    """Fig. 4 of a model or of runs: norms by block, kind and attention."""
+    drawn = draw_norms(norms, axis)
+    wide = norms.pivot_table(index=["series", "block", "attention"], columns="kind", values="mean", sort=False)
+    show(wide.reset_index())
+    for place in (folder, *([docs] if docs is not None else [])):
+        say_where(drawn.save(place))
+
+
+def publish(
+    outcome: Outcome, drawn: Drawn, docs: Path | None, draw: Callable[[Results], Drawn], **compact: Any
+) -> None:
+    """Write what was drawn to the sweep's folder; to `docs` a compact copy, what is drawn from that, and how it was made.
+
+    Args:
+        outcome: the sweep's.
+        drawn: figures and tables.
+        docs: a folder in the repository, or None.
+        draw: draws results: `docs` holds what can be drawn again from `docs` alone, as PNG.
+        **compact: more arguments of `export_compact`.
+    """
+    say_where(drawn.save(outcome.folder))
+    if docs is not None:
+        export_compact(outcome.results, docs, **compact)
+        draw(load(docs)).save(docs, ("png",))
+        write_record(docs, outcome.results)
+
+
+def say_where(paths: Sequence[Path]) -> None:
+    """Print the paths of figures, those of one figure on a line."""
+    for stem in dict.fromkeys(path.with_suffix("") for path in paths):
+        print(f"figure: {' '.join(str(path) for path in paths if path.with_suffix('') == stem)}")
 
 
 def keep_tables(folder: Path, docs: Path | None, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write tables to a sweep's folder, and to `docs`."""
-    write_tables(folder, tables)
-    if docs is not None:
-        write_tables(docs, tables)
-
-
-def publish(outcome: Outcome, docs: Path | None, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Write tables to the sweep's folder; to `docs` also what figures are redrawn from, and how it was made."""
-    keep_tables(outcome.folder, docs, tables)
-    if docs is not None:
-        export_compact(outcome.results, docs)
-        write_record(docs, outcome.results)
-
-
-def save(figure: object, stem: Path, docs: Path | None) -> None:
-    """Write a figure as PNG and PDF, say where, and copy it to `docs`."""
-    paths = figures.save(figure, stem)  # type: ignore[arg-type]
-    print(f"figure: {' '.join(str(path) for path in paths)}")
-    if docs is not None:
-        figures.save(figure, docs / stem.name)  # type: ignore[arg-type]
+    for place in (folder, *([docs] if docs is not None else [])):
+        write_tables(place, tables)
 
 
 def write_record(docs: Path, results: Results) -> None:
@@ -194,7 +167,7 @@ def write_record(docs: Path, results: Results) -> None:
         f"- runs: {len(runs)} cells of {runs['subject'].nunique()} subjects x {runs['seed'].nunique()} seed, "
         f"{(runs['status'] == 'diverged').sum()} diverged; {runs['seconds'].sum() / 60:.0f} worker-minutes in all",
         f"- model hash {runs['model_hash'].iloc[0]}", "",
-        "Redrawn from the Parquet files here by `python -c \"from analysis import load; load('.')\"` and `figures/`.",
+        "Drawn again from the Parquet files beside this, without training anything, by `python -m figures`.",
     ]  # fmt: skip
     with writing(docs / "RECORD.md") as aside:
         aside.write_text("\n".join(lines) + "\n")

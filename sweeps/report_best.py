@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import best_settings, best_table, compare, power_sentence, subject_scores, tried_settings
+from analysis import best_settings, power_sentence, tried_settings
 from analysis.selection import RULE
+from figures.gallery import draw_best_of_grid
 from sweeps.driver import Outcome
 from sweeps.grid import Planned, Scene, plan_cell
 from sweeps.options import Options
@@ -51,10 +52,8 @@ def _setting(method: str, options: str, lr: float, boundary: float | None) -> tu
 
 def report_best(outcome: Outcome, docs: Path | None) -> None:
     """Tables 3 and 6: scores at the best settings with parameters and spread of the seeds, and every pair of methods."""
-    table, scores = best_table(outcome.results), subject_scores(outcome.results)
-    show(table)
-    tables = {"best": table}
-    if scores["series"].nunique() > 1:
-        tables["comparisons"] = compare(scores, ("at_best",))
-        print(power_sentence(tables["comparisons"]))
-    publish(outcome, docs, tables)
+    drawn = draw_best_of_grid(outcome.results)
+    show(drawn.tables["best"])
+    if "comparisons" in drawn.tables:
+        print(power_sentence(drawn.tables["comparisons"]))
+    publish(outcome, drawn, docs, draw_best_of_grid)

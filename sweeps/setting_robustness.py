@@ -40,7 +40,7 @@ class SettingOptions(Options):
 def drive(options: SettingOptions) -> int:
     """Run the grid of rates at every setting; print the table, draw peak, mean gain and plateau against each setting."""
     from sweeps.driver import run_sweep
-    from sweeps.grid import expand, expand_each, set_scene
+    from sweeps.grid import expand_each, set_scene
     from sweeps.options import with_defaults
     from sweeps.report_variants import report_settings
 
@@ -56,10 +56,7 @@ def drive(options: SettingOptions) -> int:
     scene = set_scene(options, num_subjects=NUM_SUBJECTS)
     outcome = run_sweep(options, scene, expand_each(options, scene, [{}, *changes]), NAME)
     if outcome is not None:
-        default = expand(options, scene, quiet=True)
-        varied = [name for name, values in settings.items() if values]
-        defaults = {name: list(dict.fromkeys(getattr(p.cell, name) for p in default)) for name in varied}
-        report_settings(outcome, "plateau_vs_setting", defaults, options.docs)
+        report_settings(outcome, options.docs)
     return 0
 
 

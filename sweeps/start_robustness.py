@@ -14,20 +14,18 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from adapters import DELORA_VARIANTS  # noqa: E402
 from sweeps.options import Options, run_driver  # noqa: E402
 
 NAME = "start_robustness"
 NUM_SUBJECTS = 4
-VARIANTS = tuple(
-    f"delora:start={start},norm={norm}" for norm in ("columns", "scalar") for start in ("eq9", "live", "zero_b")
-)
 
 
 @dataclass(frozen=True)
 class StartOptions(Options):
     """Flags of the comparison of starts."""
 
-    method: tuple[str, ...] = VARIANTS
+    method: tuple[str, ...] = DELORA_VARIANTS
     """The variants; all of them take DeLoRA's base rate and lambda, and each is compared with the first."""
     multipliers: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
     """Learning rates as multiples of DeLoRA's base rate."""
@@ -35,15 +33,15 @@ class StartOptions(Options):
 
 def drive(options: StartOptions) -> int:
     """Run every variant over the grid; print the table and how each differs from the first, draw scores and distances."""
+    from figures.gallery import draw_start_robustness
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, set_scene
-    from sweeps.report_variants import against_first, report_variants, series_of
+    from sweeps.report_variants import report_variants
 
     scene = set_scene(options, num_subjects=NUM_SUBJECTS)
     outcome = run_sweep(options, scene, expand(options, scene), NAME)
     if outcome is not None:
-        variants = series_of(outcome.results, options.specs())
-        report_variants(outcome, NAME, options.docs, order=variants, pairs=against_first(variants))
+        report_variants(outcome, draw_start_robustness, options.specs(), options.docs)
     return 0
 
 

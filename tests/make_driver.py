@@ -70,9 +70,9 @@ def is_own(kind: Any, module: ModuleType) -> bool:
 def keep(drawn: dict[str, Figure], save: Callable[..., list[Path]]) -> Callable[..., list[Path]]:
     """`figures.save` that remembers the figures."""
 
-    def save_and_keep(figure: Figure, stem: Path) -> list[Path]:
+    def save_and_keep(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
         drawn[Path(stem).name] = figure
-        return save(figure, stem)
+        return save(figure, stem, formats)
 
     return save_and_keep
 

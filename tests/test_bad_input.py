@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sweeps import lr_robustness
-from sweeps.options import Options, run_driver
+from sweeps.options import run_driver
 from tests.make_studio import Studio
 
 Front = Callable[..., str]
@@ -28,7 +28,7 @@ def refused(
         runs = tmp_path / "runs" if runs is None else runs
         before = sorted(runs.rglob("*")) if runs.is_dir() else []
         monkeypatch.setattr(sys, "argv", studio.arguments(runs, *more)[1:])
-        code = run_driver(Options, lr_robustness.drive, "")
+        code = run_driver(lr_robustness.RobustnessOptions, lr_robustness.drive, "")
         lines = capsys.readouterr().err.strip().splitlines()
         assert code == 2
         assert len(lines) == 1, lines

@@ -18,7 +18,7 @@ from adapters.inject import ATTENTION_PROJECTIONS
 from adapters.peft_tuner import no_build_on_cpu
 from adapters.starting_point import agree, content_hash, from_file, to_bytes
 from sweeps import lr_robustness
-from sweeps.options import Options, run_driver
+from sweeps.options import run_driver
 from tests.make_checkpoints import load_unet
 from tests.make_pipeline import make_pipeline
 from tests.make_studio import Studio
@@ -203,7 +203,7 @@ def refused(
     def front(*more: str) -> str:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", studio.arguments(tmp_path / "runs", "--base-lr", "1e-3", *more)[1:])
-        assert run_driver(Options, lr_robustness.drive, "") == 2
+        assert run_driver(lr_robustness.RobustnessOptions, lr_robustness.drive, "") == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1, lines
         assert not list((tmp_path / "runs").rglob("run.json"))

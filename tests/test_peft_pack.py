@@ -22,7 +22,7 @@ from adapters.toy import Model, make_model
 from analysis.series import method_label
 from slurm.forecast import START_S, Cost, Forecast
 from sweeps import lr_robustness
-from sweeps.options import Options, run_driver
+from sweeps.options import run_driver
 from sweeps.plan import is_packable
 from tests.make_adapters import make_pack, relative_error
 from tests.make_studio import Studio
@@ -337,7 +337,7 @@ def test_front_door_refuses_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sys, "argv", studio.arguments(tmp_path, *arguments)[1:])
-    assert run_driver(Options, lr_robustness.drive, "") == 2
+    assert run_driver(lr_robustness.RobustnessOptions, lr_robustness.drive, "") == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     assert said in lines[0]

@@ -1,0 +1,163 @@
+"""Draw the figures and tables of results again, from run folders or from compact copies of them; without torch.
+
+    python -m figures all --results runs --out drawn --style paper --format pdf
+    python -m figures lr_robustness --results docs/results --out slides --style slides --format png svg
+    python -m figures all --results runs --out drawn --claims docs/claims.toml
+
+Names are those of the drivers. `--results` is a folder of sweeps, each in a folder of its driver's name, or a single sweep.
+Each driver's figures go into a folder of its name, the data of each beside it as CSV, tables as Markdown, LaTeX and CSV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import pandas as pd
+
+from adapters import BadInput
+from analysis import Results, load, write_tables
+from analysis.verdicts import judge_claims, read_claims
+from figures.gallery import GALLERY, Drawn, draw_norms
+from figures.style import METADATA, STYLES, use_style
+from training.store import StoreError
+
+ALL = "all"
+NORMS = "weight_norms.csv"  # of an untouched model, which has no runs
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Report what is wrong.
+
+        Raises:
+            BadInput: always.
+        """
+        raise BadInput(message)
+
+
+def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+        BadInput: for anything that cannot be read.
+        SystemExit: after `--help`.
+    """
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m figures", description=__doc__, formatter_class=formatter)
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"{ALL}, or any of: {', '.join(GALLERY)}")
+    parser.add_argument("--results", type=Path, required=True, help="folder of sweeps, or one sweep")
+    parser.add_argument("--out", type=Path, required=True, help="folder for what is drawn")
+    parser.add_argument("--style", default="screen", help=f"one of: {', '.join(STYLES)}")
+    parser.add_argument(
+        "--claims", type=Path, help="file of claims to judge: the verdicts go into OUT/verdicts.md, .tex, .csv"
+    )
+    parser.add_argument("--format", nargs="+", default=["png", "pdf"], help=f"any of: {', '.join(METADATA)}")
+    read = parser.parse_args(arguments)
+    if unknown := [name for name in read.names if name not in (ALL, *GALLERY)]:
+        raise BadInput(f"unknown figure {unknown[0]!r}; allowed: {ALL}, {', '.join(GALLERY)}")
+    if unknown := [name for name in read.format if name not in METADATA]:
+        raise BadInput(f"unknown format {unknown[0]!r}; allowed: {', '.join(METADATA)}")
+    if read.style not in STYLES:
+        raise BadInput(f"unknown style {read.style!r}; allowed: {', '.join(STYLES)}")
+    if not read.results.is_dir():
+        raise BadInput(f"no results folder {read.results}: give a folder that a sweep has written, such as runs/")
+    return read
+
+
+def draw_all(names: Sequence[str], results: Path, out: Path, formats: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Draw what the named drivers have left, in the style in use.
+
+    Args:
+        names: drivers; "all" stands for every one.
+        results: folder of sweeps, or one sweep.
+        out: gets a folder for each driver.
+        formats: of the figures.
+
+    Returns:
+        The figures' files, and a line on everything that could not be drawn, with the command that makes it.
+
+    Raises:
+        BadInput: if nothing could be drawn at all.
+        StoreError: if `out` cannot be written.
+    """
+    is_single = not any((results / name).is_dir() for name in GALLERY)
+    every = [_sweep_of(results)] if is_single else list(GALLERY)
+    wanted = every if ALL in names else list(dict.fromkeys(names))
+    lines = [] if is_single else [_hint(folder) for folder in sorted(results.iterdir()) if _is_other_sweep(folder)]
+    paths, count = [], 0
+    for name in wanted:
+        folder = results if is_single else results / name
+        try:
+            drawn = draw_one(name, folder)
+        except BadInput as error:
+            lines.append(
+                f"{name}: {error}" if folder.is_dir() else f"{name}: no results; python sweeps/{name}.py makes them"
+            )
+            continue
+        paths += drawn.save(out / name, formats)
+        count += 1
+    if not count:
+        raise BadInput(f"nothing to draw in {results}: {lines[-1]}")
+    return paths, lines
+
+
+def draw_one(name: str, folder: Path) -> Drawn:
+    """Draw one driver's results.
+
+    Raises:
+        BadInput: if there are none, or too few for what the driver shows.
+    """
+    if name == "weight_norms" and (folder / NORMS).is_file() and not _has_runs(folder):
+        return draw_norms(pd.read_csv(folder / NORMS))
+    draw: Callable[[Results], Drawn] = GALLERY[name]
+    return draw(load(folder))
+
+
+def _sweep_of(folder: Path) -> str:
+    """The driver whose results lie in a folder itself: the one that its name or its runs say, else Fig. 2's."""
+    names: Mapping[str, str] = {folder.resolve().name: folder.resolve().name}
+    if (folder / "runs.parquet").is_file():
+        names = {str(name): str(name) for name in load(folder).runs["sweep"].unique()} | dict(names)
+    return next((name for name in names if name in GALLERY), next(iter(GALLERY)))
+
+
+def _is_other_sweep(folder: Path) -> bool:
+    """Whether a folder is a sweep that has a name of its own."""
+    return folder.name not in GALLERY and _has_runs(folder)
+
+
+def _has_runs(folder: Path) -> bool:
+    return (folder / "runs.parquet").is_file() or any(folder.glob("*/run.json"))
+
+
+def _hint(folder: Path) -> str:
+    return f"{folder.name}, which is no driver's name: python -m figures NAME --results {folder} draws it as NAME's"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; bad input is one line on stderr and exit code 2."""
+    try:
+        read = read_arguments(arguments)
+        with use_style(read.style):
+            claims = read_claims(read.claims) if read.claims else []
+            paths, lines = draw_all(read.names, read.results, read.out, read.format)
+        if claims:
+            write_tables(read.out, {"verdicts": judge_claims(read.results, claims)})
+    except (BadInput, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in paths:
+        print(path)
+    for line in lines:
+        print(f"not drawn: {line}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

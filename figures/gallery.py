@@ -1,0 +1,312 @@
+"""Everything that the results of a driver are shown as: figures, the data of each, and tables, by the driver's name.
+
+Drivers end with it, and `python -m figures` draws it again, from run folders or from a compact copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+import figures
+from adapters import ABLATION_STEPS, BadInput, parse_method
+from analysis import (
+    Results,
+    Robustness,
+    base_line,
+    best_table,
+    compare,
+    early_warning,
+    gauge_curve,
+    magnitude_direction,
+    magnitude_direction_correlation,
+    paired_curve,
+    pictures,
+    plateau_by_setting,
+    robustness,
+    score_curve,
+    score_vs_distance,
+    subject_scores,
+    summary,
+    variance_table,
+    weight_norms,
+    write_tables,
+)
+from analysis.series import method_label
+from training.store import writing
+
+Pairs = Sequence[tuple[str, str]]
+SHEETS = "pictures"  # what the names of sheets of pictures begin with
+VARIED = ("rank", "boundary", "adam_weight_decay", "num_instance_images", "prior_loss_weight")
+GAUGES = ("lambda", "saturation", "distance_rel")
+
+
+@dataclass
+class Drawn:
+    """What results are shown as.
+
+    Attributes:
+        figures: by name.
+        data: what each figure shows, by the figure's name.
+        tables: by name.
+    """
+
+    figures: dict[str, Figure] = field(default_factory=dict)
+    data: dict[str, pd.DataFrame] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def add(self, name: str, figure: Figure, data: pd.DataFrame) -> None:
+        """Add a figure with what it shows."""
+        self.figures[name], self.data[name] = figure, data
+
+    def save(self, folder: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
+        """Write all of it: figures in every format, their data as CSV of the same name, tables as Markdown, LaTeX and CSV.
+
+        Returns:
+            The figures' files.
+
+        Raises:
+            BadInput: for an unknown format.
+            StoreError: if the folder cannot be written.
+        """
+        paths = [path for name, figure in self.figures.items() for path in figures.save(figure, folder / name, formats)]
+        for name, frame in self.data.items():
+            with writing(folder / f"{name}.csv") as aside:
+                frame.to_csv(aside, index=False, lineterminator="\n")
+        write_tables(folder, self.tables)
+        return paths
+
+
+def draw_lr_robustness(results: Results, behind: Results | None = None) -> Drawn:
+    """Fig. 2, scores over the distance, what separates the methods, and sheets of pictures.
+
+    Args:
+        results: runs over learning rates.
+        behind: other methods' runs, drawn behind in grey.
+    """
+    drawn = Drawn()
+    curves = add_curves(drawn, results, "fig2_lr_robustness", behind)
+    several, subjects = results.runs["series"].nunique() > 1, results.runs["subject"].nunique()
+    if several and subjects > 2:
+        drawn.tables["comparisons"] = compare(subject_scores(results), ("at_best", "area"))
+        drawn.tables["early_warning"] = early_warning(results)
+        over = score_vs_distance(results)
+        drawn.add("score_vs_distance", figures.score_vs_distance.draw(over), over.runs)
+        drawn.tables["coincidence"] = over.coincidences
+    if results.runs.groupby("subject")["seed"].nunique().max() > 1:
+        drawn.tables["variance"] = variance_table(_all_seeds(results))
+    add_sheets(drawn, results, curves)
+    return drawn
+
+
+def _all_seeds(results: Results) -> Results:
+    """The runs of those subjects that have every seed: the others would only blur the split."""
+    counts = results.runs.groupby("subject")["seed"].nunique()
+    return results.select(subject=list(counts.index[counts == counts.max()]))
+
+
+def add_curves(
+    drawn: Drawn, results: Results, name: str, behind: Results | None = None, order: Sequence[str] = ()
+) -> Robustness:
+    """Add the curves of Fig. 2 under a name, their summary and the plateaus; returns the curves, `order`'s series first."""
+    curves = Robustness(*(arrange(frame, order) for frame in robustness(results)))
+    figure = figures.fig2_lr_robustness.draw(curves, robustness(behind) if behind is not None else None)
+    drawn.add(name, figure, curve_data(curves))
+    drawn.tables |= {"summary": summary(curves), "plateau": curves.plateaus}
+    return curves
+
+
+def curve_data(curves: Robustness) -> pd.DataFrame:
+    """Scores, distances and the base's line below each other, `panel` being the metric or "distance"."""
+    scores = curves.scores.rename(columns={"metric": "panel"})
+    base = curves.base.rename(columns={"metric": "panel"}).assign(series="untouched base")
+    return pd.concat([scores, curves.distances.assign(panel="distance"), base], ignore_index=True)
+
+
+def arrange(frame: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """The rows of the named series first, in that order."""
+    if "series" not in frame:
+        return frame
+    places = {name: number for number, name in enumerate(order)}
+    return frame.sort_values(
+        "series",
+        key=lambda names: names.map(lambda name: places.get(name, len(places))),
+        kind="stable",
+        ignore_index=True,
+    )
+
+
+def add_sheets(drawn: Drawn, results: Results, curves: Robustness) -> None:
+    """Add a sheet of pictures for each series, subjects down, multipliers across, and one of a subject, methods down."""
+    if results.images().empty:
+        return
+    found, own = pictures(results, step=-1), results.own_pictures()
+    found = found[found["seed"].isna() | (found["seed"] == found["seed"].min())]
+    for series in dict.fromkeys(curves.scores["series"]):
+        rows = found[found["series"].isin([series, "untouched base"])]
+        method = results.runs.loc[results.runs["series"] == series, "method"].iloc[0].replace(":", "-")
+        name = f"{SHEETS}_{method}"
+        name = name if name not in drawn.figures else f"{name}_{len(drawn.figures)}"
+        drawn.add(name, figures.picture_sheet.draw(rows, own), _without_files(rows))
+    if results.runs["series"].nunique() > 1:
+        _add_sheet_of_one(drawn, found, own, "multiplier")
+
+
+def _add_sheet_of_one(drawn: Drawn, found: pd.DataFrame, own: Mapping[str, Path | bytes], columns: str) -> None:
+    """One subject, methods down, multipliers or steps across: the first subject by name, chosen by no score."""
+    rows = found[found["subject"] == min(found["subject"])]
+    sheet = figures.picture_sheet.draw(rows, own, rows="series", columns=columns)
+    drawn.add(f"{SHEETS}_by_method", sheet, _without_files(rows))
+
+
+def _without_files(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.drop(columns=["file", "run_id"])
+
+
+def draw_prolonged_training(results: Results) -> Drawn:
+    """Fig. 3: scores, distance and lambda against the steps; Fig. 8: a subject's pictures along them."""
+    drawn, scores = Drawn(), score_curve(results, x="step")
+    gauges = {name: gauge_curve(results, name) for name in ("distance_rel", "lambda")}
+    figure = figures.fig3_prolonged_training.draw(scores, gauges["distance_rel"], gauges["lambda"], base_line(results))
+    panels = [
+        scores.rename(columns={"metric": "panel"}),
+        *(f.assign(panel=name) for name, f in gauges.items() if len(f)),
+    ]
+    drawn.add("fig3_prolonged_training", figure, pd.concat(panels, ignore_index=True))
+    drawn.tables["scores"] = scores
+    if len(results.images()):
+        found = pictures(results)
+        found = found[found["seed"].isna() | (found["seed"] == found["seed"].min())]
+        base = found["series"] == "untouched base"
+        found["step"] = found["step"].astype(float).mask(base)
+        _add_sheet_of_one(drawn, found[base | (found["step"] > 0)], results.own_pictures(), "step")
+    return drawn
+
+
+def draw_weight_norms(results: Results, axis: str = "columns") -> Drawn:
+    """Fig. 4: norms by block, kind and attention, before and after training."""
+    return draw_norms(weight_norms(results, axis), axis)
+
+
+def draw_norms(norms: pd.DataFrame, axis: str = "columns") -> Drawn:
+    """Fig. 4 of a frame in `analysis.weight_norms`' columns."""
+    drawn = Drawn(tables={"weight_norms": norms})
+    drawn.add("fig4_weight_norms", figures.fig4_weight_norms.draw(norms, axis=axis), norms)
+    return drawn
+
+
+def draw_dora_magnitude(results: Results) -> Drawn:
+    """Fig. 5 and App. C: DoRA minus fixed-magnitude DoRA, paired by subject; the DoRA paper's magnitudes and directions."""
+    drawn, names = Drawn(), results.runs.drop_duplicates("method").set_index("method")["series"]
+    if missing := [name for name in ("dora", "dora-fixed") if name not in names]:
+        raise BadInput(f"no run of {missing[0]}: run python sweeps/dora_magnitude.py")
+    pair = results.select(method=["dora", "dora-fixed"])
+    difference = paired_curve(subject_scores(pair), names["dora"], names["dora-fixed"])
+    curves = robustness(pair)
+    data = pd.concat([curve_data(curves), difference.rename(columns={"metric": "panel"}).assign(series="difference")])
+    drawn.add("fig5_dora_magnitude", figures.fig5_dora_magnitude.draw(curves, difference), data)
+    drawn.tables |= {"summary": summary(curves), "difference": difference, "plateau": curves.plateaus}
+    if 1.0 in set(results.runs["multiplier"]):
+        points = magnitude_direction(results)
+        drawn.tables["magnitude_direction"] = magnitude_direction_correlation(points)
+        figure = figures.magnitude_direction.draw(points, drawn.tables["magnitude_direction"])
+        drawn.add("magnitude_direction", figure, points.drop(columns="run_id"))
+    return drawn
+
+
+def draw_boundary_and_angle(results: Results) -> Drawn:
+    """Fig. 6: scores and distances by which rate is scaled; where lambda, saturation and distance go, by lambda's start."""
+    drawn = Drawn()
+    add_curves(drawn, results, "fig6_boundary_and_angle")
+    starts = results.runs["boundary"].unique()
+    for start in starts:
+        kept = results.select(boundary=start)
+        paths = {name: gauge_curve(kept, name, by_multiplier=True) for name in GAUGES}
+        name = "fig6_boundary_paths" + (f"_{start:g}" if len(starts) > 1 else "")
+        data = [curve.assign(panel=gauge) for gauge, curve in paths.items() if len(curve)]
+        drawn.add(name, figures.fig6_boundary_paths.draw(paths), pd.concat(data, ignore_index=True))
+    return drawn
+
+
+def draw_design_ablation(results: Results, order: Sequence[str] = ()) -> Drawn:
+    """Table 1: the steps from LoRA to ETHER+ over learning rates, each compared with the one before it."""
+    steps = [method_label(spec.name, spec.canonical) for spec in map(parse_method, ABLATION_STEPS)]
+    return _variants(results, "table1_design_ablation", order or steps, pairwise)
+
+
+def draw_start_robustness(results: Results, order: Sequence[str] = ()) -> Drawn:
+    """DeLoRA's starts and norms over learning rates, each compared with the first."""
+    return _variants(results, "start_robustness", order, lambda names: [(names[0], name) for name in names[1:]])
+
+
+def _variants(results: Results, name: str, order: Sequence[str], pair: Callable[[list[str]], Any]) -> Drawn:
+    """The curves of variants and how those that are paired differ: at the best rate, and over the whole grid."""
+    drawn = Drawn()
+    curves = add_curves(drawn, results, name, order=order)
+    names = list(dict.fromkeys(curves.scores["series"]))
+    pairs = [(b, a) for a, b in pair(names)]
+    if pairs:
+        drawn.tables["differences"] = compare(subject_scores(results), ("at_best", "area"), pairs=pairs)
+    return drawn
+
+
+def draw_rank_robustness(results: Results) -> Drawn:
+    """Curves at every rank, and the plateau against the rank."""
+    drawn = Drawn()
+    add_curves(drawn, results, "rank_robustness")
+    ranks = plateau_by_setting(results, {"rank": sorted(results.runs["rank"].unique())})
+    drawn.add("plateau_vs_rank", figures.plateau_vs_setting.draw(ranks), ranks)
+    drawn.tables["plateau_vs_rank"] = ranks
+    return drawn
+
+
+def draw_setting_robustness(results: Results) -> Drawn:
+    """The plateau against every setting that was varied."""
+    drawn, frame = Drawn(), plateau_by_setting(results, find_defaults(results))
+    drawn.add("plateau_vs_setting", figures.plateau_vs_setting.draw(frame), frame)
+    drawn.tables["plateau_vs_setting"] = frame
+    return drawn
+
+
+def find_defaults(results: Results) -> dict[str, list[Any]]:
+    """The settings that were varied one at a time, each with the value (one a method) at which the others were varied.
+
+    Where one setting is varied, every other one is at its default: of several settings the default is what most runs have.
+    """
+    runs = results.runs[["method", "options", *(name for name in VARIED if name in results.runs)]]
+    defaults: dict[str, list[Any]] = {}
+    for name in runs.columns[2:]:
+        groups = runs.groupby(["method", "options"], sort=False)[name]
+        if groups.nunique().max() > 1:
+            defaults[name] = list(dict.fromkeys(groups.agg(lambda values: values.mode(dropna=False).iloc[0])))
+    return {name: [None if pd.isna(value) else value for value in values] for name, values in defaults.items()}
+
+
+def draw_best_of_grid(results: Results) -> Drawn:
+    """Tables 3 and 6: scores at the best settings with parameters and spread of the seeds, and every pair of methods."""
+    drawn, scores = Drawn(), subject_scores(results)
+    drawn.tables["best"] = best_table(results)
+    if scores["series"].nunique() > 1:
+        drawn.tables["comparisons"] = compare(scores, ("at_best",))
+    return drawn
+
+
+# What each driver's results are shown as, in the order of the papers.
+GALLERY: Mapping[str, Callable[..., Drawn]] = {
+    "lr_robustness": draw_lr_robustness,
+    "prolonged_training": draw_prolonged_training,
+    "weight_norms": draw_weight_norms,
+    "dora_magnitude": draw_dora_magnitude,
+    "boundary_and_angle": draw_boundary_and_angle,
+    "design_ablation": draw_design_ablation,
+    "start_robustness": draw_start_robustness,
+    "rank_robustness": draw_rank_robustness,
+    "setting_robustness": draw_setting_robustness,
+    "best_of_grid": draw_best_of_grid,
+}

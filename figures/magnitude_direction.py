@@ -1,0 +1,88 @@
+"""Fig. 2 of the DoRA paper: the change of magnitude against the change of direction, matrix by matrix, snapshot by snapshot.
+
+The paper's claim: LoRA changes both in proportion; DoRA, like full finetuning, changes the one where it changes the other little.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from adapters import BadInput
+from figures.style import INK, MUTED, SPARE_MARKERS, new_figure, pt, styled
+
+MARKERS = ("o", "s", "^", "D", *SPARE_MARKERS)
+
+
+@styled
+def draw(points: pd.DataFrame, correlations: pd.DataFrame, axis: str = "rows") -> Figure:
+    """One panel a series: a point for each matrix and snapshot, mean over subjects; from dark to light as training goes on.
+
+    Args:
+        points: `analysis.magnitude_direction(...)`.
+        correlations: `analysis.magnitude_direction_correlation(points)`.
+        axis: what the magnitudes are of, for the label.
+
+    Raises:
+        BadInput: if there is nothing to draw.
+    """
+    if points.empty:
+        raise BadInput("no weight norms to draw: run python sweeps/dora_magnitude.py first")
+    names, steps = list(dict.fromkeys(points["series"])), sorted(points["step"].unique())
+    shades = dict(zip(steps, colormaps["viridis"](np.linspace(0, 0.88, len(steps))), strict=True))
+    marks = dict(zip(steps, MARKERS, strict=False))
+    figure = new_figure(0.6 + 2.6 * len(names), 3.6)
+    grid = figure.subplots(1, len(names), squeeze=False)[0]
+    for ax, name in zip(grid, names, strict=True):
+        ax.set_label(name)
+        own = points[points["series"] == name]
+        means = own.groupby(["step", "matrix"], observed=True)[["dm", "dd"]].mean().reset_index()
+        for step, rows in means.groupby("step"):
+            look = {"color": shades[step], "marker": marks.get(step, "o")}
+            ax.plot(rows["dd"], rows["dm"], ls="none", ms=pt(4), mew=0, alpha=0.8, label=f"step {step}", **look)
+        ax.set_title(name)
+        ax.text(
+            0,
+            1.02,
+            correlation_text(correlations, name),
+            transform=ax.transAxes,
+            fontsize=pt(7.5),
+            color=MUTED,
+            va="bottom",
+        )
+        _name_axes(ax, axis)
+    grid[0].set_ylabel(f"ΔM: mean change of the {axis.removesuffix('s')} norms")
+    handles = [
+        Line2D([], [], ls="none", color=shades[step], marker=marks.get(step, "o"), ms=pt(5), label=f"step {step}")
+        for step in steps
+    ]
+    subjects = points["subject"].nunique()
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=max(1, min(len(steps), int(figure.get_figwidth() / pt(1.0)))),
+        title=f"Points: matrices, means over subjects (n = {subjects})", title_fontsize=pt(8.5), alignment="left",
+    )  # fmt: skip
+    return figure
+
+
+def correlation_text(correlations: pd.DataFrame, series: str) -> str:
+    """A series' correlation over all matrices, with its interval where there are several subjects."""
+    rows = correlations[(correlations["series"] == series) & (correlations["kind"] == "all")]
+    if rows.empty or not np.isfinite(rows["rho"].iloc[0]):
+        return "no correlation: one of the two does not change"
+    row = rows.iloc[0]
+    interval = f" [{row['rho_low']:.2f}, {row['rho_high']:.2f}]" if np.isfinite(row["rho_low"]) else ""
+    return f"correlation {row['rho']:.2f}{interval}"
+
+
+def _name_axes(ax: Axes, axis: str) -> None:
+    ax.title.set_position((0, 1))
+    ax.set_title(ax.get_title("left"), pad=pt(15))
+    ax.set_xlabel("ΔD: mean of 1 − cos")
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.margins(0.06)
+    ax.axhline(0, color=INK, lw=pt(0.6), zorder=1)
