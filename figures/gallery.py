@@ -6,7 +6,7 @@ Drivers end with it, and `python -m figures` draws it again, from run folders or
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from analysis import (
     weight_norms,
     write_tables,
 )
+from analysis.load import BASE
 from analysis.series import method_label
 from training.store import writing
 
@@ -222,7 +223,7 @@ def draw_dora_magnitude(results: Results) -> Drawn:
 
 def draw_boundary_and_angle(results: Results) -> Drawn:
     """Fig. 6: scores and distances by which rate is scaled; where lambda, saturation and distance go, by lambda's start."""
-    drawn = Drawn()
+    drawn, results = Drawn(), at_every_scale(results)
     add_curves(drawn, results, "fig6_boundary_and_angle")
     starts = results.runs["boundary"].unique()
     for start in starts:
@@ -232,6 +233,15 @@ def draw_boundary_and_angle(results: Results) -> Drawn:
         data = [curve.assign(panel=gauge) for gauge, curve in paths.items() if len(curve)]
         drawn.add(name, figures.fig6_boundary_paths.draw(paths), pd.concat(data, ignore_index=True))
     return drawn
+
+
+def at_every_scale(results: Results) -> Results:
+    """Let multiplier 1, which is one run whichever rate is scaled, stand in every scale's curve."""
+    runs = results.all_runs
+    scales = runs.loc[runs["method"] != BASE, "scale"].dropna().unique()
+    at_one = runs[(runs["multiplier"] == 1) & (runs["method"] != BASE)]
+    every = pd.concat([runs, *(at_one.assign(scale=scale) for scale in scales)], ignore_index=True)
+    return replace(results, all_runs=every.drop_duplicates(["run_id", "multiplier", "scale"], ignore_index=True))
 
 
 def draw_design_ablation(results: Results, order: Sequence[str] = ()) -> Drawn:

@@ -13,6 +13,7 @@ import pytest
 
 from sweeps import lr_robustness
 from sweeps.options import run_driver
+from tests.make_driver import drive_studio
 from tests.make_studio import Studio
 
 Front = Callable[..., str]
@@ -168,14 +169,14 @@ def test_runs_folder_of_another_model(tmp_path: Path, refused: Front) -> None:
 
 @pytest.fixture(scope="module")
 def trained(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of one cell that has ended."""
+    """Runs of one cell on two subjects, ended."""
     runs = tmp_path_factory.mktemp("trained")
-    done = studio.run(runs, *ONE_CELL)
-    assert done.returncode == 0, done.stderr
+    done = drive_studio(studio, lr_robustness, runs, *ONE_CELL)
+    assert done.code == 0, done.err
     return runs
 
 
-ONE_CELL = ("--method", "lora", "--multipliers", "1", "--base-lr", "1e-3", "--pack-size", "1", "--workers", "1")
+ONE_CELL = ("--method", "lora", "--multipliers", "1", "--base-lr", "1e-3", "--pack-size", "1", "--steps", "6")
 
 
 def copy_of(trained: Path, tmp_path: Path) -> tuple[Path, Path]:
@@ -189,10 +190,10 @@ def test_damaged_parquet_is_named_set_aside_and_recomputed(studio: Studio, train
     (part,) = (run / "dynamics").glob("*.parquet")
     whole = part.read_bytes()
     part.write_bytes(whole[: len(whole) // 2])
-    done = studio.run(runs, *ONE_CELL)
-    assert done.returncode == 0, done.stderr
-    assert f"damaged file {part}" in done.stdout + done.stderr
-    assert f"run {run.name} is trained again" in done.stdout + done.stderr
+    done = drive_studio(studio, lr_robustness, runs, *ONE_CELL)
+    assert done.code == 0, done.err
+    assert f"damaged file {part}" in done.out + done.err
+    assert f"run {run.name} is trained again" in done.out + done.err
     assert part.read_bytes() == whole, "the run trained again differs"
     assert len(list(runs.glob(f"lr_robustness/.{run.name}.damaged-*"))) == 1
 

@@ -112,7 +112,7 @@ def test_driver_trains_multiplier_1_once_and_draws_it_in_every_curve(studio: Stu
     times = {row.scale: (row.lr / base["lr"], row.lr_lambda / base["lr_lambda"]) for row in runs.itertuples()}
     assert times == {"lambda": (1, 4), "factors": (4, 1), "both": (4, 4)}
     for start in (4, 16):
-        paths = driven.table(f"fig6_boundary_paths_{start}").query("gauge == 'lambda' and step == 0")
+        paths = driven.table(f"fig6_boundary_paths_{start}").query("panel == 'lambda' and step == 0")
         np.testing.assert_allclose(paths["mean"], start)
         assert f"fig6_boundary_paths_{start}" in driven.drawn
 

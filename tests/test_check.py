@@ -14,7 +14,9 @@ from adapters import BadInput, get_class, parse_method
 from adapters.base import Adapter
 from adapters.check import PROMISES, check, main, run_promise
 from adapters.inject import try_on
+from sweeps import lr_robustness
 from tests.make_adapters import make_pack, relative_error
+from tests.make_driver import drive_studio
 from tests.make_studio import Studio
 from training.store import RunFolder, find_runs, method_file
 
@@ -239,9 +241,9 @@ def test_a_method_that_does_not_fit_is_refused_before_any_work() -> None:
 
 def test_an_own_method_trains_in_packs_and_is_found_again(studio: Studio, tmp_path: Path) -> None:
     runs, path = tmp_path / "runs", write_example(tmp_path)
-    flags = ("--base-lr", "1e-2", "--multipliers", "1", "2", "--pack-size", "2", "--workers", "1")
-    done = studio.run(runs, "--method", str(path), *flags)
-    assert done.returncode == 0, done.stderr
+    flags = ("--base-lr", "1e-2", "--multipliers", "1", "2", "--pack-size", "2", "--steps", "6")
+    done = drive_studio(studio, lr_robustness, runs, "--method", str(path), *flags)
+    assert done.code == 0, done.err
     name = parse_method(str(path)).name
     assert method_file(runs / "lr_robustness", name).read_bytes() == path.read_bytes()
     trained = [run for run in find_runs(runs) if run.run_id.startswith("wave@")]
@@ -252,5 +254,5 @@ def test_an_own_method_trains_in_packs_and_is_found_again(studio: Studio, tmp_pa
     assert (runs / "lr_robustness" / f"pictures_{name}.png").exists()
     path.rename(tmp_path / "moved.py")
     (tmp_path / "moved.py").rename(tmp_path / "wave.py")
-    again = studio.run(runs, "--method", str(tmp_path / "wave.py"), *flags, "--dry-run")
-    assert "6 cells: 6 done, 0 to train" in again.stdout, again.stdout
+    again = drive_studio(studio, lr_robustness, runs, "--method", str(tmp_path / "wave.py"), *flags, "--dry-run")
+    assert "4 cells: 4 done, 0 to train" in again.out, again.err

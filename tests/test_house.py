@@ -253,6 +253,8 @@ def test_documents_name_make_targets_that_exist(document: str) -> None:
 def test_documents_name_flags_that_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--help"}
-    program = [sys.executable, str(ROOT / "sweeps" / "lr_robustness.py"), "--help"]
-    offered = set(re.findall(r"--[a-z][a-z-]+", subprocess.run(program, capture_output=True, text=True).stdout))
-    assert named <= offered, f"{document} names flags that lr_robustness.py does not have: {sorted(named - offered)}"
+    offered: set[str] = set()
+    for program in (["sweeps/lr_robustness.py"], ["-m", "figures"]):
+        done = subprocess.run([sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True)
+        offered |= set(re.findall(r"--[a-z][a-z-]+", done.stdout))
+    assert named <= offered, f"{document} names flags that no program has: {sorted(named - offered)}"

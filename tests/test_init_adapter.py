@@ -20,6 +20,7 @@ from adapters.starting_point import agree, content_hash, from_file, to_bytes
 from sweeps import lr_robustness
 from sweeps.options import run_driver
 from tests.make_checkpoints import load_unet
+from tests.make_driver import drive_studio
 from tests.make_pipeline import make_pipeline
 from tests.make_studio import Studio
 from tests.test_loop import assert_same, make_cell, train
@@ -180,18 +181,19 @@ def test_zero_steps_score_an_adapter_and_train_nothing(
 ) -> None:
     file = tmp_path / "mine.safetensors"
     assert export([str(trained("lora").path), "--to", "kohya", "--out", str(file)]) == 0
-    flags = ("--method", "lora", "--steps", "0", "--init-adapter", str(file), "--base-lr", "1", "--workers", "1")
-    done = studio.run(tmp_path / "runs", *flags, "--subjects", str(studio.folder / "subjects"), "1")
-    assert done.returncode == 0, done.stderr
-    assert "1 cells: 0 done, 1 to train, 0 steps each" in done.stdout
+    flags = ("--method", "lora", "--steps", "0", "--init-adapter", str(file), "--base-lr", "1",
+             "--subjects", str(studio.folder / "subjects"), "1")  # fmt: skip
+    done = drive_studio(studio, lr_robustness, tmp_path / "runs", *flags)
+    assert done.code == 0, done.err
+    assert "1 cells: 0 done, 1 to train, 0 steps each" in done.out
     table = pd.read_csv(tmp_path / "runs" / "lr_robustness" / "summary.csv")
     assert table["dino"].notna().sum() == 2, "the base and the adapter"
     assert table["dino"].nunique() == 2
     (run,) = [run for run in find_runs(tmp_path / "runs") if run.read()["cell"]["method"] == "lora"]
     assert run.read()["cell"]["init_adapter"]
     assert set(run.read_scores()["step"]) == {0}
-    again = studio.run(tmp_path / "runs", *flags, "--subjects", str(studio.folder / "subjects"), "1", "--dry-run")
-    assert "1 cells: 1 done, 0 to train" in again.stdout
+    again = drive_studio(studio, lr_robustness, tmp_path / "runs", *flags, "--dry-run")
+    assert "1 cells: 1 done, 0 to train" in again.out
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from sweeps import lr_robustness
 from sweeps.options import run_driver
 from sweeps.plan import is_packable
 from tests.make_adapters import make_pack, relative_error
+from tests.make_driver import drive_studio
 from tests.make_studio import Studio
 from tests.test_loop import make_cell
 from training.dynamics import Dynamics
@@ -304,11 +305,11 @@ def test_types_are_those_that_adapt_modules() -> None:
 
 def test_a_tuner_trains_unpacked_to_a_figure_and_is_found_again(studio: Studio, tmp_path: Path) -> None:
     flags = ("--method", "peft:hra:r=4", "lora", "--base-lr", "1e-2", "--multipliers", "1", "2", "--pack-size", "2",
-             "--subjects", str(studio.folder / "subjects"), "1", "--workers", "1")  # fmt: skip
-    done = studio.run(tmp_path, *flags)
-    assert done.returncode == 0, done.stderr
-    assert "unpacked, one run at a time: peft:hra" in done.stdout
-    assert "PEFT HRA (r=4, unpacked)" in done.stdout
+             "--steps", "6", "--subjects", str(studio.folder / "subjects"), "1")  # fmt: skip
+    done = drive_studio(studio, lr_robustness, tmp_path, *flags)
+    assert done.code == 0, done.err
+    assert "unpacked, one run at a time: peft:hra" in done.out
+    assert "PEFT HRA (r=4, unpacked)" in done.out
     assert (tmp_path / "lr_robustness" / "fig2_lr_robustness.png").exists()
     sizes = {run.run_id.split("-r")[0]: run.read()["provenance"]["pack_size"] for run in find_runs(tmp_path)}
     assert sizes["peft-hra"] == 1
@@ -319,8 +320,8 @@ def test_a_tuner_trains_unpacked_to_a_figure_and_is_found_again(studio: Studio, 
     distances = run.read_dynamics().groupby("step")["distance"].mean()
     assert distances[0] < 1e-4 < distances[6]
     assert len(run.read_norms())
-    again = studio.run(tmp_path, *flags, "--dry-run")
-    assert "4 done, 0 to train" in again.stdout, again.stdout
+    again = drive_studio(studio, lr_robustness, tmp_path, *flags, "--dry-run")
+    assert "4 done, 0 to train" in again.out, again.err
 
 
 @pytest.mark.parametrize(
