@@ -16,6 +16,7 @@ from figures.style import ALARM, BACKGROUND, INK, MARGIN_OCTAVES, MUTED, Look, c
 
 BASE_DASHES = (0, (6, 2.2))
 LEGEND_ROW_IN = 0.18
+MOST_LETTERS = 24  # of a name at the end of a curve
 MOST_BANDS = 8  # beyond so many curves bands hide each other and everything else
 
 
@@ -172,18 +173,24 @@ def label_ends(
     if gap * len(ends) > height:
         return  # more names than the panel has lines: they stand in the legend
     places = [(float(ax.transData.transform((x, y))[1]) - bottom) * scale for x, y, _, _ in ends]
-    for place, (x, y, name, color) in zip(spread(places, gap, pt(3), height - pt(3)), ends, strict=True):
+    names = shorten([name for _, _, name, _ in ends])
+    for place, name, (x, y, _, color) in zip(spread(places, gap, pt(3), height - pt(3)), names, ends, strict=True):
         at = (float(ax.transData.transform((x, y))[1]) - bottom) * scale
         ax.annotate(
-            shorten(name), (x, y), (pt(9), place - at), textcoords="offset points", fontsize=size, color=color, va="center",
+            name, (x, y), (pt(9), place - at), textcoords="offset points", fontsize=size, color=color, va="center",
             annotation_clip=False, zorder=6,
             arrowprops={"arrowstyle": "-", "color": color, "lw": pt(0.6), "shrinkA": 0, "shrinkB": pt(3), "relpos": (0, 0.5)},
         )  # fmt: skip
 
 
-def shorten(name: str, letters: int = 24) -> str:
-    """A name that is not longer than that, cut with an ellipsis; the legend has it whole."""
-    return name if len(name) <= letters else f"{name[: letters - 1]}…"
+def shorten(names: Sequence[str], letters: int = MOST_LETTERS) -> list[str]:
+    """Names that are no longer than that, cut with an ellipsis, at their beginnings where that is what they share.
+
+    The legend has them whole.
+    """
+    cut = [name if len(name) <= letters else f"{name[: letters - 1]}…" for name in names]
+    tails = [name if len(name) <= letters else f"…{name[1 - letters :]}" for name in names]
+    return [tail if cut.count(head) > 1 else head for head, tail in zip(cut, tails, strict=True)]
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:

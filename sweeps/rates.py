@@ -100,8 +100,17 @@ def scaled(rates: Rates, multiplier: float, scale: str = "both") -> dict:
 
 
 def write_rates(name: str, table: dict, path: Path = RATES) -> None:
-    """Replace one table of the data file, keeping the others."""
-    tables = read_rates(path) | {name: table}
+    """Put the methods of a table into the data file's of that name; the others there stay, if they are of the same model.
+
+    Args:
+        name: of the table.
+        table: model_hash, and methods: a row for each.
+        path: the data file.
+    """
+    tables = read_rates(path)
+    old = tables.get(name, {})
+    kept = old.get("methods", {}) if old.get("model_hash") == table["model_hash"] else {}
+    tables[name] = {**table, "methods": kept | table["methods"]}
     lines = ["# Base learning rates. The pocket's come from `python sweeps/base_lr.py`; do not edit them by hand.", ""]
     for key, values in tables.items():
         lines.append(f"[{key}]")

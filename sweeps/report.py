@@ -227,16 +227,14 @@ def _table(scene: Scene, best: pd.DataFrame, runs: pd.DataFrame, rule: str) -> d
     for _, row in best.iterrows():
         if row["options"] != parse_method(row["method"]).canonical:
             continue  # rates of unusual options are printed, not kept as the method's
+        trials = runs[runs["method"] == row["method"]]
         own = {} if pd.isna(row["boundary"]) else {"lr_lambda": float(row["lr"]), "boundary": float(row["boundary"])}
         methods[row["method"]] = {
             "lr": float(row["lr"]),
             **own,
             **{metric: round(float(row[metric]), 4) for metric in METRICS},
-        }
-    return {
-        "model_hash": scene.model_hash, "rule": rule, "command": command(),
-        "date": datetime.date.today().isoformat(), "machine": processor(), "steps": int(runs["steps"].max()),
-        "rank": int(runs["rank"].max()), "subjects": sorted(runs["subject"].unique()),
-        "seeds": [int(seed) for seed in sorted(runs["seed"].unique())],
-        "methods": methods,
-    }  # fmt: skip
+            "rank": int(trials["rank"].max()), "steps": int(trials["steps"].max()),
+            "subjects": sorted(trials["subject"].unique()), "seeds": sorted(map(int, trials["seed"].unique())),
+            "command": command(), "date": datetime.date.today().isoformat(), "machine": processor(),
+        }  # fmt: skip
+    return {"model_hash": scene.model_hash, "rule": rule, "methods": methods}

@@ -17,6 +17,7 @@ from figures.panels import (
     draw_curves,
     legend_columns,
     limit_to_means,
+    shorten,
     spread,
 )
 from figures.style import looks, multiplier_text
@@ -33,6 +34,18 @@ def test_labels_keep_apart_in_order_and_inside(places: list[float]) -> None:
 
 def test_labels_that_are_apart_stay() -> None:
     assert spread([50.0, 10.0, 80.0], 10.0, 0.0, 100.0) == pytest.approx([50.0, 10.0, 80.0])
+
+
+def test_names_are_cut_where_they_are_alike() -> None:
+    names = [
+        "LoRA",
+        "DeLoRA, factors scaled, lambda 4",
+        "DeLoRA, factors scaled, lambda 16",
+        "ETHER+ with boundary, rank, relaxed",
+    ]
+    cut = shorten(names)
+    assert cut == ["LoRA", "…actors scaled, lambda 4", "…ctors scaled, lambda 16", "ETHER+ with boundary, r…"]
+    assert max(map(len, cut)) == 24
 
 
 def test_legend_is_read_row_by_row() -> None:

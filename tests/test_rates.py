@@ -73,3 +73,12 @@ def test_writing_a_table_keeps_the_others(tmp_path: Path) -> None:
     after = tomllib.loads(path.read_text())
     assert after.pop("mine") == {"model_hash": "abc", "methods": {"oft": {"lr": 1e-4}}}
     assert after == before
+
+
+def test_tuning_one_method_keeps_the_others_of_the_same_model(tables: Path) -> None:
+    write_rates("mine", {"model_hash": "abc", "rule": "best", "methods": {"oft": {"lr": 1e-4}}}, tables)
+    assert base_rates(parse_method("oft"), "mine", "abc", tables).lr == 1e-4
+    assert base_rates(parse_method("etherplus"), "mine", "abc", tables).lr == 0.002
+    write_rates("mine", {"model_hash": "trained longer", "methods": {"lora": {"lr": 1e-3}}}, tables)
+    kept = tomllib.loads(tables.read_text())["mine"]["methods"]
+    assert kept == {"lora": {"lr": 1e-3}}, "rates of other weights say nothing"

@@ -13,7 +13,7 @@ from adapters import BadInput
 from analysis import load, plateau, plateau_by_setting, subject_scores
 from analysis.load import Results
 from figures.style import looks
-from sweeps import design_ablation, rank_robustness, start_robustness
+from sweeps import design_ablation, lr_robustness, rank_robustness, start_robustness
 from tests.make_driver import Driven, drive_studio
 from tests.make_runs import Shape, make_runs
 from tests.make_studio import Studio
@@ -175,3 +175,15 @@ def test_one_subject_and_runs_that_all_diverged_are_drawn(diverges_from: float |
     figure.draw_without_rendering()
     assert "One subject: no interval" in words_of(figure)
     assert ("some runs diverged" in words_of(figure)) == (diverges_from is not None)
+
+
+def test_further_seeds_split_the_spread_of_the_first_subjects(studio: Studio, tmp_path: Path) -> None:
+    flags = ("--method", "lora", "--base-lr", "1e-2", "--multipliers", "1", "--split-subjects", "1")
+    driven = drive_studio(studio, lr_robustness, tmp_path, *flags, "--split-seeds", "0", "1", "2")
+    assert driven.code == 0, driven.err
+    assert "4 cells: 0 done, 4 to train" in driven.out, "one seed on two subjects, two more on the first"
+    variance = driven.table("variance")
+    assert variance[["num_subjects", "num_seeds", "num_runs"]].to_numpy().tolist() == [[1, 3, 3]]
+    again = drive_studio(studio, lr_robustness, tmp_path / "none", *flags[:-1], "3", "--split-seeds", "1")
+    assert (again.code, again.out) == (2, "")
+    assert "--split-subjects is 3; allowed: a number from 1 to 2, that of the subjects" in again.err

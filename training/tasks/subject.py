@@ -192,11 +192,16 @@ class SubjectTask:
         return [self.scorers.dino_features(self._to_pictures(rows) / 255) for rows in self._sample(text, noise)]
 
     def _drift(self, step: int, may_go_on: Callable[[], None]) -> list[pd.DataFrame]:
-        """Rows of the metric "drift" for each replica: (1 - cosine)/2 of DINO features, as HF PEFT's comparison has it."""
+        """Rows of the metric "drift" for each replica: (1 - cosine)/2 of DINO features, as HF PEFT's comparison has it.
+
+        Of vectors of length 1 that is a quarter of their squared distance, which is 0 where nothing has changed.
+        """
         if self._untouched is None:
             return []
         may_go_on()
-        values = [(1 - (rows * self._untouched).sum(dim=1)) / 2 for rows in self._unrelated_features(len(self.cells))]
+        values = [
+            (rows - self._untouched).square().sum(dim=1) / 4 for rows in self._unrelated_features(len(self.cells))
+        ]
         return [
             pd.DataFrame({"step": step, "metric": "drift", "prompt": self.unrelated, "value": rows.tolist()})
             for rows in values
