@@ -109,8 +109,12 @@ def _write(path: Path, frame: pd.DataFrame) -> Path:
     frame = frame.assign(**{name: frame[name].astype(object) for name in text})
     table = pa.Table.from_pandas(frame, preserve_index=False)
     table = table.replace_schema_metadata({b"plateau_schema": str(SCHEMA).encode()})
+    measured = {field.name for field in table.schema if field.type == pa.float32()}
     with writing(path) as aside:
-        pq.write_table(table, aside, compression="zstd")
+        pq.write_table(
+            table, aside, compression="zstd", compression_level=12, column_encoding=dict.fromkeys(measured, "BYTE_STREAM_SPLIT"),
+            use_dictionary=[name for name in table.column_names if name not in measured],
+        )  # fmt: skip
     return path
 
 

@@ -30,7 +30,7 @@ class Row:
         aim: the limit; None for a row that is only reported.
         sense: whether the value shall be at most or at least the aim.
         judged: which end is held against the aim: the value, or the interval's upper limit.
-        unit: "x" for a ratio, "%" for a share (stored as a fraction), "s", "GiB".
+        unit: "x" for a ratio, "%" for a share (stored as a fraction), "s", "B" (bytes), "GiB".
     """
 
     name: str
@@ -38,7 +38,7 @@ class Row:
     aim: float | None = None
     sense: Literal["<=", ">="] = "<="
     judged: Literal["value", "high"] = "value"
-    unit: Literal["x", "%", "s", "GiB"] = "x"
+    unit: Literal["x", "%", "s", "B", "GiB"] = "x"
 
     @property
     def met(self) -> str:

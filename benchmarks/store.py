@@ -35,6 +35,7 @@ PARTS = 8  # a run's checkpoints, each of which ends a part
 KINDS = 8  # runs with values of their own; the others are copies of them under other names
 MULTIPLIERS, SEEDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), 5
 GAUGES_OF_DELORA = ("lambda", "bound", "saturation", "norm_a", "norm_b", "angle_a", "angle_b")
+ROUNDS = 5  # of loading, each in a process of its own
 STEP_S = 0.1  # of a pack's step on a slow pocket, against which writing is held
 
 
@@ -59,6 +60,8 @@ def run(options: Options) -> int:
     if options.load:
         print(json.dumps(measure_load(options.load, options.scratch or Path())))
         return 0
+    if options.scratch is not None:
+        options.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="plateau-store-", dir=options.scratch) as scratch:
         root = Path(scratch)
         print(to_markdown([*measure_writing(root, options), *measure_figures(root, options)]))
@@ -88,7 +91,7 @@ def measure_writing(root: Path, options: Options) -> list[Row]:
         shutil.rmtree(folder.path)
     count = len(originals) * (options.steps + 1) * len(names)
     return [
-        Row("dynamics on disk, bytes for each step and matrix", _single(size / count), 10.0, unit="x"),
+        Row("dynamics on disk, bytes for each step and matrix", _single(size / count), 10.0, unit="B"),
         Row(
             f"writing them, share of a run's step of {STEP_S:g} s", mean_of(np.array(seconds) / STEP_S), 0.01, unit="%"
         ),
@@ -178,11 +181,14 @@ def measure_figures(root: Path, options: Options) -> list[Row]:
     rows = []
     for name in LOADS:
         command = [sys.executable, "-m", "benchmarks.store", "--load", name, "--scratch", str(root)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        measured = json.loads(done.stdout.splitlines()[-1])
+        measured = []
+        for _ in range(ROUNDS):
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            measured.append(json.loads(done.stdout.splitlines()[-1]))
         what = f"load what {name} needs, {options.runs:,} runs"
-        rows.append(Row(what, _single(measured["seconds"]), 10.0, unit="s"))
-        rows.append(Row(f"{what}: peak memory", _single(measured["gib"]), 2.0, unit="GiB"))
+        seconds, gib = (mean_of(np.array([row[key] for row in measured])) for key in ("seconds", "gib"))
+        rows.append(Row(what, seconds, 10.0, unit="s"))
+        rows.append(Row(f"{what}: peak memory", gib, 2.0, unit="GiB"))
     return rows
 
 
