@@ -21,7 +21,8 @@ import pandas as pd
 from adapters import BadInput
 from analysis import Results, load, write_tables
 from analysis.verdicts import judge_claims, read_claims
-from figures.gallery import GALLERY, Drawn, draw_norms
+from figures.drawn import Drawn
+from figures.gallery import GALLERY, draw_norms
 from figures.style import METADATA, STYLES, use_style
 from training.store import StoreError
 

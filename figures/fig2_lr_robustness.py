@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 
 from adapters import BadInput
 from analysis import Robustness
+from figures.labels import label_ends
 from figures.panels import (
     draw_background,
     draw_base_line,
     draw_curves,
     draw_legend,
     draw_plateaus,
-    label_ends,
     limit_to_means,
     plain_log_axis,
 )

@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from adapters import BadInput
-from figures.panels import draw_base_line, draw_curves, draw_legend, label_ends, limit_to_means
+from figures.labels import label_ends
+from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means
 from figures.style import METRIC_TITLES, MUTED, Look, looks, new_figure, pt, styled
 
 

@@ -27,7 +27,8 @@ from analysis import (
     tried_settings,
     write_tables,
 )
-from figures.gallery import Drawn, draw_dora_magnitude, draw_lr_robustness, draw_norms, draw_prolonged_training
+from figures.drawn import Drawn
+from figures.gallery import draw_dora_magnitude, draw_lr_robustness, draw_norms, draw_prolonged_training
 from sweeps.driver import Outcome
 from sweeps.grid import Scene
 from sweeps.rates import write_rates

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from adapters import MethodSpec
 from analysis import Results, power_sentence
+from figures.drawn import Drawn
 from figures.gallery import (
-    Drawn,
     draw_boundary_and_angle,
     draw_rank_robustness,
     draw_setting_robustness,

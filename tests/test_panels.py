@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from figures.labels import shorten, spread
 from figures.panels import (
     MOST_BANDS,
     band_text,
@@ -17,8 +18,6 @@ from figures.panels import (
     draw_curves,
     legend_columns,
     limit_to_means,
-    shorten,
-    spread,
 )
 from figures.style import looks, multiplier_text
 

@@ -1,0 +1,110 @@
+"""What results are shown as: figures, the data of each, tables; and the curves and sheets that several drivers share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+import figures
+from analysis import Results, Robustness, pictures, robustness, summary, write_tables
+from training.store import writing
+
+SHEETS = "pictures"  # what the names of sheets of pictures begin with
+
+
+@dataclass
+class Drawn:
+    """What results are shown as.
+
+    Attributes:
+        figures: by name.
+        data: what each figure shows, by the figure's name.
+        tables: by name.
+    """
+
+    figures: dict[str, Figure] = field(default_factory=dict)
+    data: dict[str, pd.DataFrame] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def add(self, name: str, figure: Figure, data: pd.DataFrame) -> None:
+        """Add a figure with what it shows."""
+        self.figures[name], self.data[name] = figure, data
+
+    def save(self, folder: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
+        """Write all of it: figures in every format, their data as CSV of the same name, tables as Markdown, LaTeX and CSV.
+
+        Returns:
+            The figures' files.
+
+        Raises:
+            BadInput: for an unknown format.
+            StoreError: if the folder cannot be written.
+        """
+        paths = [path for name, figure in self.figures.items() for path in figures.save(figure, folder / name, formats)]
+        for name, frame in self.data.items():
+            with writing(folder / f"{name}.csv") as aside:
+                frame.to_csv(aside, index=False, lineterminator="\n")
+        write_tables(folder, self.tables)
+        return paths
+
+
+def add_curves(
+    drawn: Drawn, results: Results, name: str, behind: Results | None = None, order: Sequence[str] = ()
+) -> Robustness:
+    """Add the curves of Fig. 2 under a name, their summary and the plateaus; returns the curves, `order`'s series first."""
+    curves = Robustness(*(arrange(frame, order) for frame in robustness(results)))
+    figure = figures.fig2_lr_robustness.draw(curves, robustness(behind) if behind is not None else None)
+    drawn.add(name, figure, curve_data(curves))
+    drawn.tables |= {"summary": summary(curves), "plateau": curves.plateaus}
+    return curves
+
+
+def curve_data(curves: Robustness) -> pd.DataFrame:
+    """Scores, distances and the base's line below each other, `panel` being the metric or "distance"."""
+    scores = curves.scores.rename(columns={"metric": "panel"})
+    base = curves.base.rename(columns={"metric": "panel"}).assign(series="untouched base")
+    return pd.concat([scores, curves.distances.assign(panel="distance"), base], ignore_index=True)
+
+
+def arrange(frame: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """The rows of the named series first, in that order."""
+    if "series" not in frame:
+        return frame
+    places = {name: number for number, name in enumerate(order)}
+    return frame.sort_values(
+        "series",
+        key=lambda names: names.map(lambda name: places.get(name, len(places))),
+        kind="stable",
+        ignore_index=True,
+    )
+
+
+def add_sheets(drawn: Drawn, results: Results, curves: Robustness) -> None:
+    """Add a sheet of pictures for each series, subjects down, multipliers across, and one of a subject, methods down."""
+    if results.images().empty:
+        return
+    found, own = pictures(results, step=-1), results.own_pictures()
+    found = found[found["seed"].isna() | (found["seed"] == found["seed"].min())]
+    for series in dict.fromkeys(curves.scores["series"]):
+        rows = found[found["series"].isin([series, "untouched base"])]
+        method = results.runs.loc[results.runs["series"] == series, "method"].iloc[0].replace(":", "-")
+        name = f"{SHEETS}_{method}"
+        name = name if name not in drawn.figures else f"{name}_{len(drawn.figures)}"
+        drawn.add(name, figures.picture_sheet.draw(rows, own), _without_files(rows))
+    if results.runs["series"].nunique() > 1:
+        add_sheet_of_one(drawn, found, own, "multiplier")
+
+
+def add_sheet_of_one(drawn: Drawn, found: pd.DataFrame, own: Mapping[str, Path | bytes], columns: str) -> None:
+    """One subject, methods down, multipliers or steps across: the first subject by name, chosen by no score."""
+    rows = found[found["subject"] == min(found["subject"])]
+    sheet = figures.picture_sheet.draw(rows, own, rows="series", columns=columns)
+    drawn.add(f"{SHEETS}_by_method", sheet, _without_files(rows))
+
+
+def _without_files(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.drop(columns=["file", "run_id"])
