@@ -17,6 +17,7 @@ import pandas as pd
 from adapters import BadInput
 from analysis.comparisons import compare
 from analysis.curves import run_scores, subject_distances, subject_scores
+from analysis.directions import magnitude_direction, magnitude_direction_correlation
 from analysis.load import Results, load
 from analysis.plateau import Grid, subject_grid
 from analysis.statistics import Interval, rate_interval, t_interval
@@ -168,6 +169,16 @@ def diverged(results: Results) -> Interval:
     return rate_interval(int(lost.sum()), len(lost))
 
 
+def direction_correlation(results: Results, series: str) -> Interval:
+    """The correlation of the changes of magnitude and direction at the base rate, over matrices and snapshots of a run."""
+    table = magnitude_direction_correlation(magnitude_direction(results))
+    row = table[(table["series"] == series) & (table["kind"] == "all")]
+    if row.empty:
+        raise BadInput(f"no series {series!r} at its base rate; allowed: {', '.join(table['series'].unique())}")
+    found = row.iloc[0]
+    return Interval(found["rho"], found["rho_low"], found["rho_high"], int(found["num_subjects"]))
+
+
 MEASURES: Mapping[str, Callable[..., Interval]] = {
     "difference": difference,
     "loss_at": loss_at,
@@ -175,6 +186,7 @@ MEASURES: Mapping[str, Callable[..., Interval]] = {
     "distance_octaves": distance_octaves,
     "distance_reached": distance_reached,
     "diverged": diverged,
+    "direction_correlation": direction_correlation,
 }
 
 

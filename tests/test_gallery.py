@@ -25,6 +25,7 @@ from analysis import (
     robustness,
 )
 from analysis.tables import clearly_best, escape_latex, to_latex
+from analysis.verdicts import MEASURES
 from figures.__main__ import main
 from figures.drawn import arrange
 from figures.gallery import GALLERY, draw_dora_magnitude, draw_lr_robustness, find_defaults
@@ -327,6 +328,13 @@ def test_correlation_is_pearsons_in_each_run(directions: Results, monkeypatch: p
         magnitude_direction(directions, axis="layers")
     with pytest.raises(BadInput, match="no ended run at 3 times"):
         magnitude_direction(directions, multiplier=3.0)
+
+
+def test_the_correlation_is_what_claims_of_it_are_put_to(directions: Results) -> None:
+    table = magnitude_direction_correlation(magnitude_direction(directions))
+    row = table[(table["series"] == "LoRA") & (table["kind"] == "all")].iloc[0]
+    found = MEASURES["direction_correlation"](directions, "LoRA")
+    np.testing.assert_array_equal(found, [row["rho"], row["rho_low"], row["rho_high"], 4])
 
 
 def test_magnitudes_are_compared_between_the_two_doras_alone(directions: Results) -> None:

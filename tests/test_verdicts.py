@@ -100,6 +100,7 @@ def test_loss_at_the_end_counts_steps(tmp_path: Path) -> None:
         ("lr_robustness", "distance_octaves", {"series": "LoRA", "start": 1.0, "end": 9.0}, "no distance of LoRA at 9x"),
         ("lr_robustness", "difference", {"a": "OFT", "b": "LoRA", "of": "area"}, "no series 'OFT'"),
         ("lr_robustness", "distance_reached", {"series": "OFT", "share": 0.5}, "no series 'OFT'"),
+        ("lr_robustness", "direction_correlation", {"series": "OFT"}, "no series 'OFT' at its base rate"),
         ("one", "loss_at", {"series": "LoRA", "multiplier": 2.0}, "one subject or none: no interval"),
     ],
 )  # fmt: skip
