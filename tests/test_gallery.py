@@ -23,9 +23,9 @@ from analysis import (
     magnitude_direction_correlation,
     pictures,
     robustness,
+    verdicts,
 )
 from analysis.tables import clearly_best, escape_latex, to_latex
-from analysis.verdicts import MEASURES
 from figures.__main__ import main
 from figures.drawn import arrange
 from figures.gallery import GALLERY, draw_dora_magnitude, draw_lr_robustness, find_defaults
@@ -330,10 +330,14 @@ def test_correlation_is_pearsons_in_each_run(directions: Results, monkeypatch: p
         magnitude_direction(directions, multiplier=3.0)
 
 
-def test_the_correlation_is_what_claims_of_it_are_put_to(directions: Results) -> None:
-    table = magnitude_direction_correlation(magnitude_direction(directions))
+def test_the_correlation_is_what_claims_of_it_are_put_to(directions: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    points = magnitude_direction(directions)
+    points = points.assign(dm=rng.random(len(points)), dd=rng.random(len(points)))
+    monkeypatch.setattr(verdicts, "magnitude_direction", lambda results: points)
+    table = magnitude_direction_correlation(points)
     row = table[(table["series"] == "LoRA") & (table["kind"] == "all")].iloc[0]
-    found = MEASURES["direction_correlation"](directions, "LoRA")
+    found = verdicts.MEASURES["direction_correlation"](directions, "LoRA")
     np.testing.assert_array_equal(found, [row["rho"], row["rho_low"], row["rho_high"], 4])
 
 
