@@ -162,12 +162,12 @@ def natural_spline(x: Floats, knots: Floats) -> Floats:
 
 def _row(axis: str, left: pd.DataFrame, reference: pd.DataFrame, num_runs: int) -> dict[str, Any]:
     logs = np.log(left["common"] / reference["common"].reindex(left.index))
-    unshared = (left["common"] - left["separate"]) / left["total"]
+    unshared = (left["common"] - left["separate"]) / left["total"].where(left["total"] > 0)  # a subject may score alike
     itself = left is reference
     parts = {
         "common": _root(t_interval(left["common"])),
         "separate": _root(t_interval(left["separate"])),
-        "unshared": t_interval(unshared),
+        "unshared": t_interval(unshared.dropna()),
         "ratio": Interval(1.0, np.nan, np.nan, len(left)) if itself else log_interval(np.exp(logs)),
     }
     row: dict[str, Any] = {"axis": axis}

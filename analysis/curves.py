@@ -72,8 +72,16 @@ def score_curve(results: Results, x: str = "multiplier") -> pd.DataFrame:
     return summarise(subject_scores(results, x), x, ["metric"], t_interval)
 
 
-def subject_distances(results: Results, matrix: str = "mean", x: str = "multiplier") -> pd.DataFrame:
+def subject_distances(
+    results: Results, matrix: str = "mean", x: str = "multiplier", gauge: str = "distance_rel"
+) -> pd.DataFrame:
     """The final relative distance ‖W_t - W_0‖_F / ‖W_0‖_F of one matrix, or its mean over the matrices, by subject.
+
+    Args:
+        results: the runs.
+        matrix: one matrix, or "mean".
+        x: "multiplier" or another column of the runs.
+        gauge: another column of the dynamics in its place, such as transform_distance; methods that lack it have no rows.
 
     Returns:
         Rows series, method, x, subject, value, num_seeds, num_diverged.
@@ -81,16 +89,17 @@ def subject_distances(results: Results, matrix: str = "mean", x: str = "multipli
     Raises:
         BadInput: if there is no such matrix.
     """
-    table = _ended(results, x).merge(final_distances(results, matrix), left_on="run_id", right_index=True)
+    final = final_distances(results, matrix, gauge).dropna()
+    table = _ended(results, x).merge(final, left_on="run_id", right_index=True)
     return (
         table.groupby(["series", "method", x, "subject"], sort=False, observed=True)
-        .agg(value=("distance_rel", "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
+        .agg(value=(gauge, "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
         .reset_index()
     )
 
 
-def final_distances(results: Results, matrix: str = "mean") -> pd.Series:
-    """`distance_rel` at the last step of every run, by run_id.
+def final_distances(results: Results, matrix: str = "mean", gauge: str = "distance_rel") -> pd.Series:
+    """`distance_rel`, or another gauge, at the last step of every run, by run_id.
 
     Raises:
         BadInput: if there is no such matrix.
@@ -102,16 +111,18 @@ def final_distances(results: Results, matrix: str = "mean") -> pd.Series:
                 f"unknown matrix {matrix!r}; allowed: mean, {', '.join(map(str, known[:4]))} ... ({len(known)} in all)"
             )
         frame = frame[frame["matrix"] == matrix]
-    return frame.groupby("run_id", observed=True)["distance_rel"].mean().astype(float)
+    return frame.groupby("run_id", observed=True)[gauge].mean().astype(float)
 
 
-def distance_curve(results: Results, matrix: str = "mean", x: str = "multiplier") -> pd.DataFrame:
-    """The final relative distance: geometric mean over the subjects, its t interval taken on the logarithms.
+def distance_curve(
+    results: Results, matrix: str = "mean", x: str = "multiplier", gauge: str = "distance_rel"
+) -> pd.DataFrame:
+    """The final relative distance, or another gauge: geometric mean over the subjects, its t interval taken on the logarithms.
 
     Returns:
         Rows series, method, x, mean, low, high, num_subjects, num_diverged, num_runs.
     """
-    return summarise(subject_distances(results, matrix, x), x, [], log_interval)
+    return summarise(subject_distances(results, matrix, x, gauge), x, [], log_interval)
 
 
 def gauge_curve(

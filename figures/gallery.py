@@ -19,6 +19,7 @@ from analysis import (
     base_line,
     best_table,
     compare,
+    distance_curve,
     early_warning,
     gauge_curve,
     magnitude_direction,
@@ -59,6 +60,10 @@ def draw_lr_robustness(results: Results, behind: Results | None = None) -> Drawn
         over = score_vs_distance(results)
         drawn.add("score_vs_distance", figures.score_vs_distance.draw(over), over.runs)
         drawn.tables["coincidence"] = over.coincidences
+    transform = distance_curve(results, gauge="transform_distance")
+    if len(transform):
+        figure = figures.ether_fig4_distances.draw(transform, curves.distances)
+        drawn.add("ether_fig4_distances", figure, transform)
     if results.runs.groupby("subject")["seed"].nunique().max() > 1:
         drawn.tables["variance"] = variance_table(_all_seeds(results))
     add_sheets(drawn, results, curves)

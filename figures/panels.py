@@ -74,12 +74,18 @@ def _shown(scale: Any, *values: Any) -> np.ndarray:
     return placed[np.isfinite(placed) & (placed > -900)]  # a log scale clips zero to -1000
 
 
+# Ticks of a log axis within a decade, from few to many, and the decades that they suit.
+TICKS = (((1.0,), 2.5), ((1.0, 2.0, 5.0), 0.8), ((1.0, 1.5, 2.0, 3.0, 5.0, 7.0), 0.35))
+NARROW_TICKS = (1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0, 2.2, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
+
+
 def plain_log_axis(ax: Axes, values: pd.Series) -> None:
-    """A log y axis with ticks in plain numbers: at 1, 2, 5, or at powers of ten where the values span over 2.5 decades."""
+    """A log y axis with ticks in plain numbers, the more of them in a decade the narrower the values lie."""
     ax.set_yscale("log")
     places = _shown(ax.yaxis.get_transform(), values)
-    wide = len(places) > 0 and np.ptp(places) > 2.5
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=12))
+    span = float(np.ptp(places)) if len(places) else 1.0
+    subs = next((ticks for ticks, least in TICKS if span > least), NARROW_TICKS)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}" if value < 1e5 else f"{value:.0e}"))
 

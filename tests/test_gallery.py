@@ -31,6 +31,7 @@ from figures.drawn import arrange
 from figures.gallery import GALLERY, draw_dora_magnitude, draw_lr_robustness, find_defaults
 from figures.style import STYLES, fit_size, use_style
 from tests.make_runs import OPTIONS, Maker, Shape
+from tests.test_figures import line_of
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., tuple[int, list[str], str]]
@@ -347,3 +348,24 @@ def test_magnitudes_are_compared_between_the_two_doras_alone(directions: Results
     assert set(drawn.tables["summary"]["series"]) == {"untouched base", "DoRA", "DoRA (fixed magnitude)"}
     with pytest.raises(BadInput, match="no run of dora-fixed"):
         draw_dora_magnitude(directions.select(method=["dora", "lora"]))
+
+
+def test_transformations_are_drawn_for_methods_that_have_one(tmp_path: Path) -> None:
+    make_sweep(
+        tmp_path,
+        pictures=False,
+        shapes={"lora": Shape(), "etherplus": Shape(), "delora": Shape()},
+        multipliers=(1.0, 4.0),
+    )
+    results = load(tmp_path)
+    final = results.final_dynamics.assign(transform_distance=lambda rows: 3 * rows["distance_rel"])
+    final.loc[final["run_id"].astype(str).str.contains("lora"), "transform_distance"] = float("nan")
+    object.__setattr__(results, "final_dynamics", final)
+    drawn = draw_lr_robustness(results)
+    transform, weights = drawn.figures["ether_fig4_distances"].axes
+    (name,) = {str(line.get_label()) for line in transform.lines} - {"_diverged"}
+    assert name == "ETHER+"
+    both = [line_of(ax, "ETHER+") for ax in (transform, weights)]
+    np.testing.assert_allclose(both[0][:, 1], 3 * both[1][:, 1], rtol=1e-6)
+    with pytest.raises(BadInput, match="multiplies the weights"):
+        figures.ether_fig4_distances.draw(drawn.data["ether_fig4_distances"][:0], drawn.data["ether_fig4_distances"])

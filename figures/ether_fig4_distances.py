@@ -1,0 +1,52 @@
+"""Fig. 4 of the ETHER paper (arXiv 2405.20271): how far transformation and weights have moved, against the learning rate.
+
+The paper's claim: OFT's and Naive's distances grow with the rate, ETHER's and ETHER+'s are bounded by their construction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from adapters import BadInput
+from figures.labels import label_ends
+from figures.panels import draw_curves, draw_legend, limit_to_means, plain_log_axis
+from figures.style import looks, multiplier_axis, new_figure, styled
+
+TITLES = {
+    "transform": "transformation ‖H − I‖",
+    "distance": "weights ‖W$_t$ − W$_0$‖ / ‖W$_0$‖",
+}
+
+
+@styled
+def draw(transform: pd.DataFrame, distance: pd.DataFrame) -> Figure:
+    """The distance of the transformation from the identity on the left, of the weights on the right, log axes.
+
+    Args:
+        transform: `analysis.distance_curve(results, gauge="transform_distance")`.
+        distance: `analysis.distance_curve(results)`; series without a transformation are left out.
+
+    Raises:
+        BadInput: if no method has a transformation.
+    """
+    if transform.empty:
+        raise BadInput(
+            "no run of a method that multiplies the weights: run python sweeps/lr_robustness.py --method oft ether"
+        )
+    shown = distance[distance["series"].isin(set(transform["series"]))]
+    styles = looks(transform)
+    figure = new_figure(8.6, 3.9, wspace=0.06)
+    for place, (name, curves) in enumerate({"transform": transform, "distance": shown}.items()):
+        ax = figure.add_subplot(1, 2, place + 1, label=name)
+        multiplier_axis(ax, curves["multiplier"])
+        plain_log_axis(ax, curves["mean"])
+        draw_curves(ax, curves, "multiplier", styles)
+        limit_to_means(ax, [curves], np.nan)
+        ax.set_title(TITLES[name])
+    draw_legend(figure, transform, styles, base=False)
+    last = shown.sort_values("multiplier").groupby("series", sort=False).tail(1)
+    ends = [(row.multiplier, row.mean, str(row.series), styles[str(row.series)].color) for row in last.itertuples()]
+    label_ends(figure.axes[-1], ends)
+    return figure
