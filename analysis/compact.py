@@ -76,11 +76,16 @@ def _thumbnails(shown: pd.DataFrame, results: Results) -> pd.DataFrame:
     """Pictures as PNG, at most `THUMBNAIL_PX` wide and high: rows run_id, step, prompt, seed, subject, png."""
     frame = shown[["run_id", "step", "prompt", "seed"]].astype({"run_id": str, "prompt": str})
     frame = frame.assign(subject="", png=[to_png(file) for file in shown["file"]])
-    own = results.own_pictures()
+    own = {name: file for name, file in results.own_pictures().items() if name in _subjects(shown, results)}
     photographs = {"run_id": OWN, "step": 0, "prompt": "", "seed": 0, "subject": list(own)}
     return pd.concat(
         [frame, pd.DataFrame({**photographs, "png": [to_png(file) for file in own.values()]})], ignore_index=True
     )
+
+
+def _subjects(shown: pd.DataFrame, results: Results) -> set[str]:
+    runs = results.all_runs
+    return set(runs.loc[runs["run_id"].isin(set(shown["run_id"].astype(str))), "subject"])
 
 
 def to_png(file: Path | str | bytes) -> bytes:

@@ -62,6 +62,8 @@ def _number(value: Any) -> str:
         return str(value)
     if value is None or pd.isna(value):
         return ""
+    if abs(value) < 1e-9:  # what rounding leaves of nothing
+        return "0"
     if float(value).is_integer():
         return f"{value:.0f}"
     return f"{value:.3f}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"

@@ -13,6 +13,7 @@ import figures
 from analysis import Results, Robustness, pictures, robustness, summary, write_tables
 from training.store import writing
 
+MOST_SUBJECTS = 8  # on a sheet
 SHEETS = "pictures"  # what the names of sheets of pictures begin with
 
 
@@ -87,8 +88,7 @@ def add_sheets(drawn: Drawn, results: Results, curves: Robustness) -> None:
     """Add a sheet of pictures for each series, subjects down, multipliers across, and one of a subject, methods down."""
     if results.images().empty:
         return
-    found, own = pictures(results, step=-1), results.own_pictures()
-    found = found[found["seed"].isna() | (found["seed"] == found["seed"].min())]
+    found, own = sheet_pictures(results), results.own_pictures()
     for series in dict.fromkeys(curves.scores["series"]):
         rows = found[found["series"].isin([series, "untouched base"])]
         method = results.runs.loc[results.runs["series"] == series, "method"].iloc[0].replace(":", "-")
@@ -97,6 +97,13 @@ def add_sheets(drawn: Drawn, results: Results, curves: Robustness) -> None:
         drawn.add(name, figures.picture_sheet.draw(rows, own), _without_files(rows))
     if results.runs["series"].nunique() > 1:
         add_sheet_of_one(drawn, found, own, "multiplier")
+
+
+def sheet_pictures(results: Results) -> pd.DataFrame:
+    """The pictures on sheets of multipliers: the first seed, the last step, the first subjects by name, chosen by no score."""
+    found = pictures(results, step=-1)
+    found = found[found["seed"].isna() | (found["seed"] == found["seed"].min())]
+    return found[found["subject"].isin(sorted(found["subject"].unique())[:MOST_SUBJECTS])]
 
 
 def add_sheet_of_one(drawn: Drawn, found: pd.DataFrame, own: Mapping[str, Path | bytes], columns: str) -> None:

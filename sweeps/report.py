@@ -27,7 +27,7 @@ from analysis import (
     tried_settings,
     write_tables,
 )
-from figures.drawn import Drawn
+from figures.drawn import Drawn, sheet_pictures
 from figures.gallery import draw_dora_magnitude, draw_lr_robustness, draw_norms, draw_prolonged_training
 from sweeps.driver import Outcome
 from sweeps.grid import Scene
@@ -84,7 +84,7 @@ def evidence(folder: Path | None, results: Results) -> Results | None:
 
 def last_pictures(results: Results) -> pd.DataFrame:
     """The pictures that sheets of multipliers show."""
-    return _chosen(results, pictures(results, step=-1))
+    return _chosen(results, sheet_pictures(results))
 
 
 def _chosen(results: Results, found: pd.DataFrame) -> pd.DataFrame:
