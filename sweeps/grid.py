@@ -183,7 +183,7 @@ def rates_of(options: Options, spec: MethodSpec, scene: Scene) -> Rates:
     if options.base_lr is not None and (not uses_boundary or (options.boundary and options.lr_lambda)):
         found = Rates(options.base_lr)
     else:
-        found = base_rates(spec, scene.model_name, scene.model_hash)
+        found = base_rates(spec, scene.model_name, scene.model_hash, table=options.rate_table)
     has_magnitude = "magnitude" in get_class(spec.name).ROLES.values()
     return Rates(
         lr=options.base_lr or found.lr,

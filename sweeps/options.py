@@ -16,6 +16,7 @@ from adapters import METHODS, BadInput, MethodSpec, parse_method
 from slurm.clusters import EXECUTORS, Cluster, choose_cluster
 from slurm.scheduler import Scheduler
 from slurm.submit import check_cluster
+from sweeps import presets
 from training.command_line import parse
 
 DEFAULT_MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -78,6 +79,10 @@ class ClusterOptions:
 class Options:
     """Flags of a sweep."""
 
+    preset: Literal["none", "paper", "paper-table", "ether", "diffusers"] = "none"
+    """Defaults of these flags: DeLoRA's figures, its tables, ETHER's, or those of HF's script."""
+    explain_preset: bool = False
+    """Print the preset's settings, each with its source, and exit."""
     method: tuple[str, ...] = ("delora",)
     """Methods to train: names, `name:option=value,...`, or `all`."""
     model: str = "pocket"
@@ -88,6 +93,8 @@ class Options:
     """Seeds; each is one run of every setting."""
     multipliers: tuple[float, ...] = DEFAULT_MULTIPLIERS
     """Learning rates as multiples of each method's base rate."""
+    rate_table: str | None = None
+    """Table of `sweeps/base_rates.toml` for the base rates; default: the model's."""
     base_lr: float | None = None
     """Base learning rate, in place of the tuned one of `sweeps/base_rates.toml`."""
     lr_lambda: float | None = None
@@ -236,7 +243,10 @@ class Stopped(Exception):
 def run_driver(options: type[Parsed], drive: Callable[[Parsed], int], description: str) -> int:
     """Parse the command line, run a driver, and turn bad input into one line on stderr and exit code 2."""
     try:
-        parsed = parse(options, description)
+        parsed = parse(options, description, default=presets.start_from(options, presets.named_preset(sys.argv[1:])))
+        if parsed.explain_preset:
+            presets.explain(parsed.preset)
+            return 0
         parsed.check()
         return drive(parsed)
     except BadInput as error:

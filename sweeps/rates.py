@@ -37,18 +37,28 @@ def read_rates(path: Path = RATES) -> dict:
     return tomllib.loads(path.read_text()) if path.exists() else {}
 
 
-def base_rates(spec: MethodSpec, model: str, model_hash: str, path: Path = RATES) -> Rates:
+def base_rates(spec: MethodSpec, model: str, model_hash: str, path: Path = RATES, table: str | None = None) -> Rates:
     """The base setting of a method: that of the model's own table, else of Stable Diffusion 1.5 as published.
 
     A method that nobody tuned on the model borrows: from the relative that the table `untuned` names, if that was tuned
     there, else from what is published for Stable Diffusion 1.5.
 
+    Args:
+        spec: the method.
+        model: its name.
+        model_hash: of its weights.
+        path: the data file.
+        table: the table to read, in place of the model's own.
+
     Raises:
-        BadInput: if no table has the method; give --base-lr then.
+        BadInput: if there is no such table, or none has the method; give --base-lr then.
     """
     tables = read_rates(path)
-    own = [name for name, table in tables.items() if table.get("model_hash") == model_hash]
-    name = own[0] if own else "pocket" if model == "pocket" else "sd15"
+    named = [name for name in tables if name != "untuned"]
+    if table is not None and table not in named:
+        raise BadInput(f"--rate-table is {table}; allowed: {', '.join(named)}")
+    own = [name for name in named if tables[name].get("model_hash") == model_hash]
+    name = table or (own[0] if own else "pocket" if model == "pocket" else "sd15")
     methods = tables.get(name, {}).get("methods", {})
     row = methods.get(spec.name) or methods.get({"dora-fixed": "dora"}.get(spec.name, ""))
     borrowed = None

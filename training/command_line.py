@@ -13,8 +13,10 @@ from adapters import BadInput
 Parsed = TypeVar("Parsed")
 
 
-def parse(options: type[Parsed], description: str, arguments: Sequence[str] | None = None) -> Parsed:
-    """Read a command line, `sys.argv` where none is given, into a dataclass.
+def parse(
+    options: type[Parsed], description: str, arguments: Sequence[str] | None = None, default: Parsed | None = None
+) -> Parsed:
+    """Read a command line, `sys.argv` where none is given, into a dataclass; `default` has other defaults than its own.
 
     Raises:
         BadInput: for anything that cannot be read.
@@ -25,7 +27,9 @@ def parse(options: type[Parsed], description: str, arguments: Sequence[str] | No
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(options, args=arguments, description=description)
+            if default is None:
+                return tyro.cli(options, args=arguments, description=description)
+            return tyro.cli(options, args=arguments, description=description, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise
