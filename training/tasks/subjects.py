@@ -1,4 +1,7 @@
-"""Subjects in DreamBooth's folder layout: `<folder>/<subject>/*.png`, with tables of classes, splits and prompts."""
+"""Subjects in DreamBooth's folder layout: `<folder>/<subject>/*.png`, with tables of classes, splits and prompts.
+
+The tables are `subjects.csv` and `prompts.json`, or `prompts_and_classes.txt` as the DreamBooth paper's authors publish it.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from adapters import BadInput
+from training.tasks import dreambench
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 SPLITS = ("tuning", "evidence", "test")
@@ -55,14 +59,18 @@ class Subject:
 
 
 def read_table(folder: Path) -> dict[str, dict[str, str]]:
-    """Rows of `subjects.csv` (subject, class, kind, split) by subject; empty if there is no such file.
+    """Rows (subject, class, kind, split) of `subjects.csv`, or of the published classes, by subject; empty without either file.
 
     Raises:
         BadInput: if a column is missing or a split is unknown.
     """
     path = folder / "subjects.csv"
     if not path.exists():
-        return {}
+        published = _published(folder)
+        return {
+            name: {"subject": name, "class": cls, "kind": published.kind(name), "split": ""}
+            for name, cls in published.classes.items()
+        }
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
@@ -73,11 +81,16 @@ def read_table(folder: Path) -> dict[str, dict[str, str]]:
     return {row["subject"]: row for row in rows}
 
 
+def _published(folder: Path) -> dreambench.Published:
+    path = folder / dreambench.FILE
+    return dreambench.read_published(path) if path.exists() else dreambench.Published()
+
+
 def read_prompts(folder: Path) -> dict[str, list[str]]:
-    """Prompt templates by kind, and the "unrelated" prompts, from `prompts.json`, else DreamBooth-like ones."""
+    """Prompt templates by kind, and "unrelated" ones, from `prompts.json` or the published file, else DreamBooth-like ones."""
     path = folder / "prompts.json"
     if not path.exists():
-        return dict.fromkeys(("live", "object"), list(DEFAULT_PROMPTS))
+        return _published(folder).prompts or dict.fromkeys(("live", "object"), list(DEFAULT_PROMPTS))
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -107,6 +120,8 @@ def names(folder: Path, split: str | None = None) -> list[str]:
         raise BadInput(f"no subjects folder {folder}; expected a folder of <subject>/*.png")
     table = read_table(folder)
     found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not any(row["split"] for row in table.values()):
+        split = None  # a table without splits has nothing to choose by
     wanted = [n for n in found if split is None or table.get(n, {}).get("split", "") == split]
     if not wanted:
         raise BadInput(f"no subjects{f' of split {split!r}' if split else ''} in {folder}; expected <subject>/*.png")
@@ -149,12 +164,21 @@ def _checked_pictures(folder: Path) -> tuple[Path, ...]:
     if not pictures:
         raise BadInput(f"no pictures in {folder}; expected files ending in {', '.join(sorted(PICTURE_SUFFIXES))}")
     for path in pictures:
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise BadInput(f"{path} is broken or not a picture: {str(error).splitlines()[0]}") from None
+        check_picture(path)
     return tuple(pictures)
+
+
+def check_picture(path: Path) -> None:
+    """Read a picture to its end.
+
+    Raises:
+        BadInput: if it is broken, or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise BadInput(f"{path} is broken or not a picture: {str(error).splitlines()[0]}") from None
 
 
 def open_pictures(paths: Sequence[Path], resolution: int) -> list[Image.Image]:
