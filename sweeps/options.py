@@ -86,7 +86,7 @@ class Options:
     method: tuple[str, ...] = ("delora",)
     """Methods to train: names, `name:option=value,...`, or `all`."""
     model: str = "pocket"
-    """`pocket`, a diffusers pipeline folder, or a hub id."""
+    """`pocket`, a diffusers pipeline folder, or a hub id, ORG/NAME or ORG/NAME@REVISION."""
     subjects: tuple[str, ...] = ()
     """Names of subjects, or how many of the evidence split (default: the driver's); a folder may come first."""
     seeds: tuple[int, ...] = (0,)

@@ -76,6 +76,8 @@ class Pipeline:
 def locate(model: str) -> Path:
     """The folder of a model: "pocket", a path, or a hub id that is in the local cache or can be downloaded.
 
+    A hub id may name a revision, `ORG/NAME@REVISION`: a branch, a tag, or a commit, which never changes.
+
     Raises:
         BadInput: if it is not there, or has no U-Net.
     """
@@ -84,12 +86,15 @@ def locate(model: str) -> Path:
     if Path(model).exists():
         return check_parts(Path(model).resolve())
     if model.count("/") != 1 or model.startswith((".", "/")):
-        raise BadInput(f"no model folder {model!r}; give 'pocket', a diffusers pipeline folder, or a hub id ORG/NAME")
+        hub = "a hub id ORG/NAME or ORG/NAME@REVISION"
+        raise BadInput(f"no model folder {model!r}; give 'pocket', a diffusers pipeline folder, or {hub}")
     from huggingface_hub import snapshot_download
 
     try:
         patterns = [f"{part}/*{end}" for part in PARTS for end in (".json", ".txt", ".safetensors", ".model")]
-        return check_parts(Path(snapshot_download(model, allow_patterns=["model_index.json", *patterns])))
+        name, _, revision = model.partition("@")
+        wanted = ["model_index.json", *patterns]
+        return check_parts(Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted)))
     except BadInput:
         raise
     except Exception as error:
