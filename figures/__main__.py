@@ -14,19 +14,20 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pandas as pd
 
 from adapters import BadInput
-from analysis import Results, load, write_tables
+from analysis import Results, load, to_markdown, write_tables
 from analysis.verdicts import judge_claims, read_claims
 from figures.drawn import Drawn
 from figures.gallery import GALLERY, draw_norms
 from figures.style import METADATA, STYLES, use_style
-from training.store import StoreError
+from training.store import StoreError, writing
 
 ALL = "all"
+PLACE = ("<!-- verdicts -->", "<!-- end of verdicts -->")  # between these a README.md has the table of verdicts
 NORMS = "weight_norms.csv"  # of an untouched model, which has no runs
 
 
@@ -120,6 +121,31 @@ def draw_one(name: str, folder: Path) -> Drawn:
     return draw(load(folder))
 
 
+def write_verdicts(out: Path, verdicts: pd.DataFrame) -> None:
+    """Write the verdicts as tables, and into OUT's README.md where that has a place for them.
+
+    Raises:
+        StoreError: if they cannot be written.
+    """
+    write_tables(out, {"verdicts": verdicts})
+    page, (begin, end) = out / "README.md", PLACE
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if begin in text and end in text:
+        before, rest = text.split(begin, 1)
+        shown = verdicts[["claim", "source", "mean", "low", "high", "num_subjects", "verdict"]]
+        table = to_markdown(shown.assign(criterion=[_range(row) for row in verdicts.itertuples()]))
+        with writing(page) as aside:
+            aside.write_text(f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+
+
+def _range(row: Any) -> str:
+    """The range in which a claim holds, in words."""
+    low, high = (f"{end:g}" for end in (row.range_low, row.range_high))
+    if row.range_high == float("inf"):
+        return f"at least {low}"
+    return f"at most {high}" if row.range_low == -float("inf") else f"{low} to {high}"
+
+
 def _sweep_of(folder: Path) -> str:
     """The driver whose results lie in a folder itself: the one that its name or its runs say, else Fig. 2's."""
     names: Mapping[str, str] = {folder.resolve().name: folder.resolve().name}
@@ -149,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             claims = read_claims(read.claims) if read.claims else []
             paths, lines = draw_all(read.names, read.results, read.out, read.format)
         if claims:
-            write_tables(read.out, {"verdicts": judge_claims(read.results, claims)})
+            write_verdicts(read.out, judge_claims(read.results, claims))
     except (BadInput, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

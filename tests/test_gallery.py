@@ -216,6 +216,35 @@ def test_a_sweep_that_diverged_everywhere_is_a_clear_picture(front: Run, tmp_pat
     assert "diverged everywhere" in [text.get_text() for text in figure.findobj(Text)]
 
 
+def test_verdicts_stand_in_the_page_that_has_a_place_for_them(runs: Path, front: Run, tmp_path: Path) -> None:
+    claims = tmp_path / "claims.toml"
+    claims.write_text("""[[claim]]
+id = "one"
+source = "Fig. 2"
+claim = "It holds."
+sweep = "lr_robustness"
+measure = "difference"
+arguments = { a = "DeLoRA", b = "LoRA", of = "worst" }
+low = 0.0
+""")
+    page = tmp_path / "out" / "README.md"
+    page.parent.mkdir()
+    page.write_text("before\n<!-- verdicts -->\nold\n<!-- end of verdicts -->\nafter\n")
+    words = ("rank_robustness", "--results", runs, "--out", tmp_path / "out", "--format", "svg", "--claims", claims)
+    assert front(*words)[0] == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- verdicts -->\n\n| claim ")
+    assert text.endswith("|\n\n<!-- end of verdicts -->\nafter\n")
+    (line,) = [line for line in text.splitlines() if "It holds." in line]
+    verdict = pd.read_csv(tmp_path / "out" / "verdicts.csv")["verdict"].iloc[0]
+    assert "at least 0" in line
+    assert verdict in line
+    assert front(*words)[0] == 0
+    assert page.read_text() == text
+    claims.write_text("[[claim]]")
+    assert front(*words)[0] == 2
+
+
 # Styles.
 
 
