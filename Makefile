@@ -51,9 +51,22 @@ format: $(VENV)/.plateau-test ## put style and format right
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-evidence: $(VENV)/.plateau-run ## the figure in the README: four methods over eight rates, a quarter of an hour on two fast cores
-	$(BIN)/python sweeps/lr_robustness.py --method lora dora delora etherplus \
-		--multipliers 0.25 0.5 1 2 4 8 16 32 --subjects 8 --sweep evidence --docs docs/evidence $(ARGS)
+# docs/results: every driver on the pocket, in one sweep, so that what several questions share is trained once.
+EVIDENCE = $(BIN)/python sweeps/$(1).py --sweep evidence --docs docs/results/$(1) $(2) $(ARGS)
+EIGHT_RATES := --multipliers 0.25 0.5 1 2 4 8 16 32
+evidence: $(VENV)/.plateau-run ## docs/results: every driver on the pocket, hours on two cores; goes on where it stopped
+	$(call EVIDENCE,lr_robustness,--method lora dora dora-fixed delora etherplus ether $(EIGHT_RATES) --subjects 16)
+	$(call EVIDENCE,prolonged_training,--method lora dora delora etherplus --subjects 8 --steps 2600 \
+		--eval-steps 200 600 1000 1400 1800 2200)
+	$(call EVIDENCE,boundary_and_angle,$(EIGHT_RATES) --subjects 8)
+	$(call EVIDENCE,dora_magnitude,$(EIGHT_RATES) --subjects 16)
+	$(call EVIDENCE,weight_norms,--method lora dora delora etherplus --subjects 8)
+	$(call EVIDENCE,start_robustness,--subjects 8)
+	$(call EVIDENCE,best_of_grid,--subjects 8)
+	$(call EVIDENCE,design_ablation,--subjects 8)
+	$(call EVIDENCE,setting_robustness,--subjects 8)
+	$(call EVIDENCE,rank_robustness,--subjects 8)
+	$(MAKE) figures
 
 # PYTHON=... uses that interpreter as it is; it needs no torch: pandas, pyarrow, matplotlib, scipy and duckdb are enough.
 DRAWN_BY := $(if $(filter environment command,$(word 1,$(origin PYTHON))),given,)

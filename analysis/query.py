@@ -3,7 +3,7 @@
     python -m analysis.query "SELECT method, multiplier, avg(value) FROM scores JOIN runs USING (run_id)
                               WHERE metric = 'dino' GROUP BY ALL ORDER BY ALL" runs/lr_robustness
     python -m analysis.query "SHOW TABLES" runs/lr_robustness
-    python -m analysis.query "..." docs/evidence --format csv > answer.csv
+    python -m analysis.query "..." docs/results/lr_robustness --format csv > answer.csv
 
 Tables: runs, scores, base, matrices, and of run folders dynamics, norms, steps, images; of a compact copy the last step's
 dynamics (final_dynamics), the thinned trajectories and norms. `docs/api.md` lists their columns.

@@ -18,7 +18,7 @@ from sweeps.options import Options, run_driver, with_defaults  # noqa: E402
 
 NAME = "lr_robustness"
 NUM_SUBJECTS = 6  # what three minutes on two cores allow at seven multipliers, with a margin
-EVIDENCE = Path(__file__).resolve().parents[1] / "docs" / "evidence"
+EVIDENCE = Path(__file__).resolve().parents[1] / "docs" / "results" / "lr_robustness"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import datetime
 import platform
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from sweeps.driver import Outcome
 from sweeps.grid import Scene
 from sweeps.rates import write_rates
 from training.provenance import commit
-from training.store import writing
+from training.store import RunFolder, writing
 
 NUM_SNAPSHOTS = 5  # of the weight norms, where their course matters
 
@@ -121,8 +122,9 @@ def report_norms(norms: pd.DataFrame, axis: str, folder: Path, docs: Path | None
     drawn = draw_norms(norms, axis)
     wide = norms.pivot_table(index=["series", "block", "attention"], columns="kind", values="mean", sort=False)
     show(wide.reset_index())
-    for place in (folder, *([docs] if docs is not None else [])):
-        say_where(drawn.save(place))
+    say_where(drawn.save(folder))
+    if docs is not None:
+        drawn.save(docs, ("png",))
 
 
 def publish(
@@ -163,7 +165,8 @@ def write_record(docs: Path, results: Results) -> None:
     lines = [
         "# How these results were made", "",
         f"- command: `{command()}`",
-        f"- date: {datetime.date.today().isoformat()}; commit {name[:12]}{' with changes' if dirty else ''}",
+        f"- trained at commit {trained_at(runs)}; drawn on {datetime.date.today().isoformat()} at {name[:12]}"
+        f"{' with changes' if dirty else ''}",
         f"- machine: {processor()}, torch {torch.__version__}",
         f"- runs: {len(runs)} cells of {runs['subject'].nunique()} subjects x {runs['seed'].nunique()} seed, "
         f"{(runs['status'] == 'diverged').sum()} diverged; {runs['seconds'].sum() / 60:.0f} worker-minutes in all",
@@ -172,6 +175,15 @@ def write_record(docs: Path, results: Results) -> None:
     ]  # fmt: skip
     with writing(docs / "RECORD.md") as aside:
         aside.write_text("\n".join(lines) + "\n")
+
+
+def trained_at(runs: pd.DataFrame) -> str:
+    """The commits that runs were trained at, from what each run has noted."""
+    notes = [RunFolder(path).read().get("provenance", {}) for path in runs["path"]]
+    found = Counter(f"{note.get('commit', '')[:12]}{' with changes' if note.get('dirty') else ''}" for note in notes)
+    return ", ".join(
+        f"{name or 'none'} ({count} runs)" if len(found) > 1 else name for name, count in found.most_common()
+    )
 
 
 def command() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from analysis import load
 from sweeps.report import evidence
 
-EVIDENCE = Path(__file__).resolve().parents[1] / "docs" / "evidence"
+EVIDENCE = Path(__file__).resolve().parents[1] / "docs" / "results" / "lr_robustness"
 
 
 def test_evidence_stands_behind_runs_of_its_model_and_length_alone() -> None:
