@@ -4,7 +4,7 @@ score[series, i, s, j] = base + gain shape[series, j] + subject_i + subject_i x 
                          + seed_s + run[series, i, s, j]
 
 A seed's own effect is common to all subjects and series, as common random numbers make it. The standard deviations are near
-those of DINO in docs/results/lr_robustness: subjects differ by 0.13 to 0.17, subject x multiplier and run together by 0.05 to 0.11.
+those of DINO on the pocket: subjects differ by 0.13 to 0.17, subject x multiplier and run together by 0.05 to 0.11.
 """
 
 from __future__ import annotations
