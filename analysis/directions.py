@@ -18,6 +18,7 @@ from analysis.folders import ENDED
 from analysis.load import Results
 from analysis.statistics import t_interval
 
+ROUNDING = 1e-6  # of float32: what changes no more than that does not change
 AXES = {"rows": ("dm_rows", "dd_rows"), "columns": ("dm_cols", "dd_cols")}
 
 
@@ -90,6 +91,6 @@ def magnitude_direction_correlation(points: pd.DataFrame) -> pd.DataFrame:
 
 def _fisher(pairs: pd.DataFrame) -> float:
     """Fisher's z of a run's correlation; NaN where one of the two does not vary."""
-    if len(pairs) < 3 or not (pairs.std() > 0).all():
+    if len(pairs) < 3 or not (pairs.std() > 0).all() or not (pairs.abs().max() > ROUNDING).all():
         return float("nan")
     return float(np.arctanh(np.clip(pairs["dm"].corr(pairs["dd"]), -1 + 1e-9, 1 - 1e-9)))

@@ -37,7 +37,7 @@ def draw(points: pd.DataFrame, correlations: pd.DataFrame, axis: str = "rows") -
     shades = dict(zip(steps, colormaps["viridis"](np.linspace(0, 0.88, len(steps))), strict=True))
     marks = dict(zip(steps, MARKERS, strict=False))
     figure = new_figure(0.6 + 2.6 * len(names), 3.6)
-    grid = figure.subplots(1, len(names), squeeze=False)[0]
+    grid = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     for ax, name in zip(grid, names, strict=True):
         ax.set_label(name)
         own = points[points["series"] == name]
