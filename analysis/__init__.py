@@ -9,17 +9,9 @@ score_curve(results)          # means with 95 % intervals over subjects
 from analysis.coincidence import coincidence, run_ends, score_vs_distance
 from analysis.compact import export_compact
 from analysis.comparisons import compare, power_sentence
-from analysis.curves import (
-    base_line,
-    distance_curve,
-    gauge_curve,
-    paired_curve,
-    run_scores,
-    score_curve,
-    subject_distances,
-    subject_scores,
-)
+from analysis.curves import base_line, paired_curve, run_scores, score_curve, subject_scores
 from analysis.directions import magnitude_direction, magnitude_direction_correlation
+from analysis.distances import distance_curve, gauge_curve, subject_distances
 from analysis.divergence import divergence_rates
 from analysis.early_warning import early_warning
 from analysis.load import METRICS, Results, load

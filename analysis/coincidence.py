@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from adapters import BadInput
-from analysis.curves import final_distances, run_scores
+from analysis.curves import run_scores
+from analysis.distances import final_distances
 from analysis.load import Results
 from analysis.permutation import sign_flip
 from analysis.statistics import Floats, Interval, log_interval, t_interval

@@ -15,15 +15,12 @@ from adapters import METHODS, BadInput
 from analysis.folders import ENDED
 from analysis.load import BASE_KEY, DRIFT, METRICS, Results
 from analysis.series import by_number
-from analysis.statistics import Interval, log_interval, paired_difference, t_interval
+from analysis.statistics import Interval, paired_difference, t_interval
 
 __all__ = [
     "base_line",
-    "distance_curve",
-    "gauge_curve",
     "paired_curve",
     "score_curve",
-    "subject_distances",
     "subject_scores",
 ]
 
@@ -54,7 +51,7 @@ def run_scores(results: Results, x: str = "multiplier") -> pd.DataFrame:
     Raises:
         BadInput: as `subject_scores`.
     """
-    runs = _ended(results, x)
+    runs = ended_runs(results, x)
     scores = results.scores.groupby(["run_id", "step", "metric"], observed=True)["value"].mean().reset_index()
     scores = _at_step(runs, scores) if x == "step" else _at_end(runs, scores)
     table = scores.merge(_base_scores(runs, results), on=["run_id", "metric"], how="left")
@@ -70,98 +67,6 @@ def score_curve(results: Results, x: str = "multiplier") -> pd.DataFrame:
         one subject.
     """
     return summarise(subject_scores(results, x), x, ["metric"], t_interval)
-
-
-def subject_distances(
-    results: Results, matrix: str = "mean", x: str = "multiplier", gauge: str = "distance_rel"
-) -> pd.DataFrame:
-    """The final relative distance ‖W_t - W_0‖_F / ‖W_0‖_F of one matrix, or its mean over the matrices, by subject.
-
-    Args:
-        results: the runs.
-        matrix: one matrix, or "mean".
-        x: "multiplier" or another column of the runs.
-        gauge: another column of the dynamics in its place, such as transform_distance; methods that lack it have no rows.
-
-    Returns:
-        Rows series, method, x, subject, value, num_seeds, num_diverged.
-
-    Raises:
-        BadInput: if there is no such matrix.
-    """
-    final = final_distances(results, matrix, gauge).dropna()
-    table = _ended(results, x).merge(final, left_on="run_id", right_index=True)
-    return (
-        table.groupby(["series", "method", x, "subject"], sort=False, observed=True)
-        .agg(value=(gauge, "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
-        .reset_index()
-    )
-
-
-def final_distances(results: Results, matrix: str = "mean", gauge: str = "distance_rel") -> pd.Series:
-    """`distance_rel`, or another gauge, at the last step of every run, by run_id.
-
-    Raises:
-        BadInput: if there is no such matrix.
-    """
-    frame = results.final_dynamics
-    if matrix != "mean":
-        if matrix not in (known := frame["matrix"].unique()):
-            raise BadInput(
-                f"unknown matrix {matrix!r}; allowed: mean, {', '.join(map(str, known[:4]))} ... ({len(known)} in all)"
-            )
-        frame = frame[frame["matrix"] == matrix]
-    return frame.groupby("run_id", observed=True)[gauge].mean().astype(float)
-
-
-def distance_curve(
-    results: Results, matrix: str = "mean", x: str = "multiplier", gauge: str = "distance_rel"
-) -> pd.DataFrame:
-    """The final relative distance, or another gauge: geometric mean over the subjects, its t interval taken on the logarithms.
-
-    Returns:
-        Rows series, method, x, mean, low, high, num_subjects, num_diverged, num_runs.
-    """
-    return summarise(subject_distances(results, matrix, x, gauge), x, [], log_interval)
-
-
-def gauge_curve(
-    results: Results, gauge: str = "distance_rel", matrix: str = "mean", *, by_multiplier: bool = False
-) -> pd.DataFrame:
-    """One gauge of the dynamics against the step; a diverged run keeps the value at which it was frozen.
-
-    Args:
-        results: the runs.
-        gauge: a column of the dynamics, such as distance_rel, lambda, saturation.
-        matrix: one matrix, or "mean" for the mean over all of them.
-        by_multiplier: whether multipliers stand in a column of their own, and not in the names of the series.
-
-    Returns:
-        Rows series, method, (multiplier,) step, mean, low, high, num_subjects, num_diverged, num_runs; empty if no run has
-        that gauge.
-
-    Raises:
-        BadInput: if there is no such gauge or matrix.
-    """
-    runs = _ended(results, "multiplier" if by_multiplier else "step")
-    by = ["multiplier"] if by_multiplier else []
-    frame = results.trajectories(matrix, [gauge])
-    wide = frame.assign(run_id=frame["run_id"].astype(str)).pivot(index="step", columns="run_id", values=gauge)
-    frozen = [run for run in runs.loc[runs["diverged"], "run_id"].unique() if run in wide]
-    wide[frozen] = wide[frozen].ffill()
-    table = (
-        wide.melt(ignore_index=False, value_name="value")
-        .dropna(subset=["value"])
-        .reset_index()
-        .merge(runs, on="run_id")
-    )
-    table["diverged"] &= ~(table["step"] < table["diverged_step"])
-    table = (
-        table.groupby(["series", "method", *by, "step", "subject"], sort=False, observed=True)
-        .agg(value=("value", "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
-        .reset_index()
-    )
-    return summarise(table.astype({"value": float}), "step", by, t_interval)
 
 
 def paired_curve(table: pd.DataFrame, a: str, b: str, x: str = "multiplier") -> pd.DataFrame:
@@ -233,7 +138,7 @@ def in_order(frame: pd.DataFrame, x: str) -> pd.DataFrame:
     return frame.sort_values(keys, key=rank, kind="stable", ignore_index=True)
 
 
-def _ended(results: Results, x: str) -> pd.DataFrame:
+def ended_runs(results: Results, x: str) -> pd.DataFrame:
     """The runs that count, with `diverged`; several multipliers on an axis of something else name their own series."""
     runs = results.runs[results.runs["status"].isin(ENDED)]
     runs = runs.assign(diverged=runs["status"] == "diverged")

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.curves import base_line, distance_curve, score_curve, subject_scores
+from analysis.curves import base_line, score_curve, subject_scores
+from analysis.distances import distance_curve
 from analysis.load import DRIFT, METRICS, Results
 from analysis.plateau import TOLERANCE, plateau
 from analysis.tables import TITLES

@@ -16,8 +16,9 @@ import pandas as pd
 
 from adapters import BadInput
 from analysis.comparisons import compare
-from analysis.curves import run_scores, subject_distances, subject_scores
+from analysis.curves import run_scores, subject_scores
 from analysis.directions import magnitude_direction, magnitude_direction_correlation
+from analysis.distances import subject_distances
 from analysis.load import Results, load
 from analysis.plateau import Grid, subject_grid
 from analysis.statistics import Interval, rate_interval, t_interval
