@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 import figures
-from adapters import ABLATION_STEPS, BadInput, parse_method
+from adapters import ABLATION_STEPS, DELORA_VARIANTS, BadInput, parse_method
 from analysis import (
     Results,
     base_line,
@@ -152,13 +152,21 @@ def at_every_scale(results: Results) -> Results:
 
 def draw_design_ablation(results: Results, order: Sequence[str] = ()) -> Drawn:
     """Table 1: the steps from LoRA to ETHER+ over learning rates, each compared with the one before it."""
-    steps = [method_label(spec.name, spec.canonical) for spec in map(parse_method, ABLATION_STEPS)]
-    return _variants(results, "table1_design_ablation", order or steps, pairwise)
+    return _variants(results, "table1_design_ablation", order or _labels(ABLATION_STEPS), pairwise)
+
+
+def _labels(methods: Sequence[str]) -> list[str]:
+    return [method_label(spec.name, spec.canonical) for spec in map(parse_method, methods)]
 
 
 def draw_start_robustness(results: Results, order: Sequence[str] = ()) -> Drawn:
     """DeLoRA's starts and norms over learning rates, each compared with the first."""
-    return _variants(results, "start_robustness", order, lambda names: [(names[0], name) for name in names[1:]])
+    return _variants(
+        results,
+        "start_robustness",
+        order or _labels(DELORA_VARIANTS),
+        lambda names: [(names[0], name) for name in names[1:]],
+    )
 
 
 def _variants(results: Results, name: str, order: Sequence[str], pair: Callable[[list[str]], Any]) -> Drawn:
