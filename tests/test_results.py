@@ -31,7 +31,7 @@ def test_verdicts_are_what_code_computes() -> None:
 
 
 def test_page_shows_every_sweep_and_nothing_else() -> None:
-    shown = re.findall(r"\]\(([\w/.-]+\.png)\)", PAGE)
+    shown = re.findall(r"\]\(([\w/-]+/[\w.-]+\.(?:png|md))\)", PAGE)
     assert not [name for name in shown if not (RESULTS / name).is_file()]
     assert {name.split("/")[0] for name in shown} == set(SWEEPS)
     for name in SWEEPS:
