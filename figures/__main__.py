@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -149,10 +149,8 @@ def _range(row: Any) -> str:
 
 def _sweep_of(folder: Path) -> str:
     """The driver whose results lie in a folder itself: the one that its name or its runs say, else Fig. 2's."""
-    names: Mapping[str, str] = {folder.resolve().name: folder.resolve().name}
-    if (folder / "runs.parquet").is_file():
-        names = {str(name): str(name) for name in load(folder).runs["sweep"].unique()} | dict(names)
-    return next((name for name in names if name in GALLERY), next(iter(GALLERY)))
+    names = [*load(folder).runs["sweep"].unique()] if (folder / "runs.parquet").is_file() else []
+    return next((name for name in [*names, folder.resolve().name] if name in GALLERY), next(iter(GALLERY)))
 
 
 def _is_other_sweep(folder: Path) -> bool:

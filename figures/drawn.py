@@ -99,16 +99,25 @@ def add_sheets(drawn: Drawn, results: Results, curves: Robustness) -> None:
         add_sheet_of_one(drawn, found, own, "multiplier")
 
 
+def of_first_seed(found: pd.DataFrame) -> pd.DataFrame:
+    """The pictures of the first seed, and the untouched base's, which have none."""
+    return found[found["seed"].isna() | (found["seed"] == found["seed"].min())]
+
+
+def of_first_subject(found: pd.DataFrame) -> pd.DataFrame:
+    """The pictures of the first subject by name."""
+    return found[found["subject"] == found["subject"].min()]
+
+
 def sheet_pictures(results: Results) -> pd.DataFrame:
     """The pictures on sheets of multipliers: the first seed, the last step, the first subjects by name, chosen by no score."""
-    found = pictures(results, step=-1)
-    found = found[found["seed"].isna() | (found["seed"] == found["seed"].min())]
+    found = of_first_seed(pictures(results, step=-1))
     return found[found["subject"].isin(sorted(found["subject"].unique())[:MOST_SUBJECTS])]
 
 
 def add_sheet_of_one(drawn: Drawn, found: pd.DataFrame, own: Mapping[str, Path | bytes], columns: str) -> None:
     """One subject, methods down, multipliers or steps across: the first subject by name, chosen by no score."""
-    rows = found[found["subject"] == min(found["subject"])]
+    rows = of_first_subject(found)
     sheet = figures.picture_sheet.draw(rows, own, rows="series", columns=columns)
     drawn.add(f"{SHEETS}_by_method", sheet, _without_files(rows))
 

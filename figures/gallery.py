@@ -37,9 +37,8 @@ from analysis import (
 )
 from analysis.load import BASE
 from analysis.series import method_label
-from figures.drawn import Drawn, add_curves, add_sheet_of_one, add_sheets, curve_data
+from figures.drawn import Drawn, add_curves, add_sheet_of_one, add_sheets, curve_data, of_first_seed
 
-Pairs = Sequence[tuple[str, str]]
 VARIED = ("rank", "boundary", "adam_weight_decay", "num_instance_images", "prior_loss_weight")
 GAUGES = ("lambda", "saturation", "distance_rel")
 
@@ -88,8 +87,7 @@ def draw_prolonged_training(results: Results) -> Drawn:
     drawn.add("fig3_prolonged_training", figure, pd.concat(panels, ignore_index=True))
     drawn.tables["scores"] = scores
     if len(results.images()):
-        found = pictures(results)
-        found = found[found["seed"].isna() | (found["seed"] == found["seed"].min())]
+        found = of_first_seed(pictures(results))
         base = found["series"] == "untouched base"
         found["step"] = found["step"].astype(float).mask(base)
         add_sheet_of_one(drawn, found[base | (found["step"] > 0)], results.own_pictures(), "step")

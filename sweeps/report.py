@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -28,7 +27,7 @@ from analysis import (
     tried_settings,
     write_tables,
 )
-from figures.drawn import Drawn, sheet_pictures
+from figures.drawn import Drawn, of_first_subject, sheet_pictures
 from figures.gallery import draw_dora_magnitude, draw_lr_robustness, draw_norms, draw_prolonged_training
 from sweeps.driver import Outcome
 from sweeps.grid import Scene
@@ -65,7 +64,7 @@ def report_robustness(outcome: Outcome, background: Path | None, docs: Path | No
     say_plateaus(drawn.tables["plateau"])
     if "comparisons" in drawn.tables:
         print(power_sentence(drawn.tables["comparisons"]))
-    publish(outcome, drawn, docs, draw_lr_robustness, shown=last_pictures(outcome.results))
+    publish(outcome, drawn, docs, draw_lr_robustness, shown=sheet_pictures)
 
 
 def say_plateaus(plateaus: pd.DataFrame) -> None:
@@ -83,25 +82,12 @@ def evidence(folder: Path | None, results: Results) -> Results | None:
     return found if all(alike) else None
 
 
-def last_pictures(results: Results) -> pd.DataFrame:
-    """The pictures that sheets of multipliers show."""
-    return _chosen(results, sheet_pictures(results))
-
-
-def _chosen(results: Results, found: pd.DataFrame) -> pd.DataFrame:
-    """The rows of all pictures that are among those found."""
-    rows = results.images()
-    return rows[rows["file"].isin(set(found["file"]))]
-
-
 def report_prolonged(outcome: Outcome, docs: Path | None) -> None:
     """Fig. 3: scores, distance and lambda against the steps; a subject's pictures along them."""
     drawn = draw_prolonged_training(outcome.results)
     dino = drawn.tables["scores"][drawn.tables["scores"]["metric"] == "dino"]
     show(dino[["series", "step", "mean", "low", "high", "num_subjects", "num_diverged"]])
-    found = pictures(outcome.results)
-    shown = _chosen(outcome.results, found[found["subject"] == min(found["subject"])])
-    publish(outcome, drawn, docs, draw_prolonged_training, shown=shown)
+    publish(outcome, drawn, docs, draw_prolonged_training, shown=lambda results: of_first_subject(pictures(results)))
 
 
 def report_magnitude(outcome: Outcome, docs: Path | None) -> None:
@@ -128,7 +114,13 @@ def report_norms(norms: pd.DataFrame, axis: str, folder: Path, docs: Path | None
 
 
 def publish(
-    outcome: Outcome, drawn: Drawn, docs: Path | None, draw: Callable[[Results], Drawn], **compact: Any
+    outcome: Outcome,
+    drawn: Drawn,
+    docs: Path | None,
+    draw: Callable[[Results], Drawn],
+    *,
+    shown: Callable[[Results], pd.DataFrame] | None = None,
+    num_norms: int = 2,
 ) -> None:
     """Write what was drawn to the sweep's folder; to `docs` a compact copy, what is drawn from that, and how it was made.
 
@@ -137,11 +129,16 @@ def publish(
         drawn: figures and tables.
         docs: a folder in the repository, or None.
         draw: draws results: `docs` holds what can be drawn again from `docs` alone, as PNG.
-        **compact: more arguments of `export_compact`.
+        shown: finds the pictures that go along to `docs`; None for none.
+        num_norms: as for `export_compact`.
     """
     say_where(drawn.save(outcome.folder))
     if docs is not None:
-        export_compact(outcome.results, docs, **compact)
+        rows = None
+        if shown is not None:
+            rows = outcome.results.images()
+            rows = rows[rows["file"].isin(set(shown(outcome.results)["file"]))]
+        export_compact(outcome.results, docs, num_norms=num_norms, shown=rows)
         draw(load(docs)).save(docs, ("png",))
         write_record(docs, outcome.results)
 
