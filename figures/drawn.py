@@ -106,13 +106,18 @@ def of_first_seed(found: pd.DataFrame) -> pd.DataFrame:
 
 def of_first_subject(found: pd.DataFrame) -> pd.DataFrame:
     """The pictures of the first subject by name."""
-    return found[found["subject"] == found["subject"].min()]
+    return found[found["subject"].isin(_trained(found)[:1])]
+
+
+def _trained(found: pd.DataFrame) -> list[str]:
+    """The subjects that something was trained on, by name: the untouched base may have drawn others too."""
+    return sorted(found.loc[found["series"] != "untouched base", "subject"].unique())
 
 
 def sheet_pictures(results: Results) -> pd.DataFrame:
     """The pictures on sheets of multipliers: the first seed, the last step, the first subjects by name, chosen by no score."""
     found = of_first_seed(pictures(results, step=-1))
-    return found[found["subject"].isin(sorted(found["subject"].unique())[:MOST_SUBJECTS])]
+    return found[found["subject"].isin(_trained(found)[:MOST_SUBJECTS])]
 
 
 def add_sheet_of_one(drawn: Drawn, found: pd.DataFrame, own: Mapping[str, Path | bytes], columns: str) -> None:

@@ -27,7 +27,7 @@ from analysis import (
 )
 from analysis.tables import clearly_best, escape_latex, to_latex
 from figures.__main__ import main
-from figures.drawn import arrange
+from figures.drawn import arrange, of_first_subject, sheet_pictures
 from figures.gallery import GALLERY, draw_dora_magnitude, draw_lr_robustness, find_defaults
 from figures.style import STYLES, fit_size, use_style
 from tests.make_runs import OPTIONS, Maker, Shape
@@ -149,6 +149,14 @@ def test_pictures_travel_with_their_subjects_own(runs: Path, tmp_path: Path) -> 
     assert load(tmp_path / "none").images().empty
     with pytest.raises(BadInput, match="of a compact copy"):
         read(b"no picture")
+
+
+def test_subjects_that_only_the_base_has_drawn_are_on_no_sheet(runs: Path) -> None:
+    results = load(runs / "lr_robustness")
+    kept = results.select(subject=["dog", "owl"])
+    assert set(kept.base_runs["subject"]) == {"cat", "dog", "owl"}
+    assert set(sheet_pictures(kept)["subject"]) == {"dog", "owl"}
+    assert set(of_first_subject(pictures(kept))["subject"]) == {"dog"}
 
 
 def test_only_what_figures_need_is_imported(runs: Path, tmp_path: Path) -> None:
