@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adapters.base import Adapter
 from adapters.inject import Attached
+from training.accelerator import is_free_to_ask
 from training.store import COLUMNS, RunFolder
 
 
@@ -63,7 +64,7 @@ class Dynamics:
         if not values:
             return {}  # a method without directions: a user's own, or PEFT's
         wild = ~torch.stack([torch.isfinite(value).all(dim=1) for value in values.values()]).all(dim=0)
-        if wild.is_cuda or bool(wild.any()):  # asking would make an accelerator wait
+        if not is_free_to_ask(wild) or bool(wild.any()):
             pairs = [
                 [{name: d.double() for name, d in side.items()} for side in pair] for pair in zip(now, self._before)
             ]
@@ -162,7 +163,7 @@ def norm_statistics(adapter: Adapter) -> dict[str, Float[Tensor, "k m"]]:
     each = [_norm_statistics(one, base) for one in weight]  # one replica at a time, so that it stays in the cache
     values = {name: torch.stack([one[name] for one in each]) for name in each[0]}
     wild = ~torch.isfinite(torch.stack(list(values.values()))).all(dim=2).all(dim=0)
-    if weight.is_cuda or bool(wild.any()):  # entries beyond float32 count as its largest number
+    if not is_free_to_ask(weight) or bool(wild.any()):  # entries beyond float32 count as its largest number
         more = _norm_statistics(torch.nan_to_num(weight).double(), base.double())
         values = {name: torch.where(wild[:, None], more[name], value) for name, value in values.items()}
     largest = torch.finfo(torch.float32).max

@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from training.accelerator import is_free_to_ask
+
 STATE = ("flat", "exp_avg", "exp_avg_sq", "counts", "frozen_at")  # what the next step depends on, by replica
 
 
@@ -100,7 +102,7 @@ class PackedAdamW:
     def _take_back_overflow(self) -> None:
         """Freeze a replica whose weights left the range of floats at the state before this step."""
         over = ~torch.isfinite(self.flat.sum(dim=1)) & (self.frozen_at < 0)
-        if self.flat.is_cuda or bool(over.any()):  # asking would make an accelerator wait
+        if not is_free_to_ask(self.flat) or bool(over.any()):
             self.frozen_at.masked_fill_(over, self.steps_done)
             self.flat.copy_(torch.where(over[:, None], self._before, self.flat))
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from training.accelerator import describe_arithmetic
+
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pyarrow")
 
 
@@ -38,6 +40,7 @@ def provenance(device: torch.device) -> dict:
         "device": str(device),
         "device_name": accelerator,
         "threads": torch.get_num_threads(),
+        "arithmetic": describe_arithmetic(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -29,7 +29,9 @@ def class_latents(pipeline: Pipeline, cls: str, cell: Cell, folder: Path) -> Flo
         cell: says how many, at what resolution, and by which sampler setting.
         folder: where they are kept.
     """
-    sampler = (cell.num_inference_steps, cell.guidance_scale, cell.resolution)
+    sampler: tuple = (cell.num_inference_steps, cell.guidance_scale, cell.resolution)
+    if cell.mixed_precision != "no":
+        sampler += (cell.mixed_precision,)
     key = hashlib.sha256(repr((cls, cell.num_class_images, sampler, cell.model_hash)).encode()).hexdigest()[:12]
     path = folder / f"{cls.replace(' ', '_').replace('/', '_')}-{cell.num_class_images}-{key}.safetensors"
     try:
@@ -48,5 +50,6 @@ def _make(pipeline: Pipeline, prompt: str, cell: Cell) -> Float[Tensor, "n c h w
         count = min(CHUNK, cell.num_class_images - start)
         noise = start_noise(pipeline, [seed_of("class", prompt, start + i) for i in range(count)], cell.resolution)
         context = text.expand(1, count, -1, -1)
-        made.append(sample(pipeline, context, noise, steps=cell.num_inference_steps, guidance=cell.guidance_scale)[0])
+        setting = {"steps": cell.num_inference_steps, "guidance": cell.guidance_scale}
+        made.append(sample(pipeline, context, noise, **setting, mixed_precision=cell.mixed_precision)[0])
     return torch.cat(made)

@@ -18,6 +18,7 @@ from adapters import BadInput
 
 POCKET = Path(__file__).resolve().parents[1] / "pocket"
 POCKET_MODEL, POCKET_SUBJECTS = POCKET / "pipeline", POCKET / "subjects"
+PIXELS_AT_A_TIME = 8 * 512 * 512  # of the VAE
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -59,18 +60,30 @@ class Pipeline:
     @torch.no_grad()
     def encode_pictures(self, pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c hh ww"]:
         """Latents (the posterior's mean, scaled) of pictures in [-1, 1]."""
-        latents = self.vae.encode(pictures.to(self.device)).latent_dist.mode()
+        latents = torch.cat([self.vae.encode(part.to(self.device)).latent_dist.mode() for part in _few(pictures)])
         return (latents - self._shift) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "n c hh ww"]) -> Float[Tensor, "n 3 h w"]:
         """Pictures in [0, 1] of latents; what is not finite becomes mid-grey."""
-        decoded = self.vae.decode(latents / self.vae.config.scaling_factor + self._shift).sample
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        parts = _few(latents / self.vae.config.scaling_factor + self._shift, factor)
+        decoded = torch.cat([self.vae.decode(part).sample.to(latents.dtype) for part in parts])
         return torch.nan_to_num(decoded / 2 + 0.5, nan=0.5, posinf=1.0, neginf=0.0).clamp(0, 1)
 
     @property
     def _shift(self) -> float:
         return getattr(self.vae.config, "shift_factor", None) or 0.0
+
+
+def _few(pictures: Float[Tensor, "n c h w"], factor: int = 1) -> tuple[Tensor, ...]:
+    """Parts of a batch that the VAE takes at a time: a picture of 512 pixels takes it more than a GiB.
+
+    Args:
+        pictures: pictures or latents.
+        factor: pixels of a picture for one of these.
+    """
+    return pictures.split(max(1, PIXELS_AT_A_TIME // (pictures.shape[-2] * pictures.shape[-1] * factor**2)))
 
 
 def locate(model: str) -> Path:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from training.accelerator import autocast
 from training.tasks.pipeline import Pipeline
 
 
@@ -32,6 +33,7 @@ def sample(
     *,
     steps: int,
     guidance: float,
+    mixed_precision: str = "no",
 ) -> Float[Tensor, "k n c h w"]:
     """Latents by DPM-Solver++ (arXiv 2211.01095) with classifier-free guidance (arXiv 2207.12598).
 
@@ -40,6 +42,7 @@ def sample(
         noise: starting latents, the same for every replica.
         steps: sampler steps.
         guidance: weight of the guidance; 1 switches it off.
+        mixed_precision: "no", or "bf16" for the U-Net's passes; the sampler itself stays in the latents' precision.
     """
     from diffusers import DPMSolverMultistepScheduler
 
@@ -56,7 +59,9 @@ def sample(
         rows = latents.unflatten(0, (k, n))
         doubled = rows if guidance == 1 else torch.cat([rows, rows], dim=1)
         inputs = scheduler.scale_model_input(doubled.flatten(0, 1), step)
-        output = pipeline.unet(inputs, step, encoder_hidden_states=context).sample.unflatten(0, (k, -1))
+        with autocast(pipeline.device, mixed_precision):
+            output = pipeline.unet(inputs, step, encoder_hidden_states=context).sample
+        output = output.to(latents.dtype).unflatten(0, (k, -1))
         if guidance != 1:
             unconditional, conditional = output.chunk(2, dim=1)
             output = unconditional + guidance * (conditional - unconditional)

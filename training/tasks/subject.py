@@ -18,6 +18,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from training.accelerator import autocast, send
 from training.cell import Cell
 from training.tasks.pipeline import Pipeline
 from training.tasks.sampling import sample, seed_of, start_noise
@@ -78,7 +79,9 @@ class SubjectTask:
 
     def clean_latents(self, name: str, chosen: list[int]) -> Float[Tensor, "n c h w"]:
         """Latents of some of a subject's pictures, from the cache where there is one."""
-        return self.latents[name][chosen] if name in self.latents else self._encode(name, chosen)
+        if name not in self.latents:
+            return self._encode(name, chosen)
+        return torch.stack([self.latents[name][i] for i in chosen])  # an index of numbers would be copied to the device
 
     def text(self, prompt: str) -> Float[Tensor, "length dim"]:
         """The embedding of a prompt, from the cache where there is one."""
@@ -100,8 +103,8 @@ class SubjectTask:
         draws = {seed: self._draw(seed, step, micro) for seed in {cell.seed for cell in self.cells}}
         latents, text = zip(*(self._rows(cell, s, draws[cell.seed]) for cell, s in zip(self.cells, self.subjects)))
         clean, context = torch.cat(latents), torch.cat(text)
-        noise = torch.cat([draws[cell.seed]["noise"] for cell in self.cells]).to(clean)
-        times = torch.cat([draws[cell.seed]["times"] for cell in self.cells]).to(clean.device)
+        noise = send(torch.cat([draws[cell.seed]["noise"] for cell in self.cells]), clean.device).to(clean.dtype)
+        times = send(torch.cat([draws[cell.seed]["times"] for cell in self.cells]), clean.device)
         alpha = self.pipeline.alphas_cumprod[times][:, None, None, None]
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         v_prediction = self.pipeline.prediction_type == "v_prediction"
@@ -122,9 +125,7 @@ class SubjectTask:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """bf16 autocast where the pack asks for it."""
-        if self.shared.mixed_precision == "no":
-            return contextlib.nullcontext()
-        return torch.autocast(self.pipeline.device.type, dtype=torch.bfloat16)
+        return autocast(self.pipeline.device, self.shared.mixed_precision)
 
     def _draw(self, seed: int, step: int, micro: int) -> dict[str, Tensor]:
         """Noise, time steps and order numbers of one micro-batch; drawn on the CPU."""
@@ -145,7 +146,7 @@ class SubjectTask:
         if cell.prior_loss_weight > 0:
             pool = self.class_latents[subject.cls]
             chosen = [_shuffled(cell.seed, "class", int(i), len(pool)) for i in draw["order"]]
-            latents.append(pool[chosen])
+            latents.append(torch.stack([pool[i] for i in chosen]))
             text.append(self.text(class_prompt(subject.cls)).expand(len(chosen), -1, -1))
         return torch.cat(latents), torch.cat(text)
 
@@ -215,7 +216,8 @@ class SubjectTask:
         for a in range(0, len(noise), rows):
             may_go_on()
             part, start = text[:, a : a + rows], noise[a : a + rows]
-            parts.append(sample(self.pipeline, part, start, steps=steps, guidance=guidance))
+            precision = self.shared.mixed_precision
+            parts.append(sample(self.pipeline, part, start, steps=steps, guidance=guidance, mixed_precision=precision))
         return torch.cat(parts, dim=1)
 
     @property
@@ -235,7 +237,9 @@ class SubjectTask:
         return Evaluation(self._score_rows(step, subject, pictures / 255), triples)
 
     def _to_pictures(self, latents: Tensor) -> Tensor:
-        return (self.pipeline.decode_latents(latents) * 255).round().to(torch.uint8).cpu()
+        with self.autocast():
+            pictures = self.pipeline.decode_latents(latents)
+        return (pictures * 255).round().to(torch.uint8).cpu()
 
     def _score_rows(self, step: int, subject: Subject, pictures: Float[Tensor, "n 3 h w"]) -> pd.DataFrame:
         """Scores by prompt: DINO and CLIP-I over all (real, generated) pairs, CLIP-T over the pictures of the prompt."""
