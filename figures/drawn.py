@@ -89,7 +89,8 @@ def add_sheets(drawn: Drawn, results: Results, curves: Robustness) -> None:
     if results.images().empty:
         return
     found, own = sheet_pictures(results), results.own_pictures()
-    for series in dict.fromkeys(curves.scores["series"]):
+    shown = set(found["series"])  # a copy may have come without pictures
+    for series in [name for name in dict.fromkeys(curves.scores["series"]) if name in shown]:
         rows = found[found["series"].isin([series, "untouched base"])]
         method = results.runs.loc[results.runs["series"] == series, "method"].iloc[0].replace(":", "-")
         name = f"{SHEETS}_{method}"

@@ -21,6 +21,7 @@ from slurm.forecast import Need, Pack, count_values, state_mib
 from slurm.job import Setting
 from sweeps import jobs
 from sweeps.done import Done, check_ended
+from sweeps.earlier import Earlier
 from sweeps.grid import Planned, Scene, base_cells
 from sweeps.jobs import Sender, describe_states
 from sweeps.options import Options, Stopped
@@ -61,10 +62,11 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
     folder = open_sweep(options.runs, options.sweep or name, scene)
     asked = [*base_cells(planned), *planned]
     cells = list({p.cell.identity(): p for p in asked}.values())
-    plan = Plan.read(folder)
-    wanted = {p.cell.identity() for p in cells}
+    plan, earlier = Plan.read(folder), Earlier.read(options.results, scene)
+    ours = [p for p in cells if earlier.find(p.cell) is None]
+    wanted = {p.cell.identity() for p in ours}
     done = _look(plan, wanted, options.dry_run)
-    missing = [p for p in cells if p.cell.identity() not in plan.run_ids()]
+    missing = [p for p in ours if p.cell.identity() not in plan.run_ids()]
     where, shape = options.where, cells[-1].cell
     is_open = bool(missing or done.todo(wanted))
     cluster = where.choose()
@@ -82,7 +84,7 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
         keep_start(folder, scene)
         keep_own_pictures(folder, scene)
     packs = done.todo(wanted)
-    todo = [p for p in cells if not done.has(p.cell.identity())]
+    todo = [p for p in ours if not done.has(p.cell.identity())]
     estimate = measured.seconds([p.cell for p in todo], measured.pack_size, workers) if measured else 0.0
     _show_plan(options, scene, cells, todo, len(packs) + len(drafts), workers, measured, estimate)
     sender = Sender(plan.sweep, where.executor, cluster, workers, measured.need if measured else lambda _: Need())
@@ -100,8 +102,9 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
     ids = plan.run_ids()
     labels: dict[str, list[dict]] = {}
     for p in asked:
-        labels.setdefault(ids[p.cell.identity()], []).append(p.labels)
-    return Outcome(relabel(load(folder).select(list(labels)), labels), folder, len(todo))
+        labels.setdefault(earlier.find(p.cell) or ids[p.cell.identity()], []).append(p.labels)
+    results = load(*([folder] if plan.packs else []), *earlier.folders)
+    return Outcome(relabel(results.select(list(labels)), labels), folder, len(todo))
 
 
 def relabel(results: Results, labels: Mapping[str, Sequence[Mapping]]) -> Results:

@@ -169,6 +169,8 @@ class Options:
     """Folder of all runs; what is there is never trained twice."""
     sweep: str | None = None
     """Name of the sweep's folder in it; default: the driver's name."""
+    results: tuple[Path, ...] = ()
+    """Earlier results on this model (`docs/results/...`, compact copies, runs folders): what they hold is not trained again."""
     docs: Path | None = None
     """Also write tables, figures and compact Parquet to this folder, to be committed."""
     pack_size: str = "auto"

@@ -50,6 +50,6 @@ def _make(pipeline: Pipeline, prompt: str, cell: Cell) -> Float[Tensor, "n c h w
         count = min(CHUNK, cell.num_class_images - start)
         noise = start_noise(pipeline, [seed_of("class", prompt, start + i) for i in range(count)], cell.resolution)
         context = text.expand(1, count, -1, -1)
-        setting = {"steps": cell.num_inference_steps, "guidance": cell.guidance_scale}
-        made.append(sample(pipeline, context, noise, **setting, mixed_precision=cell.mixed_precision)[0])
+        steps, guidance, precision = cell.num_inference_steps, cell.guidance_scale, cell.mixed_precision
+        made.append(sample(pipeline, context, noise, steps=steps, guidance=guidance, mixed_precision=precision)[0])
     return torch.cat(made)

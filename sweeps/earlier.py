@@ -1,0 +1,53 @@
+"""Results from elsewhere, a compact copy or another runs folder: what they hold is not trained again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapters import BadInput
+from analysis import load
+from sweeps.grid import Scene
+from training.cell import Cell
+from training.store import ENDED
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Ended runs that other folders hold.
+
+    Attributes:
+        folders: where they lie.
+        by_end: their names, by the end of the name, which stands for everything that decides the result.
+    """
+
+    folders: tuple[Path, ...] = ()
+    by_end: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folders: Sequence[Path], scene: Scene) -> Earlier:
+        """Look through folders.
+
+        Raises:
+            BadInput: for a folder without results, or with those of another model.
+        """
+        found: dict[str, str] = {}
+        for folder in folders:
+            runs = load(folder).all_runs
+            if others := set(runs["model_hash"]) - {scene.model_hash}:
+                raise BadInput(
+                    f"--results {folder} is of model {runs['model'].iloc[0]} ({others.pop()}), not of "
+                    f"{scene.model_name} ({scene.model_hash})"
+                )
+            names = runs.loc[runs["status"].isin(ENDED), "run_id"]
+            found |= {_end(name): name for name in names if _end(name) not in found}
+        return cls(tuple(folders), found)
+
+    def find(self, cell: Cell) -> str | None:
+        """The name of a cell's run; None if none of the folders holds it."""
+        return self.by_end.get(_end(cell.run_id("")))
+
+
+def _end(run_id: str) -> str:
+    return run_id.rpartition("-")[2]
