@@ -18,6 +18,7 @@ from torch import Tensor
 from adapters.base import Adapter, Role
 from adapters.blockwise import Blockwise
 from adapters.cayley import CayleyChange, holding, series_change, skew, skew_norm, solve
+from adapters.device import is_free_to_ask
 
 
 class Naive(Adapter):
@@ -151,12 +152,18 @@ class Oft(Naive):
         entries = self.entries()
         if self.is_series:
             return Blockwise(series_change(entries, self.width))
-        if self._kept is None or self._kept[0].dtype != self.R.dtype or not torch.equal(self._kept[0], self.R):
+        if not self._is_kept():
             for _ in self.exact_changes():
                 pass
         assert self._kept is not None
         change: Tensor = CayleyChange.apply(entries, *self._kept[1:])
         return Blockwise(change)
+
+    def _is_kept(self) -> bool:
+        """Whether the solve that is kept is that of the present R; where comparing means waiting, it is done again."""
+        if self._kept is None or self._kept[0].dtype != self.R.dtype or not is_free_to_ask(self.R):
+            return False
+        return torch.equal(self._kept[0], self.R)
 
     def exact_changes(self) -> Iterator[tuple[Tensor, Tensor]]:
         """In exact arithmetic Q is a rotation; what the forward applies is that to the last digit of its precision.

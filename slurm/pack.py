@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from adapters import BadInput
+from adapters.inject import find_targets
 from slurm.claims import SETTLE_S
 from slurm.sweep_folder import sweep_of
+from training.accelerator import round_base
 from training.cell import Cell
 from training.loop import Run
 from training.store import RunFolder, StoreError, method_file, read_json
@@ -39,6 +41,7 @@ class Setting:
         threads: CPU threads of one worker; 0 leaves torch's choice.
         gradient_checkpointing, cache_latents, pre_compute_text_embeddings: trade time for memory; results agree
             up to rounding.
+        deterministic: take only algorithms whose sums have one order.
         checkpoint_every_s: seconds between checkpoints.
     """
 
@@ -55,6 +58,7 @@ class Setting:
     cache_latents: bool = True
     pre_compute_text_embeddings: bool = True
     checkpoint_every_s: float = CHECKPOINT_S
+    deterministic: bool = False
 
 
 def read_contents(path: Path) -> dict[str, Any]:
@@ -107,7 +111,7 @@ def make_task(setting: Setting, runs: list[Run]) -> SubjectTask:
     for run in runs:
         if "@" in run.cell.method:
             wait_for_file(method_file(run.folder.sweep, run.cell.method))
-    pipeline = _pipeline(setting.model, setting.device)
+    pipeline = _pipeline(setting.model, setting.device, runs[0].cell.mixed_precision)
     if setting.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     load = functools.partial(
@@ -128,8 +132,11 @@ def make_task(setting: Setting, runs: list[Run]) -> SubjectTask:
 
 
 @functools.cache
-def _pipeline(model: str, device: str) -> pipelines.Pipeline:
-    return pipelines.load(Path(model), torch.device(device))
+def _pipeline(model: str, device: str, mixed_precision: str) -> pipelines.Pipeline:
+    pipeline = pipelines.load(Path(model), torch.device(device))
+    if mixed_precision == "bf16":
+        round_base(pipeline.unet, kept=find_targets(pipeline.unet).keys())
+    return pipeline
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from slurm.claims import Claim, Heart, TurnLost
 from slurm.ended import last_line, write_ended
 from slurm.halve import halve
 from slurm.pack import Setting, forget_model, make_task
+from training.accelerator import arithmetic
 from training.loop import Interrupted, Progress, Run, train_pack
 from training.store import ENDED
 
@@ -114,10 +115,11 @@ class Turn:
         try:
             if self.stop and self.stop():
                 raise Interrupted(self.claim.pack.name)
-            train_pack(
-                self.runs, make_task(setting, self.runs), pack=self.claim.pack.name, report=hear, stop=self.stop,
-                checkpoint_every_s=setting.checkpoint_every_s, before_write=self.claim.check,
-            )  # fmt: skip
+            with arithmetic(allow_tf32=self.runs[0].cell.allow_tf32, deterministic=setting.deterministic):
+                train_pack(
+                    self.runs, make_task(setting, self.runs), pack=self.claim.pack.name, report=hear, stop=self.stop,
+                    checkpoint_every_s=setting.checkpoint_every_s, before_write=self.claim.check,
+                )  # fmt: skip
             return None
         except (BadInput, Interrupted, TurnLost):
             raise

@@ -85,7 +85,7 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
         model=str(model), dino=dino, clip=clip, subjects=str(folder.resolve()), token=options.token,
         instance_prompt=prompt, runs=str(options.runs.resolve()), device=choose_device(options),
         gradient_checkpointing=options.gradient_checkpointing, cache_latents=options.cache_latents,
-        pre_compute_text_embeddings=options.pre_compute_text_embeddings,
+        pre_compute_text_embeddings=options.pre_compute_text_embeddings, deterministic=options.deterministic,
     )  # fmt: skip
     hashed = [Path(path) for path in (dino, clip) if Path(path).exists()]
     shared = {
@@ -108,7 +108,7 @@ def shared_flags(options: Options) -> dict:
         "rank", "steps", "train_batch_size", "gradient_accumulation_steps", "adam_weight_decay", "max_grad_norm",
         "lr_scheduler", "lr_warmup_steps", "prior_loss_weight", "snr_gamma", "mixed_precision", "num_prompts",
         "num_images", "num_drift_prompts", "gauge_every", "norms_every", "eval_steps", "sharpness_steps",
-        "num_instance_images",
+        "num_instance_images", "allow_tf32",
     )  # fmt: skip
     num_class_images = options.num_class_images if options.prior_loss_weight > 0 else 0
     return {name: getattr(options, name) for name in names} | {"num_class_images": num_class_images}

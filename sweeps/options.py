@@ -135,6 +135,10 @@ class Options:
     """Gamma of the min-SNR loss weight; 0 is the plain loss."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """bf16 autocast of the frozen base; adapters stay float32."""
+    allow_tf32: bool = False
+    """Let an NVIDIA GPU round float32 products to TF32."""
+    deterministic: bool = False
+    """Take only algorithms whose sums have one order: the same bits each time on a GPU too, slower."""
     gradient_checkpointing: bool = False
     """Recompute activations instead of keeping them."""
     cache_latents: bool = True

@@ -16,11 +16,6 @@ from torch import Tensor, nn
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS reads it when it starts
 
 
-def is_free_to_ask(tensor: Tensor) -> bool:
-    """Whether the host can have a value of this tensor without making a device wait."""
-    return tensor.device.type == "cpu"
-
-
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device, without waiting for what the device is doing."""
     if device.type != "cuda":

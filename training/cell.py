@@ -54,6 +54,7 @@ class Cell:
         init_adapter: content of the adapter that the run starts from; empty for the method's own start.
         num_instance_images: how many of the subject's pictures are trained on, from the first on; 0 for all of them. All are
             scored against.
+        allow_tf32: whether an NVIDIA GPU may round the factors of float32 products to TF32 (10 bits of mantissa).
 
     A field of `NEWER` stands in no file and in no hash while it has its default: runs made before it existed keep their names.
     """
@@ -93,6 +94,7 @@ class Cell:
     num_drift_prompts: int = 0
     sharpness_steps: tuple[int, ...] = ()
     num_instance_images: int = 0
+    allow_tf32: bool = False
 
     def identity(self) -> str:
         """SHA-256 over every field of `to_dict`, in hexadecimal: the same cell asked for twice runs once."""
@@ -146,13 +148,15 @@ class Cell:
             resolution=self.resolution, num_prompts=self.num_prompts, num_images=self.num_images,
             num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale,
             mixed_precision=self.mixed_precision, model_hash=self.model_hash, subject_hash=self.subject_hash,
-            scorer_hash=self.scorer_hash, num_drift_prompts=self.num_drift_prompts,
+            scorer_hash=self.scorer_hash, num_drift_prompts=self.num_drift_prompts, allow_tf32=self.allow_tf32,
         )  # fmt: skip
 
 
 STEP_LISTS = ("eval_steps", "sharpness_steps")
 FIELDS = dict.fromkeys(f.name for f in dataclasses.fields(Cell))
-NEWER: dict[str, object] = {"init_adapter": "", "num_instance_images": 0, "num_drift_prompts": 0, "sharpness_steps": []}
+NEWER: dict[str, object] = {
+    "init_adapter": "", "num_instance_images": 0, "num_drift_prompts": 0, "sharpness_steps": [], "allow_tf32": False,
+}  # fmt: skip
 FREE = {
     "lr", "lr_lambda", "lr_magnitude", "boundary", "seed", "subject", "subject_hash", "adam_weight_decay",
     "max_grad_norm", "num_instance_images",

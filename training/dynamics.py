@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adapters.base import Adapter
+from adapters.device import is_free_to_ask
 from adapters.inject import Attached
-from training.accelerator import is_free_to_ask
 from training.store import COLUMNS, RunFolder
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from adapters import parse_method, peft_format
 from adapters.checkpoint import attach_checkpoint
@@ -24,6 +26,8 @@ from training.step_log import StepLog
 from training.stop import Interrupted, StopSignals
 from training.store import ENDED, RunFolder, method_file, start_file
 from training.tasks.subject import SubjectTask
+
+REPORT_S = {"cpu": 0.2, "cuda": 1.0}  # seconds between two reports: each makes an accelerator finish what it was sent
 
 
 @dataclass(frozen=True)
@@ -157,15 +161,8 @@ def train_pack(
 
                 # One step of every replica.
                 step, started = step + 1, time.perf_counter()
-                attached.zero_grad()
-                losses = torch.zeros(len(runs), device=device)
-                for micro in range(shared.gradient_accumulation_steps):
-                    part = task.losses(step, micro) / shared.gradient_accumulation_steps
-                    part.sum().backward()
-                    losses += part.detach()
                 factor = schedule_factor(shared.lr_scheduler, step, shared.steps, shared.lr_warmup_steps)
-                norms = optimizer.step(losses, factor)
-                attached.project()
+                losses, norms = take_step(attached, task, optimizer, step, factor)
 
                 # Read the weights.
                 if step % shared.gauge_every == 0 or step == shared.steps:
@@ -178,7 +175,7 @@ def train_pack(
 
                 # Report and save.
                 now = time.monotonic()
-                if now - reported > 0.2:
+                if now - reported > REPORT_S[device.type]:
                     reported = now
                     tell("training")
                 if asked() or now - saved > checkpoint_every_s:
@@ -193,6 +190,33 @@ def train_pack(
         before_write()
         _finish(runs, open_runs, records, attached, optimizer, spent + time.monotonic() - began, keep_adapters)
         tell("done")
+
+
+def take_step(
+    attached: Attached, task: SubjectTask, optimizer: PackedAdamW, step: int, factor: float = 1.0
+) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """One optimiser step of every replica: forward, backward, clipping, AdamW, projection. The host waits for nothing.
+
+    Args:
+        attached: the pack, in the U-Net of the task.
+        task: gives the losses of a micro-batch.
+        optimizer: over the pack's parameters.
+        step: from 1 on.
+        factor: the schedule's share of the full rates.
+
+    Returns:
+        The losses, and the gradient norms before clipping.
+    """
+    accumulation = task.shared.gradient_accumulation_steps
+    losses = torch.zeros(attached.num_replicas, device=task.pipeline.device)
+    attached.zero_grad()
+    for micro in range(accumulation):
+        part = task.losses(step, micro) / accumulation
+        part.sum().backward()
+        losses += part.detach()
+    norms = optimizer.step(losses, factor)
+    attached.project()
+    return losses, norms
 
 
 def _attach(runs: Sequence[Run], task: SubjectTask) -> Attached:

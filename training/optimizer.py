@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from training.accelerator import is_free_to_ask
+from adapters.device import is_free_to_ask
 
 STATE = ("flat", "exp_avg", "exp_avg_sq", "counts", "frozen_at")  # what the next step depends on, by replica
 

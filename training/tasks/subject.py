@@ -10,11 +10,12 @@ import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -34,6 +35,14 @@ class Evaluation:
 
     scores: pd.DataFrame
     pictures: list[tuple[str, int, Image.Image]]
+
+
+class Draw(NamedTuple):
+    """What is random in a micro-batch of one seed, on the CPU; `order` are the places of its pictures (`_shuffled`)."""
+
+    times: Int[Tensor, " rows"]
+    noise: Float[Tensor, "rows c h w"]
+    order: range
 
 
 class SubjectTask:
@@ -103,8 +112,8 @@ class SubjectTask:
         draws = {seed: self._draw(seed, step, micro) for seed in {cell.seed for cell in self.cells}}
         latents, text = zip(*(self._rows(cell, s, draws[cell.seed]) for cell, s in zip(self.cells, self.subjects)))
         clean, context = torch.cat(latents), torch.cat(text)
-        noise = send(torch.cat([draws[cell.seed]["noise"] for cell in self.cells]), clean.device).to(clean.dtype)
-        times = send(torch.cat([draws[cell.seed]["times"] for cell in self.cells]), clean.device)
+        noise = send(torch.cat([draws[cell.seed].noise for cell in self.cells]), clean.device).to(clean.dtype)
+        times = send(torch.cat([draws[cell.seed].times for cell in self.cells]), clean.device)
         alpha = self.pipeline.alphas_cumprod[times][:, None, None, None]
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         v_prediction = self.pipeline.prediction_type == "v_prediction"
@@ -127,25 +136,25 @@ class SubjectTask:
         """bf16 autocast where the pack asks for it."""
         return autocast(self.pipeline.device, self.shared.mixed_precision)
 
-    def _draw(self, seed: int, step: int, micro: int) -> dict[str, Tensor]:
+    def _draw(self, seed: int, step: int, micro: int) -> Draw:
         """Noise, time steps and order numbers of one micro-batch; drawn on the CPU."""
         generator = torch.Generator().manual_seed(seed_of("batch", seed, step, micro))
         rows = self.shared.train_batch_size * (2 if self.shared.prior_loss_weight > 0 else 1)
         shape = self._latent_shape
         times = torch.randint(0, len(self.pipeline.alphas_cumprod), (rows,), generator=generator)
         first = ((step - 1) * self.shared.gradient_accumulation_steps + micro) * self.shared.train_batch_size
-        order = torch.arange(first, first + self.shared.train_batch_size)
-        return {"times": times, "noise": torch.randn(rows, *shape, generator=generator), "order": order}
+        order = range(first, first + self.shared.train_batch_size)
+        return Draw(times, torch.randn(rows, *shape, generator=generator), order)
 
-    def _rows(self, cell: Cell, subject: Subject, draw: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _rows(self, cell: Cell, subject: Subject, draw: Draw) -> tuple[Tensor, Tensor]:
         """Clean latents and text embeddings of one replica's rows."""
         count = cell.num_instance_images or len(subject.pictures)
-        chosen = [_shuffled(cell.seed, "subject", int(i), count) for i in draw["order"]]
+        chosen = [_shuffled(cell.seed, "subject", i, count) for i in draw.order]
         latents = [self.clean_latents(subject.name, chosen)]
         text = [self.text(subject.instance_prompt).expand(len(chosen), -1, -1)]
         if cell.prior_loss_weight > 0:
             pool = self.class_latents[subject.cls]
-            chosen = [_shuffled(cell.seed, "class", int(i), len(pool)) for i in draw["order"]]
+            chosen = [_shuffled(cell.seed, "class", i, len(pool)) for i in draw.order]
             latents.append(torch.stack([pool[i] for i in chosen]))
             text.append(self.text(class_prompt(subject.cls)).expand(len(chosen), -1, -1))
         return torch.cat(latents), torch.cat(text)
@@ -275,7 +284,7 @@ def _shuffled(seed: int, pool: str, index: int, size: int) -> int:
     """The picture at place `index` of an endless order that goes through the whole pool, shuffled anew each time."""
     epoch, place = divmod(index, size)
     generator = torch.Generator().manual_seed(seed_of(pool, seed, epoch))
-    return int(torch.randperm(size, generator=generator)[place])
+    return torch.randperm(size, generator=generator).tolist()[place]
 
 
 def _snr_weight(alpha: Float[Tensor, " n"], gamma: float, v_prediction: bool) -> Float[Tensor, " n"]:
