@@ -23,7 +23,7 @@ def measure(place: Place, device: str, effort: Effort) -> list[Row]:
     """Two rows for each method on one device."""
     scene = Scene(place, device)
     unet, one = scene.pipeline.unet, make_batch(scene)
-    many = Batch(*(repeat(part) for part in (one.noisy, one.times, one.text, one.target)))
+    many = Batch(repeat(one.noisy), repeat(one.times), repeat(one.text), repeat(one.target))
     with threads(1):
         steps = {name: our_step(share(unet), one, name) for name in METHODS}
         steps |= {f"{name} x {PACK}": our_step(share(unet), many, name, PACK) for name in METHODS}

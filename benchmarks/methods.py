@@ -21,6 +21,7 @@ from adapters.inject import attach, find_targets
 from benchmarks.rows import Row
 from benchmarks.scene import Effort, Place, Scene
 from benchmarks.timing import interleave, ratio_of, ratio_of_means
+from training.accelerator import autocast
 from training.optimizer import PackedAdamW
 
 RANK, RATE, CLIP = 8, 1e-4, 1.0
@@ -37,10 +38,13 @@ class Batch:
     times: Tensor
     text: Tensor
     target: Tensor
+    mixed_precision: str = "no"
 
     def loss(self, unet: nn.Module) -> Tensor:
         """The denoising loss."""
-        return F.mse_loss(unet(self.noisy, self.times, encoder_hidden_states=self.text).sample, self.target)
+        with autocast(self.noisy.device, self.mixed_precision):
+            output = unet(self.noisy, self.times, encoder_hidden_states=self.text).sample
+        return F.mse_loss(output.float(), self.target)
 
 
 def measure(place: Place, device: str, effort: Effort) -> list[Row]:
@@ -123,7 +127,7 @@ def our_step(unet: nn.Module, batch: Batch, method: str, size: int = 1) -> Step:
 
 
 def peft_step(
-    unet: nn.Module, batch: Batch, *, dora: bool = False, fused: bool | None = True, clip: bool = True
+    unet: nn.Module, batch: Batch, *, dora: bool = False, fused: bool | None = True, clip: bool = True, rank: int = RANK
 ) -> Step:
     """A step of HF PEFT's LoRA or DoRA, attached as diffusers' training scripts do.
 
@@ -133,11 +137,12 @@ def peft_step(
         dora: DoRA instead of LoRA.
         fused: torch's fused AdamW; None is torch's default.
         clip: clip the gradient as those scripts do by default.
+        rank: of the factors.
     """
     from peft import LoraConfig
 
     unet.add_adapter(  # type: ignore[operator]
-        LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LAYERS, use_dora=dora)
+        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LAYERS, use_dora=dora)
     )
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01, fused=fused)

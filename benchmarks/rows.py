@@ -30,7 +30,7 @@ class Row:
         aim: the limit; None for a row that is only reported.
         sense: whether the value shall be at most or at least the aim.
         judged: which end is held against the aim: the value, or the interval's upper limit.
-        unit: "x" for a ratio, "%" for a share (stored as a fraction), "s", "B" (bytes), "GiB".
+        unit: "x" for a ratio, "%" for a share (stored as a fraction), "/s", "s", "B" (bytes), "GiB", "" for a number.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Row:
     aim: float | None = None
     sense: Literal["<=", ">="] = "<="
     judged: Literal["value", "high"] = "value"
-    unit: Literal["x", "%", "s", "B", "GiB"] = "x"
+    unit: Literal["x", "%", "/s", "s", "B", "GiB", ""] = "x"
 
     @property
     def met(self) -> str:
@@ -58,7 +58,7 @@ class Row:
 
     def _format(self, value: float) -> str:
         scale, digits = (100.0, 1) if self.unit == "%" else (1.0, 3 if self.unit == "x" else 2)
-        gap = "" if self.unit == "x" else " "
+        gap = "" if self.unit in ("x", "") else " "
         return f"{value * scale:.{digits}f}{gap}{self.unit}"
 
 
@@ -90,9 +90,11 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def write_page(folder: Path, tables: Sequence[str], command: str, device: torch.device, model: str) -> Path:
-    """Write `benchmarks.md` in a folder: the tables, and what made them."""
-    path = folder / "benchmarks.md"
+def write_page(
+    folder: Path, tables: Sequence[str], command: str, device: torch.device, model: str, name: str = "benchmarks"
+) -> Path:
+    """Write a page, `<name>.md`, in a folder: the tables, and what made them."""
+    path = folder / f"{name}.md"
     text = [
         "# Speed and memory",
         "",

@@ -8,114 +8,73 @@ import contextlib
 import copy
 import dataclasses
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapters import METHODS, parse_method
-from adapters.inject import Attached, attach, find_targets
+from adapters import METHODS
+from adapters.inject import find_targets
+from benchmarks.real_scale import Pack
+from benchmarks.waiting import count_waits
 from slurm.pack import Setting
 from tests.test_loop import make_cell, make_task, parts, studio, train  # noqa: F401
 from training.accelerator import WORKSPACE, arithmetic, describe_arithmetic, round_base
 from training.cell import Cell
-from training.dynamics import Dynamics
-from training.loop import take_step
-from training.optimizer import PackedAdamW
 from training.tasks.subject import SubjectTask
-
-# What hands a value of a device to the host, or makes a size of it.
-ASKING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_consecutive", "_unique2", "bincount"}
-
-
-class Questions(TorchDispatchMode):
-    """Counts the operations that ask a device for a value."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in ASKING or (name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])):
-            self.asked[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code takes the CPU for a device that is not to be asked."""
-    for place in ("training.dynamics", "training.optimizer", "adapters.oft"):
-        monkeypatch.setattr(f"{place}.is_free_to_ask", lambda tensor: False)
 
 
 @contextlib.contextmanager
-def make_pack(task: SubjectTask) -> Iterator[tuple[Attached, PackedAdamW, Dynamics]]:
-    """The cells of a task in its U-Net, with optimiser and readings; taken out again at the end."""
-    cell = task.shared
-    spec = parse_method(f"{cell.method}:{cell.options}" if cell.options else cell.method)
-    boundary = [c.boundary for c in task.cells if c.boundary is not None] or None
-    pack = attach(task.pipeline.unet, spec, seeds=[c.seed for c in task.cells], rank=cell.rank, boundary=boundary)
-    count = len(task.cells)
-    optimizer = PackedAdamW(
-        pack.flat, pack.grad, pack.segments, rates=dict.fromkeys(pack.segments, [cell.lr] * count),
-        weight_decay=[0.01] * count, clip=[1.0] * count,
-    )  # fmt: skip
-    dynamics = Dynamics(pack)
-    dynamics.remember()
+def make_pack(task: SubjectTask) -> Iterator[Pack]:
+    """The cells of a task in its U-Net; taken out again at the end."""
+    pack = Pack(task)
     try:
-        yield pack, optimizer, dynamics
+        yield pack
     finally:
-        pack.detach()
+        pack.attached.detach()
+
+
+CPU = torch.device("cpu")
 
 
 def test_questions_are_seen() -> None:
     """The counter itself: each way of asking is one."""
-    with Questions() as questions:
-        values = torch.arange(4.0)
+    values = torch.arange(4.0)
+
+    def ask() -> None:
         float(values.sum())
         bool((values > 1).any())
         values[values > 1]
         values.nonzero()
         torch.where(values > 1, values, 0.0)
-    assert sum(questions.asked.values()) == 4
+
+    assert count_waits(ask, CPU) == 4
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_asks_a_device_for_nothing(method: str, studio: Path, parts: tuple, pretended: None) -> None:
+def test_a_step_asks_a_device_for_nothing(method: str, studio: Path, parts: tuple) -> None:
     """Forward, backward, clipping, optimiser and all readings of a pack: no value comes back to the host."""
     task = make_task(studio, parts, [make_cell(method), make_cell(method, seed=1)])
-    with make_pack(task) as (pack, optimizer, dynamics):
-        take_step(pack, task, optimizer, 1)  # caches fill
-        with Questions() as questions:
-            take_step(pack, task, optimizer, 2)
-            dynamics.record(2)
-            dynamics.snapshot(2)
-        assert not questions.asked
+    with make_pack(task) as pack:
+        pack()  # caches fill
+        assert count_waits(pack, CPU) == 0
+        assert count_waits(lambda: pack.dynamics.snapshot(2), CPU) == 0
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_synchronises_nothing_when_on_a_gpu(method: str, studio: Path) -> None:
-    """CUDA itself raises where the host would wait."""
+    """CUDA itself says where the host waits."""
     from training.tasks import pipeline as pipelines
 
     on_gpu = (pipelines.load(studio / "pipeline", torch.device("cuda")), None)
     task = make_task(studio, on_gpu, [make_cell(method), make_cell(method, seed=1)])
-    with make_pack(task) as (pack, optimizer, dynamics):
-        take_step(pack, task, optimizer, 1)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            take_step(pack, task, optimizer, 2)
-            dynamics.record(2)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    with make_pack(task) as pack:
+        pack()
+        assert count_waits(pack, torch.device("cuda")) == 0
 
 
 @pytest.mark.gpu
@@ -145,9 +104,9 @@ def test_a_rounded_base_changes_no_bit(method: str, studio: Path, parts: tuple) 
     results = []
     for pipeline in (parts[0], rounded):
         task = make_task(studio, (pipeline, None), cells)
-        with make_pack(task) as (pack, optimizer, _):
-            taken = [take_step(pack, task, optimizer, step) for step in (1, 2, 3)]
-            results.append([value.clone() for pair in taken for value in pair] + [pack.flat.clone()])
+        with make_pack(task) as pack:
+            taken = [pack() for _ in range(3)]
+            results.append([value.clone() for pair in taken for value in pair] + [pack.attached.flat.clone()])
     for plain, from_rounded in zip(*results, strict=True):
         assert torch.equal(plain, from_rounded)
 
@@ -168,10 +127,11 @@ def test_a_pack_agrees_with_its_cells_alone(
 
 def train_distances(task: SubjectTask) -> Float[Tensor, "k matrices"]:
     """How far every matrix has moved after three steps."""
-    with make_pack(task) as (pack, optimizer, _):
-        for step in (1, 2, 3):
-            take_step(pack, task, optimizer, step)
-        return torch.cat([stack.adapter.readings()["distance"].detach().clone() for stack in pack.stacks], dim=1)
+    with make_pack(task) as pack:
+        for _ in range(3):
+            pack()
+        stacks = pack.attached.stacks
+        return torch.cat([stack.adapter.readings()["distance"].detach().clone() for stack in stacks], dim=1)
 
 
 def test_arithmetic_is_set_and_put_back() -> None:

@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import dynamics, every_method, methods, packs
+from adapters import BadInput
+from benchmarks import dynamics, every_method, gpu, methods, packs
+from benchmarks.device_limits import count_flop
+from benchmarks.real_scale import Bench
 from benchmarks.rows import Row, to_markdown, write_page
 from benchmarks.scene import QUICK, Effort, Place, find_place
 from benchmarks.timing import Interval, mean_of, ratio_of, ratio_of_means
@@ -85,3 +88,37 @@ def test_wrong_flags_end_in_one_line() -> None:
     assert done.returncode == 2
     assert "--model is /nowhere" in done.stderr.strip().splitlines()[-1]
     assert Effort().rounds > QUICK.rounds
+
+
+def test_the_real_scale_yields_its_rows_when_tiny(tmp_path: Path) -> None:
+    """Every row of the GPU's benchmark, on this machine's CPU; pack sizes, precision and width as asked."""
+    options = gpu.Options(
+        device="cpu", sizes=(2, 1), methods=("delora",), rounds=2, laps=1, warmup=1, prompts=1, mixed_precision="no"
+    )
+    options, scale = gpu.fill(options)
+    assert str(scale) == "Stable Diffusion 1.5 at 1/10 of its widths, random weights, 64 px, rank 16, float32"
+    rows = gpu.measure(Bench(scale, tmp_path), options)
+    assert len({row.name for row in rows}) == len(rows)
+    values = {row.name: row.measured.value for row in rows}
+    assert all(math.isfinite(value) for value in values.values())
+    assert values["waits of the host inside a step, LoRA"] == values["waits of the host inside a step, DeLoRA"] == 0
+    assert {"peak memory of a pack of 1", "LoRA in packs of 2, cells a second over HF PEFT's"} <= values.keys()
+    # A pass has no backward; two of three parts of a step's work are left out.
+    assert 0.3 < values["a guided sampler's pass, operations over those of a training step"] < 0.6
+    gpu.write(tmp_path / "docs", scale, rows, "python -m benchmarks.gpu")
+    written = json.loads((tmp_path / "docs" / "gpu.json").read_text())
+    assert [row["name"] for row in written["rows"]] == [row.name for row in rows]
+    assert "1/10 of its widths" in (tmp_path / "docs" / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize(("change", "words"), [({"rank": 0}, "--rank is 0"), ({"sizes": (4, 0)}, "--sizes is 4 0")])
+def test_wrong_numbers_of_the_real_scale_are_named(change: dict, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        gpu.fill(dataclasses.replace(gpu.Options(), **change))
+
+
+def test_operations_are_counted_as_products_and_sums() -> None:
+    import torch
+
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    assert count_flop(lambda: a @ b) == 2 * 3 * 5 * 7
