@@ -23,7 +23,7 @@ RUN_COLUMNS = (
     "run_id", "sweep", "path", "method", "options", "rank", "subject", "seed", "steps", "lr", "lr_lambda",
     "lr_magnitude", "boundary", "eval_steps", "resolution", "num_prompts", "num_images", "num_inference_steps",
     "guidance_scale", "mixed_precision", "model_hash", "subject_hash", "scorer_hash", "multiplier", "scale", "model",
-    "status", "diverged_step", "num_parameters", "seconds",
+    "status", "diverged_step", "num_parameters", "seconds", "commit",
 )  # fmt: skip
 NUMBERS = (
     "rank", "seed", "steps", "lr", "lr_lambda", "lr_magnitude", "boundary", "multiplier", "diverged_step",
@@ -216,7 +216,13 @@ def run_row(folder: RunFolder, run: dict[str, Any]) -> dict[str, Any]:
         "diverged_step": run.get("diverged_step"),
         "num_parameters": run.get("num_parameters"),
         "seconds": run.get("seconds"),
+        "commit": _commit(run.get("provenance") or {}),
     }
+
+
+def _commit(made: dict[str, Any]) -> str:
+    """The code that a run was trained with, as twelve digits of its commit, with a word where files had changed since."""
+    return made.get("commit", "")[:12] + (" with changes" if made.get("dirty") else "")
 
 
 def runs_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

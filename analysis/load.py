@@ -48,8 +48,8 @@ class Results:
     Attributes:
         all_runs: one row a run (the untouched base's included; a run that goes by several names has a row for each):
             run_id, sweep, path, every field of the cell, every label (multiplier, scale, model, ...), status, diverged_step,
-            num_parameters, seconds. The column `series`, the name under which the run is drawn, is worked out here from the
-            others.
+            num_parameters, seconds, commit. The column `series`, the name under which the run is drawn, is worked out here
+            from the others.
         sources: where the other frames are read from, each at its first use.
     """
 

@@ -33,7 +33,7 @@ from sweeps.driver import Outcome
 from sweeps.grid import Scene
 from sweeps.rates import write_rates
 from training.provenance import commit
-from training.store import RunFolder, writing
+from training.store import writing
 
 NUM_SNAPSHOTS = 5  # of the weight norms, where their course matters
 
@@ -129,15 +129,14 @@ def publish(
         drawn: figures and tables.
         docs: a folder in the repository, or None.
         draw: draws results: `docs` holds what can be drawn again from `docs` alone, as PNG.
-        shown: finds the pictures that go along to `docs`; None for none.
+        shown: finds the pictures that go along to `docs`; None for none. Earlier copies may have come without any.
         num_norms: as for `export_compact`.
     """
     say_where(drawn.save(outcome.folder))
     if docs is not None:
         rows = None
-        if shown is not None:
-            rows = outcome.results.images()
-            rows = rows[rows["file"].isin(set(shown(outcome.results)["file"]))]
+        if shown is not None and not (all_rows := outcome.results.images()).empty:
+            rows = all_rows[all_rows["file"].isin(set(shown(outcome.results)["file"]))]
         export_compact(outcome.results, docs, num_norms=num_norms, shown=rows)
         draw(load(docs)).save(docs, ("png",))
         write_record(docs, outcome.results)
@@ -175,9 +174,8 @@ def write_record(docs: Path, results: Results) -> None:
 
 
 def trained_at(runs: pd.DataFrame) -> str:
-    """The commits that runs were trained at, from what each run has noted."""
-    notes = [RunFolder(path).read().get("provenance", {}) for path in runs["path"]]
-    found = Counter(f"{note.get('commit', '')[:12]}{' with changes' if note.get('dirty') else ''}" for note in notes)
+    """The commits that runs were trained at, with the number of runs where there are several."""
+    found = Counter(runs.get("commit", pd.Series("", index=runs.index)).fillna(""))
     return ", ".join(
         f"{name or 'none'} ({count} runs)" if len(found) > 1 else name for name, count in found.most_common()
     )

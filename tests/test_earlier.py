@@ -10,6 +10,7 @@ import pytest
 from analysis import load
 from analysis.compact import export_compact
 from sweeps import lr_robustness
+from sweeps.report import trained_at
 from tests.make_driver import Driven, drive_studio
 from tests.make_studio import Studio
 from training.store import find_runs
@@ -66,3 +67,15 @@ def test_results_of_another_model_or_of_none_are_one_line(studio: Studio, copy: 
     assert missing.code == 2
     assert len(missing.err.splitlines()) == 1
     assert "no results folder" in missing.err
+
+
+def test_the_record_names_what_all_runs_were_trained_with(studio: Studio, copy: Path, tmp_path: Path) -> None:
+    """Those of a copy too, whose run folders may be gone."""
+    runs = load(copy).runs
+    assert (runs["commit"] != "").all()
+    mixed = runs.assign(commit=["aaaa", *["bbbb with changes"] * (len(runs) - 1)])
+    assert trained_at(mixed) == f"bbbb with changes ({len(runs) - 1} runs), aaaa (1 runs)"
+    docs = tmp_path / "docs"
+    driven = drive(studio, tmp_path / "runs", "--method", "lora", "--results", str(copy), "--docs", str(docs))
+    assert driven.code == 0, driven.err
+    assert f"trained at commit {runs['commit'].iloc[0]}; drawn on" in (docs / "RECORD.md").read_text()
