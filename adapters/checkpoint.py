@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adapters import BadInput, MethodSpec, get_class, peft_folder
 from adapters.base import Adapter
 from adapters.inject import Attached, attach
-from adapters.layer_names import TEXT_ENCODER
+from adapters.layer_names import TEXT_ENCODERS
 from adapters.vera import RandomPair, draw_projections, share_pair
 
 
@@ -60,14 +60,14 @@ class Checkpoint:
         Raises:
             BadInput: nothing does, or a convolution does: only linear layers can be exported or attached.
         """
-        kept = {path: shape for path, shape in self.shapes.items() if not path.startswith(TEXT_ENCODER)}
+        kept = {path: shape for path, shape in self.shapes.items() if not path.startswith(TEXT_ENCODERS)}
         if not kept:
             raise BadInput(f"{self.source} adapts no matrix of a U-Net")
         if kernel := next((path for path, shape in kept.items() if len(shape) > 2), None):
             raise BadInput(
                 f"{self.source} adapts the convolution {kernel!r}: only linear layers can be exported or attached"
             )
-        state = {key: value for key, value in self.state.items() if not key.startswith(TEXT_ENCODER)}
+        state = {key: value for key, value in self.state.items() if not key.startswith(TEXT_ENCODERS)}
         return replace(self, shapes=kept, state=state)
 
     def sized(self, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:

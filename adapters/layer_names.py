@@ -2,7 +2,8 @@
 
 - HF PEFT: ``base_model.model.<path>.lora_A.weight``; diffusers: ``unet.<path>.lora_A.weight``, older
   ``unet.<path>.lora.down.weight`` and ``unet.<attention>.processor.to_q_lora.down.weight``;
-- kohya's sd-scripts: ``lora_unet_<path with underscores>.lora_down.weight``, ``.alpha``, LyCORIS' ``.dora_scale``;
+- kohya's sd-scripts: ``lora_unet_<path with underscores>.lora_down.weight``, ``.alpha``, LyCORIS' ``.dora_scale``; for SDXL
+  with the blocks of Stability's own code, ``lora_unet_input_blocks_4_1_...`` for ``down_blocks.1.attentions.0...``;
 - cloneofsimo/lora: ``unet:<number>:down``, numbered in the order of the modules.
 """
 
@@ -11,8 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-TEXT_ENCODER = "text_encoder."
-"""Beginning of the path of a text encoder's matrix; a U-Net's paths begin as its own modules do."""
+TEXT_ENCODER, TEXT_ENCODER_2 = "text_encoder.", "text_encoder_2."
+TEXT_ENCODERS = (TEXT_ENCODER, TEXT_ENCODER_2)
+"""Beginnings of the paths of text encoders' matrices, of which SDXL has two; a U-Net's paths begin as its own modules do."""
 
 ROLES = {
     "lora_A": "A", "lora_B": "B", "lora_down": "A", "lora_up": "B", "lora.down": "A", "lora.up": "B",
@@ -25,7 +27,8 @@ ROLES = {
 
 _KEY = re.compile(rf"(.+?)[._:]({'|'.join(map(re.escape, ROLES))})(?:\.default)?(?:\.weight)?")
 _COMPOUNDS = (
-    "down_blocks", "up_blocks", "mid_block", "transformer_blocks", "time_emb_proj", "time_embedding", "conv_in",
+    "down_blocks", "up_blocks", "mid_block", "input_blocks", "output_blocks", "middle_block",
+    "transformer_blocks", "time_emb_proj", "time_embedding", "conv_in",
     "conv_out", "conv_shortcut", "proj_in", "proj_out", "linear_1", "linear_2", "to_q", "to_k", "to_v", "to_out",
     "text_model", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj",
 )  # fmt: skip
@@ -43,13 +46,48 @@ def split_key(key: str) -> tuple[str, str] | None:
     return (_to_path(match[1]), ROLES[match[2]]) if match else None
 
 
-def to_kohya(path: str) -> str:
-    """kohya's name of a matrix of the U-Net."""
-    return f"lora_unet_{path.replace('.', '_')}"
+def to_kohya(path: str, xl: bool = False) -> str:
+    """kohya's name of a matrix of the U-Net.
+
+    Args:
+        path: in diffusers' U-Net.
+        xl: whether the U-Net is SDXL's.
+    """
+    return f"lora_unet_{(to_stability(path) if xl else path).replace('.', '_')}"
+
+
+LAYERS_PER_BLOCK = 2
+"""Of SDXL's U-Net: Stability's code counts the layers of all blocks through, and a sampler after those of each block."""
+
+
+def to_stability(path: str) -> str:
+    """The path of an attention's matrix in Stability's code of SDXL."""
+    found = re.match(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.", path)
+    if found is None:
+        return path.replace("mid_block.attentions.0.", "middle_block.1.")
+    down = found[1] == "down"
+    number = (LAYERS_PER_BLOCK + 1) * int(found[2]) + int(found[3]) + down
+    return f"{'input' if down else 'output'}_blocks.{number}.1.{path[found.end() :]}"
+
+
+def from_stability(path: str) -> str:
+    """The path in diffusers' U-Net of an attention's matrix in Stability's code of SDXL; others stay as they are."""
+    path = path.replace("middle_block.1.", "mid_block.attentions.0.")
+    found = re.match(r"(input|output)_blocks\.(\d+)\.1\.", path)
+    if found is None:
+        return path
+    down = found[1] == "input"
+    i, j = divmod(int(found[2]) - down, LAYERS_PER_BLOCK + 1)
+    return f"{'down' if down else 'up'}_blocks.{i}.attentions.{j}.{path[found.end() :]}"
+
+
+_PREFIXES = {"lora_te_": TEXT_ENCODER, "lora_te1_": TEXT_ENCODER, "lora_te2_": TEXT_ENCODER_2}
 
 
 def _to_path(stem: str) -> str:
-    for prefix, becomes in (("lora_unet_", ""), ("lora_te_", TEXT_ENCODER), ("lora_te1_", TEXT_ENCODER)):
+    if stem.startswith("lora_unet_"):
+        return from_stability(_undo_underscores(stem.removeprefix("lora_unet_")))
+    for prefix, becomes in _PREFIXES.items():
         if stem.startswith(prefix):
             return becomes + _undo_underscores(stem.removeprefix(prefix))
     path = stem.removeprefix("base_model.model.").removeprefix("unet.")

@@ -46,8 +46,12 @@ def to_diffusers(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, s
     return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(config, sort_keys=True)}
 
 
-def to_kohya_layout(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
+def to_kohya_layout(checkpoint: Checkpoint, xl: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a file for kohya's sd-scripts, ComfyUI and A1111; DoRA's magnitudes as in LyCORIS.
+
+    Args:
+        checkpoint: LoRA or DoRA.
+        xl: whether the U-Net is SDXL's, whose blocks kohya counts as Stability's code does.
 
     Raises:
         BadInput: the method is neither LoRA nor DoRA.
@@ -55,7 +59,7 @@ def to_kohya_layout(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str
     _need_lora(checkpoint, "kohya")
     tensors = {}
     for path in checkpoint.shapes:
-        parts, name = checkpoint.tensors(path), to_kohya(path)
+        parts, name = checkpoint.tensors(path), to_kohya(path, xl)
         tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = parts["A"], parts["B"]
         tensors[f"{name}.alpha"] = torch.tensor(strength(checkpoint))
         if "magnitude" in parts:
@@ -66,6 +70,7 @@ def to_kohya_layout(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
         "ss_network_alpha": alpha,
+        **({"ss_base_model_version": "sdxl_base_v1-0"} if xl else {}),
     }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adapters import BadInput, parse_method
 from adapters.checkpoint import Checkpoint
-from adapters.layer_names import TEXT_ENCODER, describe_sd15, name_clip_number, name_numbers, split_key
+from adapters.layer_names import TEXT_ENCODERS, describe_sd15, name_clip_number, name_numbers, split_key
 from adapters.peft_format import CONFIG_FILE, MERGED_FILE, OWN_FILE, PEFT_FILE
 from adapters.read_peft import read_peft
 
@@ -51,7 +51,7 @@ def read_checkpoint(path: Path | str, layers: Iterable[str] | None = None) -> Ch
         form = "released DeLoRA"
     elif any(key.startswith(("lora_unet_", "lora_te")) for key in tensors):
         form = "kohya"
-    elif any(key.startswith(("unet.", TEXT_ENCODER)) for key in tensors):
+    elif any(key.startswith(("unet.", *TEXT_ENCODERS)) for key in tensors):
         form, config = "diffusers", {}
     else:
         form = "HF PEFT"
@@ -256,9 +256,9 @@ def _set_alphas(file: Path, layers: Layers, config: Mapping[str, Any], metadata:
 
 
 def _find_alpha(path: str, rank: int, config: Mapping[str, Any]) -> float:
-    prefix = TEXT_ENCODER if path.startswith(TEXT_ENCODER) else "unet."
+    prefix = next((prefix for prefix in TEXT_ENCODERS if path.startswith(prefix)), "unet.")
     own = {key.removeprefix(prefix): value for key, value in config.items()}
     patterns = (own.get("alpha_pattern") or {}).items()
-    matching = (value for key, value in patterns if re.fullmatch(rf"(.*\.)?({key})", path.removeprefix(TEXT_ENCODER)))
+    matching = (value for key, value in patterns if re.fullmatch(rf"(.*\.)?({key})", path.removeprefix(prefix)))
     alpha = float(next(matching, own.get("lora_alpha", rank)))
     return alpha * math.sqrt(rank) if own.get("use_rslora") else alpha

@@ -172,15 +172,15 @@ def load(*roots: Path | str, model: str | None = None) -> Results:
         model: keep the runs of this model only, by its label or hash; None wants all runs to be of one model.
 
     Raises:
-        BadInput: if a folder is missing, holds no runs, or holds runs of more than one model (both are named), or
-            if a file is damaged.
+        BadInput: if a folder is missing, holds no runs, or holds runs of more than one model or scored by different
+            scorers (both are named), or if a file is damaged.
     """
     sources = tuple(_source(Path(root)) for root in roots)
     if not sources:
         raise BadInput("no results folder given; allowed: one or more runs folders")
     runs = _with_defaults(_stack([source.runs.assign(source=number) for number, source in enumerate(sources)]))
     first = runs.groupby("run_id")["source"].transform("min")
-    return Results(_one_model(runs[runs["source"] == first].reset_index(drop=True), model), sources)
+    return Results(_scored_alike(_one_model(runs[runs["source"] == first].reset_index(drop=True), model)), sources)
 
 
 def _with_defaults(runs: pd.DataFrame) -> pd.DataFrame:
@@ -209,6 +209,18 @@ def _one_model(runs: pd.DataFrame, model: str | None) -> pd.DataFrame:
         found = [f"{names[runs['model_hash'] == value].iloc[0]} ({value[:10]})" for value in hashes]
         raise BadInput(f"runs of {len(hashes)} models in one folder: {', '.join(found)}; load them apart (model=...)")
     return runs[runs["model_hash"].isin(hashes)]
+
+
+def _scored_alike(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs, if one pair of scorers has scored them all: numbers of two are no curve."""
+    scored = runs[runs["scorer_hash"].notna() & (runs["scorer_hash"] != "")]
+    sweeps = scored.groupby("scorer_hash", sort=False)["sweep"].first()
+    if len(sweeps) > 1:
+        found = [f"{str(scorers)[:10]} (in {sweep})" for scorers, sweep in sweeps.items()]
+        raise BadInput(
+            f"runs scored by {len(found)} pairs of scorers in one folder: {', '.join(found)}; load them apart"
+        )
+    return runs
 
 
 def _named(runs: pd.DataFrame) -> pd.DataFrame:

@@ -32,6 +32,7 @@ from benchmarks.timing import Interval, clock, interleave, mean_of, ratio_of
 from benchmarks.waiting import count_waits
 from training.store import writing
 from training.tasks.sampling import sample, start_noise
+from training.tasks.text import Text
 
 REFERENCE = 16  # the pack size at which methods are compared, where it is among the sizes
 GAIN_AIM, BEST_AIM, PEAK_AIM, METHOD_AIM, SAMPLING_AIM = 8.0, 12.0, 0.4, 1.15, 0.3
@@ -142,7 +143,7 @@ def _sampling(bench: Bench, options: Options, pack: Pack, size: int, step_flop: 
     """Pictures from all replicas together, guided: passes of the U-Net a second."""
     task, count, steps = pack.task, options.prompts, 2
     prompts = (bench.subject.prompts * count)[:count]
-    text = torch.stack([task.text(prompt) for prompt in prompts]).expand(size, -1, -1, -1)
+    text = Text.stack([task.text(prompt) for prompt in prompts]).expand(size, count)
     noise = start_noise(task.pipeline, list(range(count)), task.shared.resolution)
 
     def draw() -> None:

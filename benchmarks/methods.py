@@ -91,7 +91,7 @@ def make_batch(scene: Scene) -> Batch:
     shape = (1, pipeline.unet.config.in_channels, side, side)
     noisy, target = (torch.randn(shape, generator=draw).to(scene.device) for _ in range(2))
     times = torch.tensor([500], device=scene.device)
-    return Batch(noisy, times, pipeline.encode_text([scene.subject.instance_prompt]), target)
+    return Batch(noisy, times, pipeline.encode_text([scene.subject.instance_prompt]).sequence, target)
 
 
 def share(unet: nn.Module) -> nn.Module:

@@ -90,7 +90,8 @@ class Bench:
     def plain_step(self) -> Step:
         """HF PEFT's LoRA at batch 1, with torch's own AdamW, as diffusers' script trains it."""
         task = self.make_task("lora", 1)
-        clean, text = task.latents[self.subject.name][:1], task.text(self.subject.instance_prompt)[None]
+        clean = task.latents[self.subject.name][:1]
+        text = task.text(self.subject.instance_prompt).sequence[None]
         batch = Batch(
             clean, torch.tensor([500], device=self.device), text, torch.randn_like(clean), self.scale.mixed_precision
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ def make_untrained(folder: Path) -> Path:
         part.save_pretrained(pipeline / name)
     tokenizer.save_pretrained(pipeline / "tokenizer")
     make_scheduler().save_pretrained(pipeline / "scheduler")
+    (pipeline / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     _make_subjects(folder / "subjects")
     return folder
 

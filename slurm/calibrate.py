@@ -148,7 +148,7 @@ def measure(model: str, device: str, resolution: int, rows: int, precision: str)
     if device == "cpu":
         torch.set_num_threads(1)
     parts = pipelines.load(Path(model), torch.device(device))
-    side = resolution // 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    side = resolution // parts.vae_factor
     text = parts.encode_text([""])
     costs: dict[int, Cost] = {}
     for size in SIZES:
@@ -156,13 +156,13 @@ def measure(model: str, device: str, resolution: int, rows: int, precision: str)
             break
         pack = attach(parts.unet, parse_method("lora"), seeds=[0] * size, rank=4)
         noise = torch.randn(size * rows, parts.unet.config.in_channels, side, side, device=device)
-        context, steps = text.expand(size * rows, -1, -1), torch.zeros(size * rows, dtype=torch.long, device=device)
+        context, steps = text.expand(size * rows), torch.zeros(size * rows, dtype=torch.long, device=device)
         laps = []
         try:
             for _ in range(4):
                 began = time.perf_counter()
                 with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                    output = parts.unet(noise, steps, encoder_hidden_states=context).sample
+                    output = parts.predict(noise, steps, context)
                 output.float().square().sum().backward()
                 if device == "cuda":
                     torch.cuda.synchronize()

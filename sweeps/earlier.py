@@ -30,7 +30,7 @@ class Earlier:
         """Look through folders.
 
         Raises:
-            BadInput: for a folder without results, or with those of another model.
+            BadInput: for a folder without results, or with those of another model or other scorers.
         """
         found: dict[str, str] = {}
         for folder in folders:
@@ -39,6 +39,11 @@ class Earlier:
                 raise BadInput(
                     f"--results {folder} is of model {runs['model'].iloc[0]} ({others.pop()}), not of "
                     f"{scene.model_name} ({scene.model_hash})"
+                )
+            if others := set(runs["scorer_hash"].dropna()) - {scene.shared["scorer_hash"], ""}:
+                raise BadInput(
+                    f"--results {folder} was scored by other scorers ({others.pop()}) than --dino {scene.setting.dino}, "
+                    f"--clip {scene.setting.clip} ({scene.shared['scorer_hash']})"
                 )
             names = runs.loc[runs["status"].isin(ENDED), "run_id"]
             found |= {_end(name): name for name in names if _end(name) not in found}

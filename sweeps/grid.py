@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from adapters import BadInput, MethodSpec, get_class
 from adapters.checkpoint import Checkpoint, check_fit
@@ -19,6 +21,7 @@ from training.open_adapter import open_adapter
 from training.tasks import pipeline as pipelines
 from training.tasks import scorers as scoring
 from training.tasks import subjects as subject_folders
+from training.tasks.scorer_kind import check_scorers
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,19 @@ class Scene:
         """Contents of the model."""
         return self.shared["model_hash"]
 
+    @property
+    def scorers(self) -> dict[str, str]:
+        """Names and contents of the scorers."""
+        return name_scorers(dataclasses.asdict(self.setting), self.shared["scorer_hash"])
+
     def of(self, options: Options) -> Scene:
         """The same model, scorers and subjects under other flags."""
         return replace(self, shared=self.shared | shared_flags(options))
+
+
+def name_scorers(setting: Mapping[str, Any], scorer_hash: str) -> dict[str, str]:
+    """The scorers of a setting, as a sweep's file names them."""
+    return {"scorers": f"{setting['dino']}, {setting['clip']}", "scorer_hash": scorer_hash}
 
 
 def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -> Scene:
@@ -73,6 +86,7 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
     defaults = pipelines.model_defaults(model)
     dino = scoring.locate(options.dino, scoring.POCKET_DINO)
     clip = scoring.locate(options.clip, scoring.POCKET_CLIP)
+    check_scorers(dino, clip)
     folder, names = choose_subjects(options.subjects, num_subjects, split)
     prompt = defaults["instance_prompt"]
     subjects = [subject_folders.load(folder, n, token=options.token, instance_prompt=prompt) for n in names]

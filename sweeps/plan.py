@@ -20,7 +20,7 @@ from analysis.folders import OWN_PICTURES
 from slurm.claims import SETTLE_S, exclusive
 from slurm.job import Setting, spec_id
 from slurm.sweep_folder import PackFiles, SweepFolder
-from sweeps.grid import Planned, Scene
+from sweeps.grid import Planned, Scene, name_scorers
 from training.cell import BASE, Cell, by_pack_key
 from training.many_files import write_texts
 from training.store import RunFolder, method_file, read_json, start_file, store_error, write_json, writing
@@ -228,16 +228,19 @@ def open_sweep(runs: Path, sweep: str, scene: Scene) -> Path:
     """Make or check a sweep's folder.
 
     Raises:
-        BadInput: if it cannot be written, is no folder, or belongs to another model.
+        BadInput: if it cannot be written, is no folder, or belongs to another model or other scorers.
     """
+    own = {"model": scene.model_name, "model_hash": scene.model_hash, **scene.scorers}
     folder = runs.resolve() / sweep
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "packs").mkdir(exist_ok=True)
         path = folder / "sweep.json"
         if not path.exists():
-            create_json(path, {"schema": SCHEMA, "model": scene.model_name, "model_hash": scene.model_hash})
+            create_json(path, {"schema": SCHEMA} | own)
         stored = read_json(path)
+        if "scorer_hash" not in stored:
+            stored |= _scorers_of_packs(folder)
     except OSError as error:
         raise store_error(error, folder) from None
     if stored.get("model_hash") != scene.model_hash:
@@ -245,4 +248,17 @@ def open_sweep(runs: Path, sweep: str, scene: Scene) -> Path:
             f"runs folder {folder} belongs to model {stored.get('model')!r} ({stored.get('model_hash')}), not to "
             f"{scene.model_name!r} ({scene.model_hash}): give another --runs or --sweep"
         )
+    if stored.get("scorer_hash", own["scorer_hash"]) != own["scorer_hash"]:
+        raise BadInput(
+            f"runs folder {folder} was scored by {stored['scorers']} ({stored['scorer_hash']}), not by "
+            f"{own['scorers']} ({own['scorer_hash']}): give another --runs or --sweep"
+        )
     return folder
+
+
+def _scorers_of_packs(folder: Path) -> dict[str, str]:
+    """The scorers that a sweep's packs name, for sweeps from before `sweep.json` did; empty where there are no packs."""
+    for files in SweepFolder(folder).scan().values():
+        spec = read_json(files.spec)
+        return name_scorers(spec["setting"], spec["runs"][0]["cell"]["scorer_hash"])
+    return {}

@@ -76,6 +76,7 @@ class Maker:
     sweep: str = "lr_robustness"
     model_hash: str = "pocket-hash"
     model: str = "pocket"
+    scorer_hash: str = "scorers"
     pictures: bool = False
     drift: bool = False
     dynamics: bool = True
@@ -97,7 +98,7 @@ class Maker:
             method=method, options=self.options[method], rank=self.rank, subject=subject, seed=seed, steps=self.steps,
             lr=1e-3 * multiplier, lr_lambda=1e-2 * multiplier if method == "delora" else None,
             boundary=0.5 if method == "delora" else None, eval_steps=tuple(self.eval_steps), num_prompts=len(PROMPTS),
-            num_images=1, model_hash=self.model_hash, subject_hash=f"hash-of-{subject}", scorer_hash="scorers",
+            num_images=1, model_hash=self.model_hash, subject_hash=f"hash-of-{subject}", scorer_hash=self.scorer_hash,
         )  # fmt: skip
 
     def write_base(self, subject: str) -> RunFolder:

@@ -93,6 +93,14 @@ def test_two_models_are_not_mixed_unasked(tmp_path: Path) -> None:
     assert set(load(tmp_path, model="sd15").runs["model_hash"]) == {"other"}
 
 
+def test_scores_of_two_pairs_of_scorers_are_not_mixed(tmp_path: Path) -> None:
+    make_runs(tmp_path, multipliers=(1,), sweep="one")
+    make_runs(tmp_path, multipliers=(2,), sweep="two", scorer_hash="others")
+    with pytest.raises(BadInput, match=r"2 pairs of scorers.*others \(in .*scorers \(in "):
+        load(tmp_path)
+    assert set(load(tmp_path / "two").runs["scorer_hash"]) == {"others"}
+
+
 def test_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=str(tmp_path)):
         load(tmp_path)

@@ -158,13 +158,43 @@ def test_runs_folder_that_cannot_be_written(refused: Front) -> None:
     assert "cannot write" in line
 
 
-def test_runs_folder_of_another_model(tmp_path: Path, refused: Front) -> None:
+def test_runs_folder_of_another_model(studio: Studio, tmp_path: Path, refused: Front) -> None:
     sweep = tmp_path / "runs" / "lr_robustness"
     sweep.mkdir(parents=True)
     (sweep / "sweep.json").write_text(json.dumps({"schema": 1, "model": "another", "model_hash": "0123"}))
     line = refused()
-    assert "belongs to model 'another'" in line
+    assert "belongs to model 'another' (0123)" in line
+    assert str(studio.folder / "pipeline") in line
     assert "--sweep" in line
+
+
+def test_runs_folder_of_other_scorers(studio: Studio, trained: Path, tmp_path: Path, refused: Front) -> None:
+    """Also where `sweep.json` is from before it named them: then the packs do."""
+    runs, _ = copy_of(trained, tmp_path)
+    dino = Path(shutil.copytree(studio.folder / "dino", tmp_path / "dino"))
+    config = json.loads((dino / "preprocessor_config.json").read_text())
+    (dino / "preprocessor_config.json").write_text(json.dumps(config | {"image_mean": [0.4] * 3}))
+    path = runs / "lr_robustness" / "sweep.json"
+    stored = json.loads(path.read_text())
+    for written in (stored, {name: value for name, value in stored.items() if not name.startswith("scorer")}):
+        path.write_text(json.dumps(written))
+        line = refused(*ONE_CELL, "--dino", str(dino), runs=runs)
+        assert f"was scored by {studio.folder / 'dino'}, {studio.folder / 'clip'} ({stored['scorer_hash']})" in line
+        assert f"not by {dino}, {studio.folder / 'clip'}" in line
+        assert "--sweep" in line
+
+
+def test_earlier_results_of_other_scorers(studio: Studio, trained: Path, tmp_path: Path, refused: Front) -> None:
+    dino = Path(shutil.copytree(studio.folder / "dino", tmp_path / "dino"))
+    (dino / "more.json").write_text("{}")
+    line = refused(*ONE_CELL, "--dino", str(dino), "--results", str(trained))
+    assert f"--results {trained} was scored by other scorers" in line
+    assert str(dino) in line
+
+
+def test_scorers_in_each_others_place(studio: Studio, refused: Front) -> None:
+    line = refused("--dino", str(studio.folder / "clip"))
+    assert f"--dino {studio.folder / 'clip'} is of type 'clip'" in line
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from adapters import BadInput
-from adapters.layer_names import TEXT_ENCODER
+from adapters.layer_names import TEXT_ENCODERS
 
 FILE = "diffusion_pytorch_model.safetensors"
 
 
 class BaseWeights:
-    """Reads `path` as the U-Net's `<path>.weight`, and `text_encoder.<path>` as the text encoder's.
+    """Reads `path` as the U-Net's `<path>.weight`, and `text_encoder.<path>` as the text encoder's (SDXL's: `text_encoder_2`).
 
     Args:
         folder: a diffusers pipeline folder.
@@ -29,18 +29,18 @@ class BaseWeights:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every weight by path, from the headers alone."""
         return {
-            key.removesuffix(".weight"): shape for key, (_, shape) in self._index.items() if key.endswith(".weight")
+            name.removesuffix(".weight"): shape for name, (*_, shape) in self._index.items() if name.endswith(".weight")
         }
 
     @functools.cached_property
-    def _index(self) -> dict[str, tuple[Path, tuple[int, ...]]]:
-        """File and shape of every tensor."""
+    def _index(self) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
+        """File, name in it, and shape of every tensor."""
         index = {}
-        for part, prefix in (("unet", ""), ("text_encoder", TEXT_ENCODER)):
-            for file in sorted((self.folder / part).glob("*.safetensors")):
+        for prefix in ("", *TEXT_ENCODERS):
+            for file in sorted((self.folder / (prefix.removesuffix(".") or "unet")).glob("*.safetensors")):
                 with safe_open(file, framework="pt") as handle:
                     for key in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
-                        index[prefix + key] = (file, tuple(handle.get_slice(key).get_shape()))
+                        index[prefix + _inner(prefix, key)] = (file, key, tuple(handle.get_slice(key).get_shape()))
         return index
 
     @property
@@ -67,8 +67,9 @@ class BaseWeights:
         return self._read(f"{path}.bias") if f"{path}.bias" in self._index else None
 
     def _read(self, key: str) -> Tensor:
-        with safe_open(self._index[key][0], framework="pt") as handle:
-            tensor = handle.get_tensor(key.removeprefix(TEXT_ENCODER))
+        file, own, _ = self._index[key]
+        with safe_open(file, framework="pt") as handle:
+            tensor = handle.get_tensor(own)
         return tensor if tensor.dtype == torch.float64 else tensor.float()
 
     def unet_tensors(self) -> dict[str, Tensor]:
@@ -78,3 +79,8 @@ class BaseWeights:
             with safe_open(file, framework="pt") as handle:
                 tensors |= {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
         return tensors
+
+
+def _inner(prefix: str, key: str) -> str:
+    """A tensor's name as all programs have it; newer transformers save a text encoder without `text_model.` before it."""
+    return key if not prefix or key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"

@@ -116,8 +116,35 @@ def write_layout(opened: Opened, layout: str, out: Path) -> None:
         _write_tensors(out / "adapter_model.safetensors", tensors, {"format": "pt"})
         write_json(out / "adapter_config.json", config | {"base_model_name_or_path": name})
         return
-    tensors, metadata = to_diffusers(checkpoint) if layout == "diffusers" else to_kohya_layout(checkpoint)
+    tensors, metadata = (
+        to_diffusers(checkpoint) if layout == "diffusers" else to_kohya_layout(checkpoint, _is_xl_for_kohya(opened))
+    )
     _write_tensors(out, tensors, metadata)
+
+
+def _is_xl_for_kohya(opened: Opened) -> bool:
+    """Whether kohya's names are those of SDXL: for that the base must be known.
+
+    Raises:
+        BadInput: it is not known, though it can only be an SDXL; or its blocks are not those that kohya's scripts name.
+    """
+    from adapters.layer_names import LAYERS_PER_BLOCK
+    from training.tasks.model_kind import is_xl, read_config
+
+    if opened.base is None:
+        deep = next((path for path in opened.checkpoint.shapes if ".transformer_blocks.1." in path), None)
+        if deep:
+            raise BadInput(
+                f"{deep!r} is of an SDXL, whose names for kohya hang on the base model: name it with --model"
+            )
+        return False
+    layers = read_config(opened.base.folder / "unet" / "config.json").get("layers_per_block", LAYERS_PER_BLOCK)
+    if (xl := is_xl(opened.base.folder)) and layers != LAYERS_PER_BLOCK:
+        raise BadInput(
+            f"kohya's layout names SDXL's U-Net, of {LAYERS_PER_BLOCK} layers a block; {opened.base.folder} has {layers}: "
+            "export to diffusers"
+        )
+    return xl
 
 
 def _column_norms(opened: Opened) -> dict[str, Tensor]:

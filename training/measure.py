@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adapters.checkpoint import Checkpoint, build_adapter, check_norms
-from adapters.layer_names import TEXT_ENCODER
+from adapters.layer_names import TEXT_ENCODERS
 from adapters.peft_folder import merge
 from training.base_norms import where
 from training.base_weights import BaseWeights
@@ -28,17 +28,16 @@ def measure(checkpoint: Checkpoint, base: BaseWeights | None) -> pd.DataFrame:
         base: the pretrained weights; None where they are not at hand.
 
     Returns:
-        Rows matrix, component ("unet" or "text_encoder"), block, attention, kind, rank, num_out, num_in, distance
-        (||W_t - W_0||_F; nan where it depends on an absent W_0), base_norm and distance_rel (nan without a base).
+        Rows matrix, component ("unet", "text_encoder" or "text_encoder_2"), block, attention, kind, rank, num_out, num_in,
+        distance (||W_t - W_0||_F; nan where it depends on an absent W_0), base_norm and distance_rel (nan without a base).
 
     Raises:
         BadInput: the checkpoint is of another model; the first matrix that does not fit is named.
     """
     rows = []
     for path, distance, norm in _distances(checkpoint, base):
-        component, _, inner = path.partition(TEXT_ENCODER)
-        component = "text_encoder" if path.startswith(TEXT_ENCODER) else "unet"
-        place = where(path) if component == "unet" else _where_in_clip(inner)
+        component = path.partition(".")[0] if path.startswith(TEXT_ENCODERS) else "unet"
+        place = where(path) if component == "unet" else _where_in_clip(path.removeprefix(f"{component}."))
         num_out, num_in = _sizes(checkpoint.shapes[path])
         rows.append(
             {"matrix": path, "component": component, **place, "rank": checkpoint.ranks.get(path, checkpoint.rank),

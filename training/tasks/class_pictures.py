@@ -44,12 +44,12 @@ def class_latents(pipeline: Pipeline, cls: str, cell: Cell, folder: Path) -> Flo
 
 
 def _make(pipeline: Pipeline, prompt: str, cell: Cell) -> Float[Tensor, "n c h w"]:
-    text = pipeline.encode_text([prompt])[None]
+    text = pipeline.encode_text([prompt])
     made = []
     for start in range(0, cell.num_class_images, CHUNK):
         count = min(CHUNK, cell.num_class_images - start)
         noise = start_noise(pipeline, [seed_of("class", prompt, start + i) for i in range(count)], cell.resolution)
-        context = text.expand(1, count, -1, -1)
+        context = text.expand(1, count)
         steps, guidance, precision = cell.num_inference_steps, cell.guidance_scale, cell.mixed_precision
         made.append(sample(pipeline, context, noise, steps=steps, guidance=guidance, mixed_precision=precision)[0])
     return torch.cat(made)

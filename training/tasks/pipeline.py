@@ -15,11 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adapters import BadInput
+from training.tasks.model_kind import PARTS, XL_PARTS, check_parts, is_xl, read_config, read_index
+from training.tasks.text import Text, encode_by_one, encode_by_two, picture_sizes, tokenize
 
 POCKET = Path(__file__).resolve().parents[1] / "pocket"
 POCKET_MODEL, POCKET_SUBJECTS = POCKET / "pipeline", POCKET / "subjects"
 PIXELS_AT_A_TIME = 8 * 512 * 512  # of the VAE
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Pipeline:
         unet, vae, text_encoder, tokenizer: diffusers' and transformers' objects, in evaluation mode, frozen.
         scheduler_config: configuration of the noise schedule, read by the training loss and by the sampler.
         device: where everything lies.
+        text_encoder_2, tokenizer_2: SDXL's second ones; None elsewhere.
+        zero_empty: whether guidance leads away from zeros instead of the empty prompt's embedding, as SDXL's does.
     """
 
     unet: Any
@@ -38,6 +41,9 @@ class Pipeline:
     tokenizer: Any
     scheduler_config: dict
     device: torch.device
+    text_encoder_2: Any = None
+    tokenizer_2: Any = None
+    zero_empty: bool = False
 
     @functools.cached_property
     def alphas_cumprod(self) -> Float[Tensor, " t"]:
@@ -51,11 +57,39 @@ class Pipeline:
         """What the U-Net predicts: "epsilon" or "v_prediction"."""
         return self.scheduler_config.get("prediction_type", "epsilon")
 
+    def predict(self, noisy: Float[Tensor, "n c h w"], times: Tensor, text: Text) -> Float[Tensor, "n c h w"]:
+        """What the U-Net says of noisy latents: their noise or their velocity (`prediction_type`).
+
+        Args:
+            noisy: latents, noisy and scaled.
+            times: time step of each row, or one for all.
+            text: embeddings of the rows' prompts.
+        """
+        more = {}
+        if text.pooled is not None:
+            height, width = (self.vae_factor * side for side in noisy.shape[-2:])
+            sizes = picture_sizes(height, width, noisy.device).expand(len(noisy), -1)
+            more["added_cond_kwargs"] = {"text_embeds": text.pooled, "time_ids": sizes}
+        return self.unet(noisy, times, encoder_hidden_states=text.sequence, **more).sample
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels along the side of one latent."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
     @torch.no_grad()
-    def encode_text(self, prompts: list[str]) -> Float[Tensor, "n length dim"]:
-        """Text embeddings of prompts, padded to the tokenizer's full length."""
-        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
-        return self.text_encoder(tokens.input_ids.to(self.device))[0]
+    def encode_text(self, prompts: list[str]) -> Text:
+        """Embeddings of prompts, padded to the tokenizer's full length."""
+        ids = tokenize(self.tokenizer, prompts, self.device)
+        if self.text_encoder_2 is None:
+            return encode_by_one(self.text_encoder, ids)
+        ids_2 = tokenize(self.tokenizer_2, prompts, self.device)
+        return encode_by_two((self.text_encoder, self.text_encoder_2), (ids, ids_2))
+
+    def encode_empty(self) -> Text:
+        """The embedding that guidance leads away from."""
+        empty = self.encode_text([""])
+        return empty.zeros() if self.zero_empty else empty
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c hh ww"]:
@@ -66,8 +100,7 @@ class Pipeline:
     @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "n c hh ww"]) -> Float[Tensor, "n 3 h w"]:
         """Pictures in [0, 1] of latents; what is not finite becomes mid-grey."""
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        parts = _few(latents / self.vae.config.scaling_factor + self._shift, factor)
+        parts = _few(latents / self.vae.config.scaling_factor + self._shift, self.vae_factor)
         decoded = torch.cat([self.vae.decode(part).sample.to(latents.dtype) for part in parts])
         return torch.nan_to_num(decoded / 2 + 0.5, nan=0.5, posinf=1.0, neginf=0.0).clamp(0, 1)
 
@@ -104,7 +137,9 @@ def locate(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = [f"{part}/*{end}" for part in PARTS for end in (".json", ".txt", ".safetensors", ".model")]
+        patterns = [
+            f"{part}/*{end}" for part in PARTS + XL_PARTS for end in (".json", ".txt", ".safetensors", ".model")
+        ]
         name, _, revision = model.partition("@")
         wanted = ["model_index.json", *patterns]
         return check_parts(Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted)))
@@ -113,21 +148,6 @@ def locate(model: str) -> Path:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(f"model {model!r} is neither a folder nor a hub id that can be had here: {reason}") from None
-
-
-def check_parts(folder: Path) -> Path:
-    """Check that a folder is a Stable Diffusion pipeline in the diffusers layout.
-
-    Raises:
-        BadInput: naming the part that is missing.
-    """
-    for part in PARTS:
-        if not (folder / part).is_dir():
-            raise BadInput(f"model folder {folder} has no {part}/; a diffusers pipeline folder has {', '.join(PARTS)}")
-    for part in ("unet", "vae", "text_encoder"):
-        if not list((folder / part).glob("*.safetensors")):
-            raise BadInput(f"model folder {folder} has no {part}/*.safetensors; only safetensors are read")
-    return folder
 
 
 def content_hash(*folders: Path) -> str:
@@ -161,10 +181,10 @@ def load(folder: Path, device: torch.device) -> Pipeline:
     """Load the parts of a pipeline folder as float32, frozen.
 
     Raises:
-        BadInput: if a part cannot be loaded; the message names it.
+        BadInput: if it is no Stable Diffusion, or a part cannot be loaded; the message names it.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     def part(cls: Any, name: str, **options: object) -> Any:
         try:
@@ -173,7 +193,7 @@ def load(folder: Path, device: torch.device) -> Pipeline:
             raise BadInput(f"cannot load {folder / name}: {(str(error).splitlines() or ['?'])[0]}") from None
         return module.to(device).eval().requires_grad_(False)
 
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    config, xl = read_config(folder / "scheduler" / "scheduler_config.json"), is_xl(folder)
     return Pipeline(
         unet=part(UNet2DConditionModel, "unet"),
         vae=part(AutoencoderKL, "vae"),
@@ -181,14 +201,17 @@ def load(folder: Path, device: torch.device) -> Pipeline:
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         scheduler_config={k: v for k, v in config.items() if not k.startswith("_")},
         device=device,
+        text_encoder_2=part(CLIPTextModelWithProjection, "text_encoder_2") if xl else None,
+        tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2") if xl else None,
+        zero_empty=xl and read_index(folder).get("force_zeros_for_empty_prompt", True),
     )
 
 
 def model_defaults(folder: Path) -> dict:
     """Sampler setting, resolution and instance prompt of a model: the pocket's own file, else Stable Diffusion's.
 
-    For other models: 25 steps of DPM-Solver at guidance 7.5 as in OFT's DreamBooth scripts, the resolution that the
-    U-Net's `sample_size` says, and "a photo of {token} {cls}".
+    For other models: 25 steps of DPM-Solver at guidance 7.5 as in OFT's DreamBooth scripts (5 for SDXL, as in diffusers'
+    pipeline), the resolution that the U-Net's `sample_size` says, and "a photo of {token} {cls}".
     """
     own = folder.parent / "defaults.json"
     if own.exists():
@@ -196,7 +219,7 @@ def model_defaults(folder: Path) -> dict:
     unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
     side = int(unet.get("sample_size") or 64) * 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
     return {
-        "num_inference_steps": 25, "guidance_scale": 7.5, "resolution": side,
+        "num_inference_steps": 25, "guidance_scale": 5.0 if is_xl(folder) else 7.5, "resolution": side,
         "instance_prompt": "a photo of {token} {cls}",
     }  # fmt: skip
 

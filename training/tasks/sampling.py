@@ -10,6 +10,7 @@ from torch import Tensor
 
 from training.accelerator import autocast
 from training.tasks.pipeline import Pipeline
+from training.tasks.text import Text
 
 
 def seed_of(*parts: object) -> int:
@@ -19,7 +20,7 @@ def seed_of(*parts: object) -> int:
 
 def start_noise(pipeline: Pipeline, seeds: list[int], resolution: int) -> Float[Tensor, "n c h w"]:
     """One starting latent for each seed, drawn on the CPU, so that every device starts from the same."""
-    side = resolution // 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    side = resolution // pipeline.vae_factor
     shape = (pipeline.unet.config.in_channels, side, side)
     draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(draws).to(pipeline.device)
@@ -28,7 +29,7 @@ def start_noise(pipeline: Pipeline, seeds: list[int], resolution: int) -> Float[
 @torch.no_grad()
 def sample(
     pipeline: Pipeline,
-    text: Float[Tensor, "k n length dim"],
+    text: Text,
     noise: Float[Tensor, "n c h w"],
     *,
     steps: int,
@@ -38,7 +39,7 @@ def sample(
     """Latents by DPM-Solver++ (arXiv 2211.01095) with classifier-free guidance (arXiv 2207.12598).
 
     Args:
-        text: embeddings of the prompts of each of k replicas.
+        text: embeddings of the n prompts of each of k replicas.
         noise: starting latents, the same for every replica.
         steps: sampler steps.
         guidance: weight of the guidance; 1 switches it off.
@@ -46,21 +47,20 @@ def sample(
     """
     from diffusers import DPMSolverMultistepScheduler
 
-    k, n = text.shape[:2]
+    k, n = text.places
     scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler_config)
     scheduler.set_timesteps(steps, device=pipeline.device)
     latents = (noise * scheduler.init_noise_sigma).expand(k, *noise.shape).flatten(0, 1)
     context = text
     if guidance != 1:
-        empty = pipeline.encode_text([""]).expand(k, n, *text.shape[2:])
-        context = torch.cat([empty, text], dim=1)
-    context = context.flatten(0, 1)
+        context = Text.cat([pipeline.encode_empty().expand(k, n), text], dim=1)
+    context = context.flatten()
     for step in scheduler.timesteps:
         rows = latents.unflatten(0, (k, n))
         doubled = rows if guidance == 1 else torch.cat([rows, rows], dim=1)
         inputs = scheduler.scale_model_input(doubled.flatten(0, 1), step)
         with autocast(pipeline.device, mixed_precision):
-            output = pipeline.unet(inputs, step, encoder_hidden_states=context).sample
+            output = pipeline.predict(inputs, step, context)
         output = output.to(latents.dtype).unflatten(0, (k, -1))
         if guidance != 1:
             unconditional, conditional = output.chunk(2, dim=1)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from adapters import BadInput
 from training.tasks.pipeline import POCKET
+from training.tasks.scorer_kind import check_scorers, picture_sides
 
 POCKET_DINO, POCKET_CLIP = POCKET / "dino", POCKET / "clip"
 
@@ -47,11 +48,15 @@ class Scorers:
     Args:
         dino: folder or hub id of a `transformers.ViTModel`.
         clip: folder or hub id of a `transformers.CLIPModel` with its tokenizer.
+
+    Raises:
+        BadInput: if one cannot be loaded, or is a model of another kind.
     """
 
     def __init__(self, dino: str, clip: str, device: torch.device) -> None:
         from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
+        check_scorers(dino, clip)
         try:
             self.dino = ViTModel.from_pretrained(dino, torch_dtype=torch.float32, add_pooling_layer=False)
             self.clip = CLIPModel.from_pretrained(clip, torch_dtype=torch.float32)
@@ -96,10 +101,7 @@ class Preprocessor:
         from transformers.utils import cached_file
 
         config = json.loads(Path(cached_file(folder, "preprocessor_config.json")).read_text())
-        size = config.get("size", 224)
-        side: Any = size.get("shortest_edge") or size.get("height") if isinstance(size, dict) else size
-        crop = config.get("crop_size", side) if config.get("do_center_crop", False) else side
-        self.resize, self.crop = int(side), int(crop["height"] if isinstance(crop, dict) else crop)
+        self.resize, self.crop = picture_sides(config)
         self.mode = {2: "bilinear", 3: "bicubic"}.get(config.get("resample", 3), "bicubic")
         self.mean = torch.tensor(config["image_mean"])[:, None, None]
         self.std = torch.tensor(config["image_std"])[:, None, None]

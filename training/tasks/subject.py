@@ -25,6 +25,7 @@ from training.tasks.pipeline import Pipeline
 from training.tasks.sampling import sample, seed_of, start_noise
 from training.tasks.scorers import Scorers, to_tensor
 from training.tasks.subjects import Subject, open_pictures
+from training.tasks.text import Text
 
 MAX_ROWS = 128  # rows of one sampler call on a CPU: larger ones are no faster
 
@@ -75,7 +76,7 @@ class SubjectTask:
         self.latents = {name: self._encode(name) for name in self.pictures} if cache_latents else {}
         self.class_latents = class_latents or {}
         self.cache_texts = cache_texts
-        self._texts: dict[str, Tensor] = {}
+        self._texts: dict[str, Text] = {}
         self._real: dict[str, tuple[Tensor, Tensor]] = {}
         self._untouched: Tensor | None = None
 
@@ -92,7 +93,7 @@ class SubjectTask:
             return self._encode(name, chosen)
         return torch.stack([self.latents[name][i] for i in chosen])  # an index of numbers would be copied to the device
 
-    def text(self, prompt: str) -> Float[Tensor, "length dim"]:
+    def text(self, prompt: str) -> Text:
         """The embedding of a prompt, from the cache where there is one."""
         if prompt in self._texts:
             return self._texts[prompt]
@@ -111,7 +112,7 @@ class SubjectTask:
         batch, prior = self.shared.train_batch_size, self.shared.prior_loss_weight > 0
         draws = {seed: self._draw(seed, step, micro) for seed in {cell.seed for cell in self.cells}}
         latents, text = zip(*(self._rows(cell, s, draws[cell.seed]) for cell, s in zip(self.cells, self.subjects)))
-        clean, context = torch.cat(latents), torch.cat(text)
+        clean, context = torch.cat(latents), Text.cat(text)
         noise = send(torch.cat([draws[cell.seed].noise for cell in self.cells]), clean.device).to(clean.dtype)
         times = send(torch.cat([draws[cell.seed].times for cell in self.cells]), clean.device)
         alpha = self.pipeline.alphas_cumprod[times][:, None, None, None]
@@ -119,7 +120,7 @@ class SubjectTask:
         v_prediction = self.pipeline.prediction_type == "v_prediction"
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if v_prediction else noise
         with self.autocast():
-            output = self.pipeline.unet(noisy, times, encoder_hidden_states=context).sample
+            output = self.pipeline.predict(noisy, times, context)
         errors = F.mse_loss(output.float(), target, reduction="none").mean(dim=(1, 2, 3))
         if self.shared.snr_gamma > 0:
             errors = errors * _snr_weight(alpha.flatten(), self.shared.snr_gamma, v_prediction)
@@ -146,18 +147,18 @@ class SubjectTask:
         order = range(first, first + self.shared.train_batch_size)
         return Draw(times, torch.randn(rows, *shape, generator=generator), order)
 
-    def _rows(self, cell: Cell, subject: Subject, draw: Draw) -> tuple[Tensor, Tensor]:
+    def _rows(self, cell: Cell, subject: Subject, draw: Draw) -> tuple[Tensor, Text]:
         """Clean latents and text embeddings of one replica's rows."""
         count = cell.num_instance_images or len(subject.pictures)
         chosen = [_shuffled(cell.seed, "subject", i, count) for i in draw.order]
         latents = [self.clean_latents(subject.name, chosen)]
-        text = [self.text(subject.instance_prompt).expand(len(chosen), -1, -1)]
+        text = [self.text(subject.instance_prompt).expand(len(chosen))]
         if cell.prior_loss_weight > 0:
             pool = self.class_latents[subject.cls]
             chosen = [_shuffled(cell.seed, "class", i, len(pool)) for i in draw.order]
             latents.append(torch.stack([pool[i] for i in chosen]))
-            text.append(self.text(class_prompt(subject.cls)).expand(len(chosen), -1, -1))
-        return torch.cat(latents), torch.cat(text)
+            text.append(self.text(class_prompt(subject.cls)).expand(len(chosen)))
+        return torch.cat(latents), Text.cat(text)
 
     # Evaluation
 
@@ -172,7 +173,7 @@ class SubjectTask:
         count, side = self.shared.num_images, self.shared.resolution
         seeds = [seed_of("picture", p, i) for p in range(self.num_prompts) for i in range(count)]
         noise = start_noise(self.pipeline, seeds, side)
-        text = torch.stack([self._prompt_texts(subject) for subject in self.subjects])
+        text = Text.stack([self._prompt_texts(subject) for subject in self.subjects])
         latents, evaluations = self._sample(text, noise, may_go_on), []
         for row, subject in enumerate(self.subjects):
             may_go_on()
@@ -198,7 +199,7 @@ class SubjectTask:
         """DINO features of one picture for each unrelated prompt, by each replica."""
         assert self.scorers is not None
         noise = start_noise(self.pipeline, [seed_of("drift", p) for p in self.unrelated], self.shared.resolution)
-        text = torch.stack([self.text(prompt) for prompt in self.unrelated]).expand(replicas, -1, -1, -1)
+        text = Text.stack([self.text(prompt) for prompt in self.unrelated]).expand(replicas, -1)
         return [self.scorers.dino_features(self._to_pictures(rows) / 255) for rows in self._sample(text, noise)]
 
     def _drift(self, step: int, may_go_on: Callable[[], None]) -> list[pd.DataFrame]:
@@ -217,9 +218,9 @@ class SubjectTask:
             for rows in values
         ]
 
-    def _sample(self, text: Tensor, noise: Tensor, may_go_on: Callable[[], None] = lambda: None) -> Tensor:
-        """Latents ``[k, n, c, h, w]`` for prompts ``[k, n, length, dim]``, as many at a time as are fast."""
-        rows = max(1, MAX_ROWS // (2 * len(text)))
+    def _sample(self, text: Text, noise: Tensor, may_go_on: Callable[[], None] = lambda: None) -> Tensor:
+        """Latents ``[k, n, c, h, w]`` for the n prompts of each of k replicas, as many at a time as are fast."""
+        rows = max(1, MAX_ROWS // (2 * text.places[0]))
         steps, guidance = self.shared.num_inference_steps, self.shared.guidance_scale
         parts = []
         for a in range(0, len(noise), rows):
@@ -234,9 +235,9 @@ class SubjectTask:
         """How many prompts each subject is asked: the same for all of a pack."""
         return min(self.shared.num_prompts, *(len(s.prompts) for s in self.subjects), self.shared.num_prompts)
 
-    def _prompt_texts(self, subject: Subject) -> Float[Tensor, "n length dim"]:
+    def _prompt_texts(self, subject: Subject) -> Text:
         prompts = subject.prompts[: self.num_prompts]
-        return torch.stack([self.text(prompt) for prompt in prompts]).repeat_interleave(self.shared.num_images, dim=0)
+        return Text.stack([self.text(prompt) for prompt in prompts]).repeat_each(self.shared.num_images)
 
     def _score(self, step: int, subject: Subject, latents: Tensor, seeds: list[int]) -> Evaluation:
         pictures = self._to_pictures(latents)
