@@ -134,11 +134,11 @@ def test_loss_is_the_one_that_diffusers_scheduler_gives(kind: str, studio: Path,
     draw, subject = task._draw(cell.seed, 3, 0), task.subjects[0]
     clean, _ = task._rows(cell, subject, draw)
     scheduler = DDPMScheduler.from_config(theirs.scheduler.config)
-    noisy = scheduler.add_noise(clean, draw["noise"], draw["times"])
-    velocity = scheduler.get_velocity(clean, draw["noise"], draw["times"])
-    target = velocity if kind == "sd21" else draw["noise"]
+    noisy = scheduler.add_noise(clean, draw.noise, draw.times)
+    velocity = scheduler.get_velocity(clean, draw.noise, draw.times)
+    target = velocity if kind == "sd21" else draw.noise
     text = parts[0].encode_text([subject.instance_prompt] * 2)
-    expected = (parts[0].predict(noisy, draw["times"], text) - target).square().mean()
+    expected = (parts[0].predict(noisy, draw.times, text) - target).square().mean()
     assert float(task.losses(3)) == pytest.approx(float(expected), rel=1e-5)
 
 
