@@ -55,7 +55,8 @@ format: $(VENV)/.plateau-test ## put style and format right
 EVIDENCE = $(BIN)/python sweeps/$(1).py --sweep evidence --docs docs/results/$(1) $(2) $(ARGS)
 EIGHT_RATES := --multipliers 0.25 0.5 1 2 4 8 16 32
 evidence: $(VENV)/.plateau-run ## docs/results: every driver on the pocket, hours on two cores; goes on where it stopped
-	$(call EVIDENCE,lr_robustness,--method lora dora dora-fixed delora etherplus ether $(EIGHT_RATES) --subjects 16)
+	$(call EVIDENCE,lr_robustness,--method lora dora dora-fixed delora etherplus ether oft $(EIGHT_RATES) --subjects 16 \
+		--split-seeds 1 2)
 	$(call EVIDENCE,prolonged_training,--method lora dora delora etherplus --subjects 8 --steps 2600 \
 		--eval-steps 200 600 1000 1400 1800 2200)
 	$(call EVIDENCE,boundary_and_angle,$(EIGHT_RATES) --subjects 8)
@@ -66,6 +67,8 @@ evidence: $(VENV)/.plateau-run ## docs/results: every driver on the pocket, hour
 	$(call EVIDENCE,design_ablation,--subjects 8)
 	$(call EVIDENCE,setting_robustness,--subjects 8)
 	$(call EVIDENCE,rank_robustness,--subjects 8)
+	$(BIN)/python sweeps/lr_robustness.py --sweep evidence --docs docs/results/lr_robustness-test-subjects \
+		--method lora dora delora etherplus oft --multipliers 0.25 1 4 16 --subjects crab fish guitar trophy $(ARGS)
 	$(MAKE) figures
 
 # PYTHON=... uses that interpreter as it is; it needs no torch: pandas, pyarrow, matplotlib, scipy and duckdb are enough.

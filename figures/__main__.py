@@ -4,7 +4,8 @@
     python -m figures lr_robustness --results docs/results --out slides --style slides --format png svg
     python -m figures all --results runs --out drawn --claims docs/claims.toml
 
-Names are those of the drivers. `--results` is a folder of sweeps, each in a folder of its driver's name, or a single sweep.
+Names are those of the drivers. `--results` is a folder of sweeps, each in a folder of its driver's name, or a single sweep; a
+driver's further sweeps lie in folders such as `lr_robustness-other-subjects`.
 Each driver's figures go into a folder of its name, the data of each beside it as CSV, tables as Markdown, LaTeX and CSV.
 """
 
@@ -22,7 +23,7 @@ from adapters import BadInput
 from analysis import Results, load, to_markdown, write_tables
 from analysis.verdicts import judge_claims, read_claims
 from figures.drawn import Drawn
-from figures.gallery import GALLERY, draw_norms
+from figures.gallery import GALLERY, draw_norms, driver_of
 from figures.style import METADATA, STYLES, use_style
 from training.store import StoreError, writing
 
@@ -88,9 +89,11 @@ def draw_all(names: Sequence[str], results: Path, out: Path, formats: Sequence[s
         BadInput: if nothing could be drawn at all.
         StoreError: if `out` cannot be written.
     """
-    is_single = not any((results / name).is_dir() for name in GALLERY)
+    is_single = not any(folder.is_dir() and driver_of(folder.name) for folder in results.iterdir())
     every = [_sweep_of(results)] if is_single else list(GALLERY)
     wanted = every if ALL in names else list(dict.fromkeys(names))
+    if not is_single:
+        wanted = [folder for name in wanted for folder in (name, *_further(results, name))]
     lines = [] if is_single else [_hint(folder) for folder in sorted(results.iterdir()) if _is_other_sweep(folder)]
     paths, count = [], 0
     for name in wanted:
@@ -115,6 +118,7 @@ def draw_one(name: str, folder: Path) -> Drawn:
     Raises:
         BadInput: if there are none, or too few for what the driver shows.
     """
+    name = driver_of(name) or name
     if name == "weight_norms" and (folder / NORMS).is_file() and not _has_runs(folder):
         return draw_norms(pd.read_csv(folder / NORMS))
     draw: Callable[[Results], Drawn] = GALLERY[name]
@@ -150,12 +154,17 @@ def _range(row: Any) -> str:
 def _sweep_of(folder: Path) -> str:
     """The driver whose results lie in a folder itself: the one that its name or its runs say, else Fig. 2's."""
     names = [*load(folder).runs["sweep"].unique()] if (folder / "runs.parquet").is_file() else []
-    return next((name for name in [*names, folder.resolve().name] if name in GALLERY), next(iter(GALLERY)))
+    return next((name for name in map(driver_of, [*names, folder.resolve().name]) if name), next(iter(GALLERY)))
 
 
 def _is_other_sweep(folder: Path) -> bool:
     """Whether a folder is a sweep that has a name of its own."""
-    return folder.name not in GALLERY and _has_runs(folder)
+    return driver_of(folder.name) is None and _has_runs(folder)
+
+
+def _further(results: Path, name: str) -> list[str]:
+    """A driver's folders besides the one of its own name."""
+    return sorted(folder.name for folder in results.glob(f"{name}-*") if _has_runs(folder))
 
 
 def _has_runs(folder: Path) -> bool:

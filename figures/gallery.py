@@ -232,3 +232,9 @@ GALLERY: Mapping[str, Callable[..., Drawn]] = {
     "setting_robustness": draw_setting_robustness,
     "best_of_grid": draw_best_of_grid,
 }
+
+
+def driver_of(name: str) -> str | None:
+    """The driver whose results a folder of this name holds: its own name, or that with more behind a dash; None if none."""
+    driver = name.partition("-")[0]
+    return driver if driver in GALLERY else None

@@ -105,6 +105,23 @@ def test_all_draws_what_is_there_and_says_what_is_not(runs: Path, front: Run, tm
     assert f"mine, which is no driver's name: python -m figures NAME --results {runs / 'mine'}" in missing
 
 
+def test_further_results_of_a_driver_are_drawn_beside_its_own(runs: Path, front: Run, tmp_path: Path) -> None:
+    """Test subjects, say, in a folder of their own that bears the driver's name."""
+    for name in ("lr_robustness", "lr_robustness-other-subjects"):
+        export_compact(load(runs / "lr_robustness"), tmp_path / "results" / name)
+    code, lines, _ = front(
+        "lr_robustness", "--results", tmp_path / "results", "--out", tmp_path / "out", "--format", "svg"
+    )
+    assert code == 0
+    own, further = (contents(tmp_path / "out" / name) for name in ("lr_robustness", "lr_robustness-other-subjects"))
+    assert own == further
+    assert "fig2_lr_robustness.svg" in own
+    assert not [line for line in lines if line.startswith("not drawn")]
+    alone = tmp_path / "results" / "lr_robustness-other-subjects"
+    assert front("all", "--results", alone, "--out", tmp_path / "alone", "--format", "svg")[0] == 0
+    assert contents(tmp_path / "alone" / "lr_robustness") == own
+
+
 def test_a_copy_draws_the_same_bytes_again_and_again(runs: Path, front: Run, tmp_path: Path) -> None:
     results = load(runs / "lr_robustness")
     shown = results.images()
