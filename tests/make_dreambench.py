@@ -10,7 +10,13 @@ from PIL import Image
 from training.tasks.dreambench import FILE, PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
-CLASSES = {name: "dog" if name.startswith("dog") else "cat" if name.startswith("cat") else "toy" for name in PUBLISHED}
+OTHER_CLASSES = {
+    "backpack_dog": "backpack", "bear_plushie": "stuffed animal", "berry_bowl": "bowl", "colorful_sneaker": "sneaker",
+    "duck_toy": "toy", "fancy_boot": "boot", "grey_sloth_plushie": "stuffed animal", "monster_toy": "toy",
+    "pink_sunglasses": "glasses", "poop_emoji": "toy", "rc_car": "toy", "red_cartoon": "cartoon", "robot_toy": "toy",
+    "shiny_sneaker": "sneaker", "wolf_plushie": "stuffed animal",
+}  # fmt: skip
+CLASSES = {name: OTHER_CLASSES.get(name, name.rstrip("0123456789")) for name in PUBLISHED}
 REAL = Path(
     os.environ.get("PLATEAU_DREAMBENCH")
     or Path(os.environ.get("PLATEAU_REAL_DATA", ROOT.parent / "shared" / "data")) / "dreambench"

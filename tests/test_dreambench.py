@@ -22,7 +22,7 @@ def copy(tmp_path: Path) -> Path:
 def test_a_whole_copy_is_whole(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(copy)]) == 0
     out = capsys.readouterr().out
-    assert "30 subjects (9 live) of 3 classes, 158 pictures, 25 prompts for objects and 25 for live subjects" in out
+    assert "30 subjects (9 live) of 15 classes, 158 pictures, 25 prompts for objects and 25 for live subjects" in out
 
 
 def test_what_is_missing_or_broken_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,7 +31,7 @@ def test_what_is_missing_or_broken_is_named(copy: Path, capsys: pytest.CaptureFi
     for file in (copy / "clock").iterdir():
         file.unlink()
     (copy / "clock").rmdir()
-    (copy / FILE).write_text(published_text(24).replace("teapot,toy\n", ""))
+    (copy / FILE).write_text(published_text(24).replace("teapot,teapot\n", ""))
     assert main(["check", str(copy)]) == 2
     said = capsys.readouterr()
     assert said.err.strip() == f"error: {copy} is no whole copy: 6 faults"
@@ -53,7 +53,7 @@ def test_subjects_have_their_published_class_and_prompts(copy: Path) -> None:
     assert cat.prompts[3] == "a qwe cat in the snow 3"
     assert cat.plain_prompts[3] == "a cat in the snow 3"
     assert cat.instance_prompt == "a photo of qwe cat"
-    assert (can.cls, can.kind, can.prompts[0]) == ("toy", "object", "a qwe toy on a table 0")
+    assert (can.cls, can.kind, can.prompts[0]) == ("can", "object", "a qwe can on a table 0")
     assert len(can.unrelated) >= 4
     assert choose_subjects((str(copy), "30"), 6, "evidence")[1] == sorted(PUBLISHED), "it has no splits to choose by"
 

@@ -55,7 +55,7 @@ def killed(rehearsal: Rehearsal, tmp_path_factory: pytest.TempPathFactory) -> Pa
     assert planned.code == 0, planned.err
     assert "8 cells: 0 done, 8 to train, 6 steps each" in planned.out
     with rehearsal.start(runs, *GRID) as process:
-        wait_for(lambda: is_half_done(runs), process)
+        wait_for(lambda: is_half_done(runs), process, seconds=600)
         os.killpg(process.pid, signal.SIGKILL)
     again = rehearsal.run(runs, *GRID)
     assert again.returncode == 0, again.stderr
