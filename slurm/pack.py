@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,14 @@ def wait_for_file(path: Path) -> None:
 
 
 def make_task(setting: Setting, runs: list[Run]) -> SubjectTask:
-    """Model, scorers, subjects and class pictures of a pack, loaded once in a process."""
+    """Model, scorers, subjects and class pictures of a pack, loaded once in a process.
+
+    Raises:
+        BadInput: if it is to train on cuda, and there is none; if a part cannot be loaded, or pictures have changed.
+    """
+    if setting.device == "cuda" and not torch.cuda.is_available():
+        place = f"{socket.gethostname()} (torch {torch.__version__})"
+        raise BadInput(f"packs of this sweep train on cuda, and no CUDA device is usable on {place}: docs/real_runs.md")
     for run in runs:
         if "@" in run.cell.method:
             wait_for_file(method_file(run.folder.sweep, run.cell.method))

@@ -18,9 +18,11 @@ from sweeps.options import Options, with_defaults
 from sweeps.rates import Rates, base_rates, describe_borrowed, scaled
 from training.cell import Cell
 from training.open_adapter import open_adapter
+from training.tasks import dreambench
 from training.tasks import pipeline as pipelines
 from training.tasks import scorers as scoring
 from training.tasks import subjects as subject_folders
+from training.tasks.picture_size import check_resolution
 from training.tasks.scorer_kind import check_scorers
 
 
@@ -88,6 +90,7 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
     clip = scoring.locate(options.clip, scoring.POCKET_CLIP)
     check_scorers(dino, clip)
     folder, names = choose_subjects(options.subjects, num_subjects, split)
+    dreambench.check_named(folder, names)
     prompt = defaults["instance_prompt"]
     subjects = [subject_folders.load(folder, n, token=options.token, instance_prompt=prompt) for n in names]
     few = min(subjects, key=lambda s: len(s.prompts))
@@ -110,6 +113,7 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
         "guidance_scale": options.guidance_scale or defaults["guidance_scale"],
     }
     shared |= shared_flags(options)
+    check_resolution(model, int(shared["resolution"]))
     start = open_start(options, model) if options.init_adapter else None
     if start is not None:
         shared["init_adapter"] = content_hash(start)
@@ -183,11 +187,13 @@ def choose_subjects(
         folder = Path(rest.pop(0))
     if rest and not (len(rest) == 1 and rest[0].isdigit()):
         return folder, list(dict.fromkeys(rest))
-    pool = subject_folders.names(folder, split if subject_folders.read_table(folder) else None)
+    splits = any(row["split"] for row in subject_folders.read_table(folder).values())
+    pool = subject_folders.names(folder, split if splits else None)
     pool = [name for name in pool if name not in without]
     wanted = int(rest[0]) if rest else min(count, len(pool))
     if not 1 <= wanted <= len(pool):
-        raise BadInput(f"--subjects is {wanted}; {folder} has {len(pool)} subjects of split {split!r}")
+        which = f" of split {split!r}" if splits else dreambench.describe_missing(folder)
+        raise BadInput(f"--subjects is {wanted}; {folder} has {len(pool)} subjects{which}")
     return folder, pool[:wanted]
 
 

@@ -46,12 +46,16 @@ class Driven:
 def drive_studio(studio: Studio, module: ModuleType, runs: Path, *more: str) -> Driven:
     """Run a driver on two of the studio's subjects; packs are trained in this process, without workers."""
     short = ("--pack-size", "8", "--steps", "3", "--subjects", str(studio.folder / "subjects"), "2")
-    arguments = studio.arguments(runs, *short, *more)[1:]
+    return drive_here(module, studio.arguments(runs, *short, *more)[1:], runs)
+
+
+def drive_here(module: ModuleType, arguments: Sequence[str], runs: Path) -> Driven:
+    """Run a driver with a command line in this process, without workers."""
     (options,) = [kind for kind in vars(module).values() if is_own(kind, module)] or [Options]
     driven = Driven(0, "", "", runs / module.NAME)
     out, err = StringIO(), StringIO()
     with (
-        mock.patch.object(sys, "argv", arguments),
+        mock.patch.object(sys, "argv", list(arguments)),
         mock.patch.object(inline, "run_inline", run_here),
         mock.patch.object(figures, "save", keep(driven.drawn, figures.save)),
         contextlib.redirect_stdout(out),

@@ -13,8 +13,10 @@ import pytest
 
 from sweeps import lr_robustness
 from sweeps.options import run_driver
+from tests.make_dreambench import make_dreambench, published_text
 from tests.make_driver import drive_studio
 from tests.make_studio import Studio
+from training.tasks.dreambench import check_named
 
 Front = Callable[..., str]
 
@@ -76,6 +78,10 @@ def refused(
         (("--model", "/nowhere/at/all"), ("/nowhere/at/all", "pocket")),
         (("--dino", "/nowhere/dino"), ("/nowhere/dino",)),
         (("--device", "tpu"), ("tpu",)),
+        (("--resolution", "30"), ("--resolution is 30; allowed: multiples of 4, such as 28 or 32", "VAE", "U-Net")),
+        (("--resolution", "2"), ("--resolution is 2; allowed: multiples of 4, such as 4 (",)),
+        (("--model", "org/name@v9"), ("'org/name@v9'", "HF_HUB_OFFLINE is set", "docs/real_runs.md")),
+        (("--dino", "org/dino"), ("scorer 'org/dino'", "HF_HUB_OFFLINE is set", "docs/real_runs.md")),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
 )
@@ -96,6 +102,45 @@ def test_more_subjects_than_there_are(studio: Studio, refused: Front) -> None:
     line = refused("--subjects", str(studio.folder / "subjects"), "9")
     assert "--subjects is 9" in line
     assert "has 3 subjects" in line
+
+
+def test_cuda_where_there_is_none(refused: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert refused("--device", "cuda") == "error: --device is cuda; no CUDA device is usable here: use auto or cpu"
+
+
+@pytest.fixture
+def dreambench(tmp_path: Path) -> Path:
+    """A whole copy of DreamBooth's data set that a test may break."""
+    return make_dreambench(tmp_path / "dataset")
+
+
+def test_more_subjects_than_a_copy_of_dreambench_has(dreambench: Path, refused: Front) -> None:
+    assert f"--subjects is 31; {dreambench} has 30 subjects" in refused("--subjects", str(dreambench), "31")
+    shutil.rmtree(dreambench / "vase")
+    line = refused("--subjects", str(dreambench), "30")
+    assert f"--subjects is 30; {dreambench} has 29 subjects (of DreamBooth's 30 vase is missing)" in line
+
+
+def test_copy_of_dreambench_that_is_broken(dreambench: Path, refused: Front) -> None:
+    (dreambench / "can" / "03.jpg").unlink()
+    line = refused("--subjects", str(dreambench), "30")
+    assert f"{dreambench} is no whole copy of DreamBooth's data set: can: 5 pictures, not 6" in line
+    assert f"`python -m training.tasks.dreambench check {dreambench}` lists everything" in line
+    prompts = dreambench / "prompts_and_classes.txt"
+    prompts.write_text(prompts.read_text().replace("vase,vase\n", ""))
+    assert "vase: prompts_and_classes.txt gives it no class" in refused("--subjects", str(dreambench), "vase")
+    prompts.write_text("no prompts at all")
+    assert "has no classes" in refused("--subjects", str(dreambench), "dog")
+    picture = dreambench / "dog" / "00.jpg"
+    prompts.write_text(published_text())
+    picture.write_bytes(picture.read_bytes()[:300])
+    assert f"{picture} is broken or not a picture" in refused("--subjects", str(dreambench), "dog")
+
+
+def test_subjects_of_ones_own_beside_dreambench(dreambench: Path) -> None:
+    (dreambench / "my_mug").mkdir()
+    check_named(dreambench, ["my_mug", "dog"])
 
 
 def test_subjects_folder_that_is_missing(refused: Front) -> None:

@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from adapters import BadInput
 from sweeps.grid import choose_subjects
+from tests.make_dreambench import REAL, make_dreambench, published_text
 from training.tasks import subjects
 from training.tasks.dreambench import FILE, PUBLISHED, find_faults, main, read_published
-
-CLASSES = {name: "dog" if name.startswith("dog") else "cat" if name.startswith("cat") else "toy" for name in PUBLISHED}
-REAL = Path(os.environ.get("PLATEAU_REAL_DATA", Path(__file__).resolve().parents[1].parent / "shared" / "data"))
-
-
-def published_text(num_prompts: int = 25) -> str:
-    """A file in the published layout, whose prompts say their number."""
-    rows = "\n".join(f"{name},{cls}" for name, cls in CLASSES.items())
-    lists = {
-        heading: "\n".join(
-            f"'a {{0}} {{1}} {place} {n}'.format(unique_token, class_token)," for n in range(num_prompts)
-        )
-        for heading, place in (("Object Prompts", "on a table"), ("Live Subject Prompts", "in the snow"))
-    }
-    prompts = "\n\n".join(f"{heading}\n\nprompt_list = [\n{text}\n]" for heading, text in lists.items())
-    return f"Classes\n\nsubject_name,class\n{rows}\n\nPrompts\n\n{prompts}\n"
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A whole copy with tiny pictures."""
-    folder = tmp_path / "dataset"
-    for name, count in PUBLISHED.items():
-        (folder / name).mkdir(parents=True)
-        for number in range(count):
-            Image.new("RGB", (8, 6), (number, 0, 0)).save(folder / name / f"{number:02d}.jpg")
-    (folder / FILE).write_text(published_text())
-    return folder
+    return make_dreambench(tmp_path / "dataset")
 
 
 def test_a_whole_copy_is_whole(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(copy)]) == 0
     out = capsys.readouterr().out
-    assert "30 subjects (9 live) of 3 classes, 158 pictures, 25 prompts for objects and 25 for live subjects" in out
+    assert "30 subjects (9 live) of 15 classes, 158 pictures, 25 prompts for objects and 25 for live subjects" in out
 
 
 def test_what_is_missing_or_broken_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,7 +31,7 @@ def test_what_is_missing_or_broken_is_named(copy: Path, capsys: pytest.CaptureFi
     for file in (copy / "clock").iterdir():
         file.unlink()
     (copy / "clock").rmdir()
-    (copy / FILE).write_text(published_text(24).replace("teapot,toy\n", ""))
+    (copy / FILE).write_text(published_text(24).replace("teapot,teapot\n", ""))
     assert main(["check", str(copy)]) == 2
     said = capsys.readouterr()
     assert said.err.strip() == f"error: {copy} is no whole copy: 6 faults"
@@ -76,7 +53,7 @@ def test_subjects_have_their_published_class_and_prompts(copy: Path) -> None:
     assert cat.prompts[3] == "a qwe cat in the snow 3"
     assert cat.plain_prompts[3] == "a cat in the snow 3"
     assert cat.instance_prompt == "a photo of qwe cat"
-    assert (can.cls, can.kind, can.prompts[0]) == ("toy", "object", "a qwe toy on a table 0")
+    assert (can.cls, can.kind, can.prompts[0]) == ("can", "object", "a qwe can on a table 0")
     assert len(can.unrelated) >= 4
     assert choose_subjects((str(copy), "30"), 6, "evidence")[1] == sorted(PUBLISHED), "it has no splits to choose by"
 
@@ -103,13 +80,12 @@ def test_another_folder_is_no_copy(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_real_data_set_is_whole() -> None:
-    folder = REAL / "dreambench"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not here: set PLATEAU_REAL_DATA to the folder that holds dreambench/")
-    assert find_faults(folder) == []
-    dog = subjects.load(folder, "dog6", token="qwe", instance_prompt="a photo of {token} {cls}")
+    if not REAL.is_dir():
+        pytest.skip(f"{REAL} is not here: set PLATEAU_DREAMBENCH to a copy of DreamBooth's data set")
+    assert find_faults(REAL) == []
+    dog = subjects.load(REAL, "dog6", token="qwe", instance_prompt="a photo of {token} {cls}")
     assert dog.prompts[0] == "a qwe dog in the jungle"
     assert "a qwe dog wearing a red hat" in dog.prompts
-    plushie = subjects.load(folder, "wolf_plushie", token="qwe", instance_prompt="a photo of {token} {cls}")
+    plushie = subjects.load(REAL, "wolf_plushie", token="qwe", instance_prompt="a photo of {token} {cls}")
     assert plushie.cls == "stuffed animal"
     assert "a cube shaped qwe stuffed animal" in plushie.prompts

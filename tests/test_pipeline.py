@@ -17,7 +17,7 @@ def test_a_revision_of_the_hub_is_asked_for(
 ) -> None:
     seen = []
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         seen.append((name, revision))
         assert not any(pattern.endswith((".bin", ".ckpt", ".pt")) for pattern in allow_patterns), "only safetensors"
         return str(POCKET_MODEL)
@@ -37,7 +37,7 @@ def test_a_folder_may_have_the_sign_of_a_revision_in_its_name(tmp_path: Path) ->
     [
         ("nothing", "no model folder 'nothing'; give 'pocket', a diffusers pipeline folder, or a hub id ORG/NAME"),
         ("./org/name", "no model folder './org/name'"),
-        ("org/name@v9", "model 'org/name@v9' is neither a folder nor a hub id that can be had here"),
+        ("org/name@v9", "model 'org/name@v9' is no folder, and not whole in the hub's cache, "),
     ],
 )
 def test_what_is_not_there_is_one_line(model: str, said: str) -> None:

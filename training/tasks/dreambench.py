@@ -77,7 +77,7 @@ def find_faults(folder: Path) -> list[str]:
     Raises:
         BadInput: if the folder is no copy of it at all.
     """
-    from training.tasks.subjects import PICTURE_SUFFIXES, check_picture
+    from training.tasks.subjects import check_picture
 
     if not (folder / FILE).is_file():
         raise BadInput(f"{folder} has no {FILE}: give the folder `dataset` of github.com/google/dreambooth")
@@ -86,7 +86,7 @@ def find_faults(folder: Path) -> list[str]:
         if not (folder / name).is_dir():
             faults.append(f"{name}: its folder is missing")
             continue
-        pictures = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+        pictures = _list_pictures(folder / name)
         if len(pictures) != count:
             faults.append(f"{name}: {len(pictures)} pictures, not {count}")
         for picture in pictures:
@@ -102,6 +102,50 @@ def find_faults(folder: Path) -> list[str]:
         if len(prompts) != NUM_PROMPTS
     ]
     return faults
+
+
+def check_named(folder: Path, names: Sequence[str]) -> None:
+    """Refuse subjects that a copy of the data set has only in part; other folders, and subjects of one's own, are left alone.
+
+    Args:
+        folder: of subjects.
+        names: those that are wanted.
+
+    Raises:
+        BadInput: naming the first that lacks pictures or its class.
+    """
+    if not (folder / FILE).is_file():
+        return
+    published = read_published(folder / FILE)
+    for name in (name for name in names if name in PUBLISHED):
+        if fault := _find_lack(folder, name, published):
+            hint = f"`python -m training.tasks.dreambench check {folder}` lists everything"
+            raise BadInput(f"{folder} is no whole copy of DreamBooth's data set: {fault} ({hint})")
+
+
+def describe_missing(folder: Path) -> str:
+    """Which of the published subjects a copy of the data set lacks, in brackets; "" for other folders and whole copies."""
+    absent = [name for name in PUBLISHED if not (folder / name).is_dir()] if (folder / FILE).is_file() else []
+    return (
+        f" (of DreamBooth's {len(PUBLISHED)} {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing)"
+        if absent
+        else ""
+    )
+
+
+def _find_lack(folder: Path, name: str, published: Published) -> str:
+    """What a subject lacks, "" for nothing."""
+    if not (folder / name).is_dir():
+        return f"{name}: its folder is missing"
+    if (count := len(_list_pictures(folder / name))) != PUBLISHED[name]:
+        return f"{name}: {count} pictures, not {PUBLISHED[name]}"
+    return "" if name in published.classes else f"{name}: {FILE} gives it no class"
+
+
+def _list_pictures(folder: Path) -> list[Path]:
+    from training.tasks.subjects import PICTURE_SUFFIXES
+
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adapters import BadInput
+from training.tasks import hub
 from training.tasks.model_kind import PARTS, XL_PARTS, check_parts, is_xl, read_config, read_index
 from training.tasks.text import Text, encode_by_one, encode_by_two, picture_sizes, tokenize
 
@@ -132,22 +133,19 @@ def locate(model: str) -> Path:
     if Path(model).exists():
         return check_parts(Path(model).resolve())
     if model.count("/") != 1 or model.startswith((".", "/")):
-        hub = "a hub id ORG/NAME or ORG/NAME@REVISION"
-        raise BadInput(f"no model folder {model!r}; give 'pocket', a diffusers pipeline folder, or {hub}")
-    from huggingface_hub import snapshot_download
-
+        named = "a hub id ORG/NAME or ORG/NAME@REVISION"
+        raise BadInput(f"no model folder {model!r}; give 'pocket', a diffusers pipeline folder, or {named}")
     try:
         patterns = [
             f"{part}/*{end}" for part in PARTS + XL_PARTS for end in (".json", ".txt", ".safetensors", ".model")
         ]
         name, _, revision = model.partition("@")
         wanted = ["model_index.json", *patterns]
-        return check_parts(Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted)))
+        return check_parts(hub.fetch(name, revision or None, wanted))
     except BadInput:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"model {model!r} is neither a folder nor a hub id that can be had here: {reason}") from None
+        raise BadInput(hub.explain("model", model, error)) from None
 
 
 def content_hash(*folders: Path) -> str:
@@ -155,6 +153,8 @@ def content_hash(*folders: Path) -> str:
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json", ".txt"}):
+            if any(part.startswith(".") for part in path.relative_to(folder).parts):
+                continue  # what `hf download` keeps in .cache
             digest.update(f"{path.relative_to(folder)}:{_file_hash(path)}".encode())
     return digest.hexdigest()[:16]
 

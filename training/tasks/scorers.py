@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from adapters import BadInput
+from training.tasks import hub
 from training.tasks.pipeline import POCKET
 from training.tasks.scorer_kind import check_scorers, picture_sides
 
@@ -33,13 +34,30 @@ def to_tensor(pictures: Sequence[Image.Image]) -> Float[Tensor, "n 3 h w"]:
 def locate(name: str, pocket: Path) -> str:
     """A scorer's folder or hub id; "pocket" is the embedded one.
 
+    A hub id is fetched into the hub's cache, so that jobs without a network find it there. With a revision, ORG/NAME@REVISION,
+    it is the folder in that cache.
+
     Raises:
-        BadInput: if a path-like name is not there.
+        BadInput: if it is not there, cannot be had, or has no safetensors.
     """
     path = pocket if name == "pocket" else Path(name)
-    if not path.exists() and (name == "pocket" or name.count("/") != 1):
+    if path.exists():
+        return str(_with_weights(path, f"scorer folder {path}").resolve())
+    if name == "pocket" or name.count("/") != 1:
         raise BadInput(f"no scorer {name!r}; give 'pocket', a folder, or a hub id such as facebook/dino-vits16")
-    return str(path) if path.exists() else name
+    repository, _, revision = name.partition("@")
+    try:
+        folder = hub.fetch(repository, revision or None, ("*.json", "*.txt", "*.safetensors"))
+    except Exception as error:
+        raise BadInput(hub.explain("scorer", name, error)) from None
+    _with_weights(folder, f"scorer {name!r} of the hub")
+    return str(folder) if revision else name
+
+
+def _with_weights(folder: Path, what: str) -> Path:
+    if not list(folder.glob("*.safetensors")):
+        raise BadInput(f"{what} has no *.safetensors, and nothing else is read: {hub.GUIDE} says how to convert it")
+    return folder
 
 
 class Scorers:
@@ -58,8 +76,9 @@ class Scorers:
 
         check_scorers(dino, clip)
         try:
-            self.dino = ViTModel.from_pretrained(dino, torch_dtype=torch.float32, add_pooling_layer=False)
-            self.clip = CLIPModel.from_pretrained(clip, torch_dtype=torch.float32)
+            options = {"torch_dtype": torch.float32, "use_safetensors": True}
+            self.dino = ViTModel.from_pretrained(dino, add_pooling_layer=False, **options)
+            self.clip = CLIPModel.from_pretrained(clip, **options)
             self.tokenizer = CLIPTokenizer.from_pretrained(clip)
         except Exception as error:
             raise BadInput(f"cannot load scorers {dino}, {clip}: {(str(error).splitlines() or ['?'])[0]}") from None
