@@ -248,7 +248,7 @@ def open_sweep(runs: Path, sweep: str, scene: Scene) -> Path:
             f"runs folder {folder} belongs to model {stored.get('model')!r} ({stored.get('model_hash')}), not to "
             f"{scene.model_name!r} ({scene.model_hash}): give another --runs or --sweep"
         )
-    if stored.get("scorer_hash", own["scorer_hash"]) != own["scorer_hash"]:
+    if (stored.get("scorer_hash") or own["scorer_hash"]) != own["scorer_hash"]:
         raise BadInput(
             f"runs folder {folder} was scored by {stored['scorers']} ({stored['scorer_hash']}), not by "
             f"{own['scorers']} ({own['scorer_hash']}): give another --runs or --sweep"
@@ -260,5 +260,5 @@ def _scorers_of_packs(folder: Path) -> dict[str, str]:
     """The scorers that a sweep's packs name, for sweeps from before `sweep.json` did; empty where there are no packs."""
     for files in SweepFolder(folder).scan().values():
         spec = read_json(files.spec)
-        return name_scorers(spec["setting"], spec["runs"][0]["cell"]["scorer_hash"])
+        return name_scorers(spec["setting"], spec["runs"][0]["cell"].get("scorer_hash", ""))
     return {}

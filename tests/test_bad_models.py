@@ -117,6 +117,43 @@ def test_what_is_no_stable_diffusion_is_refused(fault: str, models: dict[str, Pa
         assert text in line
 
 
+PUBLISHED: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]], dict[str, Any]]] = {
+    "1.5": ("StableDiffusionPipeline", {"cross_attention_dim": 768}, [{"hidden_size": 768, "projection_dim": 768}],
+            {"_class_name": "PNDMScheduler"}),
+    "2.1": ("StableDiffusionPipeline", {"cross_attention_dim": 1024, "class_embed_type": None, "num_class_embeds": None},
+            [{"hidden_size": 1024, "projection_dim": 512}],
+            {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}),
+    "XL 1.0": (
+        "StableDiffusionXLPipeline",
+        {"cross_attention_dim": 2048, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+         "projection_class_embeddings_input_dim": 2816, "class_embed_type": None, "encoder_hid_dim_type": None,
+         "num_class_embeds": None, "time_cond_proj_dim": None},
+        [{"hidden_size": 768, "projection_dim": 768}, {"hidden_size": 1280, "projection_dim": 1280}],
+        {"_class_name": "EulerDiscreteScheduler", "prediction_type": "epsilon"},
+    ),
+}  # fmt: skip
+"""What is checked of the configurations that were published with Stable Diffusion's weights."""
+
+
+@pytest.mark.parametrize("version", PUBLISHED)
+def test_published_configurations_are_taken(version: str, tmp_path: Path) -> None:
+    kind, unet, texts, schedule = PUBLISHED[version]
+    parts = {"unet": {"_class_name": "UNet2DConditionModel", "in_channels": 4} | unet,
+             "vae": {"_class_name": "AutoencoderKL", "latent_channels": 4}}  # fmt: skip
+    for number, text in enumerate(texts, 1):
+        end = "" if number == 1 else f"_{number}"
+        parts[f"text_encoder{end}"] = text
+        (tmp_path / f"tokenizer{end}").mkdir()
+    for name, config in parts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        (tmp_path / name / "model.safetensors").touch()
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / SCHEDULE).write_text(json.dumps({"beta_schedule": "scaled_linear"} | schedule))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    assert check_parts(tmp_path) == tmp_path
+
+
 def test_what_comes_with_the_repository_is_taken(tmp_path: Path) -> None:
     assert check_parts(POCKET / "pipeline")
     assert check_parts(make_untrained(tmp_path) / "pipeline")

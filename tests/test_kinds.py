@@ -195,6 +195,18 @@ def test_pack_and_alone_agree(studio: Path, parts: tuple) -> None:
     assert together.abs().max() > 1e-6
 
 
+@torch.no_grad()
+def test_losses_and_pictures_in_bf16_are_near(studio: Path, parts: tuple) -> None:
+    plain, half = (make_task(studio, parts, [make_cell(mixed_precision=precision)]) for precision in ("no", "bf16"))
+    torch.testing.assert_close(half.losses(1), plain.losses(1), rtol=0.03, atol=0)
+    assert not torch.equal(half.losses(1), plain.losses(1))
+    text, noise = parts[0].encode_text(PROMPTS)[None], start_noise(parts[0], [1, 2], 16)
+    one, two = (
+        sample(parts[0], text, noise, steps=2, guidance=3.0, mixed_precision=precision) for precision in ("no", "bf16")
+    )
+    assert 0 < float((one - two).norm() / one.norm()) < 0.05
+
+
 def test_class_pictures_are_drawn(parts: tuple, tmp_path: Path) -> None:
     cell = make_cell(num_class_images=2)
     assert torch.isfinite(class_latents(parts[0], "cup", cell, tmp_path)).all()
