@@ -103,9 +103,9 @@ def foresee(name: str, words: Sequence[str], runs: Path) -> Foreseen:
     seen: dict[str, Any] = {}
     expect, run_inline = driver.expect, inline.run_inline
 
-    def note_forecast(packs: Any, setting: Any, coarse: Any, workers: int, worth_s: float) -> Any:
+    def note_forecast(packs: Any, setting: Any, coarse: Any, workers: int, worth_s: float | None) -> Any:
         began = time.perf_counter()
-        expected = expect(packs, setting, coarse, workers, 0.0)
+        expected = expect(packs, setting, coarse, workers, None)
         seen.update(packs=packs, expected=expected, workers=workers, measuring_s=time.perf_counter() - began)
         return expected
 

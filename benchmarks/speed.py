@@ -186,7 +186,7 @@ def tabulate_cells(scene_: Scene, options: Options) -> str:
             for workers in (1, 2):
                 chunks = even_chunks(cells[:count], PACK, workers)
                 packs = [Pack.of(str(n), chunk, dataclasses.asdict(setting)) for n, chunk in enumerate(chunks)]
-                expected = expect(packs, setting, coarse, workers, 0.0)
+                expected = expect(packs, setting, coarse, workers, None)
                 rows.append((count, len(packs), workers, f"{expected.seconds(packs) or 0:.0f}",
                              f"{expected.processor_s(packs):.0f}"))  # fmt: skip
     head = ("runs", "packs", "workers", "expected seconds", "of a processor")

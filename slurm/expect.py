@@ -81,7 +81,7 @@ class Expected:
 
 
 def expect(
-    packs: Sequence[Pack], setting: Setting, coarse: Calibration, workers: int, worth_s: float = WORTH_S
+    packs: Sequence[Pack], setting: Setting, coarse: Calibration, workers: int, worth_s: float | None = WORTH_S
 ) -> Expected:
     """What packs will cost; kinds that were never rehearsed on this machine are, if that is short beside the sweep.
 
@@ -90,7 +90,7 @@ def expect(
         setting: what they share, threads of a worker among it.
         coarse: what was measured to choose their size.
         workers: how many work side by side.
-        worth_s: seconds that a sweep has to take by the coarse forecast to be worth a rehearsal.
+        worth_s: seconds that a sweep has to take by the coarse forecast to be worth a rehearsal; None: it always is.
     """
     if not packs or not has_device(setting.device):
         return Expected(coarse, workers)
@@ -99,7 +99,8 @@ def expect(
     costs = read_costs(path)
     wanted = choose_kinds(list(kinds), costs["wall"])
     rough = coarse.seconds([cell for pack in packs for cell in pack.cells], coarse.pack_size, workers) or 0.0
-    if wanted and rough >= worth_s and rehearsal_s(wanted, coarse) <= max(SHORT_S, SHARE * rough):
+    short = rehearsal_s(wanted, coarse) <= max(SHORT_S, SHARE * rough)
+    if wanted and (worth_s is None or (rough >= worth_s and short)):
         kind = f"{len(wanted)} kind{'s' if len(wanted) > 1 else ''} of packs"
         print(f"measuring {kind} on this machine, once, for a better forecast", file=sys.stderr, flush=True)
         for clock, found in rehearse([kinds[kind] for kind in wanted], setting, team).items():

@@ -111,8 +111,8 @@ def test_short_sweeps_and_failed_rehearsals_are_foreseen_coarsely(
     assert expect(packs, SETTING, COARSE, workers=2).seconds(packs) == coarse
     assert not rehearsed
     monkeypatch.setattr(expecting, "rehearse", lambda *_: {})
-    assert expect(packs, SETTING, COARSE, workers=2, worth_s=0.0).seconds(packs) == coarse
-    assert np.isnan(expect(packs, SETTING, COARSE, workers=2, worth_s=0.0).processor_s(packs))
+    assert expect(packs, SETTING, COARSE, workers=2, worth_s=None).seconds(packs) == coarse
+    assert np.isnan(expect(packs, SETTING, COARSE, workers=2, worth_s=None).processor_s(packs))
     assert Expected(COARSE, 2).need(packs[0]) == COARSE.need(packs[0])
 
 
