@@ -171,7 +171,7 @@ def empty_cache() -> Iterator[Path]:
 def run(options: Options) -> int:
     """Foresee, run, print and write."""
     from benchmarks.page import write_part
-    from benchmarks.speed import describe_run
+    from benchmarks.rows import describe_run
 
     sweeps: Mapping[str, tuple[str, tuple[str, ...]]] = {key: SWEEPS[key] for key in options.only}
     with empty_cache() as folder:

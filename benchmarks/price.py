@@ -239,11 +239,13 @@ def run(options: Options) -> int:
     """Count, print and write."""
     from adapters import BadInput
     from benchmarks.page import write_part
+    from benchmarks.rows import describe_run
 
     setting = read_setting()
     try:
         rows = [price(method, options, setting) for method in options.method]
         text = to_markdown(rows, price_classes(options, setting), options, setting)
+        text += f"\n\n{describe_run('benchmarks.price')}"
         print(text)
         if options.docs is not None:
             write_part(options.docs / "speed.md", "price", text)

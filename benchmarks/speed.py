@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import random
-import shlex
 import sys
 import tempfile
 import time
@@ -26,12 +25,11 @@ from typing import Literal
 from unittest.mock import patch
 
 import numpy as np
-import torch
 
 from adapters import METHODS
 from benchmarks import peak, scene
 from benchmarks.page import write_part
-from benchmarks.rows import describe_machine
+from benchmarks.rows import describe_run
 from benchmarks.scene import Place, Scene, find_place, threads
 
 PACK = 8  # runs in the pack where something else is varied
@@ -201,13 +199,6 @@ TABLES: dict[str, Callable[[Scene, Options], str]] = {
     "methods": tabulate_methods,
     "cells": tabulate_cells,
 }
-
-
-def describe_run(module: str) -> str:
-    """The command that was given, on what machine, and when, as one line."""
-    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
-    facts = [item.removeprefix("- ") for item in describe_machine(torch.device("cpu")) if "versions" not in item]
-    return f"`{command}`; {'; '.join(facts)}; torch {torch.__version__}."
 
 
 def run(options: Options) -> int:
