@@ -6,6 +6,8 @@ import importlib.metadata
 import math
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +82,13 @@ def describe_machine(device: torch.device) -> list[str]:
         f"- commit: {made['commit'][:12] or 'none'}{' with changes' if made['dirty'] else ''}",
         f"- date: {made['started']}",
     ]
+
+
+def describe_run(module: str) -> str:
+    """The command that was given, on what machine, and when, as one line."""
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+    facts = [item.removeprefix("- ") for item in describe_machine(torch.device("cpu")) if "versions" not in item]
+    return f"`{command}`; {'; '.join(facts)}; torch {torch.__version__}."
 
 
 def _cpu_name() -> str:

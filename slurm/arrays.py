@@ -18,7 +18,7 @@ from slurm.limits import Limits, Partition
 from slurm.sbatch import Request
 
 MARGIN = 2.0  # a node may be half as fast as the machine that was measured
-MEMORY_MARGIN, MEMORY_STEP_MIB = 1.5, 512  # pictures and scores were not measured
+MEMORY_MARGIN, MEMORY_STEP_MIB = 1.5, 512  # a task that takes more than it asked for is ended
 TIMES_MIN = (5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 360, 480, 720, 960, 1440, 2160, 2880, 4320, 5760, 10080)
 UNKNOWN_MIN = 240  # asked for where nothing was measured
 

@@ -1,7 +1,8 @@
 """How many runs a pack should hold on this machine: measured once, and remembered.
 
-The frozen U-Net with LoRA on it trains at growing pack sizes, and each size's seconds and memory are kept. The size taken is
-the smallest within 2 % of the most runs a second that all workers together reach in the memory there is.
+The frozen U-Net with LoRA on it trains at growing pack sizes and makes pictures, as a worker does, and each size's seconds and
+memory are kept. The size taken is the smallest within 2 % of the most runs a second that all workers together reach in the
+memory there is.
 """
 
 from __future__ import annotations
@@ -9,24 +10,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
-import resource
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adapters import BadInput
 from slurm.forecast import NAME, Cost, Forecast, read_costs, shape_of, to_json
-from slurm.inline import machine_mib, num_workers
+from slurm.inline import num_workers
+from slurm.measure_packs import Load, total_gib
 from slurm.pack import Setting
+from slurm.too_large import describe_too_large
 from training.cell import Cell
 from training.store import StoreError, write_json
 
-SIZES = (1, 2, 4, 8, 16, 32)
+MEASURED = 2  # changes with what is measured: older caches are left alone
 WITHIN = 1.02
+GPU_USABLE = 0.92  # the rest is CUDA's own, and what its allocator cannot use
 UNMEASURED = 8  # runs in a pack for a GPU that is not in this machine
 
 
@@ -38,7 +42,12 @@ class Calibration(Forecast):
 
 
 def calibrate(
-    setting: Setting, cell: Cell, pack_size: str, sweep: Path | None = None, task_mib: float | None = None
+    setting: Setting,
+    cell: Cell,
+    pack_size: str,
+    sweep: Path | None = None,
+    task_mib: float | None = None,
+    own_mib: float = 0.0,
 ) -> Calibration:
     """The calibration for a model and a shape of batch: the sweep's own, or this machine's, from the cache or measured now.
 
@@ -50,33 +59,44 @@ def calibrate(
         pack_size: "auto", or the number that the user wants.
         sweep: a sweep's folder: what it holds decides the size, so that every resume packs alike.
         task_mib: memory of a cluster's task; None for workers that share this machine.
+        own_mib: what one run's own values take, of the method that has most of them.
+
+    Raises:
+        BadInput: if a single run does not fit into memory, naming what does, or the model cannot be measured.
     """
     own = read_costs(sweep / NAME).get(_shape(setting, cell), {}) if sweep else {}
     costs = _of_machine(setting, cell, own)
     if pack_size != "auto":
         return Calibration(costs, int(pack_size))
     chosen = own or costs
-    return Calibration(costs, choose_size(chosen, setting.device, task_mib) if chosen else UNMEASURED)
+    return Calibration(costs, choose_size(chosen, setting.device, task_mib, own_mib) if chosen else UNMEASURED)
 
 
 def _shape(setting: Setting, cell: Cell) -> str:
     return f"{setting.device}-{shape_of(cell)}"
 
 
-def choose_size(costs: Mapping[int, Cost], device: str = "cpu", task_mib: float | None = None) -> int:
+def choose_size(
+    costs: Mapping[int, Cost], device: str = "cpu", task_mib: float | None = None, own_mib: float = 0.0
+) -> int:
     """The smallest pack within 2 % of the most runs a second.
 
     Args:
         costs: by pack size.
         device: "cpu", or "cuda", which one process has for itself.
         task_mib: memory of a cluster's task, which holds one process; None for workers that share this machine.
+        own_mib: what one run's own values take beside what was measured.
     """
+    on_gpu, most_mib = device == "cuda", gpu_mib()
 
     def rate(size: int) -> float:
-        cost = costs[size]
+        cost, own = costs[size], size * own_mib
+        if on_gpu and cost.gpu_mib + own > most_mib:
+            return 0.0
+        host_mib = cost.peak_mib + (0.0 if on_gpu else own)
         if task_mib is not None:
-            return size / cost.step_s if cost.peak_mib <= task_mib else 0.0
-        return num_workers(device, cost.peak_mib) * size / cost.step_s
+            return size / cost.step_s if host_mib <= task_mib else 0.0
+        return num_workers(device, host_mib) * size / cost.step_s
 
     best = max(map(rate, costs))
     return min(size for size in costs if rate(size) * WITHIN >= best)
@@ -92,10 +112,10 @@ def keep_calibration(sweep: Path, setting: Setting, cell: Cell, found: Calibrati
 def _of_machine(setting: Setting, cell: Cell, known: dict[int, Cost]) -> dict[int, Cost]:
     """From the cache; else what is known, or what is measured now; empty for a GPU where there is none."""
     key = _key(setting, cell)
-    path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plateau" / "calibration" / f"{key}.json"
+    path = cache_folder("calibration") / f"{key}.json"
     if stored := read_costs(path).get(key):
         return stored
-    if known or (setting.device == "cuda" and not _has_gpu()):
+    if known or not has_device(setting.device):
         return known
     costs = _measure_elsewhere(setting, cell)
     with contextlib.suppress(StoreError):  # measured again next time
@@ -103,16 +123,36 @@ def _of_machine(setting: Setting, cell: Cell, known: dict[int, Cost]) -> dict[in
     return costs
 
 
-def _has_gpu() -> bool:
+def has_device(device: str) -> bool:
+    """Whether this machine has the device, so that it can be measured here."""
     import torch
 
-    return torch.cuda.is_available()
+    return device == "cpu" or torch.cuda.is_available()
 
 
 def _key(setting: Setting, cell: Cell) -> str:
+    load = asdict(Load.of(setting, cell)) | {"model": cell.model_hash, "dino": "", "clip": cell.scorer_hash}
+    return hash_with_machine(MEASURED, *load.values())
+
+
+def hash_with_machine(*parts: object) -> str:
+    """A short name that depends on some values and on this machine's processor."""
     cpu = next((line for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    parts = (cell.model_hash, setting.device, cell.resolution, cell.mixed_precision, cell.prior_loss_weight > 0, cpu)
-    return hashlib.sha256(repr((*parts, os.cpu_count())).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((*parts, cpu, os.cpu_count())).encode()).hexdigest()[:16]
+
+
+def gpu_mib() -> float:
+    """Memory that a process may take on the GPU it sees; infinite where there is none to ask."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return math.inf
+    return GPU_USABLE * torch.cuda.get_device_properties(0).total_memory / 2**20
+
+
+def cache_folder(name: str) -> Path:
+    """Where what was measured on this machine is remembered."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plateau" / name
 
 
 def _lines(path: str) -> list[str]:
@@ -123,66 +163,22 @@ def _lines(path: str) -> list[str]:
 
 
 def _measure_elsewhere(setting: Setting, cell: Cell) -> dict[int, Cost]:
-    """Measure in a process of its own, so that this one stays small."""
-    rows = cell.train_batch_size * (2 if cell.prior_loss_weight > 0 else 1)
-    command = [sys.executable, "-m", "slurm.calibrate", setting.model, setting.device, str(cell.resolution), str(rows),
-               cell.mixed_precision]  # fmt: skip
+    """Measure in a process of its own, so that this one stays small.
+
+    Raises:
+        BadInput: if a single run does not fit, or anything else goes wrong.
+    """
+    load = Load.of(setting, cell)
+    command = [sys.executable, "-m", "slurm.measure_packs", json.dumps(asdict(load))]
     root = Path(__file__).resolve().parents[1]
+    print(f"measuring the model's speed and memory on {load.device}, once on this machine", file=sys.stderr, flush=True)
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if done.returncode == -signal.SIGKILL:  # what the system does with a process that takes too much
+        raise BadInput(describe_too_large(cell, load.checkpointing, f"this machine's {total_gib():.0f} GiB", None))
     if done.returncode:
         raise BadInput(f"cannot measure the model's speed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    return {int(n): Cost(**cost) for n, cost in json.loads(done.stdout.strip().splitlines()[-1]).items()}
-
-
-def measure(model: str, device: str, resolution: int, rows: int, precision: str) -> dict[int, Cost]:
-    """Median seconds of a training step, and the process's peak of memory, on one thread of a CPU, or a GPU.
-
-    Stops growing when a size is no longer worth it, or memory would end.
-    """
-    import torch
-
-    from adapters import parse_method
-    from adapters.inject import attach
-    from training.tasks import pipeline as pipelines
-
-    if device == "cpu":
-        torch.set_num_threads(1)
-    parts = pipelines.load(Path(model), torch.device(device))
-    side = resolution // parts.vae_factor
-    text = parts.encode_text([""])
-    costs: dict[int, Cost] = {}
-    for size in SIZES:
-        if len(costs) > 1 and Forecast(costs).peak_mib(size) > machine_mib():
-            break
-        pack = attach(parts.unet, parse_method("lora"), seeds=[0] * size, rank=4)
-        noise = torch.randn(size * rows, parts.unet.config.in_channels, side, side, device=device)
-        context, steps = text.expand(size * rows), torch.zeros(size * rows, dtype=torch.long, device=device)
-        laps = []
-        try:
-            for _ in range(4):
-                began = time.perf_counter()
-                with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                    output = parts.predict(noise, steps, context)
-                output.float().square().sum().backward()
-                if device == "cuda":
-                    torch.cuda.synchronize()
-                laps.append(time.perf_counter() - began)
-        except (torch.OutOfMemoryError, MemoryError):
-            break
-        finally:
-            pack.detach()
-        costs[size] = Cost(sorted(laps[1:])[1], peak_mib())
-        if size >= 8 and costs[size].step_s / size > 0.97 * min(c.step_s / s for s, c in costs.items() if s < size):
-            break
-    return costs
-
-
-def peak_mib() -> float:
-    """This process's peak of resident memory in MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-if __name__ == "__main__":
-    model, device, resolution, rows, precision = sys.argv[1:]
-    print(json.dumps(to_json(measure(model, device, int(resolution), int(rows), precision))))
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    if not found["costs"]:
+        place = f"the GPU's {found['total_gib']:.0f} GiB" if load.device == "cuda" else "memory"
+        raise BadInput(describe_too_large(cell, load.checkpointing, place, found["fits"]))
+    return {int(n): Cost(**cost) for n, cost in found["costs"].items()}

@@ -1,7 +1,7 @@
 """What packs are expected to need: seconds and memory, from what was measured of the model on a machine.
 
-Memory is the peak that was measured with LoRA of rank 4 at each pack size, and on top what training keeps of the runs' own
-values, and the scorers' weights.
+Memory is the peak that was measured with LoRA of rank 4 at each pack size, training and making pictures, and on top what
+training keeps of the runs' own values.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Pack:
     Attributes:
         threads: CPU threads; 0 leaves torch's choice.
         device: "cpu" or "cuda".
-        model, scorers: folders, whose weights' sizes count; hub ids count nothing.
+        model: the pipeline's folder, whose matrices are counted; a hub id counts nothing.
     """
 
     name: str
@@ -37,7 +37,6 @@ class Pack:
     threads: int = 0
     device: str = "cpu"
     model: str = ""
-    scorers: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, spec: Path) -> Pack:
@@ -49,9 +48,9 @@ class Pack:
     @classmethod
     def of(cls, name: str, cells: Any, setting: Mapping[str, Any]) -> Pack:
         """A pack from its cells and the fields of a `slurm.pack.Setting`."""
-        scorers = tuple(setting[key] for key in ("dino", "clip") if setting.get(key))
-        threads, device = setting.get("threads", 0), setting.get("device", "cpu")
-        return cls(name, tuple(cells), threads, device, setting.get("model", ""), scorers)
+        return cls(
+            name, tuple(cells), setting.get("threads", 0), setting.get("device", "cpu"), setting.get("model", "")
+        )
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,12 @@ class Need:
     Attributes:
         seconds: from its start to its end; None where nothing was measured.
         mib: peak of resident memory; None where nothing was measured.
+        gpu_mib: peak of the memory on the GPU; None on a CPU, or where nothing was measured.
     """
 
     seconds: float | None = None
     mib: float | None = None
+    gpu_mib: float | None = None
 
 
 Predict = Callable[[Pack], Need]
@@ -72,10 +73,17 @@ Predict = Callable[[Pack], Need]
 
 @dataclass(frozen=True)
 class Cost:
-    """What was measured of packs of one size: seconds of a training step, and the process's peak of resident memory."""
+    """What was measured of packs of one size.
+
+    Attributes:
+        step_s: seconds of a training step.
+        peak_mib: the process's peak of resident memory.
+        gpu_mib: peak of the memory that torch took on the GPU; 0 on a CPU.
+    """
 
     step_s: float
     peak_mib: float
+    gpu_mib: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,9 @@ class Forecast:
             return Need()
         size = 1 if pack.cells[0].method.startswith(PEFT) else len(pack.cells)
         own = sum(state_mib(pack.model, cell.method, cell.options, cell.rank) for cell in pack.cells)
-        return Need(self.seconds(pack.cells, size), self.peak_mib(size) + own + sum(map(folder_mib, pack.scorers)))
+        on_gpu = pack.device == "cuda"
+        gpu_mib = self._on_line(size, "gpu_mib") + own if on_gpu else None
+        return Need(self.seconds(pack.cells, size), self.peak_mib(size) + (0.0 if on_gpu else own), gpu_mib)
 
     def seconds(self, cells: Sequence[Cell], pack_size: int, workers: int = 1) -> float | None:
         """Expected seconds until all cells are done in packs of one size; None where nothing was measured.
@@ -115,13 +125,20 @@ class Forecast:
         size = max((size for size in self.costs if size <= pack_size), default=min(self.costs))
         return self.costs[size].step_s / size
 
+    def step_s(self, pack_size: int) -> float:
+        """Measured seconds of a pack's step; between two measured sizes and beyond the largest it lies on their line."""
+        return self._on_line(pack_size, "step_s")
+
     def peak_mib(self, pack_size: int) -> float:
         """Measured peak of a process; between two measured sizes and beyond the largest it lies on their line."""
-        sizes = sorted(self.costs)
+        return self._on_line(pack_size, "peak_mib")
+
+    def _on_line(self, pack_size: int, name: str) -> float:
+        sizes, value = sorted(self.costs), {size: getattr(cost, name) for size, cost in self.costs.items()}
         above = next((size for size in sizes[1:] if size >= pack_size), sizes[-1])
         below = max((size for size in sizes if size < above), default=above)
-        slope = (self.costs[above].peak_mib - self.costs[below].peak_mib) / max(1, above - below)
-        return self.costs[above].peak_mib + slope * (pack_size - above)
+        slope = (value[above] - value[below]) / max(1, above - below)
+        return value[above] + slope * (pack_size - above)
 
 
 @functools.cache
@@ -146,12 +163,6 @@ def count_values(model: str, method: str, options: str, rank: int) -> int:
     except BadInput:  # of a user's own file, which a viewer does not load
         return 0
     return count_parameters(spec, list(attention_shapes(Path(model)).values()), rank)
-
-
-@functools.cache
-def folder_mib(folder: str) -> float:
-    """MiB of the weights in a folder; 0 for a name that is none."""
-    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) / 2**20
 
 
 def shape_of(cell: Cell) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import BadInput
+from slurm.gpus import choose_gpu, list_gpus, showing
 from training.stop import Interrupted, StopSignals
 from training.store import StoreError
 
@@ -40,17 +41,18 @@ def choose_workers(num_packs: int, device: str, each_mib: float = WORKER_MIB) ->
     """How many worker processes, and threads for each.
 
     On a CPU, one-thread processes side by side beat one process with many threads (`benchmarks/packs.py`); memory
-    and the number of packs limit them.
+    and the number of packs limit them. Each GPU has one.
     """
-    if device != "cpu":
-        return 1, 0
     workers = max(1, min(num_packs, num_workers(device, each_mib)))
+    if device != "cpu":
+        return workers, 0
     return workers, max(1, len(os.sched_getaffinity(0)) // workers)
 
 
 def num_workers(device: str, each_mib: float) -> int:
-    """How many workers of a size this machine holds: one a core as far as memory goes, and one for a GPU."""
-    return max(1, min(len(os.sched_getaffinity(0)), int(machine_mib() / each_mib))) if device == "cpu" else 1
+    """How many workers of a size this machine holds: one a core as far as memory goes, or one for each GPU."""
+    count = min(len(os.sched_getaffinity(0)), int(machine_mib() / each_mib)) if device == "cpu" else len(list_gpus())
+    return max(1, count)
 
 
 def machine_mib() -> float:
@@ -61,13 +63,14 @@ def machine_mib() -> float:
     return USABLE * total / 2**20
 
 
-def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event], None]) -> str:
+def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event], None], device: str = "cpu") -> str:
     """Run packs in worker processes until all have ended.
 
     Args:
         specs: the packs' JSON specifications.
         workers: number of processes.
         listen: called with every event.
+        device: "cpu", or "cuda", of which each worker sees one GPU.
 
     Returns:
         "done", or "stopped" after a signal; what was computed is checkpointed.
@@ -83,8 +86,9 @@ def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event],
     before = signal.signal(signal.SIGINT, lambda number, frame: _pass_on(team, signal.SIGINT))
     also = signal.signal(signal.SIGTERM, lambda number, frame: _pass_on(team, signal.SIGTERM))
     try:
-        for process in team:
-            process.start()
+        for number, process in enumerate(team):
+            with showing(choose_gpu(number, device)):
+                process.start()
         while any(process.is_alive() for process in team) or not events.empty():
             try:
                 event = events.get(timeout=0.1)

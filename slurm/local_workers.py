@@ -20,6 +20,7 @@ from adapters import BadInput
 from slurm.claims import Holder, exclusive
 from slurm.clusters import Cluster
 from slurm.forecast import Pack
+from slurm.gpus import choose_gpu, run_on
 from slurm.sbatch import ROOT, open_private
 from slurm.scheduler import in_one_line
 from slurm.submissions import Submissions
@@ -88,22 +89,15 @@ def main(record_path: Path) -> None:
     from slurm.job import run_task
 
     record, sweep = read_json(record_path), SweepFolder(record_path.parents[1])
-    gpus = _visible_gpus() if record["settings"]["gpus"] != "0" else []
+    device = "cpu" if record["settings"]["gpus"] == "0" else "cuda"
     for number, specs in enumerate(spec_paths(sweep, record["tasks"])):
         executor = submitit.LocalExecutor(record["folder"])
-        chosen = (gpus[number % len(gpus)],) if gpus else ()
-        executor.update_parameters(timeout_min=TIME_MIN, gpus_per_node=len(chosen), visible_gpus=chosen)
+        executor.update_parameters(timeout_min=TIME_MIN)
         with _silence():
-            job = executor.submit(run_task, specs, record["code"])
+            job = executor.submit(run_on, choose_gpu(number, device), run_task, specs, record["code"])
         record["workers"].append(dataclasses.asdict(Holder.of(int(job.job_id))))
         store(sweep, record)
     store(sweep, record | {"state": "sent"})
-
-
-def _visible_gpus() -> list[int]:
-    import torch
-
-    return list(range(torch.cuda.device_count()))
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from slurm.claims import Claim, Heart, TurnLost
 from slurm.ended import last_line, write_ended
 from slurm.halve import halve
 from slurm.pack import Setting, forget_model, make_task
+from slurm.too_large import describe_too_large
 from training.accelerator import arithmetic
 from training.loop import Interrupted, Progress, Run, train_pack
 from training.store import ENDED
@@ -125,6 +126,9 @@ class Turn:
             raise
         except Exception as error:
             text = "".join(traceback.format_exception(error))
+            if len(self.runs) == 1 and is_lack_of_memory(error):
+                cell, checkpointing = self.runs[0].cell, setting.gradient_checkpointing
+                text += describe_too_large(cell, checkpointing, "memory", None) + "\n"
         forget_model()
         gc.collect()
         return text
@@ -167,6 +171,11 @@ def describe(progress: Progress, since: float, first: int) -> dict:
         "phase": progress.phase, "step": progress.step, "steps": progress.steps, "diverged": progress.diverged,
         "rate": rate,
     }  # fmt: skip
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory could not be had; torch's CPU allocator has no class of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def count_tries(before: Sequence[dict]) -> int:

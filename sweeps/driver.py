@@ -17,6 +17,7 @@ from slurm import inline
 from slurm.arrays import MEMORY_MARGIN
 from slurm.calibrate import Calibration, calibrate, keep_calibration
 from slurm.ended import last_line
+from slurm.expect import DRY_RUN_WORTH_S, WORTH_S, expect
 from slurm.forecast import Need, Pack, count_values, state_mib
 from slurm.job import Setting
 from sweeps import jobs
@@ -71,7 +72,9 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
     is_open = bool(missing or done.todo(wanted))
     cluster = where.choose()
     task_mib = (cluster.mem_gb * 1024 / MEMORY_MARGIN or math.inf) if cluster else None
-    measured = calibrate(scene.setting, shape, options.pack_size, folder, task_mib) if is_open else None
+    kinds = {(p.cell.method, p.cell.options, p.cell.rank) for p in ours}
+    own_mib = max((state_mib(scene.setting.model, *kind) for kind in kinds), default=0.0)
+    measured = calibrate(scene.setting, shape, options.pack_size, folder, task_mib, own_mib) if is_open else None
     workers, threads = _workers(options, scene.setting, len(cells), measured)
     setting = dataclasses.replace(scene.setting, threads=threads)
     drafts = plan.draft(missing, measured.pack_size, workers) if measured and options.dry_run else []
@@ -85,16 +88,19 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
         keep_own_pictures(folder, scene)
     packs = done.todo(wanted)
     todo = [p for p in ours if not done.has(p.cell.identity())]
-    estimate = measured.seconds([p.cell for p in todo], measured.pack_size, workers) if measured else 0.0
-    _show_plan(options, scene, cells, todo, len(packs) + len(drafts), workers, measured, estimate)
-    sender = Sender(plan.sweep, where.executor, cluster, workers, measured.need if measured else lambda _: Need())
+    left = _as_packs(plan, packs, ours) + [_as_pack(group, setting) for group in drafts]
+    worth_s = DRY_RUN_WORTH_S if options.dry_run else WORTH_S
+    expected = expect(left, setting, measured, workers, worth_s) if measured else None
+    estimate = expected.seconds(left) if expected else 0.0
+    _show_plan(options, scene, cells, todo, len(left), workers, measured, estimate)
+    sender = Sender(plan.sweep, where.executor, cluster, workers, expected.need if expected else lambda _: Need())
     if options.dry_run:
-        sender.show([Pack.read(plan.spec(pack)) for pack in packs] + [_as_pack(group, setting) for group in drafts])
+        sender.show(left)
         return None
     while packs:
         plan.refresh(setting, packs)
         if where.executor == "inline":
-            _run(plan, packs, min(workers, len(packs)), len(cells) - len(todo), estimate)
+            _run(plan, packs, min(workers, len(packs)), len(cells) - len(todo), estimate, setting.device)
         elif not _send(sender, plan, packs, wanted, where.wait):
             return None
         _report_failures(plan, packs)
@@ -135,6 +141,12 @@ def _workers(options: Options, setting: Setting, num_cells: int, measured: Calib
         workers = int(options.workers)
         threads = max(1, cores // workers) if setting.device == "cpu" else 0
     return workers, threads
+
+
+def _as_packs(plan: Plan, packs: Sequence[str], wanted: Sequence[Planned]) -> list[Pack]:
+    """Planned packs, with those of their cells that are wanted."""
+    cells = {p.cell.identity(): p.cell for p in wanted}
+    return [Pack.of(name, [cells[i] for i, _ in plan.packs[name] if i in cells], plan.setting(name)) for name in packs]
 
 
 def _as_pack(members: Sequence[Planned], setting: Setting) -> Pack:
@@ -237,11 +249,12 @@ def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[
     return lines
 
 
-def _run(plan: Plan, packs: Sequence[str], workers: int, num_done: int, estimate: float | None) -> None:
+def _run(plan: Plan, packs: Sequence[str], workers: int, num_done: int, estimate: float | None, device: str) -> None:
     cells = {pack: len(plan.packs[pack]) for pack in packs}
     work = {pack: plan.work[pack] for pack in packs}
     with ProgressDisplay(num_done, cells, work, estimate) as display:
-        outcome = inline.run_inline([plan.spec(pack) for pack in packs], workers=workers, listen=display.listen)
+        specs = [plan.spec(pack) for pack in packs]
+        outcome = inline.run_inline(specs, workers=workers, listen=display.listen, device=device)
     if outcome == "stopped":
         raise Stopped("stopped; everything computed is checkpointed: the same command goes on from here")
 

@@ -107,6 +107,10 @@ class Plan:
         """Where a pack's specification lies."""
         return self._specs[pack]
 
+    def setting(self, pack: str) -> dict:
+        """The fields of the setting that a pack was planned with."""
+        return self._settings[pack]
+
     def add(self, planned: Sequence[Planned], setting: Setting, pack_size: int, workers: int) -> None:
         """Put cells that no pack holds yet into new packs of one group each.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import calibrate
+from slurm import calibrate, expect
 from slurm.forecast import Cost
 from training.store import find_runs
 
@@ -32,6 +32,7 @@ def test_command_of_a_figure_plans_and_leaves_nothing(
     program, *arguments = shlex.split(command)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the speed pretended here is no one else's
     monkeypatch.setattr(calibrate, "_measure_elsewhere", lambda setting, cell: {n: Cost(0.03, 500.0) for n in (1, 8)})
+    monkeypatch.setattr(expect, "rehearse", lambda *_: {})
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", [program, *arguments, "--dry-run", "--runs", str(tmp_path / "runs")])
     with pytest.raises(SystemExit) as ended:

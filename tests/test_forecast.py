@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from adapters import BadInput
 from adapters.parameters import COPIES_IN_TRAINING
-from slurm import calibrate, inline
+from slurm import calibrate, inline, measure_packs
 from slurm.calibrate import choose_size
-from slurm.forecast import NAME, Cost, Forecast, Need, Pack, folder_mib, predict_by, read_costs, to_json
+from slurm.forecast import NAME, Cost, Forecast, Need, Pack, predict_by, read_costs, to_json
+from slurm.measure_packs import Load, measure_or_fit
+from slurm.pack import Setting
 from slurm.sweep_folder import SweepFolder
 from tests.make_studio import ROOT, Studio
 from tests.test_loop import make_cell
@@ -29,23 +33,26 @@ def test_memory_lies_on_the_line_between_measured_sizes_and_beyond_them() -> Non
     assert Forecast({1: Cost(1.0, 500.0)}).peak_mib(8) == 500
 
 
-def test_own_values_and_scorers_come_on_top(studio: Studio) -> None:
-    model, scorers = str(studio.folder / "pipeline"), (str(studio.folder / "dino"), str(studio.folder / "clip"))
+def test_own_values_come_on_top(studio: Studio) -> None:
+    model = str(studio.folder / "pipeline")
 
     def need(method: str, rank: int = 4, count: int = 4) -> float:
         cell = dataclasses.replace(make_cell("lora", rank=rank), method=method)
-        found = Forecast(COSTS).need(Pack("p", (cell,) * count, 1, "cpu", model, scorers)).mib
+        found = Forecast(COSTS).need(Pack("p", (cell,) * count, 1, "cpu", model)).mib
         assert found is not None
         return found
 
-    weights = sum(map(folder_mib, scorers))
-    assert weights > 0
-    assert need("base") == pytest.approx(COSTS[4].peak_mib + weights)
-    assert need("peft:ia3") == pytest.approx(COSTS[1].peak_mib + weights), "tuners of HF PEFT run alone"
+    assert need("base") == pytest.approx(COSTS[4].peak_mib)
+    assert need("peft:ia3") == pytest.approx(COSTS[1].peak_mib), "tuners of HF PEFT run alone"
     assert need("own-method-of-somebody") == need("base"), "its file is not loaded here"
     own = need("lora") - need("base")
     assert own * 2**20 == pytest.approx(4 * 4 * 4 * COPIES_IN_TRAINING * values_of_rank_one(model))
     assert need("lora", 8) - need("base") == pytest.approx(2 * own), "twice the rank, twice the values"
+    costs = {size: dataclasses.replace(cost, gpu_mib=100.0 * size) for size, cost in COSTS.items()}
+    cell = make_cell("lora", rank=4)
+    on_gpu = Forecast(costs).need(Pack("p", (cell,) * 4, 0, "cuda", model))
+    assert on_gpu.gpu_mib == pytest.approx(400 + own), "on a GPU they lie there"
+    assert on_gpu.mib == COSTS[4].peak_mib
 
 
 def values_of_rank_one(model: str) -> int:
@@ -76,6 +83,70 @@ def test_size_is_the_smallest_that_is_as_good_as_the_best_in_the_memory_there_is
     assert choose_size(COSTS, task_mib=100.0) == 1, "none fits; the smallest is tried"
 
 
+def test_size_leaves_room_for_the_methods_own_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert choose_size(COSTS, task_mib=700.0) == 8
+    assert choose_size(COSTS, task_mib=700.0, own_mib=20.0) == 4, "8 runs would need 800 MiB"
+    on_gpu = {size: dataclasses.replace(cost, gpu_mib=1000.0 * size) for size, cost in COSTS.items()}
+    monkeypatch.setattr(calibrate, "gpu_mib", lambda: 9000.0)
+    assert choose_size(on_gpu, "cuda") == 8
+    assert choose_size(on_gpu, "cuda", own_mib=200.0) == 4
+
+
+LOAD = Load("model", "cpu", 64)
+CELL = make_cell("lora", rank=8, resolution=64)
+SETTING = Setting("model", "", "", "subjects", "sks", "a {token} {cls}", "runs")
+
+
+def pretend_limit(monkeypatch: pytest.MonkeyPatch, limit_mib: float) -> None:
+    """Let a run take as many MiB as its picture has thousand pixels, and half of that with checkpointing."""
+
+    def measure(load: Load, sizes: tuple[int, ...] = (1, 2)) -> dict[int, Cost]:
+        each = load.resolution**2 / 1000 / (2 if load.checkpointing else 1)
+        return {size: Cost(1.0, size * each) for size in sizes if size * each <= limit_mib}
+
+    monkeypatch.setattr(measure_packs, "measure", measure)
+
+
+def test_what_takes_less_is_tried_when_not_even_one_run_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_limit(monkeypatch, 5.0)
+    assert list(measure_or_fit(LOAD)["costs"]) == ["1"]
+    assert measure_or_fit(LOAD)["fits"] == {}
+    pretend_limit(monkeypatch, 3.0)
+    found = measure_or_fit(LOAD)
+    assert found["costs"] == {}
+    assert found["fits"] == {
+        "--gradient-checkpointing": 2.048, "--resolution 32": 1.024, "--gradient-checkpointing --resolution 32": 0.512,
+    }  # fmt: skip
+    assert list(measure_or_fit(dataclasses.replace(LOAD, resolution=128, checkpointing=True))["fits"]) == [
+        "--resolution 64"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "line"),
+    [
+        (0, {"costs": {}, "fits": {"--gradient-checkpointing": 20480.0, "--resolution 32": 8192.0}, "total_gib": 24.0},
+         "one run of lora of rank 8 at 64 px does not fit into memory; what does: --gradient-checkpointing (20.0 GiB), "
+         "--resolution 32 (8.0 GiB)"),
+        (0, {"costs": {}, "fits": {}, "total_gib": 24.0},
+         "one run of lora of rank 8 at 64 px does not fit into memory, nor does it with --gradient-checkpointing, "
+         "--resolution 32, --gradient-checkpointing --resolution 32: it needs a larger one"),
+        (-9, None, "does not fit into this machine's .* GiB; what takes less: --gradient-checkpointing, --resolution 32, "
+         "--gradient-checkpointing --resolution 32, --rank 4"),
+    ],
+)  # fmt: skip
+def test_too_little_memory_for_one_run_is_one_line_that_says_what_fits(
+    code: int, out: dict | None, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = subprocess.CompletedProcess([], code, json.dumps(out), "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(BadInput, match=line if code else f"^{re.escape(line)}$"):
+        calibrate.calibrate(SETTING, CELL, "auto")
+    assert not list(tmp_path.rglob("*.json")), "it is asked again next time"
+
+
 def test_control_groups_limit_the_memory_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = inline.machine_mib()
     assert whole > 100
@@ -103,11 +174,39 @@ def test_damaged_or_older_calibrations_are_measured_again(text: str, tmp_path: P
 
 @pytest.mark.slow
 def test_measured_costs_grow_with_the_pack(studio: Studio) -> None:
-    command = [sys.executable, "-m", "slurm.calibrate", str(studio.folder / "pipeline"), "cpu", "32", "1", "no"]
+    names = {
+        name: str(studio.folder / folder)
+        for name, folder in (("model", "pipeline"), ("dino", "dino"), ("clip", "clip"))
+    }
+    load = dataclasses.asdict(Load(**names, device="cpu", resolution=32))
+    command = [sys.executable, "-m", "slurm.measure_packs", json.dumps(load)]
     done = subprocess.run(command, cwd=ROOT, env=studio.environment(), capture_output=True, text=True, check=True)
-    stored = json.loads(done.stdout.splitlines()[-1])
+    stored = json.loads(done.stdout.splitlines()[-1])["costs"]
     assert list(stored)[:4] == ["1", "2", "4", "8"]
     peaks = [cost["peak_mib"] for cost in stored.values()]
     assert peaks == sorted(peaks)
     assert 100 < peaks[0] < 4000
     assert all(cost["step_s"] > 0 for cost in stored.values())
+
+
+def check_memory(device: str, sizes: tuple[int, ...]) -> None:
+    """Hold what is foreseen against what workers take."""
+    from benchmarks import peak
+    from training.tasks.pipeline import POCKET
+
+    parts = [peak.Part(str(POCKET), size, device=device) for size in sizes]
+    costs = peak.measure_costs(parts[0])
+    for part in parts:
+        found = peak.run_elsewhere(part)
+        measured = found.gpu_mib if device == "cuda" else found.peak_mib
+        assert peak.foresee(part, costs) == pytest.approx(measured, rel=0.1), part
+
+
+@pytest.mark.slow
+def test_memory_of_packs_is_foreseen_within_a_tenth() -> None:
+    check_memory("cpu", (1, 4, 8))
+
+
+@pytest.mark.gpu
+def test_memory_of_packs_on_a_gpu_is_foreseen_within_a_tenth() -> None:
+    check_memory("cuda", (1, 4, 16))

@@ -216,6 +216,19 @@ def test_out_of_memory_halves_the_pack_which_goes_on_from_its_checkpoints(
     assert type(error).__name__ in json.loads(PackFiles.of(spec).ended.read_text())["reason"]
 
 
+def test_single_run_that_does_not_fit_into_memory_says_what_takes_less(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = store(studio, tmp_path, rates=(1e-3,))
+    at_step(1, raiser(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")), monkeypatch)
+    assert run_pack(spec) == "failed"
+    (run,) = find_runs(tmp_path)
+    *traceback, last = run.read()["error"].strip().splitlines()
+    assert "Tried to allocate 9 GiB" in traceback[-1]
+    smaller = "--gradient-checkpointing, --resolution 8, --gradient-checkpointing --resolution 8, --rank 2"
+    assert last == f"one run of lora of rank 4 at 16 px does not fit into memory; what takes less: {smaller}"
+
+
 def test_model_is_loaded_anew_after_an_error_that_left_adapters_in_it(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

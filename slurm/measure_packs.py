@@ -1,0 +1,173 @@
+"""Seconds and memory of packs of growing size on this machine: the frozen U-Net with LoRA, training and making pictures.
+
+python -m slurm.measure_packs LOAD     the fields of a `Load` as JSON; prints what was measured as one line of JSON
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slurm.forecast import PASSES, Cost, Forecast, to_json
+from slurm.inline import USABLE, machine_mib
+from slurm.pack import Setting
+from slurm.too_large import list_smaller
+from training.cell import Cell
+
+SIZES = (1, 2, 4, 8, 16, 32)
+PICTURES_S = 30.0  # where one sampler call's pass takes longer, no pictures are made
+FEW = 16  # pictures of an evaluation; four times as many fill a sampler call whatever the size
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is measured.
+
+    Attributes:
+        model, dino, clip: as in a setting; without scorers pictures are not scored.
+        device, resolution, precision: where and how.
+        rows: rows of one run in a batch.
+        pictures: how many a run makes for an evaluation, roughly.
+        checkpointing: whether activations are computed again instead of kept.
+    """
+
+    model: str
+    device: str
+    resolution: int
+    rows: int = 1
+    precision: str = "no"
+    pictures: int = FEW
+    dino: str = ""
+    clip: str = ""
+    checkpointing: bool = False
+
+    @classmethod
+    def of(cls, setting: Setting, cell: Cell) -> Load:
+        """What packs like a cell's are."""
+        rows = cell.train_batch_size * (2 if cell.prior_loss_weight > 0 else 1)
+        few = cell.num_prompts * cell.num_images <= FEW
+        return cls(
+            setting.model, setting.device, cell.resolution, rows, cell.mixed_precision, FEW if few else 4 * FEW,
+            setting.dino, setting.clip, setting.gradient_checkpointing,
+        )  # fmt: skip
+
+
+def total_gib() -> float:
+    """Memory that this machine, or this process's control group, has."""
+    return machine_mib() / USABLE / 1024
+
+
+def measure_or_fit(load: Load) -> dict[str, Any]:
+    """Costs by pack size; where not even one run fits, which smaller loads do, by their flags, in MiB."""
+    import torch
+
+    costs, fits = measure(load), {}
+    for flags, changes in [] if costs else list_smaller(load.resolution, load.checkpointing):
+        if smaller := measure(dataclasses.replace(load, **changes), sizes=(1,)):
+            fits[flags] = smaller[1].gpu_mib or smaller[1].peak_mib
+    on_gpu = torch.cuda.is_available() and load.device == "cuda"
+    total = torch.cuda.get_device_properties(0).total_memory / 2**30 if on_gpu else total_gib()
+    return {"costs": to_json(costs), "fits": fits, "total_gib": total}
+
+
+def measure(load: Load, sizes: Sequence[int] = SIZES) -> dict[int, Cost]:
+    """Median seconds of a training step, and the peaks of memory, on one thread of a CPU, or a GPU.
+
+    Stops growing when a size is no longer worth it, or memory would end.
+    """
+    import torch
+
+    from adapters import parse_method
+    from adapters.inject import attach, find_targets
+    from slurm.libraries import keep_freed_memory, quiet_libraries
+    from training.accelerator import autocast, round_base
+    from training.tasks import pipeline as pipelines
+    from training.tasks.scorers import Scorers
+    from training.tasks.subject import MAX_ROWS
+
+    quiet_libraries()
+    keep_freed_memory()
+    device, on_gpu = load.device, load.device == "cuda"
+    if not on_gpu:
+        torch.set_num_threads(1)
+    parts = pipelines.load(Path(load.model), torch.device(device))
+    scorers = Scorers(load.dino, load.clip, torch.device(device)) if load.dino else None
+    if load.precision == "bf16":
+        round_base(parts.unet, kept=find_targets(parts.unet).keys())
+    if load.checkpointing:
+        parts.unet.enable_gradient_checkpointing()
+    side = load.resolution // parts.vae_factor
+    text = parts.encode_text([""])
+
+    def run(rows: int) -> torch.Tensor:
+        noise = torch.randn(rows, parts.unet.config.in_channels, side, side, device=device)
+        times = torch.zeros(rows, dtype=torch.long, device=device)
+        with autocast(parts.device, load.precision):
+            return parts.predict(noise, times, text.expand(rows)).float()
+
+    @torch.no_grad()
+    def make_pictures(size: int, row_s: float) -> None:
+        """One sampler call as large as those of an evaluation, and what one run's pictures go through after it."""
+        rows = 2 * size * max(1, min(load.pictures, MAX_ROWS // (2 * size)))
+        if rows * row_s / PASSES > PICTURES_S:
+            return
+        made = run(rows)
+        pictures = parts.decode_latents(made[:1].expand(load.pictures, -1, -1, -1))
+        if scorers is not None:
+            scorers.dino_features(pictures)
+            scorers.clip_features(pictures)
+
+    write_table()
+    costs: dict[int, Cost] = {}
+    for size in sizes:
+        if len(costs) > 1 and Forecast(costs).peak_mib(size) > machine_mib():
+            break
+        pack, laps = None, []
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            pack = attach(parts.unet, parse_method("lora"), seeds=[0] * size, rank=4)
+            for _ in range(4):
+                began = time.perf_counter()
+                run(size * load.rows).square().sum().backward()
+                if on_gpu:
+                    torch.cuda.synchronize()
+                laps.append(time.perf_counter() - began)
+            make_pictures(size, laps[-1] / (size * load.rows))
+        except (torch.OutOfMemoryError, MemoryError):
+            break
+        finally:
+            if pack is not None:
+                pack.detach()
+        gpu = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else 0.0
+        costs[size] = Cost(sorted(laps[1:])[1], peak_mib(), gpu)
+        if size >= 8 and costs[size].step_s / size > 0.97 * min(c.step_s / s for s, c in costs.items() if s < size):
+            break
+    return costs
+
+
+def write_table() -> None:
+    """Write a table to memory, as workers write theirs to disk: what the library takes for that it keeps."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"step": np.arange(10_000), "value": np.arange(10_000.0)}), pa.BufferOutputStream())
+
+
+def peak_mib() -> float:
+    """This process's peak of resident memory in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_or_fit(Load(**json.loads(sys.argv[1])))))
