@@ -64,6 +64,8 @@ class Options:
     """Steps of each variant before the first repetition."""
     prompts: int = 8
     """Prompts that every replica draws in the sampling rows."""
+    tried: tuple[Literal["channels_last", "compile"], ...] = ()
+    """Means that are set beside the step as it is: convolutions' memory format, compiled transformer blocks (minutes)."""
     docs: Path | None = None
     """Folder to write gpu.json and gpu.md to."""
 
@@ -86,6 +88,7 @@ def measure(bench: Bench, options: Options) -> list[Row]:
     size = REFERENCE if REFERENCE in fitting else max(fitting)
     rows += _methods(bench, options, fitting[size], size)
     rows += _sampling(bench, options, fitting[size], size, flop, peak)
+    rows += _tried(bench, options, fitting[size], size)
     return rows
 
 
@@ -161,6 +164,24 @@ def _sampling(bench: Bench, options: Options, pack: Pack, size: int, step_flop: 
     yield Row(f"{name}: share of the peak", mean_of([flop / s / peak for s in seconds]), SAMPLING_AIM, ">=", unit="%")
     per_pass = _single(flop / passes / step_flop)
     yield Row("a guided sampler's pass, operations over those of a training step", per_pass, unit="x")
+
+
+def _tried(bench: Bench, options: Options, plain: Pack, size: int) -> Iterator[Row]:
+    """What might speed a step up, beside the step as it is; what cannot be had here is said on stderr."""
+    for means in options.tried:
+        changed = bench.make_pack("lora", size, means=means)
+        try:
+            changed()
+        except Exception as error:  # a compiler that is missing or fails raises anything
+            print(f"{means} cannot be tried here: {(str(error).splitlines() or ['?'])[0]}", file=sys.stderr)
+            continue
+        variants: dict[str, Callable[[], object]] = {"plain": plain, means: changed}
+        times = interleave(
+            variants, rounds=options.rounds, laps=options.laps, device=bench.device, warmup=options.warmup
+        )
+        yield Row(
+            f"LoRA's step with {means} over the step without, packs of {size}", ratio_of(times[means], times["plain"])
+        )
 
 
 def label_of(name: str) -> str:

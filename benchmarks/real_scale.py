@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from fractions import Fraction
@@ -83,9 +84,16 @@ class Bench:
         pipeline = dataclasses.replace(self.pipeline, unet=share(self.pipeline.unet))
         return SubjectTask(pipeline, None, cells, {self.subject.name: self.subject})
 
-    def make_pack(self, method: str, size: int, *, reads: bool = True) -> Pack:
-        """A pack, ready for its first step."""
-        return Pack(self.make_task(method, size), reads)
+    def make_pack(self, method: str, size: int, *, reads: bool = True, means: str = "") -> Pack:
+        """A pack, ready for its first step; `means` is "channels_last", "compile" (of the transformer blocks) or nothing."""
+        task = self.make_task(method, size)
+        if means == "channels_last":
+            unet = copy.deepcopy(self.pipeline.unet).to(memory_format=torch.channels_last)
+            task.pipeline = dataclasses.replace(task.pipeline, unet=unet)
+        pack = Pack(task, reads)
+        if means == "compile":
+            task.pipeline.unet.compile_repeated_blocks()
+        return pack
 
     def plain_step(self) -> Step:
         """HF PEFT's LoRA at batch 1, with torch's own AdamW, as diffusers' script trains it."""

@@ -93,7 +93,15 @@ def test_wrong_flags_end_in_one_line() -> None:
 def test_the_real_scale_yields_its_rows_when_tiny(tmp_path: Path) -> None:
     """Every row of the GPU's benchmark, on this machine's CPU; pack sizes, precision and width as asked."""
     options = gpu.Options(
-        device="cpu", sizes=(2, 1), methods=("delora",), rounds=2, laps=1, warmup=1, prompts=1, mixed_precision="no"
+        device="cpu",
+        sizes=(2, 1),
+        methods=("delora",),
+        rounds=2,
+        laps=1,
+        warmup=1,
+        prompts=1,
+        mixed_precision="no",
+        tried=("channels_last",),
     )
     options, scale = gpu.fill(options)
     assert str(scale) == "Stable Diffusion 1.5 at 1/10 of its widths, random weights, 64 px, rank 16, float32"
