@@ -56,7 +56,7 @@ def one_line(error: pytest.ExceptionInfo[BadInput]) -> str:
 # Models.
 
 UNET, VAE = "unet/config.json", "vae/config.json"
-SCHEDULE = "scheduler/scheduler_config.json"
+WEIGHTS, SCHEDULE = "diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"
 MODELS: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     "no index": ("sd", lambda f: (f / "model_index.json").unlink(), ("has no model_index.json",)),
     "damaged index": ("sd", lambda f: (f / "model_index.json").write_text("{"), ("model_index.json is missing or damaged",)),
@@ -73,6 +73,10 @@ MODELS: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     "no second text encoder": ("xl", lambda f: shutil.rmtree(f / "text_encoder_2"), ("has no text_encoder_2/", "tokenizer_2")),
     "pickles": ("sd", lambda f: rename(f / "unet"), ("has no unet/*.safetensors", "only safetensors")),
     "a pickle beside": ("xl", lambda f: rename(f / "text_encoder_2"), ("has no text_encoder_2/*.safetensors",)),
+    "a variant": (
+        "sd", lambda f: (f / UNET).with_name(WEIGHTS).rename((f / UNET).with_name("diffusion_pytorch_model.fp16.safetensors")),
+        ("only a variant of unet/, diffusion_pytorch_model.fp16.safetensors", f"the plain name {WEIGHTS}", "without 'fp16'"),
+    ),
     "no configuration": ("sd", lambda f: (f / UNET).unlink(), (UNET, "missing or damaged")),
     "a transformer as U-Net": (
         "sd", lambda f: change(f / UNET, _class_name="SD3Transformer2DModel"),

@@ -72,12 +72,25 @@ def check_parts(folder: Path) -> Path:
         if not (folder / part).is_dir():
             raise BadInput(f"model folder {folder} has no {part}/; a diffusers pipeline folder has {', '.join(parts)}")
     for part in parts:
-        if part.startswith(("unet", "vae", "text_encoder")) and not list((folder / part).glob("*.safetensors")):
-            raise BadInput(f"model folder {folder} has no {part}/*.safetensors; only safetensors are read")
+        if part.startswith(("unet", "vae", "text_encoder")):
+            _check_weights(folder, part)
     texts = [read_config(folder / part / "config.json") for part in parts if part.startswith("text_encoder")]
     _check_unet(folder, texts, xl)
     _check_schedule(folder / "scheduler" / "scheduler_config.json")
     return folder
+
+
+def _check_weights(folder: Path, part: str) -> None:
+    """Check that a part has weights that are read: safetensors, under their plain name."""
+    found = sorted((folder / part).glob("*.safetensors"))
+    if not found:
+        raise BadInput(f"model folder {folder} has no {part}/*.safetensors; only safetensors are read")
+    if all("." in path.stem for path in found):
+        kept, variant = found[0].stem.split(".", 1)
+        raise BadInput(
+            f"model folder {folder} has only a variant of {part}/, {found[0].name}; allowed: the plain name "
+            f"{kept}.safetensors, whatever the precision (name it so, without {variant.partition('-')[0]!r})"
+        )
 
 
 def _check_unet(folder: Path, texts: list[dict], xl: bool) -> None:
