@@ -1,6 +1,6 @@
 """Whether a sweep takes as long as its plan says: three different sweeps on the pocket, foreseen and then run.
 
-    python -m benchmarks.forecast                    # about six minutes on two idle cores
+    python -m benchmarks.forecast                    # the three, one after the other
     python -m benchmarks.forecast --only packs       # one of the three
     python -m benchmarks.forecast --docs docs        # also writes the table into docs/speed.md
 

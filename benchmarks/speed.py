@@ -1,6 +1,6 @@
 """How time and memory grow with the pack, the rank, the picture, the method and the sweep: the tables of docs/speed.md.
 
-    python -m benchmarks.speed                       # print them; about six minutes on two idle cores
+    python -m benchmarks.speed                       # print them
     python -m benchmarks.speed --docs docs           # also write each into docs/speed.md
     python -m benchmarks.speed --only packs ranks    # some of them
     python -m benchmarks.speed --clock processor     # where other programs take the cores

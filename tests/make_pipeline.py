@@ -104,3 +104,13 @@ def make_subjects(folder: Path, names: tuple[str, ...] = ("dog", "dog2", "cup", 
         table.writerow(["subject", "class", "kind", "split"])
         table.writerows([n, n.rstrip("0123456789"), "object", s] for n, s in zip(names, splits, strict=True))
     return folder
+
+
+def make_place(folder: Path) -> Path:
+    """A tiny model laid out as the pocket is, with its defaults, for the benchmarks."""
+    make_pipeline(folder / "pipeline")
+    make_scorers(folder)
+    make_subjects(folder / "subjects")
+    defaults = {"num_inference_steps": 2, "guidance_scale": 2.0, "resolution": 16, "instance_prompt": "a {token} {cls}"}
+    (folder / "defaults.json").write_text(json.dumps(defaults))
+    return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from benchmarks.scene import QUICK, Effort, Place, find_place
 from benchmarks.timing import Interval, mean_of, ratio_of, ratio_of_means
 from slurm.calibrate import Calibration
 from slurm.forecast import Cost
-from tests.make_pipeline import make_pipeline, make_scorers, make_subjects
+from tests.make_pipeline import make_place
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = dataclasses.replace(QUICK, rounds=2, laps=1, steps=2, sizes=(1, 2), read_steps=20)
@@ -30,12 +29,7 @@ LEAST = dataclasses.replace(QUICK, rounds=2, laps=1, steps=2, sizes=(1, 2), read
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A tiny model laid out as the pocket is."""
-    folder = tmp_path_factory.mktemp("tiny")
-    make_pipeline(folder / "pipeline")
-    make_scorers(folder)
-    make_subjects(folder / "subjects")
-    defaults = {"num_inference_steps": 2, "guidance_scale": 2.0, "resolution": 16, "instance_prompt": "a {token} {cls}"}
-    (folder / "defaults.json").write_text(json.dumps(defaults))
+    folder = make_place(tmp_path_factory.mktemp("tiny"))
     return find_place(str(folder), folder)
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from adapters import BadInput
-from benchmarks import forecast, price, speed
+from benchmarks import forecast, peak, price, speed
 from benchmarks.forecast import Foreseen
 from benchmarks.page import list_parts, write_part
 from benchmarks.price import Setting, Work
 from slurm.forecast import Cost
+from tests.make_pipeline import make_place
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "speed.md"
@@ -106,6 +107,31 @@ def test_tables_have_a_line_for_each_variant(name: str, monkeypatch: pytest.Monk
     assert len(lines) == count
     if name == "packs":
         assert lines[1] == "| 4 | 800 [400, 1200] | 200 [100, 300] | 1.00 [1.00, 1.00] | 400 | 360 | -10% |"
+
+
+@pytest.mark.parametrize("name", forecast.SWEEPS)
+def test_tables_are_measured_and_written(tmp_path: Path) -> None:
+    place = make_place(tmp_path / "tiny")
+    (tmp_path / "speed.md").write_text(PAGE.read_text())
+    few = speed.Options(only=("methods",), rounds=2, steps=1, method=("delora",), model=str(place), docs=tmp_path)
+    assert speed.run(few) == 0
+    part = (tmp_path / "speed.md").read_text().split("<!-- begin methods -->")[1].split("<!-- end methods -->")[0]
+    assert "| LoRA | " in part
+    assert "| DeLoRA | " in part
+    assert "n = 2 rounds of 1 steps; seconds of the wall clock" in part
+
+
+def test_pack_whose_memory_is_measured_is_a_real_one(tmp_path: Path) -> None:
+    part = peak.Part(str(make_place(tmp_path / "tiny")), 2, "delora", rank=4)
+    assert peak.run_here(part).peak_mib > 100
+    assert peak.foresee(part, {1: Cost(1.0, 500.0), 2: Cost(1.0, 520.0)}) > 520
+
+
+@pytest.mark.slow
+def test_expected_seconds_grow_with_the_runs(tmp_path: Path) -> None:
+    place = make_place(tmp_path / "tiny")
+    assert speed.run(speed.Options(only=("cells", "packs", "ranks", "sides"), rounds=1, steps=1, sizes=(1, 2), ranks=(4,),
+                                   sides=(16,), model=str(place))) == 0  # fmt: skip
 
 
 @pytest.mark.parametrize("name", forecast.SWEEPS)
