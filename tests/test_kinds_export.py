@@ -151,10 +151,9 @@ def test_kohyas_names_of_sdxl(path: str) -> None:
     assert split_key(f"{to_kohya(path, xl=True)}.lora_up.weight") == (path, "B")
 
 
+@pytest.mark.parametrize("trained", ["sdxl"], indirect=True)
 def test_second_text_encoder_is_measured_and_left_out(trained: Trained, tmp_path: Path) -> None:
     """A stranger's file of SDXL that adapts the U-Net and both text encoders."""
-    if trained.pipeline.text_encoder_2 is None:
-        pytest.skip("one text encoder")
     file = trained.export("lora:alpha=3.5", "kohya", tmp_path / "out.safetensors")
     draw, tensors = torch.Generator().manual_seed(0), load_file(file)
     for name, width in (("lora_te1", 32), ("lora_te2", 24)):
@@ -196,11 +195,10 @@ def test_kohyas_names_need_the_base_of_an_sdxl(
     )
 
 
+@pytest.mark.parametrize("trained", ["sdxl"], indirect=True)
 def test_kohya_has_no_names_for_other_blocks(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if trained.pipeline.text_encoder_2 is None:
-        pytest.skip("kohya names those as diffusers does")
     other = make_sdxl_like(tmp_path / "other", layers_per_block=1)
     config = json.loads((other / "unet" / "config.json").read_text())
     assert config["layers_per_block"] == 1
