@@ -109,7 +109,6 @@ def test_tables_have_a_line_for_each_variant(name: str, monkeypatch: pytest.Monk
         assert lines[1] == "| 4 | 800 [400, 1200] | 200 [100, 300] | 1.00 [1.00, 1.00] | 400 | 360 | -10% |"
 
 
-@pytest.mark.parametrize("name", forecast.SWEEPS)
 def test_tables_are_measured_and_written(tmp_path: Path) -> None:
     place = make_place(tmp_path / "tiny")
     (tmp_path / "speed.md").write_text(PAGE.read_text())
