@@ -19,8 +19,8 @@ from benchmarks.sd15 import make_sd15
 from training.accelerator import round_base
 from training.cell import Cell
 from training.dynamics import Dynamics
-from training.loop import take_step
 from training.optimizer import PackedAdamW
+from training.step import take_step
 from training.tasks import pipeline as pipelines
 from training.tasks import subjects as subject_folders
 from training.tasks.subject import SubjectTask

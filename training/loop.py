@@ -7,10 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from adapters import parse_method, peft_format
 from adapters.checkpoint import attach_checkpoint
 from adapters.inject import Attached, attach
@@ -22,6 +18,7 @@ from training.dynamics import Dynamics
 from training.optimizer import PackedAdamW, schedule_factor
 from training.provenance import provenance
 from training.sharpness import sharpness
+from training.step import take_step
 from training.step_log import StepLog
 from training.stop import Interrupted, StopSignals
 from training.store import ENDED, RunFolder, method_file, start_file
@@ -190,33 +187,6 @@ def train_pack(
         before_write()
         _finish(runs, open_runs, records, attached, optimizer, spent + time.monotonic() - began, keep_adapters)
         tell("done")
-
-
-def take_step(
-    attached: Attached, task: SubjectTask, optimizer: PackedAdamW, step: int, factor: float = 1.0
-) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-    """One optimiser step of every replica: forward, backward, clipping, AdamW, projection. The host waits for nothing.
-
-    Args:
-        attached: the pack, in the U-Net of the task.
-        task: gives the losses of a micro-batch.
-        optimizer: over the pack's parameters.
-        step: from 1 on.
-        factor: the schedule's share of the full rates.
-
-    Returns:
-        The losses, and the gradient norms before clipping.
-    """
-    accumulation = task.shared.gradient_accumulation_steps
-    losses = torch.zeros(attached.num_replicas, device=task.pipeline.device)
-    attached.zero_grad()
-    for micro in range(accumulation):
-        part = task.losses(step, micro) / accumulation
-        part.sum().backward()
-        losses += part.detach()
-    norms = optimizer.step(losses, factor)
-    attached.project()
-    return losses, norms
 
 
 def _attach(runs: Sequence[Run], task: SubjectTask) -> Attached:

@@ -1,0 +1,38 @@
+"""One optimiser step of a pack: forward, backward, clipping, AdamW, projection."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from adapters.inject import Attached
+from training.optimizer import PackedAdamW
+from training.tasks.subject import SubjectTask
+
+
+def take_step(
+    attached: Attached, task: SubjectTask, optimizer: PackedAdamW, step: int, factor: float = 1.0
+) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """One optimiser step of every replica: forward, backward, clipping, AdamW, projection. The host waits for nothing.
+
+    Args:
+        attached: the pack, in the U-Net of the task.
+        task: gives the losses of a micro-batch.
+        optimizer: over the pack's parameters.
+        step: from 1 on.
+        factor: the schedule's share of the full rates.
+
+    Returns:
+        The losses, and the gradient norms before clipping.
+    """
+    accumulation = task.shared.gradient_accumulation_steps
+    losses = torch.zeros(attached.num_replicas, device=task.pipeline.device)
+    attached.zero_grad()
+    for micro in range(accumulation):
+        part = task.losses(step, micro) / accumulation
+        part.sum().backward()
+        losses += part.detach()
+    norms = optimizer.step(losses, factor)
+    attached.project()
+    return losses, norms
