@@ -37,7 +37,7 @@ SUBJECTS = ("dog6", "duck_toy")  # a live one and an object
 GRID = (
     *SUBJECTS, "--method", "lora", "delora", "--multipliers", "1", "4", "--seeds", "0", "--steps", "6", "--eval-steps", "3",
     "--resolution", "64", "--num-prompts", "2", "--num-images", "1", "--num-drift-prompts", "1", "--num-inference-steps", "2",
-    "--num-class-images", "2", "--norms-every", "3", "--pack-size", "4", "--workers", "1",
+    "--num-class-images", "2", "--norms-every", "3", "--pack-size", "4", "--workers", "2",
 )  # fmt: skip
 
 
