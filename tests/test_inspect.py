@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -287,7 +288,8 @@ def test_another_model_of_the_same_shapes_is_found_by_its_norms(
 ) -> None:
     unet = load_unet(pipeline)
     run = make_run(tmp_path, make_moved(unet, variant), pipeline)
-    other = make_pipeline(tmp_path / "other")
+    other = tmp_path / "other"
+    shutil.copytree(pipeline, other)
     plain, name = load_unet(pipeline), "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     with torch.no_grad():
         plain.get_submodule(name).weight.mul_(1.5)
