@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -54,24 +52,12 @@ def measure_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """Memory that is taken at the most while work runs, in bytes.
-
-    On CUDA what torch has allocated, everything that lay there before included; on a CPU what this process has grown by
-    (Linux; the model is not counted).
-    """
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+    """What torch has allocated on a GPU at the most while work ran, what lay there before included; 0 on a CPU."""
+    if device.type != "cuda":
         work()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        return 0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
     work()
-    return max(0, _resident("VmHWM") - before)
-
-
-def _resident(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)

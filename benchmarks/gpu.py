@@ -83,13 +83,16 @@ def measure(bench: Bench, options: Options) -> list[Row]:
             print(f"a pack of {size} does not fit into the memory; larger ones are left out", file=sys.stderr)
             break
         fitting[size] = pack
-        rows.append(Row(f"peak memory of a pack of {size}", _single(taken / 2**30), unit="GiB"))
+        if bench.device.type == "cuda":  # docs/speed.md has a CPU's, of whole processes
+            rows.append(Row(f"peak memory of a pack of {size}", _single(taken / 2**30), unit="GiB"))
     rows += _throughput(bench, options, fitting, flop, peak, source)
     size = REFERENCE if REFERENCE in fitting else max(fitting)
     rows += _methods(bench, options, fitting[size], size)
     rows += _sampling(bench, options, fitting[size], size, flop, peak)
     rows += _tried(bench, options, fitting[size], size)
-    return rows
+    if bench.device.type == "cuda":
+        return rows
+    return [row if row.unit == "" else dataclasses.replace(row, aim=None) for row in rows]  # the aims are a GPU's
 
 
 def _fit(pack: Pack, device: torch.device) -> int | None:

@@ -105,7 +105,8 @@ def test_the_real_scale_yields_its_rows_when_tiny(tmp_path: Path) -> None:
     values = {row.name: row.measured.value for row in rows}
     assert all(math.isfinite(value) for value in values.values())
     assert values["waits of the host inside a step, LoRA"] == values["waits of the host inside a step, DeLoRA"] == 0
-    assert {"peak memory of a pack of 1", "LoRA in packs of 2, cells a second over HF PEFT's"} <= values.keys()
+    assert "LoRA in packs of 2, cells a second over HF PEFT's" in values
+    assert [row.name for row in rows if row.aim is not None] == [name for name in values if name.startswith("waits")]
     # A pass has no backward; two of three parts of a step's work are left out.
     assert 0.3 < values["a guided sampler's pass, operations over those of a training step"] < 0.6
     gpu.write(tmp_path / "docs", scale, rows, "python -m benchmarks.gpu")
