@@ -43,7 +43,6 @@ def run(options: Options) -> int:
     """Measure, print and write."""
     import torch
 
-    from adapters import BadInput
     from benchmarks.rows import Row, to_markdown, write_page
     from benchmarks.scene import QUICK, Effort, find_place
     from slurm.libraries import quiet_libraries
@@ -52,11 +51,7 @@ def run(options: Options) -> int:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     tables, effort = [], QUICK if options.quick else Effort()
     with tempfile.TemporaryDirectory(prefix="plateau-bench-") as scratch:
-        try:
-            place = find_place(options.model, Path(scratch))
-        except BadInput as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        place = find_place(options.model, Path(scratch))
         devices = choose_devices(options.device)
         for device in devices:
             rows: list[Row] = []
@@ -82,6 +77,6 @@ def choose_devices(device: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    import tyro
+    from training.command_line import run_program
 
-    sys.exit(run(tyro.cli(Options, description=__doc__)))
+    sys.exit(run_program(Options, run, __doc__ or ""))

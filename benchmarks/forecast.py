@@ -188,6 +188,6 @@ def run(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    import tyro
+    from training.command_line import run_program
 
-    sys.exit(run(tyro.cli(Options, description=__doc__)))
+    sys.exit(run_program(Options, run, __doc__ or ""))

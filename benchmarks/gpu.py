@@ -24,11 +24,11 @@ from typing import Any, Literal
 
 import torch
 
-from adapters import METHODS, BadInput, parse_method
+from adapters import BadInput, parse_method
 from benchmarks.device_limits import count_flop, peak_bytes, peak_rate
 from benchmarks.real_scale import Bench, Pack, Scale
 from benchmarks.rows import Row, describe_machine, to_markdown, write_page
-from benchmarks.timing import Interval, clock, interleave, mean_of, ratio_of
+from benchmarks.timing import Interval, clock, interleave, mean_of, once, ratio_of
 from benchmarks.waiting import count_waits
 from training.store import writing
 from training.tasks.sampling import sample, start_noise
@@ -84,7 +84,7 @@ def measure(bench: Bench, options: Options) -> list[Row]:
             break
         fitting[size] = pack
         if bench.device.type == "cuda":  # docs/speed.md has a CPU's, of whole processes
-            rows.append(Row(f"peak memory of a pack of {size}", _single(taken / 2**30), unit="GiB"))
+            rows.append(Row(f"peak memory of a pack of {size}", once(taken / 2**30), unit="GiB"))
     rows += _throughput(bench, options, fitting, flop, peak, source)
     size = REFERENCE if REFERENCE in fitting else max(fitting)
     rows += _methods(bench, options, fitting[size], size)
@@ -135,14 +135,16 @@ def _methods(bench: Bench, options: Options, lora: Pack, size: int) -> Iterator[
     times = interleave(variants, rounds=options.rounds, laps=options.laps, device=bench.device, warmup=options.warmup)
     for name in packs:
         yield Row(
-            f"{label_of(name)}'s step over LoRA's, packs of {size}", ratio_of(times[name], times["lora"]), METHOD_AIM
+            f"{parse_method(name).label}'s step over LoRA's, packs of {size}",
+            ratio_of(times[name], times["lora"]),
+            METHOD_AIM,
         )
     cost = ratio_of(times["lora"], times["silent"])
     minus = Interval(cost.value - 1, cost.low - 1, cost.high - 1, cost.num)
     yield Row(f"reading all matrices at every step, share of LoRA's step, packs of {size}", minus, 0.01, unit="%")
     for name, pack in {"lora": lora, **packs}.items():
-        waits = _single(count_waits(pack, bench.device))
-        yield Row(f"waits of the host inside a step, {label_of(name)}", waits, 0.0, unit="")
+        waits = once(count_waits(pack, bench.device))
+        yield Row(f"waits of the host inside a step, {parse_method(name).label}", waits, 0.0, unit="")
 
 
 def _sampling(bench: Bench, options: Options, pack: Pack, size: int, step_flop: int, peak: float) -> Iterator[Row]:
@@ -165,7 +167,7 @@ def _sampling(bench: Bench, options: Options, pack: Pack, size: int, step_flop: 
     name = f"sampling by {size} replicas, {count} prompts together"
     yield Row(f"{name}: passes a second", mean_of([passes / s for s in seconds]), unit="/s")
     yield Row(f"{name}: share of the peak", mean_of([flop / s / peak for s in seconds]), SAMPLING_AIM, ">=", unit="%")
-    per_pass = _single(flop / passes / step_flop)
+    per_pass = once(flop / passes / step_flop)
     yield Row("a guided sampler's pass, operations over those of a training step", per_pass, unit="x")
 
 
@@ -185,15 +187,6 @@ def _tried(bench: Bench, options: Options, plain: Pack, size: int) -> Iterator[R
         yield Row(
             f"LoRA's step with {means} over the step without, packs of {size}", ratio_of(times[means], times["plain"])
         )
-
-
-def label_of(name: str) -> str:
-    """What a method is called in a table."""
-    return METHODS[parse_method(name).name].label
-
-
-def _single(value: float) -> Interval:
-    return Interval(value, math.nan, math.nan, 1)
 
 
 def fill(options: Options) -> tuple[Options, Scale]:
@@ -245,14 +238,10 @@ def to_record(row: Row) -> dict[str, Any]:
 
 def run(options: Options) -> int:
     """Measure, print and write."""
-    try:
-        options, scale = fill(options)
-        with tempfile.TemporaryDirectory(prefix="plateau-gpu-") as folder:
-            print(f"measuring {scale} on {scale.device}", file=sys.stderr, flush=True)
-            rows = measure(Bench(scale, Path(folder)), options)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options, scale = fill(options)
+    with tempfile.TemporaryDirectory(prefix="plateau-gpu-") as folder:
+        print(f"measuring {scale} on {scale.device}", file=sys.stderr, flush=True)
+        rows = measure(Bench(scale, Path(folder)), options)
     print(to_markdown(rows))
     if options.docs is not None:
         write(options.docs, scale, rows, shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]))
@@ -260,9 +249,8 @@ def run(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    import tyro
-
     from slurm.libraries import quiet_libraries
+    from training.command_line import run_program
 
     quiet_libraries()
-    sys.exit(run(tyro.cli(Options, description=__doc__)))
+    sys.exit(run_program(Options, run, __doc__ or ""))

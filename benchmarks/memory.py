@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import psutil  # type: ignore[import-untyped]
 
 from benchmarks.rows import Row
 from benchmarks.scene import Effort, Place
-from benchmarks.timing import Interval, mean_of
+from benchmarks.timing import mean_of, once
 from sweeps.rates import read_rates
 from training.tasks.pipeline import POCKET
 
@@ -47,8 +46,8 @@ def measure(place: Place, device: str, effort: Effort) -> list[Row]:
         peak = measure_peak([*default_run(place, device, Path(folder)), *effort.run_flags], Path(folder) / "cache")
     seconds = [time_help() for _ in range(effort.starts + 1)][1:]
     return [
-        Row("peak memory of the default run, its processes together", _single(peak.together / GIB), AIM_GIB, unit="GiB"),
-        Row("peak memory of the default run, its largest process", _single(peak.largest / GIB), unit="GiB"),
+        Row("peak memory of the default run, its processes together", once(peak.together / GIB), AIM_GIB, unit="GiB"),
+        Row("peak memory of the default run, its largest process", once(peak.largest / GIB), unit="GiB"),
         Row("--help", mean_of(seconds), AIM_HELP_S, judged="high", unit="s"),
     ]  # fmt: skip
 
@@ -103,7 +102,3 @@ def time_help() -> float:
     began = time.perf_counter()
     subprocess.run([sys.executable, DRIVER, "--help"], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
-
-
-def _single(value: float) -> Interval:
-    return Interval(value, math.nan, math.nan, 1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -108,15 +108,6 @@ def without_contents() -> Iterator[None]:
         yield
 
 
-def count(call: Callable[[], Any]) -> float:
-    """Operations of a call's products and convolutions."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops())
-
-
 @cache
 def count_method(method: str, rank: int, resolution: int) -> Work:
     """Operations of one sample through the U-Net with a method's adapters; "" for none."""
@@ -124,6 +115,7 @@ def count_method(method: str, rank: int, resolution: int) -> Work:
 
     from adapters import get_class, parse_method
     from adapters.inject import attach
+    from benchmarks.device_limits import count_flop
     from benchmarks.sd15 import TEXT_WIDTH, make_unet
 
     with without_contents():
@@ -141,8 +133,8 @@ def count_method(method: str, rank: int, resolution: int) -> Work:
             return unet(noise, times, encoder_hidden_states=text).sample
 
         with torch.no_grad():
-            row = count(forward)
-        return Work(count(lambda: forward().sum().backward()) if method else 0.0, row)
+            row = count_flop(forward)
+        return Work(count_flop(lambda: forward().sum().backward()) if method else 0.0, row)
 
 
 @cache
@@ -151,6 +143,7 @@ def count_picture(resolution: int) -> float:
     import torch
     from transformers import CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTModel
 
+    from benchmarks.device_limits import count_flop
     from benchmarks.sd15 import make_vae
 
     dino = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}  # facebook/dino-vits16
@@ -160,7 +153,7 @@ def count_picture(resolution: int) -> float:
         vae, latents = make_vae(), torch.empty(1, 4, resolution // 8, resolution // 8)
         scorers = ViTModel(ViTConfig(**dino), add_pooling_layer=False), CLIPVisionModel(CLIPVisionConfig(**clip))
         picture = torch.empty(1, 3, 224, 224)
-        return count(lambda: [vae.decode(latents), *(scorer(picture) for scorer in scorers)])
+        return count_flop(lambda: [vae.decode(latents), *(scorer(picture) for scorer in scorers)])
 
 
 @dataclass(frozen=True)
@@ -237,25 +230,20 @@ def to_markdown(rows: Sequence[Price], classes: float, options: Options, setting
 
 def run(options: Options) -> int:
     """Count, print and write."""
-    from adapters import BadInput
     from benchmarks.page import write_part
     from benchmarks.rows import describe_run
 
     setting = read_setting()
-    try:
-        rows = [price(method, options, setting) for method in options.method]
-        text = to_markdown(rows, price_classes(options, setting), options, setting)
-        text += f"\n\n{describe_run('benchmarks.price')}"
-        print(text)
-        if options.docs is not None:
-            write_part(options.docs / "speed.md", "price", text)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    rows = [price(method, options, setting) for method in options.method]
+    text = to_markdown(rows, price_classes(options, setting), options, setting)
+    text += f"\n\n{describe_run('benchmarks.price')}"
+    print(text)
+    if options.docs is not None:
+        write_part(options.docs / "speed.md", "price", text)
     return 0
 
 
 if __name__ == "__main__":
-    import tyro
+    from training.command_line import run_program
 
-    sys.exit(run(tyro.cli(Options, description=__doc__)))
+    sys.exit(run_program(Options, run, __doc__ or ""))

@@ -203,31 +203,26 @@ TABLES: dict[str, Callable[[Scene, Options], str]] = {
 
 def run(options: Options) -> int:
     """Measure, print and write."""
-    from adapters import BadInput
     from slurm.libraries import quiet_libraries
 
     quiet_libraries()
     read_clock = time.process_time if options.clock == "processor" else time.perf_counter
     note = f"n = {options.rounds} rounds of {options.steps} steps; seconds of the {options.clock} clock; one thread"
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="plateau-bench-") as scratch,
-            patch.object(scene, "clock", lambda device: read_clock()),
-        ):
-            scene_ = Scene(find_place(options.model, Path(scratch)), "cpu")
-            for name in options.only:
-                print(f"measuring {name}", file=sys.stderr, flush=True)
-                text = f"{TABLES[name](scene_, options)}\n\n{scene_.place.name}; {note}; {describe_run('benchmarks.speed')}"
-                print(f"\n{text}", flush=True)
-                if options.docs is not None:
-                    write_part(options.docs / "speed.md", name, text)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with (
+        tempfile.TemporaryDirectory(prefix="plateau-bench-") as scratch,
+        patch.object(scene, "clock", lambda device: read_clock()),
+    ):
+        scene_ = Scene(find_place(options.model, Path(scratch)), "cpu")
+        for name in options.only:
+            print(f"measuring {name}", file=sys.stderr, flush=True)
+            text = f"{TABLES[name](scene_, options)}\n\n{scene_.place.name}; {note}; {describe_run('benchmarks.speed')}"
+            print(f"\n{text}", flush=True)
+            if options.docs is not None:
+                write_part(options.docs / "speed.md", name, text)
     return 0
 
 
 if __name__ == "__main__":
-    import tyro
+    from training.command_line import run_program
 
-    sys.exit(run(tyro.cli(Options, description=__doc__)))
+    sys.exit(run_program(Options, run, __doc__ or ""))

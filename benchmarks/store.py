@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import resource
 import shutil
 import subprocess
@@ -27,7 +26,7 @@ import pyarrow as pa
 
 from adapters import parse_method
 from benchmarks.rows import Row, to_markdown
-from benchmarks.timing import Interval, mean_of
+from benchmarks.timing import mean_of, once
 from training.cell import Cell
 from training.store import GAUGES, RunFolder
 
@@ -91,7 +90,7 @@ def measure_writing(root: Path, options: Options) -> list[Row]:
         shutil.rmtree(folder.path)
     count = len(originals) * (options.steps + 1) * len(names)
     return [
-        Row("dynamics on disk, bytes for each step and matrix", _single(size / count), 10.0, unit="B"),
+        Row("dynamics on disk, bytes for each step and matrix", once(size / count), 10.0, unit="B"),
         Row(
             f"writing them, share of a run's step of {STEP_S:g} s", mean_of(np.array(seconds) / STEP_S), 0.01, unit="%"
         ),
@@ -198,10 +197,6 @@ def measure_load(name: str, root: Path) -> dict[str, float]:
     count = LOADS[name](root)
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "rows": count, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-
-
-def _single(value: float) -> Interval:
-    return Interval(value, math.nan, math.nan, 1)
 
 
 if __name__ == "__main__":

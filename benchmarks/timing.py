@@ -77,6 +77,11 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Interval:
     return Interval(mean, mean - half, mean + half, len(sample))
 
 
+def once(value: float) -> Interval:
+    """A value that was measured a single time, without limits."""
+    return Interval(value, math.nan, math.nan, 1)
+
+
 def ratio_of(numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray) -> Interval:
     """The paired ratio: the t interval of the rounds' log ratios, turned back."""
     logs = mean_of(np.log(np.asarray(numerators, dtype=float) / np.asarray(denominators, dtype=float)))
