@@ -4,7 +4,7 @@
     python -m benchmarks.gpu --docs docs           # also writes docs/gpu.json and docs/gpu.md
 
 Cells per second are compared with HF PEFT's plain loop at batch 1, whose base is bf16 throughout, as in diffusers' script. All
-variants share the machine and take turns. The weights are random: they change no time. A run takes some five minutes.
+variants share the machine and take turns. The weights are random: they change no time.
 """
 
 from __future__ import annotations
