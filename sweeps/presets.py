@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,7 +67,7 @@ def _settings(table: Mapping[str, Any], tables: Mapping[str, Any]) -> tuple[Sett
 def named_preset(arguments: Sequence[str]) -> str:
     """The value of `--preset` on a command line, "none" without one; the last one counts, as for every flag."""
     found = NONE
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in pairwise([*arguments, NONE]):
         if word == "--preset":
             found = following
         elif word.startswith("--preset="):

@@ -77,6 +77,13 @@ def test_users_and_drivers_have_the_last_word() -> None:
     assert start_from(weight_norms.NormOptions, "paper").method == ()
     assert start_from(Options, "none") == Options()
     assert named_preset(["--preset", "paper", "--preset=ether"]) == "ether"
+    assert named_preset([]) == named_preset(["--preset"]) == named_preset(["--rank", "4"]) == "none"
+
+
+def test_a_driver_without_a_flag_runs_on_its_defaults() -> None:
+    seen: list[Options] = []
+    assert run(lr_robustness.RobustnessOptions, seen=seen) == 0
+    assert seen == [lr_robustness.RobustnessOptions()]
 
 
 @pytest.mark.parametrize(
