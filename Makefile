@@ -54,19 +54,21 @@ format: $(VENV)/.plateau-test ## put style and format right
 # docs/results: every driver on the pocket, in one sweep, so that what several questions share is trained once.
 EVIDENCE = $(BIN)/python sweeps/$(1).py --sweep evidence --docs docs/results/$(1) $(2) $(ARGS)
 EIGHT_RATES := --multipliers 0.25 0.5 1 2 4 8 16 32
+EIGHT := --subjects bulb burger butterfly cake cow frog gift mushroom
+SIXTEEN := $(EIGHT) octopus owl robot snail sneaker teapot tiger unicorn
 evidence: $(VENV)/.plateau-run ## docs/results: every driver on the pocket, hours on two cores; goes on where it stopped
-	$(call EVIDENCE,lr_robustness,--method lora dora dora-fixed delora etherplus ether oft $(EIGHT_RATES) --subjects 16 \
+	$(call EVIDENCE,lr_robustness,--method lora dora dora-fixed delora etherplus ether oft $(EIGHT_RATES) $(SIXTEEN) \
 		--split-seeds 1 2)
-	$(call EVIDENCE,prolonged_training,--method lora dora delora etherplus --subjects 8 --steps 2600 \
+	$(call EVIDENCE,prolonged_training,--method lora dora delora etherplus $(EIGHT) --steps 2600 \
 		--eval-steps 200 600 1000 1400 1800 2200)
-	$(call EVIDENCE,boundary_and_angle,$(EIGHT_RATES) --subjects 8)
-	$(call EVIDENCE,dora_magnitude,$(EIGHT_RATES) --subjects 16)
-	$(call EVIDENCE,weight_norms,--method lora dora delora etherplus --subjects 8)
-	$(call EVIDENCE,start_robustness,--subjects 8)
-	$(call EVIDENCE,best_of_grid,--subjects 8)
-	$(call EVIDENCE,design_ablation,--subjects 8)
-	$(call EVIDENCE,setting_robustness,--subjects 8)
-	$(call EVIDENCE,rank_robustness,--subjects 8)
+	$(call EVIDENCE,boundary_and_angle,$(EIGHT_RATES) $(EIGHT))
+	$(call EVIDENCE,dora_magnitude,$(EIGHT_RATES) $(SIXTEEN))
+	$(call EVIDENCE,weight_norms,--method lora dora delora etherplus $(EIGHT))
+	$(call EVIDENCE,start_robustness,$(EIGHT))
+	$(call EVIDENCE,best_of_grid,$(EIGHT))
+	$(call EVIDENCE,design_ablation,$(EIGHT))
+	$(call EVIDENCE,setting_robustness,$(EIGHT))
+	$(call EVIDENCE,rank_robustness,$(EIGHT))
 	$(BIN)/python sweeps/lr_robustness.py --sweep evidence --docs docs/results/lr_robustness-test-subjects \
 		--method lora dora delora etherplus oft --multipliers 0.25 1 4 16 --subjects crab fish guitar trophy $(ARGS)
 	$(MAKE) figures

@@ -171,7 +171,7 @@ def choose_device(options: Options) -> str:
 def choose_subjects(
     asked: Sequence[str], count: int, split: str, without: Sequence[str] = ()
 ) -> tuple[Path, list[str]]:
-    """The folder of subjects and the names of those to use.
+    """The folder of subjects and the names of those to use, a number of them in the order of the folder's table.
 
     Args:
         asked: `--subjects`: an optional folder first, then names, or one number.
@@ -189,7 +189,7 @@ def choose_subjects(
         return folder, list(dict.fromkeys(rest))
     splits = any(row["split"] for row in subject_folders.read_table(folder).values())
     pool = subject_folders.names(folder, split if splits else None)
-    pool = [name for name in pool if name not in without]
+    pool = [name for name in subject_folders.in_order(pool, folder) if name not in without]
     wanted = int(rest[0]) if rest else min(count, len(pool))
     if not 1 <= wanted <= len(pool):
         which = f" of split {split!r}" if splits else dreambench.describe_missing(folder)

@@ -74,12 +74,15 @@ def say_plateaus(plateaus: pd.DataFrame) -> None:
 
 
 def evidence(folder: Path | None, results: Results) -> Results | None:
-    """The committed results of other methods, if they are of the same model and as long a training as `results`."""
+    """The committed results of other methods on the same subjects, if they are of the same model and as long a training."""
     if folder is None or not (folder / "runs.parquet").exists():
         return None
     found = load(folder)
     alike = [set(found.runs[name]) == set(results.runs[name]) for name in ("model_hash", "steps")]
-    return found if all(alike) else None
+    subjects = set(results.runs["subject"])
+    if not all(alike) or not subjects <= set(found.runs["subject"]):
+        return None
+    return found.select(subject=sorted(subjects))
 
 
 def report_prolonged(outcome: Outcome, docs: Path | None) -> None:

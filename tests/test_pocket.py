@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
+import shlex
+import subprocess
 from itertools import combinations
 from pathlib import Path
 
@@ -21,7 +24,8 @@ from training.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures, r
 from training.pocket.quality import subject_cosines, subject_photographs, to_tensor
 from training.pocket.scenes import COMPANIONS, make_scenes
 from training.pocket.studio import open_studio
-from training.pocket.subjects import SPLITS
+from training.pocket.subjects import SPLITS, SUBJECTS, _write_table
+from training.tasks.subjects import load as load_subject
 from training.tasks.subjects import read_table
 
 
@@ -101,6 +105,62 @@ def test_drivers_never_touch_a_split_that_is_not_theirs() -> None:
     assert set(choose_subjects((), 99, "tuning")[1]) == set(SPLITS["tuning"])
     with pytest.raises(BadInput, match="16 subjects of split 'evidence'"):
         choose_subjects(("17",), 6, "evidence")
+
+
+def test_the_first_subjects_have_most_to_learn_and_differ_in_kind() -> None:
+    from sweeps.grid import choose_subjects
+
+    assert choose_subjects(("1",), 6, "evidence")[1] == ["snail"], "the base scores lowest there"
+    first = choose_subjects((), 6, "evidence")[1]
+    assert [SUBJECTS["evidence"][name][0] for name in first[:4]] == ["animal", "clothing", "food", "thing"]
+    assert max(SUBJECTS["evidence"][name][1] for name in first) < 0.05, "bulb, at 0.58, is not among them"
+
+
+def test_the_subjects_table_says_what_the_committed_evidence_measured(pocket: Path, tmp_path: Path) -> None:
+    from analysis import load
+
+    table = read_table(pocket / "subjects")
+    results = Path(__file__).resolve().parents[1] / "docs" / "results"
+    for folder in ("best_of_grid", "lr_robustness", "lr_robustness-test-subjects"):
+        base = load(results / folder).base.query("metric == 'dino'").groupby("subject")["value"].mean()
+        for name, value in base.items():
+            assert float(table[str(name)]["base_dino"]) == pytest.approx(value, abs=6e-4), name
+    _write_table([(name, split) for split, names in SPLITS.items() for name in names], tmp_path / "subjects.csv")
+    assert (tmp_path / "subjects.csv").read_bytes() == (pocket / "subjects" / "subjects.csv").read_bytes()
+
+
+def test_the_order_of_subjects_is_a_tables_own_and_no_part_of_a_runs_identity(tmp_path: Path) -> None:
+    from adapters import BadInput
+    from sweeps.grid import choose_subjects
+
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    (tmp_path / "subjects.csv").write_text("subject,class,kind,split\na,a,live,\n".replace("live,", "live,evidence"))
+    one = load_subject(tmp_path, "a", token="sks", instance_prompt="a {token} {cls}").content_hash()
+    rows = "subject,class,kind,split,order\na,a,live,evidence,2\nb,b,live,evidence,\nc,c,live,evidence,1\n"
+    (tmp_path / "subjects.csv").write_text(rows)
+    assert choose_subjects((f"{tmp_path}/", "3"), 6, "evidence")[1] == ["c", "a", "b"]
+    assert load_subject(tmp_path, "a", token="sks", instance_prompt="a {token} {cls}").content_hash() == one
+    (tmp_path / "subjects.csv").write_text(rows.replace("evidence,2", "evidence,second"))
+    with pytest.raises(BadInput, match="order of a is 'second'; allowed: whole numbers"):
+        choose_subjects((f"{tmp_path}/", "3"), 6, "evidence")
+
+
+def test_the_commands_of_make_evidence_name_the_subjects_of_the_committed_runs() -> None:
+    from analysis import load
+    from sweeps.grid import choose_subjects
+
+    root = Path(__file__).resolve().parents[1]
+    shown = subprocess.run(["make", "-n", "evidence"], cwd=root, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in shown.replace("\\\n", " ").splitlines() if "--docs docs/results/" in line]
+    assert len(lines) == 11
+    for words in map(shlex.split, lines):
+        names = list(itertools.takewhile(lambda w: not w.startswith("--"), words[words.index("--subjects") + 1 :]))
+        docs = root / words[words.index("--docs") + 1]
+        if (docs / "runs.parquet").exists():
+            trained = set(load(docs).runs["subject"]) - set(SPLITS["tuning"])
+            assert set(choose_subjects(names, 0, "evidence")[1]) == trained, docs.name
 
 
 def test_every_subject_has_five_different_photographs(pocket: Path) -> None:

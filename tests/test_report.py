@@ -18,5 +18,14 @@ def test_evidence_stands_behind_runs_of_its_model_and_length_alone() -> None:
         assert evidence(EVIDENCE, dataclasses.replace(own, all_runs=own.all_runs.assign(**changed))) is None
 
 
+def test_evidence_is_of_the_subjects_that_were_run_and_of_no_others() -> None:
+    own = load(EVIDENCE)
+    behind = evidence(EVIDENCE, own.select(subject=["snail", "cake"]))
+    assert behind is not None
+    assert set(behind.runs["subject"]) == {"snail", "cake"}
+    other = own.all_runs.assign(subject=own.all_runs["subject"].replace("snail", "my cat"))
+    assert evidence(EVIDENCE, dataclasses.replace(own, all_runs=other)) is None
+
+
 def test_nothing_stands_behind_where_there_is_no_evidence(tmp_path: Path) -> None:
     assert evidence(tmp_path, load(EVIDENCE)) is None

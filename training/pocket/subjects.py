@@ -1,6 +1,7 @@
 """Stage ``subjects``: five photographs each of pictures of the held-out vendor, in DreamBooth's folder layout.
 
-``subjects/<subject>/00.png`` .. ``04.png``, ``subjects/subjects.csv`` (subject, class, kind, split), ``subjects/prompts.json``.
+``subjects/<subject>/00.png`` .. ``04.png``, ``subjects/prompts.json``, and ``subjects/subjects.csv``: subject, class, kind (which
+chooses the prompts), split, and the order in which a number of subjects is taken of a split, with what it rests on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import csv
 import json
 import shutil
 import zlib
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,13 +26,22 @@ from training.pocket.sheets import to_bytes
 from training.pocket.views import Placement, light, over, place, premultiply, to_model
 
 PHOTOGRAPHS = 5
-SPLITS = {
-    "tuning": ("boat", "hat", "lion", "whale"),
-    "evidence": (
-        "bulb", "burger", "butterfly", "cake", "cow", "frog", "gift", "mushroom", "octopus", "owl", "robot", "snail",
-        "sneaker", "teapot", "tiger", "unicorn",
-    ),
-    "test": ("crab", "fish", "guitar", "trophy"),
+# What each subject is, and the DINO likeness of the untouched base's pictures of it (all prompts, docs/results): where the base
+# is like it already, there is little to learn.
+SUBJECTS: dict[str, dict[str, tuple[str, float]]] = {
+    "tuning": {
+        "boat": ("vehicle", 0.232), "hat": ("clothing", 0.318), "lion": ("animal", 0.125), "whale": ("animal", 0.196),
+    },
+    "evidence": {
+        "bulb": ("thing", 0.585), "burger": ("food", -0.036), "butterfly": ("animal", -0.020), "cake": ("food", 0.002),
+        "cow": ("animal", 0.360), "frog": ("animal", 0.079), "gift": ("thing", 0.251), "mushroom": ("food", 0.440),
+        "octopus": ("animal", 0.022), "owl": ("animal", 0.137), "robot": ("thing", 0.246), "snail": ("animal", -0.073),
+        "sneaker": ("clothing", -0.054), "teapot": ("thing", 0.030), "tiger": ("animal", 0.027),
+        "unicorn": ("animal", 0.141),
+    },
+    "test": {
+        "crab": ("animal", 0.170), "fish": ("animal", -0.042), "guitar": ("thing", 0.255), "trophy": ("thing", 0.237),
+    },
 }  # fmt: skip
 SHARED_PROMPTS = (
     "a {token} {cls} on a blue background",
@@ -69,6 +81,26 @@ PROMPTS = {
 }
 
 
+def most_to_learn(subjects: Mapping[str, tuple[str, float]]) -> tuple[str, ...]:
+    """Order subjects so that the first few have most to learn and differ in what they are.
+
+    Args:
+        subjects: by name, what each is (animal, food, ...) and how like it the untouched base's pictures are.
+
+    Returns:
+        The least like of everything that a subject may be, the least like first; then the second of each, and so on.
+    """
+    taken: Counter[str] = Counter()
+    rounds = {}
+    for name in sorted(subjects, key=lambda name: (subjects[name][1], name)):
+        rounds[name] = taken[subjects[name][0]]
+        taken[subjects[name][0]] += 1
+    return tuple(sorted(rounds, key=lambda name: (rounds[name], subjects[name][1], name)))
+
+
+SPLITS = {split: most_to_learn(subjects) for split, subjects in SUBJECTS.items()}
+
+
 def photograph(rgba: Float[Tensor, "1 4 64 64"], seed: int) -> Float[Tensor, "5 3 64 64"]:
     """Five views of one thing: background, size, place, tilt and light differ."""
     g = seeded(seed, 0)
@@ -104,5 +136,8 @@ def _write_table(rows: list[tuple[str, str]], path: Path) -> None:
     kinds = dict(read_classes().values())
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("subject", "class", "kind", "split"))
-        writer.writerows((name, name, kinds[name], split) for name, split in rows)
+        writer.writerow(("subject", "class", "kind", "split", "order", "group", "base_dino"))
+        for name, split in rows:
+            group, base_dino = SUBJECTS[split][name]
+            place = SPLITS[split].index(name) + 1
+            writer.writerow((name, name, kinds[name], split, place, group, f"{base_dino:.3f}"))

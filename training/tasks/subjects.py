@@ -9,6 +9,7 @@ import csv
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class Subject:
 
 def read_table(folder: Path) -> dict[str, dict[str, str]]:
     """Rows (subject, class, kind, split) of `subjects.csv`, or of the published classes, by subject; empty without either file.
+
+    A table may have a column `order` too: in which order subjects are taken where only their number is given (`in_order`).
 
     Raises:
         BadInput: if a column is missing or a split is unknown.
@@ -126,6 +129,21 @@ def names(folder: Path, split: str | None = None) -> list[str]:
     if not wanted:
         raise BadInput(f"no subjects{f' of split {split!r}' if split else ''} in {folder}; expected <subject>/*.png")
     return wanted
+
+
+def in_order(found: Sequence[str], folder: Path) -> list[str]:
+    """Subjects as the table's column `order` says, smallest number first; those without a number last, as they came.
+
+    Raises:
+        BadInput: if the column holds anything but numbers.
+    """
+    table = read_table(folder)
+    places = {name: (table.get(name, {}).get("order") or "").strip() for name in found}
+    if wrong := [name for name, place in places.items() if place and not place.isdecimal()]:
+        raise BadInput(
+            f"{folder / 'subjects.csv'}: order of {wrong[0]} is {places[wrong[0]]!r}; allowed: whole numbers"
+        )
+    return sorted(found, key=lambda name: int(places[name]) if places[name] else math.inf)
 
 
 def load(folder: Path, name: str, *, token: str, instance_prompt: str) -> Subject:
