@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from adapters.plain_text import printable
+
 if TYPE_CHECKING:
     from adapters.base import Adapter
 
@@ -29,6 +31,7 @@ __all__ = [
     "get_class",
     "name_method",
     "parse_method",
+    "printable",
 ]
 
 PEFT = "peft:"  # what the name of a method begins with that is HF PEFT's
@@ -38,7 +41,10 @@ Options = Mapping[str, tuple[OptionValue | type, ...]]
 
 
 class BadInput(ValueError):
-    """A value that the user gave and that cannot be used; its text is one line that says what is allowed."""
+    """A value that the user gave and that cannot be used; its text is one printable line that says what is allowed."""
+
+    def __init__(self, text: object = "") -> None:
+        super().__init__(printable(text))
 
 
 @dataclass(frozen=True)

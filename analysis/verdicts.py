@@ -5,7 +5,6 @@ python -m analysis.verdicts --results runs --claims docs/claims.toml
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from adapters import BadInput
+from adapters.documents import NAME, REAL, TEXT, check_form, read_toml
 from analysis.comparisons import compare
 from analysis.curves import run_scores, subject_scores
 from analysis.directions import magnitude_direction, magnitude_direction_correlation
@@ -24,6 +24,9 @@ from analysis.plateau import Grid, subject_grid
 from analysis.statistics import Interval, rate_interval, t_interval
 from analysis.tables import to_markdown, write_tables
 
+FORM = {
+    "id": NAME, "source": TEXT, "claim": TEXT, "sweep": NAME, "measure": NAME, "arguments": {}, "low": REAL, "high": REAL,
+}  # fmt: skip
 AGREES, CONTRADICTS, OPEN = "agrees", "contradicts", "cannot be told"
 
 
@@ -58,13 +61,16 @@ def read_claims(path: Path) -> list[Claim]:
         BadInput: if the file is no TOML, a key or measure is unknown or missing, or a range is empty or holds everything.
     """
     try:
-        rows = tomllib.loads(path.read_text(encoding="utf-8")).get("claim", [])
+        tables = read_toml(path)[0]
+        check_form(tables, {"claim": [{}]}, str(path))
+        rows = tables.get("claim", [])
         claims = [Claim(**row) for row in rows]
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise BadInput(f"{path} cannot be read: {error}") from None
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from None
     except TypeError as error:
         allowed = ", ".join(f.name for f in fields(Claim))
         raise BadInput(f"{path}: {str(error).removeprefix('Claim.__init__() ')}; keys are {allowed}") from None
+    check_form(rows, [FORM], str(path))
     for claim in claims:
         if claim.measure not in MEASURES:
             raise BadInput(f"{path}: unknown measure {claim.measure!r} of {claim.id}; allowed: {', '.join(MEASURES)}")

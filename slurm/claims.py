@@ -299,7 +299,7 @@ def _read_quietly(path: Path) -> dict:
             _named.add(path)
             print(f"{error}: going on without it", file=sys.stderr)
         return {}
-    except OSError:
+    except (StoreError, OSError):
         return {}
     return found if isinstance(found, dict) else {}
 

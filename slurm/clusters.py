@@ -11,13 +11,13 @@ import dataclasses
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapters import BadInput
+from adapters.documents import read_toml
 
 DEFAULTS = Path(__file__).with_name("clusters.toml")
 EXECUTORS = ("inline", "local", "slurm", "export")
@@ -109,12 +109,9 @@ def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
         BadInput: naming the file and the line.
     """
     try:
-        text = path.read_text()
-        tables = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(f"{path} is no TOML: {error}") from None
+        tables, text = read_toml(path)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from None
     found = []
     for section, values in tables.items():
         if not isinstance(values, dict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from adapters import BadInput
+from adapters.documents import read_toml
 
 PRESETS = Path(__file__).with_name("presets.toml")
 NONE = "none"
@@ -54,7 +54,7 @@ class Preset:
 
 def read_presets(path: Path = PRESETS) -> dict[str, Preset]:
     """The presets by name; one that is `like` another has that one's settings where it has none of its own."""
-    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    tables = read_toml(path)[0]
     return {name: Preset(name, table["title"], _settings(table, tables)) for name, table in tables.items()}
 
 

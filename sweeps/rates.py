@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import BadInput, MethodSpec
+from adapters.documents import read_toml
 from training.store import writing
 
 RATES = Path(__file__).with_name("base_rates.toml")
@@ -34,7 +34,7 @@ class Rates:
 
 def read_rates(path: Path = RATES) -> dict:
     """The tables of the data file by name: `pocket`, `sd15`, `sd15-table`, `untuned`."""
-    return tomllib.loads(path.read_text()) if path.exists() else {}
+    return read_toml(path)[0] if path.exists() else {}
 
 
 def base_rates(spec: MethodSpec, model: str, model_hash: str, path: Path = RATES, table: str | None = None) -> Rates:

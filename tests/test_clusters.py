@@ -67,7 +67,7 @@ def test_unknown_cluster_lists_the_known_ones(home: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        ('[here]\npartition = "gpu"\ngpus = \n', 3, "is no TOML"),
+        ('[here]\npartition = "gpu"\ngpus = \n', 3, "cannot be read as TOML"),
         ('[here]\nparttion = "gpu"\n', 2, "parttion is no setting of a cluster; settings: partition, account"),
         ('[a]\ngpus = 1\n\n[here]\n\ngpus = "many"\n', 6, "gpus is 'many'; allowed: a number, or a type"),
         ("[here]\ntime_min = -1\n", 2, "time_min is -1; allowed: a whole number from 0 on"),

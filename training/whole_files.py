@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapters import BadInput
+from adapters import BadInput, documents
 
 _ASIDE = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)(-link)?\.tmp")
 
@@ -95,16 +95,22 @@ def write_json(path: Path, value: Any) -> None:
         aside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
+def read_json(path: Path, form: Any = documents.ANY) -> Any:
+    """Read JSON of a form (`adapters.documents`).
 
     Raises:
-        DamagedFile: if it is none; the message names the file.
+        FileNotFoundError: if there is no file.
+        DamagedFile: if it is no JSON, or has another form; the message names the file.
+        StoreError: if it cannot be opened.
     """
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFile(f"damaged file {path}: {error}") from None
+        return documents.read_json(path, form)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+    except BadInput as error:
+        raise DamagedFile(error) from None
 
 
 def create_json(path: Path, value: Any) -> bool:
