@@ -22,7 +22,7 @@ from analysis.plateau import TOLERANCE, find_plateau, joint_plateau, plateau
 from analysis.power import detectable_difference
 from analysis.selection import best_settings, best_table, tried_settings
 from analysis.settings import plateau_by_setting
-from analysis.summary import Robustness, plateau_sentence, robustness, summary
+from analysis.summary import Robustness, plateau_sentence, robustness, summary, unfit_subjects
 from analysis.tables import format_table, to_latex, to_markdown, write_tables
 from analysis.variance import split_variance, variance_table
 
@@ -68,6 +68,7 @@ __all__ = [
     "to_latex",
     "to_markdown",
     "tried_settings",
+    "unfit_subjects",
     "variance_table",
     "weight_norms",
     "write_tables",

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from adapters import BadInput
+from analysis.load import ANY, RANGES
 from analysis.permutation import holm, sign_flip
 from analysis.plateau import TOLERANCE, Grid, find_plateaus, mean_over_octaves, subject_grid
 from analysis.power import detectable_difference
@@ -65,8 +66,9 @@ def compare(
     chosen = list(combinations(values, 2)) if pairs is None else list(pairs)
     if unknown := [name for pair in chosen for name in pair if name not in values]:
         raise BadInput(f"no series {unknown[0]!r}; allowed: {', '.join(values)}")
+    low, high = RANGES.get(metric, ANY)
     rows = [
-        {"measure": measure, "a": a, "b": b, **_difference(values[a], values[b], measure)}
+        {"measure": measure, "a": a, "b": b, **_difference(values[a], values[b], measure, high - low)}
         for measure in measures
         for a, b in chosen
     ]
@@ -93,8 +95,10 @@ def subject_measures(rows: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.Dat
     measures |= {"worst": scores[:, int(np.nanargmin(mean))], "width": _own_width(grid, tolerance)}
     if alive.any():
         best = scores[:, int(np.where(alive, mean, -np.inf).argmax())]
-        lost = best[:, None] - np.where(mean < grid.base.mean(), grid.base[:, None], scores)
-        measures |= {"at_best": best, "sensitivity": np.nanmean(lost, axis=1)}
+        measures |= {"at_best": best}
+        if np.nanmean(best) > grid.base.mean():  # else there is no gain to lose
+            lost = best[:, None] - np.where(mean < grid.base.mean(), grid.base[:, None], scores)
+            measures |= {"sensitivity": np.nanmean(lost, axis=1)}
     if (one := np.isclose(grid.points, 1.0)).any():
         measures |= {"at_one": scores[:, int(one.argmax())]}
     return pd.DataFrame(measures, index=grid.scores.index)
@@ -107,11 +111,14 @@ def _own_width(grid: Grid, tolerance: float) -> Floats:
     return width
 
 
-def _difference(a: pd.DataFrame, b: pd.DataFrame, measure: str) -> dict[str, float]:
+def _difference(a: pd.DataFrame, b: pd.DataFrame, measure: str, span: float) -> dict[str, float]:
+    """The differences of one measure; of scores they lie between -`span` and `span`."""
     first, second = a[measure].align(b[measure], join="inner")
     values = (first - second).dropna().to_numpy(dtype=float)
-    mean, low, high, n = t_interval(values)
-    boot, middle, test = studentised_bootstrap(values), interquartile_interval(values), sign_flip(values)
+    ends = (-np.inf, np.inf) if measure == "width" else (-span, span)
+    mean, low, high, n = t_interval(values).within(*ends)
+    boot, middle = studentised_bootstrap(values).within(*ends), interquartile_interval(values)
+    test = sign_flip(values)
     return {
         "mean": mean, "low": low, "high": high, "boot_low": boot.low, "boot_high": boot.high,
         "iqm": middle.mean, "iqm_low": middle.low, "iqm_high": middle.high,

@@ -13,7 +13,7 @@ import pandas as pd
 
 from adapters import METHODS, BadInput
 from analysis.folders import ENDED
-from analysis.load import BASE_KEY, DRIFT, METRICS, Results
+from analysis.load import ANY, BASE_KEY, DRIFT, METRICS, RANGES, Results
 from analysis.series import by_number
 from analysis.statistics import Interval, paired_difference, t_interval
 
@@ -90,10 +90,15 @@ def paired_curve(table: pd.DataFrame, a: str, b: str, x: str = "multiplier") -> 
     first, second = (table.loc[table["series"] == name, [*keys, "subject", "value"]] for name in (a, b))
     pairs = first.merge(second, on=[*keys, "subject"], suffixes=("_a", "_b"))
     rows = [
-        [*key, *paired_difference(group.set_index("subject")["value_a"], group.set_index("subject")["value_b"])]
+        [*key, *_paired(group.set_index("subject"), RANGES.get(str(key[0]), ANY))]
         for key, group in pairs.groupby(keys, sort=False, observed=True)
     ]
     return in_order(pd.DataFrame(rows, columns=[*keys, *Interval._fields]), x)
+
+
+def _paired(group: pd.DataFrame, limits: tuple[float, float]) -> Interval:
+    low, high = limits
+    return paired_difference(group["value_a"], group["value_b"]).within(low - high, high - low)
 
 
 def base_line(results: Results) -> pd.DataFrame:
@@ -103,7 +108,7 @@ def base_line(results: Results) -> pd.DataFrame:
         base = base[base["subject"].isin(results.runs["subject"])]
     means = base.groupby(["metric", "subject"], observed=True)["value"].mean().astype(float)
     rows = [
-        [metric, *t_interval(means[metric])]
+        [metric, *t_interval(means[metric]).within(*RANGES[metric])]
         for metric in (*METRICS, DRIFT)
         if metric in means.index.get_level_values(0)
     ]
@@ -111,14 +116,32 @@ def base_line(results: Results) -> pd.DataFrame:
 
 
 def summarise(
-    table: pd.DataFrame, x: str, by: Sequence[str], interval: Callable[[np.ndarray], Interval]
+    table: pd.DataFrame,
+    x: str,
+    by: Sequence[str],
+    interval: Callable[[np.ndarray], Interval],
+    limits: tuple[float, float] = ANY,
 ) -> pd.DataFrame:
-    """Reduce a subject-level table to one row for each series and x."""
+    """Reduce a subject-level table to one row for each series and x.
+
+    Args:
+        table: rows series, method, x, subject, value, num_seeds, num_diverged.
+        x: the column along which the curve runs.
+        by: further columns that tell curves apart.
+        interval: of the subjects' values.
+        limits: the range of the values, for tables without a metric; a metric has its own.
+
+    Returns:
+        Rows series, method, x, `by`, mean, low, high, num_subjects, num_diverged, num_runs, and least and most: the lowest and
+        the highest subject.
+    """
     rows = []
     for key, group in table.groupby(["series", "method", x, *by], sort=False, observed=True):
         counts = [int(group["num_diverged"].sum()), int(group["num_seeds"].sum())]
-        rows.append([*key, *interval(group["value"].to_numpy(dtype=float)), *counts])
-    columns = ["series", "method", x, *by, *Interval._fields, "num_diverged", "num_runs"]
+        values = group["value"].to_numpy(dtype=float)
+        ends = RANGES.get(str(group["metric"].iloc[0]), ANY) if "metric" in group else limits
+        rows.append([*key, *interval(values).within(*ends), *counts, values.min(), values.max()])
+    columns = ["series", "method", x, *by, *Interval._fields, "num_diverged", "num_runs", "least", "most"]
     frame = pd.DataFrame(rows, columns=columns)
     return in_order(frame, x)
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from adapters import BadInput
 from analysis.curves import ended_runs, summarise
-from analysis.load import Results
+from analysis.load import ANY, RANGES, Results
 from analysis.statistics import log_interval, t_interval
 
 
@@ -99,4 +99,4 @@ def gauge_curve(
         .agg(value=("value", "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
         .reset_index()
     )
-    return summarise(table.astype({"value": float}), "step", by, t_interval)
+    return summarise(table.astype({"value": float}), "step", by, t_interval, RANGES.get(gauge, ANY))

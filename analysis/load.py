@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,12 @@ from analysis.series import name_series
 BASE = "base"
 METRICS = ("dino", "clip_i", "clip_t")
 DRIFT = "drift"  # how far pictures of unrelated prompts have moved; the lower the better
+COSINE = (-1.0, 1.0)
+# The values that a score, or a gauge of the dynamics, can have: no interval goes beyond them.
+RANGES = dict.fromkeys(METRICS, COSINE) | {
+    DRIFT: (0.0, 1.0), "saturation": (0.0, 1.0), "distance_rel": (0.0, inf), "transform_distance": (0.0, inf),
+}  # fmt: skip
+ANY = (-inf, inf)
 # The fields in which an untouched base's run must agree with a run that is compared with it (`Cell.base`).
 BASE_KEY = (
     "subject", "resolution", "num_prompts", "num_images", "num_inference_steps", "guidance_scale", "mixed_precision",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from adapters import BadInput
 from analysis.inversion import edge_intervals, max_interval
-from analysis.load import DRIFT
+from analysis.load import ANY, DRIFT, RANGES
 from analysis.statistics import Bools, Floats, Ints, t_interval
 
 TOLERANCE = 0.05  # of the peak's gain over the untouched base
 PROMPT_LOSS = 0.2  # of the untouched base's CLIP-T
+LEAST_SUBJECTS = 3  # that a plateau is named from
 OWN = ("sensitivity", "area", "worst", "peak_")  # what a joint plateau has not
 
 
@@ -27,7 +29,8 @@ class Plateau(NamedTuple):
         low_edge, high_edge: multipliers at which the curve crosses peak - tolerance (peak - base), or the grid's end.
         open_low, open_high: whether the curve was still on the plateau at that end of the grid.
         sensitivity: mean over the grid of the loss of score against the peak, clipped at the base's score (Wortsman et al. 2023,
-            arXiv 2309.14322, with the sign turned and the base in place of the loss at initialisation).
+            arXiv 2309.14322, with the sign turned and the base in place of the loss at initialisation); NaN if the peak does
+            not exceed the base, so that there is nothing to lose.
         area: mean gain over the base along the grid's octaves, losses counted as such; no choice of a peak enters it.
         worst: the lowest mean score on the grid, diverged points among them.
     """
@@ -91,7 +94,7 @@ def find_plateaus(
         "high_edge": np.where(gains, 2**high, np.nan),
         "open_low": open_low & gains,
         "open_high": open_high & gains,
-        "sensitivity": _sensitivity(scores, np.fmax(top, base), base),
+        "sensitivity": np.where(gains, _sensitivity(scores, top, base), np.nan),
         "area": mean_over_octaves(octaves, scores - base[:, None]),
         "worst": np.where(np.isnan(scores).all(axis=1), np.nan, np.where(np.isnan(scores), np.inf, scores).min(axis=1)),
     }
@@ -137,8 +140,9 @@ def plateau(table: pd.DataFrame, tolerance: float = TOLERANCE, *, x: str = "mult
 
     Returns:
         Rows series, method, metric, num_subjects, num_diverged, base, every field of `Plateau`, and the ends of 95 % intervals
-        peak_low/_high, width_low/_high, low_edge_low/_high, high_edge_low/_high, sensitivity_low/_high, area_low/_high,
-        worst_low/_high. They allow for the choice of the best point (`analysis.inversion`); they start from 2 subjects.
+        peak_low/_high, gain_low/_high (of the peak over the base, paired by subject), width_low/_high, low_edge_low/_high,
+        high_edge_low/_high, sensitivity_low/_high, area_low/_high, worst_low/_high. They allow for the choice of the best point
+        (`analysis.inversion`), and never leave the range of the score; they start from 2 subjects.
 
     Raises:
         BadInput: if the tolerance is not between 0 and 1, or a subject has no score of the untouched base.
@@ -147,6 +151,17 @@ def plateau(table: pd.DataFrame, tolerance: float = TOLERANCE, *, x: str = "mult
     shown = table[(table[x] > 0) & (table["metric"] != DRIFT)]
     groups = shown.groupby(["series", "method", "metric"], sort=False, observed=True)
     return pd.DataFrame([_row(key, subject_grid(group, x), tolerance) for key, group in groups])
+
+
+def doubt(row: Mapping[Any, Any] | pd.Series) -> str:
+    """Why no plateau is named from a row of `plateau`; "" where one is."""
+    if not np.isfinite(row["peak"]):
+        return "diverged everywhere"
+    if not row["peak"] > row["base"]:
+        return "never above the base"
+    if row["num_subjects"] < LEAST_SUBJECTS:
+        return f"no plateau from fewer than {LEAST_SUBJECTS} subjects"
+    return "" if row["gain_low"] > 0 else "a gain that cannot be told from 0"
 
 
 def joint_plateau(
@@ -234,13 +249,16 @@ def _row(key: tuple[str, str, str], grid: Grid, tolerance: float, kept: Floats |
     octaves = np.log2(grid.points)
     edges = edge_intervals(octaves, scores, grid.base, ~diverged, tolerance, kept)
     ends = {"width": edges[:2], "low_edge": _exp2(edges[2:4]), "high_edge": _exp2(edges[4:])}
-    ends |= _other_ends(octaves, scores, grid.base, ~diverged)
+    ends |= _other_ends(octaves, scores, grid.base, ~diverged, RANGES.get(key[2], ANY))
+    if np.isnan(found["sensitivity"][0]):
+        ends["sensitivity"] = (np.nan, np.nan)
     return {
         **dict(zip(("series", "method", "metric"), key, strict=True)),
         "num_subjects": len(grid.base),
         "num_diverged": int(grid.num_diverged.sum()),
         "base": float(grid.base.mean()),
         **{name: value[0].item() for name, value in found.items()},
+        "gain": float(found["peak"][0] - grid.base.mean()),
         **{f"{name}_low": float(low) for name, (low, _) in ends.items()},
         **{f"{name}_high": float(high) for name, (_, high) in ends.items()},
     }
@@ -251,18 +269,27 @@ def _exp2(ends: tuple[float, ...]) -> tuple[float, float]:
     return low, high
 
 
-def _other_ends(octaves: Floats, scores: Floats, base: Floats, alive: Bools) -> dict[str, tuple[float, float]]:
-    """The intervals of peak, sensitivity, area and worst case."""
+def _other_ends(
+    octaves: Floats, scores: Floats, base: Floats, alive: Bools, limits: tuple[float, float]
+) -> dict[str, tuple[float, float]]:
+    """The intervals of peak, gain, sensitivity, area and worst case, inside the limits of the score."""
+    span = limits[1] - limits[0]
     clipped = np.where(_mean(scores) < base.mean(), base[:, None], scores)
     below_peak = scores - _mean(clipped.T)[:, None]
     lost, worst = max_interval(below_peak[:, alive]), max_interval(-scores)
     area = t_interval(mean_over_octaves(octaves, scores - base[:, None]))
+    gain = max_interval(scores[:, alive] - base[:, None])
     return {
-        "peak": max_interval(scores[:, alive]),
-        "sensitivity": (max(lost[0], 0.0), lost[1]),
-        "area": (area.low, area.high),
-        "worst": (-worst[1], -worst[0]),
+        "peak": _inside(max_interval(scores[:, alive]), *limits),
+        "gain": _inside(gain, -span, span),
+        "sensitivity": _inside(lost, 0.0, span),
+        "area": _inside((area.low, area.high), -span, span),
+        "worst": _inside((-worst[1], -worst[0]), *limits),
     }
+
+
+def _inside(ends: tuple[float, float], low: float, high: float) -> tuple[float, float]:
+    return float(np.clip(ends[0], low, high)), float(np.clip(ends[1], low, high))
 
 
 def complete_subjects(values: pd.DataFrame) -> pd.DataFrame:

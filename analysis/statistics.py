@@ -26,6 +26,10 @@ class Interval(NamedTuple):
     high: float
     num_subjects: int
 
+    def within(self, low: float, high: float) -> Interval:
+        """The same interval without what lies beyond the range of what is measured; that takes nothing from its coverage."""
+        return self._replace(low=float(np.clip(self.low, low, high)), high=float(np.clip(self.high, low, high)))
+
 
 def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """Student's t interval of the mean, mean ± t sd / sqrt(n).

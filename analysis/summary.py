@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,8 @@ import pandas as pd
 from analysis.curves import base_line, score_curve, subject_scores
 from analysis.distances import distance_curve
 from analysis.load import DRIFT, METRICS, Results
-from analysis.plateau import TOLERANCE, plateau
+from analysis.plateau import LEAST_SUBJECTS, TOLERANCE, doubt, plateau
+from analysis.statistics import Interval, t_interval
 from analysis.tables import TITLES
 
 
@@ -68,17 +69,37 @@ def _base_row(base: pd.DataFrame, wide: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([row]).astype({"num_subjects": wide["num_subjects"].dtype}) if len(base) else wide[:0]
 
 
-def plateau_sentence(row: Mapping[str, Any] | pd.Series, tolerance: float = TOLERANCE) -> str:
-    """One sentence that says what the plateau is, from a row of `plateau`."""
+def plateau_sentence(
+    row: Mapping[str, Any] | pd.Series, tolerance: float = TOLERANCE, unfit: Sequence[str] = ()
+) -> str:
+    """One sentence that says what the plateau is, from a row of `plateau`, or why none is named.
+
+    None is named where the data carry none: with fewer than 3 subjects, where the peak's gain over the untouched base is not
+    above 0 with its interval, and where the base cannot draw what it is asked for.
+
+    Args:
+        row: of `plateau`.
+        tolerance: the share of the gain that may be lost on the plateau.
+        unfit: the subjects of `unfit_subjects`.
+    """
     name, metric, n = row["series"], TITLES.get(row["metric"], row["metric"]), int(row["num_subjects"])
     who = f"n = {n} subjects" if n > 1 else "one subject, so no interval"
+    why = doubt(row)
     if np.isnan(row["peak"]):
         return f"{name}: some run diverged at every multiplier tried, so there is no plateau ({who})."
+    base = f"the untouched base ({row['base']:.3f})"
     if not row["peak"] > row["base"]:
-        base = f"the untouched base ({row['base']:.3f})"
         return f"{name}: {metric} never exceeds {base} on this grid, so there is no plateau ({who})."
+    peak = f"{name}: {metric} is highest, {row['peak']:.3f}, at {_times(row['best_multiplier'])} its base rate; {base}"
+    if unfit:
+        return f"{peak}. No plateau is named: model or scorers know nothing like {', '.join(unfit)} ({who})."
+    if n < LEAST_SUBJECTS:
+        return f"{peak}. No plateau is named from fewer than {LEAST_SUBJECTS} subjects ({who})."
+    if why:
+        gain = f"{row['gain']:.3f} [{row['gain_low']:.3f}, {row['gain_high']:.3f}]"
+        return f"{peak}. No plateau is named: the gain, {gain}, cannot be told from nothing ({who})."
     width = f"{'at least ' if row['open_low'] or row['open_high'] else ''}{row['width_octaves']:.1f} octaves"
-    interval = f" [{row['width_low']:.1f}, {row['width_high']:.1f}]" if n > 1 else ""
+    interval = f" [{row['width_low']:.1f}, {row['width_high']:.1f}]"
     low = f"below {_times(row['low_edge'])} (the smallest tried)" if row["open_low"] else _times(row["low_edge"])
     high = f"beyond {_times(row['high_edge'])} (the largest tried)" if row["open_high"] else _times(row["high_edge"])
     return (
@@ -86,6 +107,28 @@ def plateau_sentence(row: Mapping[str, Any] | pd.Series, tolerance: float = TOLE
         f"{100 * (1 - tolerance):g} % of its gain over the untouched base ({row['base']:.3f}) from {low} to {high}: "
         f"a plateau of {width}{interval} ({who})."
     )
+
+
+def unfit_subjects(results: Results) -> list[str]:
+    """The subjects from which no plateau can be named, since the model or its scorers know nothing of them.
+
+    Either the base's CLIP-T, one mean a prompt, is not above 0 with its interval over the prompts (with one prompt its sign
+    decides): no more than pictures and texts that have nothing to do with each other. Or the model is the pocket, which knows
+    emoji, and the subject is none of its own.
+    """
+    runs = results.runs
+    foreign = set(runs.loc[(runs["model"] == "pocket") & runs["split"].fillna("").eq(""), "subject"])
+    base = results.base[results.base["metric"] == "clip_t"]
+    blind = {
+        subject
+        for subject, rows in base.groupby("subject", observed=True)
+        if not _lowest(t_interval(rows.groupby("prompt", observed=True)["value"].mean())) > 0
+    }
+    return [str(name) for name in runs["subject"].unique() if name in foreign | blind]
+
+
+def _lowest(found: Interval) -> float:
+    return found.low if found.num_subjects > 1 else found.mean
 
 
 def _times(multiplier: float) -> str:

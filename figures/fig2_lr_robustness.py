@@ -93,7 +93,7 @@ def _draw_plateau_strip(ax: Axes, strip: Axes, dino: pd.DataFrame, styles: dict[
     strip.grid(True, axis="x")
     draw_plateaus(strip, dino, styles)
     strip.grid(True, axis="x")
-    several = (dino["num_subjects"] > 1).any()
+    several = (dino["num_subjects"] > 2).any()
     heads = {
         0: f"plateau: ≥ {100 * (1 - tolerance):g} % of the best gain",
         1.03: "octaves" + (" [95 %]" if several else ""),

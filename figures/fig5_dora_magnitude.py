@@ -70,6 +70,7 @@ def _draw_differences(ax: Axes, differences: pd.DataFrame, first: str, second: s
         color, marker = DIFFERENCE_STYLES[metric]
         shift = 2 ** (0.22 * (place - (len(shown) - 1) / 2))
         bars = np.nan_to_num(np.stack([rows["mean"] - rows["low"], rows["high"] - rows["mean"]]).astype(float))
+        bars[:, (rows["num_subjects"] < 3).to_numpy()] = 0.0
         ax.errorbar(
             rows["multiplier"] * shift, rows["mean"], yerr=bars, fmt=marker, color=color, ms=pt(4.5), elinewidth=pt(1.2),
             capsize=pt(2), label=METRIC_TITLES[metric], zorder=3,
@@ -80,5 +81,5 @@ def _draw_differences(ax: Axes, differences: pd.DataFrame, first: str, second: s
     ax.set_ylabel(f"{first} − {second}")
     pairs = [int(n) for n in (differences["num_subjects"].min(), differences["num_subjects"].max())]
     count = f"n = {pairs[0]}" if pairs[0] == pairs[1] else f"n = {pairs[0]} to {pairs[1]}"
-    ax.set_title("paired difference" + (f" [95 %]: {count} pairs" if pairs[1] > 1 else ": one pair, no interval"))
+    ax.set_title("paired difference" + (f" [95 %]: {count} pairs" if pairs[1] > 2 else f": {count}, no interval"))
     return marks

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from analysis.plateau import doubt
 from figures.style import ALARM, BACKGROUND, INK, MARGIN_OCTAVES, MUTED, Look, count_text, pt
 
 BASE_DASHES = (0, (6, 2.2))
@@ -27,8 +28,10 @@ def draw_curves(ax: Axes, frame: pd.DataFrame, x: str, styles: Mapping[str, Look
         curve = curve[np.isfinite(curve["mean"].astype(float))]
         marks: dict[str, Any] = look.marks() if markers else {}
         ax.plot(curve[x], curve["mean"], color=look.color, ls=look.line_style, label=series, zorder=3, **marks)
-        if has_bands(frame) and (curve["num_subjects"] > 1).any():
-            low, high = (curve[end].astype(float).to_numpy() for end in ("low", "high"))
+        _draw_pairs(ax, curve, x, look)
+        if has_bands(frame) and (curve["num_subjects"] > 2).any():
+            several = curve["num_subjects"] > 2
+            low, high = (curve[end].where(several).astype(float).to_numpy() for end in ("low", "high"))
             ax.fill_between(curve[x], low, high, color=look.color, alpha=alpha, lw=0, zorder=2, label=f"_band {series}")
             if len(curve) == 1:  # a band has no width there
                 ax.vlines(curve[x], low, high, color=look.color, lw=pt(1.2), zorder=2.8, label=f"_bar {series}")
@@ -47,6 +50,28 @@ def draw_curves(ax: Axes, frame: pd.DataFrame, x: str, styles: Mapping[str, Look
             )
 
 
+def _draw_pairs(ax: Axes, curve: pd.DataFrame, x: str, look: Look) -> None:
+    """Both subjects of a mean over two, as points: an interval with one degree of freedom says no more than they do."""
+    if "least" in curve and len(two := curve[curve["num_subjects"] == 2]):
+        points: dict[str, Any] = {
+            "marker": ".",
+            "ms": pt(4),
+            "mew": 0,
+            "alpha": 0.6,
+            "color": look.color,
+            "label": "_subjects",
+        }
+        for end in ("least", "most"):
+            ax.plot(two[x], two[end], ls="none", zorder=2.8, **points)
+
+
+def interval_ends(frame: pd.DataFrame, end: str) -> pd.Series:
+    """What is drawn of an interval's ends: with two subjects these, with one nothing."""
+    few = frame["num_subjects"] < 3 if "num_subjects" in frame else pd.Series(False, index=frame.index)
+    subject = frame["least" if end == "low" else "most"] if "least" in frame else np.nan
+    return frame[end].astype(float).where(~few, subject)
+
+
 def limit_to_means(ax: Axes, frames: Sequence[pd.DataFrame], base: float = np.nan) -> None:
     """Set the y limits by the means; a band reaches at most half a span of the means beyond them, and is cut there.
 
@@ -58,7 +83,8 @@ def limit_to_means(ax: Axes, frames: Sequence[pd.DataFrame], base: float = np.na
         return
     reach = 0.5 * max(float(np.ptp(means)), 1e-2 * float(np.abs(means).max())) or 0.01
     low, high = (
-        _shown(scale, *(frame[end] for frame in frames if end in frame and has_bands(frame))) for end in ("low", "high")
+        _shown(scale, *(interval_ends(frame, end) for frame in frames if end in frame and has_bands(frame)))
+        for end in ("low", "high")
     )
     bottom = max(min([*low, *means]), float(means.min()) - reach)
     top = min(max([*high, *means]), float(means.max()) + reach)
@@ -109,7 +135,7 @@ def draw_base_line(ax: Axes, base: pd.DataFrame, metric: str, *, label: bool = F
         return
     value, low, high = (float(row[name].iloc[0]) for name in ("mean", "low", "high"))
     ax.axhline(value, color=INK, ls=BASE_DASHES, lw=pt(1.1), zorder=2.5, label="_base")
-    if np.isfinite(low):
+    if np.isfinite(low) and row["num_subjects"].iloc[0] > 2:
         ax.axhspan(low, high, color=INK, alpha=0.06, lw=0, zorder=1)
     if label:
         ax.annotate(
@@ -125,13 +151,10 @@ def draw_plateaus(ax: Axes, plateaus: pd.DataFrame, styles: Mapping[str, Look]) 
     ax.grid(False)
     for place, row in enumerate(plateaus.to_dict("records")):
         look = styles[row["series"]]
-        if row["peak"] > row["base"]:
-            _draw_bar(ax, place, row, look)
+        if why := doubt(row):
+            ax.text(0.01, place, why, transform=ax.get_yaxis_transform(), color=look.color, fontsize=pt(8), va="center")
         else:
-            text = "never above the base" if np.isfinite(row["peak"]) else "diverged everywhere"
-            ax.text(
-                0.01, place, text, transform=ax.get_yaxis_transform(), color=look.color, fontsize=pt(8), va="center"
-            )
+            _draw_bar(ax, place, row, look)
 
 
 def _draw_bar(ax: Axes, place: int, row: Mapping[Any, Any], look: Look) -> None:
@@ -232,8 +255,9 @@ def has_bands(frame: pd.DataFrame) -> bool:
 
 def band_text(frame: pd.DataFrame) -> str:
     """What the bands are, or why there are none."""
-    if frame["num_subjects"].max() < 2:
-        return "One subject: no interval"
+    most = frame["num_subjects"].max()
+    if most < 3:
+        return "One subject: no interval" if most < 2 else "Means of two subjects, and both as points: no interval"
     if not has_bands(frame):
         return f"Means over subjects; bands are left out beyond {MOST_BANDS} curves, the tables have the intervals"
     return "Means over subjects, bands: 95 % t intervals (the subject is the unit)"

@@ -59,8 +59,8 @@ def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
     open_mark = Line2D(
         [], [], ls="none", marker="^", ms=pt(7), mfc="none", color=MUTED, label="at least so wide: an end is open"
     )
-    several = rows["num_subjects"].max() > 1
-    text = "Bars: 95 % intervals over subjects" if several else "One subject: no interval"
+    several = rows["num_subjects"].max() > 2
+    text = "Bars: 95 % intervals over subjects" if several else "Fewer than 3 subjects: no interval"
     draw_legend(
         figure, rows, styles, marks=[open_mark] if rows[["open_low", "open_high"]].any(axis=None) else [], title=text
     )
@@ -77,6 +77,7 @@ def _draw_measure(ax: Axes, rows: pd.DataFrame, measure: str, styles: Mapping[st
         own = own.assign(place=own["value"].map(places) + DODGE * (number - (len(names) - 1) / 2)).sort_values("place")
         y, low, high = (own[column].to_numpy(dtype=float) for column in (measure, f"{stem}_low", f"{stem}_high"))
         ax.plot(own["place"], y, color=look.color, ls=look.line_style, label=name, zorder=3, **look.marks())
+        low, high = (np.where(own["num_subjects"] > 2, end, np.nan) for end in (low, high))
         ax.vlines(own["place"], low, high, color=look.color, lw=pt(1.1), zorder=2.5, label=f"_bar {name}")
         is_open = (own["open_low"] | own["open_high"]).to_numpy(dtype=bool)
         if stem == "width" and is_open.any():

@@ -25,6 +25,7 @@ from analysis import (
     plateau_sentence,
     power_sentence,
     tried_settings,
+    unfit_subjects,
     write_tables,
 )
 from figures.drawn import Drawn, of_first_subject, sheet_pictures
@@ -61,16 +62,17 @@ def report_robustness(outcome: Outcome, background: Path | None, docs: Path | No
     behind = evidence(background, outcome.results) if docs is None else None
     drawn = draw_lr_robustness(outcome.results, behind)
     show(drawn.tables["summary"])
-    say_plateaus(drawn.tables["plateau"])
+    say_plateaus(drawn.tables["plateau"], outcome.results)
     if "comparisons" in drawn.tables:
         print(power_sentence(drawn.tables["comparisons"]))
     publish(outcome, drawn, docs, draw_lr_robustness, shown=sheet_pictures)
 
 
-def say_plateaus(plateaus: pd.DataFrame) -> None:
+def say_plateaus(plateaus: pd.DataFrame, results: Results) -> None:
     """One sentence on the DINO plateau of every series."""
+    unfit = unfit_subjects(results)
     for _, row in plateaus[plateaus["metric"] == "dino"].iterrows():
-        print(plateau_sentence(row))
+        print(plateau_sentence(row, unfit=unfit))
 
 
 def evidence(folder: Path | None, results: Results) -> Results | None:
@@ -98,7 +100,7 @@ def report_magnitude(outcome: Outcome, docs: Path | None) -> None:
     drawn = draw_dora_magnitude(outcome.results)
     print("DoRA minus DoRA with fixed magnitude, paired by subject:")
     show(drawn.tables["difference"])
-    say_plateaus(drawn.tables["plateau"])
+    say_plateaus(drawn.tables["plateau"], outcome.results)
     if "magnitude_direction" in drawn.tables:
         print("correlation of the changes of magnitude and direction, over the matrices and snapshots of a run:")
         table = drawn.tables["magnitude_direction"]

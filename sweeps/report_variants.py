@@ -31,7 +31,7 @@ def report_variants(
     """
     ordered = partial(draw, order=series_of(outcome.results, specs))
     drawn = ordered(outcome.results)
-    _say_curves(drawn)
+    _say_curves(drawn, outcome.results)
     if "differences" in drawn.tables:
         differences = drawn.tables["differences"]
         print("DINO of a minus that of b, paired by subject:")
@@ -40,22 +40,22 @@ def report_variants(
     publish(outcome, drawn, docs, ordered)
 
 
-def _say_curves(drawn: Drawn) -> None:
+def _say_curves(drawn: Drawn, results: Results) -> None:
     show(drawn.tables["summary"])
-    say_plateaus(drawn.tables["plateau"])
+    say_plateaus(drawn.tables["plateau"], results)
 
 
 def report_boundary(outcome: Outcome, docs: Path | None) -> None:
     """Fig. 6: scores and distances by which rate is scaled; where lambda, saturation and distance go, by lambda's start."""
     drawn = draw_boundary_and_angle(outcome.results)
-    _say_curves(drawn)
+    _say_curves(drawn, outcome.results)
     publish(outcome, drawn, docs, draw_boundary_and_angle)
 
 
 def report_ranks(outcome: Outcome, docs: Path | None) -> None:
     """Curves at every rank, and the plateau against the rank."""
     drawn = draw_rank_robustness(outcome.results)
-    _say_curves(drawn)
+    _say_curves(drawn, outcome.results)
     _say_settings(drawn, "plateau_vs_rank")
     publish(outcome, drawn, docs, draw_rank_robustness)
 

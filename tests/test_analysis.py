@@ -30,10 +30,11 @@ from analysis import (
     score_curve,
     subject_scores,
     summary,
+    unfit_subjects,
     weight_norms,
 )
 from analysis.folders import mean_of_steps
-from analysis.load import BASE_KEY
+from analysis.load import BASE_KEY, RANGES
 from analysis.series import SETTINGS
 from tests.make_runs import BASE_SCORE, GAIN, GRID, MATRICES, Shape, make_runs
 from training.cell import Cell
@@ -338,3 +339,22 @@ def test_means_of_steps_are_those_of_groupby() -> None:
     expected = frame.groupby("step").mean(numeric_only=True).reset_index()
     pd.testing.assert_frame_equal(mean_of_steps(frame), expected, check_dtype=False, rtol=1e-5)
     assert mean_of_steps(frame.iloc[:0]).empty
+
+
+def test_curves_of_two_subjects_stay_in_the_range_of_the_score(tmp_path: Path) -> None:
+    results = load(make_runs(tmp_path, subjects=("cat", "dog"), subject_sd=0.4))
+    curve = score_curve(results)
+    for metric, (low, high) in RANGES.items():
+        rows = curve[curve["metric"] == metric]
+        assert rows["low"].ge(low).all()
+        assert rows["high"].le(high).all()
+    assert (curve["low"] < curve["least"]).any()
+    assert base_line(results)[["low", "high"]].abs().max(axis=None) <= 1
+
+
+def test_subjects_that_model_or_scorers_do_not_know_are_unfit(tmp_path: Path) -> None:
+    results = load(make_runs(tmp_path, subjects=("cat", "dog")))
+    known = dataclasses.replace(results, all_runs=results.all_runs.assign(model="pocket", split="evidence"))
+    assert unfit_subjects(known) == []
+    photographs = known.all_runs["split"].where(known.all_runs["subject"] != "dog", "")
+    assert unfit_subjects(dataclasses.replace(known, all_runs=known.all_runs.assign(split=photographs))) == ["dog"]

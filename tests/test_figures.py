@@ -134,8 +134,8 @@ def test_fig2_plateaus_run_from_edge_to_edge_and_open_ones_are_lower_bounds(tmp_
 
 
 def test_fig2_a_wide_band_does_not_flatten_the_curves(tmp_path: Path) -> None:
-    """Two subjects: t of one degree of freedom is 12.7, and the band many times as high as the curves."""
-    curves = robustness(load(make_runs(tmp_path, subjects=("cat", "dog"), subject_sd=0.1, noise_sd=0.02)))
+    """Three subjects: t of two degrees of freedom is 4.3, and the band many times as high as the curves."""
+    curves = robustness(load(make_runs(tmp_path, subjects=("cat", "dog", "owl"), subject_sd=0.3, noise_sd=0.02)))
     ax = axes_of(figures.fig2_lr_robustness.draw(curves), "dino")
     dino = curves.scores[curves.scores["metric"] == "dino"]
     assert (dino["high"] - dino["low"]).max() > 2 * np.ptp(ax.get_ylim())

@@ -109,3 +109,15 @@ def test_bands_are_left_out_where_they_would_hide_each_other(more: int) -> None:
     bands = [part for part in ax.collections if str(part.get_label()).startswith("_band")]
     assert len(bands) == (0 if more else MOST_BANDS)
     assert ("left out" in band_text(frame)) == bool(more)
+
+
+def test_two_subjects_are_points_and_no_band() -> None:
+    curve, ax = make_curve(5.0).assign(num_subjects=2), Figure().add_subplot()
+    curve = curve.assign(least=curve["mean"] - 0.1, most=curve["mean"] + 0.1)
+    draw_curves(ax, curve, "x", looks(curve))
+    limit_to_means(ax, [curve])
+    points = [line for line in ax.lines if line.get_label() == "_subjects"]
+    assert np.stack([line.get_ydata() for line in points]) == pytest.approx(curve[["least", "most"]].to_numpy().T)
+    assert not ax.collections
+    assert not cuts_a_band(ax)
+    assert "no interval" in band_text(curve)

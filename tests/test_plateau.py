@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from adapters import BadInput
-from analysis import find_plateau
-from analysis.plateau import complete_subjects, find_plateaus, joint_plateau, plateau
+from analysis import find_plateau, plateau_sentence
+from analysis.plateau import complete_subjects, doubt, find_plateaus, joint_plateau, plateau
 from tests.make_runs import Shape
 
 GRID = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
@@ -175,3 +175,41 @@ def test_joint_plateau_refuses_what_it_cannot_join() -> None:
         joint_plateau(table)
     with pytest.raises(BadInput, match=r"loss of CLIP-T 1\.5"):
         joint_plateau(table, prompt_loss=1.5)
+
+
+# No plateau from nothing, no interval beyond what can be.
+
+
+def noisy_table(subjects: int, sd: float, gain: float, seed: int) -> pd.DataFrame:
+    """What `subject_scores` returns, of a DINO hill with noise on every score, over a base of 0.2."""
+    noise = sd * np.random.default_rng(seed).standard_normal((subjects, 5))
+    scores = pd.DataFrame(np.clip(0.2 + gain * np.hanning(5) + noise, -1, 1), columns=GRID)
+    rows = scores.rename_axis("subject").melt(ignore_index=False, var_name="multiplier").reset_index()
+    return rows.assign(series="LoRA", method="lora", metric="dino", base=0.2, num_seeds=1, num_diverged=0)
+
+
+def test_no_plateau_is_named_where_the_data_carry_none() -> None:
+    few, some, noise = (
+        plateau(noisy_table(*study, seed=0)).iloc[0] for study in ((2, 0.01, 0.3), (6, 0.01, 0.3), (6, 0.5, 0.02))
+    )
+    assert "keeps 95 % of its gain" in plateau_sentence(some)
+    assert "No plateau is named from fewer than 3 subjects" in plateau_sentence(few)
+    assert "cannot be told from nothing" in plateau_sentence(noise)
+    assert "know nothing like cat, dog" in plateau_sentence(some, unfit=["cat", "dog"])
+    for row in (few, noise):
+        assert "octaves" not in plateau_sentence(row)
+        assert doubt(row)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5), st.floats(0.0, 1.0), st.floats(-1.0, 1.0), st.integers(0, 2**16))
+def test_intervals_stay_in_range_and_the_right_way_up(subjects: int, sd: float, gain: float, seed: int) -> None:
+    (row,) = plateau(noisy_table(subjects, sd, gain, seed)).to_dict("records")
+    for name in ("peak", "gain", "sensitivity", "area", "worst", "width"):
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        assert low <= high or (np.isnan(low) and np.isnan(high)), name
+    for name in ("peak", "worst"):
+        assert not row[f"{name}_low"] < -1
+        assert not row[f"{name}_high"] > 1
+    if not row["peak"] > row["base"]:
+        assert np.isnan([row["sensitivity"], row["sensitivity_low"], row["sensitivity_high"]]).all()
