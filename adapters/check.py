@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from adapters import PEFT, BadInput, MethodSpec, get_class, parse_method, peft_format
+from adapters.ending import end_well
 from adapters.inject import Attached, attach
 from adapters.toy import Model, make_model
 
@@ -351,14 +352,17 @@ PROMISES: dict[str, Callable[[MethodSpec], Verdict]] = {
 
 def main(arguments: Sequence[str]) -> int:
     """Check the method named; 0 if it keeps every promise, 1 if not, 2 if there is no such method."""
+    return end_well(lambda: _check(arguments))
+
+
+def _check(arguments: Sequence[str]) -> int:
+    if len(arguments) != 1 or arguments[0].startswith(("-", PEFT)):
+        raise BadInput("usage: python -m adapters.check METHOD, a path/to/method.py or a name, not peft:<type>")
+    spec = parse_method(arguments[0])
     try:
-        if len(arguments) != 1 or arguments[0].startswith(("-", PEFT)):
-            raise BadInput("usage: python -m adapters.check METHOD, a path/to/method.py or a name, not peft:<type>")
-        spec = parse_method(arguments[0])
         make_pack(spec)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except BadInput:
+        raise
     except Exception as error:
         print(f"error: {arguments[0]} cannot be attached: {type(error).__name__}: {error}", file=sys.stderr)
         return 1

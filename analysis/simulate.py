@@ -229,7 +229,7 @@ def write_table(path: Path, name: str, text: str) -> None:
         aside.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
-def main(options: Options) -> None:
+def main(options: Options) -> int:
     """Run the studies and write their tables.
 
     Raises:
@@ -246,6 +246,7 @@ def main(options: Options) -> None:
         text = f"### {title}\n\n{to_markdown(cells.reset_index())}\n\n{made}"
         write_table(options.out, name, text)
         print(f"{text}\n", flush=True)
+    return 0
 
 
 def _provenance(options: Options, seconds: float) -> str:
@@ -264,6 +265,6 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    import tyro
+    from training.command_line import run_program
 
-    main(tyro.cli(Options, description=__doc__))
+    sys.exit(run_program(Options, main, __doc__ or ""))

@@ -248,7 +248,7 @@ def rate_table() -> str:
 
 
 if __name__ == "__main__":
-    import tyro
+    from training.command_line import run_program
 
     with mock.patch.dict(os.environ, {"TQDM_DISABLE": "1"}):
-        sys.exit(run(tyro.cli(Options, description=__doc__)))
+        sys.exit(run_program(Options, run, __doc__ or ""))

@@ -200,6 +200,6 @@ def measure_load(name: str, root: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    import tyro
+    from training.command_line import run_program
 
-    sys.exit(run(tyro.cli(Options, description=__doc__)))
+    sys.exit(run_program(Options, run, __doc__ or ""))

@@ -25,7 +25,8 @@ from analysis.verdicts import judge_claims, read_claims
 from figures.drawn import Drawn
 from figures.gallery import GALLERY, draw_norms, driver_of
 from figures.style import METADATA, STYLES, use_style
-from training.store import StoreError, writing
+from training.command_line import end_well
+from training.store import writing
 
 ALL = "all"
 PLACE = ("<!-- verdicts -->", "<!-- end of verdicts -->")  # between these a README.md has the table of verdicts
@@ -177,16 +178,16 @@ def _hint(folder: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; bad input is one line on stderr and exit code 2."""
-    try:
-        read = read_arguments(arguments)
-        with use_style(read.style):
-            claims = read_claims(read.claims) if read.claims else []
-            paths, lines = draw_all(read.names, read.results, read.out, read.format)
-        if claims:
-            write_verdicts(read.out, judge_claims(read.results, claims))
-    except (BadInput, StoreError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return end_well(lambda: _draw(arguments))
+
+
+def _draw(arguments: Sequence[str] | None) -> int:
+    read = read_arguments(arguments)
+    with use_style(read.style):
+        claims = read_claims(read.claims) if read.claims else []
+        paths, lines = draw_all(read.names, read.results, read.out, read.format)
+    if claims:
+        write_verdicts(read.out, judge_claims(read.results, claims))
     for path in paths:
         print(path)
     for line in lines:

@@ -18,6 +18,7 @@ from adapters import BadInput
 from figures.fig4_weight_norms import KINDS, kind_colors
 from figures.panels import by_row, legend_columns
 from figures.style import DPI, INK, MUTED, new_figure, pt, styled
+from training.command_line import end_well
 from training.store import writing
 
 BAR = "#dcdcdc"
@@ -90,4 +91,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end_well(lambda: main(sys.argv[1:])))

@@ -153,7 +153,12 @@ def rehearse(packs: Sequence[Pack], setting: Setting, team: int) -> dict[str, di
     """
     with tempfile.TemporaryDirectory(prefix="plateau-rehearsal-") as folder:
         processes = [_start(Path(folder) / f"runs-{n}" / "rehearsal", packs, setting) for n in range(team)]
-        said = [process.communicate()[0] for process in processes]
+        try:
+            said = [process.communicate()[0] for process in processes]
+        finally:  # after Ctrl-C nobody would wait for them
+            for process in processes:
+                process.kill()
+                process.wait()
     if any(process.returncode for process in processes):
         return {}
     parts = [json.loads(text.strip().splitlines()[-1]) for text in said]

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from adapters import BadInput
 from slurm.gpus import choose_gpu, list_gpus, showing
-from training.stop import Interrupted, StopSignals
+from training.stop import Interrupted, StopSignals, is_shrugged_off
 from training.store import StoreError
 
 WORKER_MIB = 2048.0  # set aside for a worker whose memory was not measured
 USABLE = 0.8  # of the memory there is
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of the control group that this process is in
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to the workers, which checkpoint and stop
 POLL_S = 0.5  # between two looks at packs that other processes hold
 
 
@@ -83,8 +84,8 @@ def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event],
     paths = [str(path) for path in specs]
     team = [context.Process(target=work, args=(paths, n, events), daemon=False) for n in range(workers)]
     outcome, error = "done", None
-    before = signal.signal(signal.SIGINT, lambda number, frame: _pass_on(team, signal.SIGINT))
-    also = signal.signal(signal.SIGTERM, lambda number, frame: _pass_on(team, signal.SIGTERM))
+    heeded = [number for number in PASSED_ON if not is_shrugged_off(number)]
+    before = {number: signal.signal(number, lambda number, frame: _pass_on(team, number)) for number in heeded}
     try:
         for number, process in enumerate(team):
             with showing(choose_gpu(number, device)):
@@ -104,8 +105,8 @@ def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event],
         _pass_on(team, signal.SIGTERM)
         for process in team:
             process.join()
-        signal.signal(signal.SIGINT, before)
-        signal.signal(signal.SIGTERM, also)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if error:
         raise StoreError(error)
     killed = [process.exitcode for process in team if process.exitcode not in (0, None)]

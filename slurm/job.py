@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adapters import BadInput
+from adapters.ending import end_well
 from slurm.claims import BEAT_S, Holder, JobGone, Watch, take
 from slurm.code_version import code_version
 from slurm.ended import has_failed, read_ended
@@ -230,4 +231,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end_well(lambda: main(sys.argv[1:])))

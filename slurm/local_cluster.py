@@ -30,7 +30,7 @@ from adapters import BadInput
 from slurm import local_accounting
 from slurm.local_daemons import end_processes, wait_until
 from slurm.local_files import NUM_PORTS, Cluster, Shape, find_program
-from training.command_line import parse
+from training.command_line import run_program
 
 FOLDER = Path("/var/lib/plateau-slurm")
 PACKAGES = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
@@ -76,20 +76,19 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    try:
-        options = parse(Options, __doc__ or "", arguments)
-        check(options)
-        folder = options.folder.absolute()
-        if options.action == "status":
-            return show_status(folder)
-        if options.action == "up":
-            require_packages(options)
-        with locked(folder):
-            print(up(folder, options.shape()) if options.action == "up" else down(folder, options.keep))
-    except BadInput as error:
-        print(f"local_cluster: {error}", file=sys.stderr)
-        return 2
+    """Run the command line; bad input is one line on stderr and exit code 2."""
+    return run_program(Options, _run, __doc__ or "", arguments)
+
+
+def _run(options: Options) -> int:
+    check(options)
+    folder = options.folder.absolute()
+    if options.action == "status":
+        return show_status(folder)
+    if options.action == "up":
+        require_packages(options)
+    with locked(folder):
+        print(up(folder, options.shape()) if options.action == "up" else down(folder, options.keep))
     return 0
 
 

@@ -31,7 +31,7 @@ from slurm.scheduler import Scheduler
 from slurm.send_later import SendLater
 from slurm.status_table import SweepState, draw, plain_lines, to_json
 from slurm.survey import PackState, Surveyor, survey
-from training.command_line import parse
+from training.command_line import run_program
 
 __all__ = ["PackState", "Surveyor", "survey"]
 LINE_S = 60.0  # between two lines that say the same, where stdout is no terminal
@@ -163,10 +163,4 @@ def _show(board: Board, sweeps: list[SweepState], options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(parse(Options, __doc__ or "")))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(130)
+    sys.exit(run_program(Options, main, __doc__ or ""))

@@ -17,7 +17,7 @@ from slurm.clusters import EXECUTORS, Cluster, choose_cluster
 from slurm.scheduler import Scheduler
 from slurm.submit import check_cluster
 from sweeps import presets
-from training.command_line import parse
+from training.command_line import end_well, parse
 
 DEFAULT_MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -247,20 +247,21 @@ class Stopped(Exception):
 
 
 def run_driver(options: type[Parsed], drive: Callable[[Parsed], int], description: str) -> int:
-    """Parse the command line, run a driver, and turn bad input into one line on stderr and exit code 2."""
-    try:
+    """Parse the command line and run a driver; bad input is one line on stderr and exit code 2."""
+
+    def run() -> int:
         parsed = parse(options, description, default=presets.start_from(options, presets.named_preset(sys.argv[1:])))
         if parsed.explain_preset:
             presets.explain(parsed.preset)
             return 0
         parsed.check()
-        return drive(parsed)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 130
+        try:
+            return drive(parsed)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return 130
+
+    return end_well(run)
 
 
 def with_defaults(options: Parsed, **changes: Any) -> Parsed:

@@ -30,7 +30,7 @@ import tyro
 
 from adapters import BadInput
 from tests.protections import Protection, read_list, write_docs
-from training.command_line import parse
+from training.command_line import run_program
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 600.0  # for the tests of one protection
@@ -231,10 +231,4 @@ def summarise(findings: Sequence[Finding]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(parse(Options, __doc__ or "")))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(run_program(Options, main, __doc__ or ""))

@@ -29,7 +29,7 @@ def test_root_is_asked_for_when_a_user_calls(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     assert local_cluster.main(["up"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("local_cluster: SLURM's daemons need root")
+    assert said.startswith("error: SLURM's daemons need root")
     assert said.count("\n") == 1
 
 

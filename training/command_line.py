@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from adapters import BadInput
+from adapters.ending import end_well
+
+__all__ = ["end_well", "parse", "run_program"]
 
 Parsed = TypeVar("Parsed")
 
@@ -40,11 +42,7 @@ def run_program(
     options: type[Parsed], run: Callable[[Parsed], int], description: str, arguments: Sequence[str] | None = None
 ) -> int:
     """Read a command line and run a program on it; bad input is one line on stderr and exit code 2."""
-    try:
-        return run(parse(options, description, arguments))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return end_well(lambda: run(parse(options, description, arguments)))
 
 
 def _one_line(box: str) -> str:

@@ -11,6 +11,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 IMPATIENT_S = 1.0  # a terminal's Ctrl-C may arrive twice, once by way of the parent
 
 
+def is_shrugged_off(number: int) -> bool:
+    """Whether this is the end of a terminal, started under `nohup`: then it stops nothing."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
 class Interrupted(Exception):
     """The pack was asked to stop; everything is checkpointed."""
 
@@ -34,7 +39,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         try:
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {
+                number: signal.signal(number, self._note) for number in SIGNALS if not is_shrugged_off(number)
+            }
         except ValueError:  # not the main thread
             self._before = {}
         return self

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from training.command_line import end_well
 from training.pocket.pictures import PACKAGES, Pictures, build_pictures
 from training.pocket.studio import open_studio
 
@@ -126,7 +128,7 @@ def _export(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
     print(json.dumps(export(work), indent=1))
 
 
-def main() -> None:
+def main() -> int:
     """Run the chosen stages in order."""
     arguments = parse_arguments()
     if arguments.threads:
@@ -135,7 +137,8 @@ def main() -> None:
         if stage in arguments.stage:
             print(f"== {stage}", flush=True)
             run_stage(stage, arguments)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_well(main))

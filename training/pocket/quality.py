@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
+from training.command_line import end_well
 from training.pocket import dino as dino_stage
 from training.pocket.captions import Composition
 from training.pocket.export import DEFAULTS, weigh
@@ -152,7 +154,7 @@ def draw_class_sheet(docs: Path) -> None:
     )
 
 
-def main() -> None:
+def main() -> int:
     """Measure everything, write ``qualities.json`` and the sheets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("~/.cache/plateau/pocket"))
@@ -182,7 +184,8 @@ def main() -> None:
     save_sheet(side_by_side(photographs[::PHOTOGRAPHS], decoded[::PHOTOGRAPHS]), 12, arguments.docs / "vae.png")
     save_sheet(to_bytes(images), 16, arguments.docs / "compositions.png")
     draw_class_sheet(arguments.docs)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_well(main))
