@@ -145,10 +145,17 @@ def test_end_of_the_terminal_reaches_the_workers(monkeypatch: pytest.MonkeyPatch
         if event.kind == "progress":
             os.kill(os.getpid(), signal.SIGHUP)
 
+    def die(number: int, frame: object) -> None:
+        raise AssertionError("the sweep would have ended on the spot")
+
+    before = signal.signal(signal.SIGHUP, die)
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: fork)
     monkeypatch.setattr(inline, "work", work)
-    assert inline.run_inline([], workers=1, listen=listen) == "stopped"
+    try:
+        assert inline.run_inline([], workers=1, listen=listen) == "stopped"
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_end_of_the_terminal_is_shrugged_off_under_nohup(tmp_path: Path) -> None:
