@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slurm.code_version import code_version
-from slurm.sbatch import KEEP, ROOT, Request
+from slurm.sbatch import KEEP, ROOT, Request, set_up
 from slurm.sweep_folder import SweepFolder
 from training.store import read_json, writing
 
@@ -102,7 +102,7 @@ def export_text(request: Request, sweep: str, name: str) -> str:
     count = len(request.tasks) if len(request.tasks) > 1 else None
     job = "%A_%a" if count else "%j"
     more |= {"output": f"{logs}/{job}.out", "error": f"{logs}/{job}.err"}
-    parameters |= {"additional_parameters": more, "setup": [KEEP, *request.cluster.setup]}
+    parameters |= {"additional_parameters": more, "setup": [KEEP, *set_up(request.cluster.setup)]}
     command = COMMAND.format(
         root=ROOT, python=sys.executable, code=code_version(), name=name, sweep=shlex.quote(sweep),
         listing=shlex.quote(f"{sweep}/export/{name}.txt"),

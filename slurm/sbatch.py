@@ -8,19 +8,20 @@ here travel to the job: SLURM keeps copies of them in its spool, and tokens have
 from __future__ import annotations
 
 import contextlib
-import io
 import os
+import re
 import shlex
 import stat
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapters import BadInput
 from slurm.claims import user_name
-from slurm.clusters import Cluster
+from slurm.clusters import SETTINGS, Cluster
 from slurm.scheduler import SchedulerError, in_one_line
 from training.store import store_error
 
@@ -32,8 +33,14 @@ EXPORT = (
     "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TORCH_HOME", "XDG_CACHE_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
     "TOKENIZERS_PARALLELISM", "PLATEAU_BEAT_S", "PLATEAU_STALE_S", "PLATEAU_SETTLE_S",
 )  # fmt: skip
+# sbatch's words for an answer of SLURM's that it did not get: the job may be in the queue all the same.
+_LOST = re.compile(r"timed out|unable to contact|zero bytes|connection (reset|refused)|communication", re.IGNORECASE)
 # What sbatch would read from the environment in place of the lines of its file; a site's defaults for what no line says stay.
 _KEPT = ("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_QOS", "SBATCH_CONSTRAINT", "SBATCH_RESERVATION", "SBATCH_WCKEY")
+
+
+class UnknownJob(SchedulerError):
+    """sbatch took a job, and its number is not known: it must not be sent again before the queue has been asked."""
 
 
 @dataclass(frozen=True)
@@ -70,20 +77,22 @@ class Request:
     def parameters(self, name: str, private: Path) -> dict[str, Any]:
         """What submitit's `SlurmExecutor.update_parameters` takes."""
         cluster = self.cluster
+        more = {option: value or True for option, value in cluster.sbatch}
         told = {
             "job_name": name, "time": self.time_min, "cpus_per_task": self.cpus,
             "partition": cluster.partition, "account": cluster.account, "qos": cluster.qos,
             "constraint": cluster.constraint, "exclude": cluster.exclude,
-            "gpus_per_node": cluster.gpus if cluster.num_gpus else "",
-            "mem": f"{self.mib}M" if self.mib else "",
+            "gpus_per_node": cluster.gpus if cluster.num_gpus and "gpu" not in dict(cluster.sbatch).get("gres", "") else "",
+            "mem": f"{self.mib}M" if self.mib and cluster.memory == "task" else "",
+            "mem_per_cpu": f"{-(-self.mib // self.cpus)}M" if self.mib and cluster.memory == "cpu" else "",
         }  # fmt: skip
         return {
             **{key: value for key, value in told.items() if value},
             "nodes": 1, "ntasks_per_node": 1, "wckey": None, "use_srun": False,
             "array_parallelism": cluster.parallel or len(self.tasks), "signal_delay_s": self.warn_s(),
-            "setup": [KEEP, *cluster.setup, *_guards(private), *find_modules(str(ROOT))],
+            "setup": [KEEP, *set_up(cluster.setup), *_guards(private), *find_modules(str(ROOT))],
             "additional_parameters": {
-                "signal": f"B:USR2@{self.warn_s()}", "requeue": True, "chdir": str(ROOT),
+                **more, "signal": f"B:USR2@{self.warn_s()}", "requeue": True, "chdir": str(ROOT),
                 "export": ",".join((*EXPORT, *cluster.export)),
             },
         }  # fmt: skip
@@ -96,7 +105,7 @@ class Request:
         count = len(self.tasks) if len(self.tasks) > 1 else None
         return _make_sbatch_string(command, private, map_count=count, **self.parameters(name, private))
 
-    def send(self, name: str, private: Path, specs: Sequence[Sequence[str]], code: str) -> str:
+    def send(self, name: str, private: Path, specs: Sequence[Sequence[str]], code: str, find: Callable[[], str]) -> str:
         """Hand the array to sbatch; returns the job's id.
 
         Args:
@@ -104,37 +113,99 @@ class Request:
             private: submitit's folder, from `open_private`.
             specs: paths of the specifications of each task.
             code: the version of the code that the tasks must find.
+            find: looks this job up in the queue by its name, for an sbatch whose answer has no number; "" if it is not there.
 
         Raises:
             SchedulerError: if sbatch refuses, in its own words.
+            UnknownJob: if it took the job, and nobody says which it is.
         """
-        import submitit
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
+        path = private / f".{name}.sh"
+        path.write_text(self.text(name, private))
+        with sbatch_environment(self.cluster):
+            done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        said = in_one_line(done.stderr or done.stdout)
+        if done.returncode and not _LOST.search(said):
+            raise SchedulerError(f"sbatch refused: {said}")
+        if not (job := ("" if done.returncode else read_job(done.stdout)) or find()):
+            raise UnknownJob(
+                f"sbatch may have taken {name}: its answer has no job's number ({said}), and the queue does not show it "
+                "yet; the same command looks for it again"
+            )
+        path.replace(private / f"{job}_submission.sh")
+        restore_pickles(private, job, specs, code)
+        return job
 
-        from slurm.job import run_task
 
-        with sbatch_environment(self.cluster), contextlib.redirect_stderr(io.StringIO()):
-            executor = submitit.SlurmExecutor(private, python=python())
-            executor.update_parameters(**self.parameters(name, private))
-            try:
-                jobs = executor.map_array(run_task, [list(task) for task in specs], [code] * len(specs))
-            except (FailedJobError, FailedSubmissionError) as error:
-                raise SchedulerError(f"sbatch refused: {in_one_line(str(error))}") from None
-        return jobs[0].job_id.partition("_")[0]
+def read_job(answer: str) -> str:
+    """The number in what sbatch says of a job that it took, or a site's program in its place; "" if there is none.
+
+    `Submitted batch job 12`, with more words around it or not, or a line with the number alone, as `--parsable` has it.
+    """
+    plain = re.sub(r"\x1b\[[\d;]*m", "", answer)
+    found = re.search(r"\bjob\W{1,3}(\d+)\b", plain, re.IGNORECASE) or re.search(
+        r"^\s*(\d+)\s*(;.*)?$", plain, re.MULTILINE
+    )
+    return found[1] if found else ""
 
 
 def restore_pickles(private: Path, job: str, specs: Sequence[Sequence[str]], code: str) -> None:
-    """Write what the tasks of an array read, where the submitter died before it did; what is there stays."""
-    from submitit.core.utils import DelayedSubmission, JobPaths
-
-    from slurm.job import run_task
+    """Write what the tasks of an array read, which wait for it a minute; what is there stays."""
+    from submitit.core.utils import JobPaths
 
     for number, task in enumerate(specs):
         path = JobPaths(private, f"{job}_{number}" if len(specs) > 1 else job).submitted_pickle
         if not path.exists():
-            aside = path.with_name(f".{path.name}.{os.getpid()}")
-            DelayedSubmission(run_task, list(task), code).dump(aside)
-            aside.replace(path)
+            write_pickle(path, task, code)
+
+
+def write_pickle(path: Path, specs: Sequence[str], code: str) -> None:
+    """Write what one task reads: never half of it is there."""
+    from submitit.core.utils import DelayedSubmission
+
+    from slurm.job import run_task
+
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    DelayedSubmission(run_task, list(specs), code).dump(aside)
+    aside.replace(path)
+
+
+def set_up(commands: Sequence[str]) -> list[str]:
+    """Lines that run a cluster's commands with what a login shell defines (`module`, say); one that fails ends the job.
+
+    The job's last words are then which command it was, and what it said. The PATH of the submitter stays in front.
+    """
+    if not commands:
+        return []
+    return [*_SETUP_BEGINS.splitlines(), *commands, *_SETUP_ENDS.splitlines()]
+
+
+_SETUP_BEGINS = """\
+exec 3>&2
+plateau_words=$(mktemp) || exit 1
+plateau_end() {
+    plateau_code=$?
+    cat "$plateau_words" >&3
+    plateau_last=$(tail -n 1 "$plateau_words")
+    echo "setup failed with exit code $plateau_code: ${plateau_last:-${plateau_command:-see above}}" >&3
+    rm -f "$plateau_words"
+    exit 1
+}
+trap plateau_end EXIT
+{
+plateau_path=$PATH
+for plateau_file in /etc/profile ~/.bash_profile ~/.bash_login ~/.profile; do
+    [ -r "$plateau_file" ] || continue
+    . "$plateau_file"
+    [ "$plateau_file" = /etc/profile ] || break
+done
+PATH=$plateau_path:$PATH
+trap 'plateau_code=$?; plateau_command=$BASH_COMMAND; (exit $plateau_code); exit' ERR"""
+_SETUP_ENDS = """\
+} 2> "$plateau_words"
+trap - ERR EXIT
+cat "$plateau_words" >&2
+rm -f "$plateau_words"
+exec 3>&-"""
 
 
 def python() -> str:
@@ -187,7 +258,8 @@ def open_private(submissions: Path) -> Path:
 @contextlib.contextmanager
 def sbatch_environment(cluster: Cluster) -> Iterator[None]:
     """This process's environment without what would overrule the lines of an sbatch file, or belongs to another job."""
-    kept = {name for name in _KEPT if not getattr(cluster, name.removeprefix("SBATCH_").lower(), "")}
+    told = {name for name in SETTINGS if getattr(cluster, name)} | dict(cluster.sbatch).keys()
+    kept = {name for name in _KEPT if name.removeprefix("SBATCH_").lower() not in told}
     kept |= {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
     hidden = {name: value for name, value in os.environ.items() if name.startswith(("SBATCH_", "SLURM_"))}
     hidden = {name: value for name, value in hidden.items() if name not in kept}

@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from adapters import BadInput
 from slurm import claims
 from slurm.arrays import choose_partition, choose_time, fit, plan_arrays, split
 from slurm.claims import exclusive, user_name
-from slurm.clusters import Cluster, choose_cluster
+from slurm.clusters import PRIVATE, Cluster, choose_cluster
 from slurm.code_version import code_version
 from slurm.forecast import Pack, Predict
 from slurm.limits import Limits
-from slurm.sbatch import Request, open_private, restore_pickles
+from slurm.sbatch import Request, UnknownJob, open_private, restore_pickles
 from slurm.scheduler import Scheduler, SchedulerError, no_slurm
 from slurm.submissions import Submissions
 from slurm.survey import PackState, survey
@@ -92,7 +93,7 @@ def submit_missing(
         now = _fit(requests, cluster, limits, scheduler)
         private = open_private(sweep.submissions) if now else Path()
         for request in now:
-            job, taken, report.refusal = _send(sweep, private, request)
+            job, taken, report.refusal = _send(sweep, private, request, scheduler)
             report.sent += [(job, taken)] if job else []
             if report.refusal:
                 break
@@ -134,7 +135,7 @@ def _fit(requests: list[Request], cluster: Cluster, limits: Limits, scheduler: S
     return fit(requests, most - queued)
 
 
-def _send(sweep: SweepFolder, private: Path, request: Request) -> tuple[str, Request, str]:
+def _send(sweep: SweepFolder, private: Path, request: Request, scheduler: Scheduler) -> tuple[str, Request, str]:
     """Send one array, or as much of it as a limit that could not be asked for lets in.
 
     Returns:
@@ -146,7 +147,10 @@ def _send(sweep: SweepFolder, private: Path, request: Request) -> tuple[str, Req
         record = record | {"tasks": [list(task) for task in request.tasks]}
         store(sweep, record)
         try:
-            job = request.send(f"plateau-{record['token']}", private, specs[: len(request.tasks)], record["code"])
+            name, tasks = f"plateau-{record['token']}", specs[: len(request.tasks)]
+            job = request.send(name, private, tasks, record["code"], partial(_look_up, record, scheduler))
+        except UnknownJob as error:  # the intent stays, and is settled by the next submitter
+            return "", request, str(error)
         except SchedulerError as error:
             refusal = str(error)
             if _LIMIT.search(refusal) and len(request.tasks) > 1:
@@ -162,8 +166,8 @@ def _send(sweep: SweepFolder, private: Path, request: Request) -> tuple[str, Req
 
 
 def make_record(cluster: Cluster, executor: str, folder: Path) -> dict[str, Any]:
-    """An intent: what is about to be sent. `setup` and `export` are left out: they are read again from the user's file."""
-    left_out = ("name", "setup", "export")
+    """An intent: what is about to be sent. `PRIVATE` settings are left out: they are read again from the user's file."""
+    left_out = ("name", *PRIVATE)
     settings = {name: value for name, value in dataclasses.asdict(cluster).items() if name not in left_out}
     return {
         "token": secrets.token_hex(5), "user": user_name(), "host": socket.gethostname(),
@@ -197,11 +201,7 @@ def repair(sweep: SweepFolder, scheduler: Scheduler) -> list[str]:
     submissions = Submissions(sweep)
     submissions.refresh()
     intents = [r for r in submissions.records if r.get("state") == "intent" and r.get("executor") == "slurm"]
-    found = _find(intents, scheduler)
-    if len(found) < len(intents):
-        time.sleep(claims.SETTLE_S)
-        found = _find(intents, scheduler)
-    lines = []
+    found, lines = _find_twice(intents, scheduler), []
     for record in intents:
         job = found.get(f"plateau-{record['token']}")
         if job is None:
@@ -214,6 +214,23 @@ def repair(sweep: SweepFolder, scheduler: Scheduler) -> list[str]:
         store(sweep, record | {"job": job, "state": "sent"})
         lines.append(f"submission {record['token']} is job {job}: its submitter died, the job is kept")
     return lines
+
+
+def _look_up(record: dict[str, Any], scheduler: Scheduler) -> str:
+    """The job of a record that was just sent, by its name; "" if the queue does not show it, or does not answer."""
+    try:
+        return next(iter(_find_twice([record], scheduler).values()), "")
+    except SchedulerError:
+        return ""
+
+
+def _find_twice(intents: Sequence[dict], scheduler: Scheduler) -> dict[str, str]:
+    """What `_find` finds; a second time, if the queue may not show everything yet."""
+    found = _find(intents, scheduler)
+    if len(found) < len(intents):
+        time.sleep(claims.SETTLE_S)
+        found = _find(intents, scheduler)
+    return found
 
 
 def _find(intents: Sequence[dict], scheduler: Scheduler) -> dict[str, str]:

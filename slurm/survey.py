@@ -171,13 +171,17 @@ class Surveyor:
         state = "queued" if live else last
         reason = found.reason if found is not None and live and state_of(found) == "PENDING" else ""
         log = task.log() if task is not None and state in ("failed", "preempted") else None
+        gone = jobs is not None and found is None and not claim  # SLURM forgets its jobs after some minutes
         if (
             task is not None
             and not live
-            and state_of(found) in FAILURES
+            and (state_of(found) in FAILURES or (gone and task.log()))
             and not (job == task.job and "outcome" in claim)
         ):
-            error, log = task.last_words(state_of(found)), task.log()  # it died before it could write down why
+            error, log = (
+                task.last_words(state_of(found) or "gone"),
+                task.log(),
+            )  # it died before it could write down why
         return PackState(
             pack.name, state, len(spec.runs), {state: len(spec.runs)}, steps=spec.steps, error=error or reason,
             log=str(log) if log else None, job=task.job if task and live else job, host=holder.host if holder else "",

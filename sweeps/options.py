@@ -41,6 +41,8 @@ class ClusterOptions:
     """Cores of a task."""
     mem_gb: float | None = None
     """Memory of a task in GB."""
+    memory: Literal["task", "cpu", "none"] | None = None
+    """How memory is asked for: of a task, of each of its cores, or not at all."""
     time_min: int | None = None
     """Wall time of a task in minutes; default: what its packs are expected to need. What needs longer is requeued."""
     wait: bool = False

@@ -84,7 +84,10 @@ elif program == "sbatch":
     (home / f"sbatch-{{number}}.sh").write_text(text)
     (home / f"sbatch-{{number}}.env").write_text(json.dumps(dict(os.environ)))
     stop_parent("after")
-    print(f"Submitted batch job {{number}}")
+    answer = state["answer"].format(job=number)
+    if answer.startswith("!"):
+        sys.exit("sbatch: error: " + answer[1:])
+    print(answer)
 """
 
 
@@ -109,13 +112,14 @@ class FakeSlurm:
         self.failures: dict[str, str] = {}
         self.most: int | None = None
         self.refusal = ""
+        self.answer = "Submitted batch job {job}"
 
     def write(self) -> None:
         """Tell the scripts; what they keep stays."""
         path = self.home / "state.json"
         kept = json.loads(path.read_text()) if path.exists() else {"jobs": {}, "next": 100}
         told = {"config": self.config, "partitions": self.partitions, "hang": self.hangs, "fail": self.failures,
-                "most": self.most, "refuse": self.refusal}  # fmt: skip
+                "most": self.most, "refuse": self.refusal, "answer": self.answer}  # fmt: skip
         path.write_text(json.dumps(kept | told))
 
     def add(self, job: str, state: str, name: str = "other") -> None:

@@ -79,6 +79,12 @@ def test_unknown_cluster_lists_the_known_ones(home: Path) -> None:
         ('[here]\nsetup = "module load cuda"\n', 2, "allowed: a list of texts"),
         ('[here]\nsetup = ["a\\nb"]\n', 2, "allowed: one line each"),
         ('[here]\nexport = ["A=1"]\n', 2, "allowed: names of environment variables, without values"),
+        (
+            '[here]\nexport = ["All"]\n',
+            2,
+            "holds 'All'; allowed: names of environment variables, without values, not all",
+        ),
+        ('[here]\nmemory = "gpu"\n', 2, "memory is 'gpu'; allowed: task, cpu or none"),
         ("gpus = 1\n[here]\n", 1, "'gpus' stands in no section"),
         ('\n[local]\npartition = "gpu"\n', 2, "[local] is the name of an executor"),
     ],
@@ -95,7 +101,7 @@ def test_unreadable_file_is_refused(home: Path) -> None:
     assert "cannot be read" in refusal()
 
 
-@pytest.mark.parametrize("value", ["a b", "a;b", "$(reboot)", "a\nb", "`x`", "'"])
+@pytest.mark.parametrize("value", ["a b", "a;b", "$(reboot)", "a\nb", "`x`", "'", "--wrap=id", "-1"])
 def test_flags_that_could_be_more_than_a_value_are_refused(value: str) -> None:
     for flag in ("partition", "account", "qos", "constraint", "gpus"):
         assert f"--{flag} is {value!r}" in refusal("slurm", **{flag: value})
@@ -105,8 +111,58 @@ def test_setup_runs_only_from_the_users_own_file(home: Path, monkeypatch: pytest
     path = write(home, '[here]\nsetup = ["module load cuda", "source env"]\n')
     assert choose_cluster("here").setup == ("module load cuda", "source env")
     path.chmod(0o664)
-    assert refusal().endswith(f"line 2: setup commands of a file that others can write are not run: chmod go-w {path}")
+    assert refusal().endswith(f"line 2: setup of a file that others can write is not taken: chmod go-w {path}")
     path.chmod(0o644)
+    for folder, mode in ((path.parent, 0o777), (path.parent, 0o775), (home, 0o777)):
+        folder.chmod(mode)
+        assert refusal().endswith(
+            f"setup is not taken from a folder in which others can exchange the file: chmod go-w {folder}"
+        )
+        folder.chmod(0o1777)  # as /tmp: others cannot exchange it
+        assert choose_cluster("here").setup
+        folder.chmod(0o755)
     user = os.geteuid()
     monkeypatch.setattr(clusters.os, "geteuid", lambda: user + 1)
-    assert f"line 2: setup commands of a file that belongs to user {user} are not run" in refusal()
+    assert f"line 2: setup of a file that belongs to user {user} is not taken" in refusal()
+    for text in ('export = ["A"]', "sbatch = { comment = 'x' }", "[here.sbatch]\ncomment = 'x'"):
+        write(home, f"[here]\n{text}\n")
+        assert f"of a file that belongs to user {user} is not taken" in refusal()
+    write(home, THREE_LINES)
+    assert choose_cluster("here").partition == "gpu", "what is a mere value may be anybody's"
+
+
+def test_anything_else_of_sbatch_is_a_table_of_its_own(home: Path) -> None:
+    write(home, "[slurm.sbatch]\ncomment = 'all'\nnice = 10\n", "config")
+    write(
+        home, "[here]\ngpus = '1g.10gb:1'\n[here.sbatch]\nmail_user = 'me@x.org'\ncomment = 'a b'\nexclusive = true\n"
+    )
+    found = choose_cluster("here")
+    assert dict(found.sbatch) == {"comment": "a b", "nice": "10", "mail-user": "me@x.org", "exclusive": ""}
+    assert (found.gpus, found.num_gpus) == ("1g.10gb:1", 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("wrap = 'id'", "line 1: sbatch sets wrap, as Plateau does"),
+        ("mem_per_cpu = '1G'", "sets mem_per_cpu, which is memory here"),
+        ("export = 'ALL'", "sets export, which is export here"),
+        ("'comment=x --wrap' = 'id'", "long options of sbatch without dashes"),
+        ("'-w' = 'n1'", "long options of sbatch without dashes"),
+        ('comment = "a\'b"', 'comment is "a\'b"; allowed: one line without quotes'),
+        ("comment = 'a\\b'", "allowed: one line without quotes"),
+        ('comment = "a\\nb"', "allowed: one line without quotes"),
+        ("comment = '--wrap=id'", "comment is '--wrap=id'"),
+        ("comment = '$(id)'", "allowed: one line"),
+        ("comment = false", "comment is False"),
+        ("gres = 'gpu:1'", "gres of --cluster here asks for GPUs: say how many by gpus too"),
+    ],
+)
+def test_options_that_are_not_to_be_passed_on_are_refused(home: Path, line: str, words: str) -> None:
+    write(home, f"[here.sbatch]\n{line}\n")
+    assert words in refusal()
+
+
+def test_file_saved_with_a_byte_order_mark_is_read(home: Path) -> None:
+    (home / "work" / "clusters.toml").write_bytes(b"\xef\xbb\xbf" + THREE_LINES.encode())
+    assert choose_cluster("here").account == "lab"

@@ -180,7 +180,7 @@ GOLDEN = """\
 
 # setup
 trap '' USR2
-module load cuda
+SET_UP
 [ -O '/runs/a b/submissions/.private-me' ] && [ ! -L '/runs/a b/submissions/.private-me' ] || \
 { echo 'the folder of this submission is not your own' >&2; exit 1; }
 export PYTHONPATH=/opt/plateau${PYTHONPATH:+:$PYTHONPATH}
@@ -188,7 +188,49 @@ export PYTHONPATH=/opt/plateau${PYTHONPATH:+:$PYTHONPATH}
 # command
 export SUBMITIT_EXECUTOR=slurm
 exec /opt/env/bin/python -u -m submitit.core._submit '/runs/a b/submissions/.private-me'
-""".replace("EXPORTED", ",".join(sbatch.EXPORT))
+""".replace("EXPORTED", ",".join(sbatch.EXPORT)).replace("SET_UP", "\n".join(sbatch.set_up(["module load cuda"])))
+
+
+def run_job(home: Path, *setup: str) -> subprocess.CompletedProcess[str]:
+    """What a task does before Python, with the exported variables alone, and a login shell that defines `module`."""
+    (home / ".bash_profile").write_text(
+        'false\nmodule() { [ "$2" = cuda ] || { echo "no module $2" >&2; return 1; }; export CUDA=$2; }\nPATH=/site:$PATH\n'
+    )
+    text = "\n".join([sbatch.KEEP, *sbatch.set_up(setup), 'exec /bin/echo "$CUDA" "$PATH"'])
+    told = {"HOME": str(home), "PATH": "/mine:/usr/bin:/bin"}
+    return subprocess.run(["bash", "-c", text], env=told, capture_output=True, text=True, timeout=60)
+
+
+def test_setup_has_what_a_login_shell_defines(tmp_path: Path) -> None:
+    done = run_job(tmp_path, "module load cuda", "if false; then", "exit 3", "fi", "false || true")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("cuda /mine:/usr/bin:/bin:/site:"), "the submitter's PATH stays in front"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("module load cuda/12", "exit code 1: no module cuda/12"), ("modul load cuda", r"exit code 127: .*modul: command not found"),
+     ("exit", "exit code 0: see above"), ("[ -d /none ]", r"exit code 1: \[ -d /none \]"), ("fi", "exit code 2: see above")],
+)  # fmt: skip
+def test_setup_that_fails_ends_the_job_with_its_words(tmp_path: Path, line: str, words: str) -> None:
+    done = run_job(tmp_path, line, "echo later")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(f"setup failed with {words}", done.stderr.splitlines()[-1])
+
+
+def test_what_else_sbatch_takes_is_passed_on(tmp_path: Path) -> None:
+    told = Cluster(
+        gpus="a100:1",
+        mem_gb=2.0,
+        memory="cpu",
+        sbatch=(("comment", "a b; c"), ("exclusive", ""), ("gres", "gpu:a100:1")),
+    )
+    text = Request(told, (("p0",),), 45, 3, mib=2048).text("plateau-t0k3n", tmp_path)
+    for line in ("comment='a b; c'", "exclusive", "gres=gpu:a100:1", "mem-per-cpu=683M"):
+        assert f"#SBATCH --{line}\n" in text
+    assert "--mem=" not in text
+    assert "--gpus-per-node" not in text, "gres says it"
+    assert "--mem" not in Request(Cluster(memory="none"), (("p0",),), 45, 3, mib=2048).text("plateau-t0k3n", tmp_path)
 
 
 def test_what_is_sent_is_the_text_that_is_shown(slurm: FakeSlurm, sweep: Sweep) -> None:
@@ -263,6 +305,41 @@ def test_refusal_keeps_what_was_sent_and_speaks_slurms_words(slurm: FakeSlurm, s
     assert (report.num_tasks, len(report.later), report.refusal) == (20, 10, "sbatch refused: no more today")
     monkeypatch.setattr(Request, "send", real)
     send(sweep)
+    assert live_packs(sweep, slurm) == Counter(f"p{n:02d}" for n in range(30))
+
+
+ANSWERS = (
+    "{job}", "{job};cluster", "Submitted batch job {job} on cluster big", "Welcome, 3 nodes are free.\n\x1b[1m{job}\x1b[0m\n",
+    "Job <{job}> is submitted.", "", "taken, thanks (99 in the queue)",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_job_that_was_taken_is_recorded_whatever_sbatch_answers(answer: str, slurm: FakeSlurm, sweep: Sweep) -> None:
+    slurm.answer = answer
+    slurm.write()
+    report = send(sweep)
+    assert ([job for job, _ in report.sent], report.refusal) == (["101", "102"], "")
+    assert {(r["job"], r["state"]) for r in records(sweep)} == {("101", "sent"), ("102", "sent")}
+    assert send(sweep).sent == []
+    assert live_packs(sweep, slurm) == Counter(f"p{n:02d}" for n in range(30))
+
+
+def test_job_whose_number_nobody_knows_is_not_sent_again_once_the_queue_shows_it(
+    slurm: FakeSlurm, sweep: Sweep
+) -> None:
+    """sbatch gives up on SLURM's answer, which had taken the job, and the queue is silent as well."""
+    slurm.answer, slurm.failures = "!Batch job submission failed: Socket timed out on send/recv operation", {}
+    slurm.fail("squeue", "slurm_load_jobs error: Socket timed out")
+    with pytest.raises(
+        BadInput, match="^sbatch may have taken plateau-.*timed out.*the same command looks for it again"
+    ):
+        send(sweep)
+    assert [r["state"] for r in records(sweep)] == ["intent"]
+    slurm.answer, slurm.failures = "", {}
+    slurm.write()
+    report = send(sweep)
+    assert (len(report.repaired), report.num_tasks) == (1, 10)
     assert live_packs(sweep, slurm) == Counter(f"p{n:02d}" for n in range(30))
 
 
@@ -347,14 +424,13 @@ DEATHS = {
     "after the intent": "sbatch.Request.send = die",
     "before sbatch has asked SLURM": "os.environ['FAKE_SLURM_KILLS_PARENT'] = 'before'",
     "after SLURM has the job": "os.environ['FAKE_SLURM_KILLS_PARENT'] = 'after'",
-    "before any pickle has its name": "utils.JobPaths.move_temporary_file = die_at(1)",
-    "after a part of the pickles": "utils.JobPaths.move_temporary_file = die_at(5)",
+    "before any pickle has its name": "sbatch.write_pickle = die_at(1)",
+    "after a part of the pickles": "sbatch.write_pickle = die_at(5)",
     "before the record has the job": "submit.store = die_at(2)",
     "between two arrays": "submit.store = die_at(3)",
 }
 SUBMITTER = """
 import os, signal, sys
-from submitit.core import utils
 from slurm import sbatch, submit
 from slurm.clusters import Cluster
 from slurm.forecast import Need
@@ -364,7 +440,7 @@ def die(*args, **named):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def die_at(number, counted=[]):
-    real = submit.store if 'store' in HOW else utils.JobPaths.move_temporary_file
+    real = submit.store if 'store' in HOW else sbatch.write_pickle
     def call(*args, **named):
         counted.append(1)
         return die() if len(counted) == number else real(*args, **named)
