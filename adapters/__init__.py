@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from adapters.plain_text import printable
+from adapters.words import counted, plural
 
 if TYPE_CHECKING:
     from adapters.base import Adapter
@@ -28,9 +29,11 @@ __all__ = [
     "BadInput",
     "Method",
     "MethodSpec",
+    "counted",
     "get_class",
     "name_method",
     "parse_method",
+    "plural",
     "printable",
 ]
 

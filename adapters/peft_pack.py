@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adapters import BadInput, MethodSpec
+from adapters import BadInput, MethodSpec, counted
 from adapters.base import Adapter, Role
 from adapters.inject import Attached, Stack, _group_by_shape, _set_module
 from adapters.low_rank import LowRank
@@ -219,7 +219,9 @@ def attach_peft(
             every call, or cannot be merged. The U-Net is then as it was.
     """
     if len(seeds) != 1:
-        raise BadInput(f"method {spec.name!r} runs one replica at a time (unpacked), given: {len(seeds)} seeds")
+        raise BadInput(
+            f"method {spec.name!r} runs one replica at a time (unpacked), given: {counted(len(seeds), 'seed')}"
+        )
     config, kept = config or make_config(spec, list(targets)), Untouched(unet, targets)
     try:
         with torch.random.fork_rng(), warnings.catch_warnings(), no_build_on_cpu(targets):

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from adapters import BadInput, parse_method
+from adapters import BadInput, counted, parse_method
 from adapters.checkpoint import Checkpoint
 from adapters.layer_names import TEXT_ENCODERS, describe_sd15, name_clip_number, name_numbers, split_key
 from adapters.peft_format import CONFIG_FILE, MERGED_FILE, OWN_FILE, PEFT_FILE
@@ -167,7 +167,9 @@ def _named(file: Path, layers: Layers, known: Iterable[str] | None) -> Layers:
     paths = name_numbers(shapes, describe_sd15() if known is None else known) if unet else []
     if paths is None:
         model = "Stable Diffusion 1.5 (name another one with --model)" if known is None else "this model"
-        raise BadInput(f"{file} numbers {len(shapes)} matrices of the U-Net, whose shapes are not those of {model}")
+        raise BadInput(
+            f"{file} numbers {counted(len(shapes), 'matrix')} of the U-Net, whose shapes are not those of {model}"
+        )
     return dict(zip(paths, ordered)) | named
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from analysis.curves import run_scores
 from analysis.distances import final_distances
 from analysis.load import Results
@@ -76,7 +76,7 @@ def coincidence(runs: pd.DataFrame, axes: tuple[str, ...] = AXES, num_knots: int
     """
     if runs["subject"].nunique() < 3 or runs["series"].nunique() < 2:
         raise BadInput(
-            f"{runs['subject'].nunique()} subjects and {runs['series'].nunique()} series: "
+            f"{counted(runs['subject'].nunique(), 'subject')} and {runs['series'].nunique()} series: "
             "coincidence needs at least 3 subjects, of which one is left out, and 2 series"
         )
     left = {axis: left_out_variance(runs, axis, num_knots) for axis in axes}

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from analysis.compact import CompactSource, is_compact
 from analysis.folders import FolderSource
 from analysis.series import name_series
@@ -151,7 +151,9 @@ class Results:
             wanted &= self._matches(name, value)
         if not wanted.any():
             asked = ", ".join(f"{name}={value}" for name, value in fields.items()) or "the given run ids"
-            raise BadInput(f"no run matches {asked}; there are {len(self.runs)} runs of {_list(self.runs['series'])}")
+            raise BadInput(
+                f"no run matches {asked}; there are {counted(len(self.runs), 'run')} of {_list(self.runs['series'])}"
+            )
         return Results(self.all_runs[kept | wanted], self.sources)
 
     def _matches(self, name: str, value: Any) -> pd.Series:
@@ -204,18 +206,21 @@ def _source(root: Path) -> Source:
 
 def _one_model(runs: pd.DataFrame, model: str | None) -> pd.DataFrame:
     """Keep one model's runs, and the untouched base's runs of it."""
-    names = runs["model"].astype(object).where(runs["model"].notna(), runs["model_hash"])
+    known = (
+        runs["model_hash"].astype(object).where(runs["model_hash"].notna(), "unknown")
+    )  # of a watched loop it is not
+    names = runs["model"].astype(object).where(runs["model"].notna(), known)
     if model is not None:
-        kept = runs[(names == model) | (runs["model_hash"] == model)]
+        kept = runs[(names == model) | (known == model)]
         if kept.empty:
             raise BadInput(f"no runs of model {model!r}; there are runs of {_list(names)}")
         return _one_model(kept, None)
     trained = runs["method"] != BASE
-    hashes = runs.loc[trained if trained.any() else runs.index, "model_hash"].unique()
+    hashes = known[trained if trained.any() else runs.index].unique()
     if len(hashes) > 1:
-        found = [f"{names[runs['model_hash'] == value].iloc[0]} ({value[:10]})" for value in hashes]
+        found = [f"{names[known == value].iloc[0]} ({value[:10]})" for value in hashes]
         raise BadInput(f"runs of {len(hashes)} models in one folder: {', '.join(found)}; load them apart (model=...)")
-    return runs[runs["model_hash"].isin(hashes)]
+    return runs[known.isin(hashes)]
 
 
 def _scored_alike(runs: pd.DataFrame) -> pd.DataFrame:
@@ -225,7 +230,7 @@ def _scored_alike(runs: pd.DataFrame) -> pd.DataFrame:
     if len(sweeps) > 1:
         found = [f"{str(scorers)[:10]} (in {sweep})" for scorers, sweep in sweeps.items()]
         raise BadInput(
-            f"runs scored by {len(found)} pairs of scorers in one folder: {', '.join(found)}; load them apart"
+            f"runs scored by {counted(len(found), 'pair')} of scorers in one folder: {', '.join(found)}; load them apart"
         )
     return runs
 

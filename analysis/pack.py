@@ -15,6 +15,7 @@ from typing import Annotated
 
 import tyro
 
+from adapters import counted
 from analysis.compact import export_compact
 from analysis.load import load
 from training.command_line import run_program
@@ -37,7 +38,7 @@ def run(options: Options) -> int:
     results = load(options.results)
     files = export_compact(results, options.out, kept_matrices=options.matrices)
     size = sum(file.stat().st_size for file in files) / 2**20
-    print(f"{len(results.runs)} runs in {len(files)} files, {size:.1f} MiB: {options.out}")
+    print(f"{counted(len(results.runs), 'run')} in {counted(len(files), 'file')}, {size:.1f} MiB: {options.out}")
     return 0
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adapters import METHODS, PEFT, name_method
+from adapters import METHODS, PEFT, counted, name_method, plural
 
 # Settings that may differ between runs of one method and would otherwise be averaged over without a word.
 SETTINGS = {
     "rank": "rank {}",
-    "steps": "{} steps",
+    "steps": "{} step",
     "scale": "{} scaled",
     "boundary": "lambda {}",
     "adam_weight_decay": "weight decay {}",
@@ -25,20 +25,21 @@ SETTINGS = {
     "lr_scheduler": "{}",
     "lr_warmup_steps": "warm-up {}",
     "prior_loss_weight": "prior {}",
-    "num_class_images": "{} class pictures",
+    "num_class_images": "{} class picture",
     "num_instance_images": "trained on {}",
     "snr_gamma": "SNR gamma {}",
     "mixed_precision": "precision {}",
     "resolution": "{} px",
-    "num_prompts": "{} prompts",
-    "num_images": "{} pictures",
-    "num_inference_steps": "{} sampler steps",
+    "num_prompts": "{} prompt",
+    "num_images": "{} picture",
+    "num_inference_steps": "{} sampler step",
     "guidance_scale": "guidance {}",
     "init_adapter": "from adapter {}",
     "base_lr": "base rate {}",
     "base_lr_lambda": "lambda's base rate {}",
     "base_lr_magnitude": "m's base rate {}",
 }
+COUNTS = {"steps", "num_class_images", "num_prompts", "num_images", "num_inference_steps"}
 RATES = {"lr": "factors", "lr_lambda": "lambda", "lr_magnitude": "magnitude"}
 
 
@@ -110,7 +111,8 @@ def name_series(runs: pd.DataFrame) -> pd.Series:
         for setting, text in SETTINGS.items():
             if setting in group and group[setting].map(_key).nunique() > 1:
                 value = group[setting].map(_pictures if setting == "num_instance_images" else _short)
-                result[group.index] += ", " + value.map(text.format)
+                many = plural(text) if setting in COUNTS else text
+                result[group.index] += ", " + value.map(lambda v: (text if v == "1" else many).format(v))  # noqa: B023
     return result
 
 
@@ -124,7 +126,7 @@ def _key(value: Any) -> str:
 
 
 def _pictures(count: int) -> str:
-    return f"{count} picture{'s' if count > 1 else ''}" if count else "all pictures"
+    return counted(count, "picture") if count else "all pictures"
 
 
 def _short(value: Any) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from analysis.comparisons import compare, subject_measures
 from analysis.permutation import holm, sign_flip
 from analysis.plateau import TOLERANCE, find_plateaus, joint_plateau, plateau
@@ -254,7 +254,7 @@ def _provenance(options: Options, seconds: float) -> str:
     command = shlex.join(["python", "-m", "analysis.simulate", *sys.argv[1:]])
     return (
         f"{options.studies} studies of each size (a true 95.0 shows as 95.0 ± {2 * error:.1f}), `{command}`, {seconds:.0f} s, "
-        f"{options.num_processes} processes on {_processor()}, numpy {np.__version__}, {time.strftime('%Y-%m-%d')}."
+        f"{counted(options.num_processes, 'process')} on {_processor()}, numpy {np.__version__}, {time.strftime('%Y-%m-%d')}."
     )
 
 

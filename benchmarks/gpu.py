@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import torch
 
-from adapters import BadInput, parse_method
+from adapters import BadInput, counted, parse_method
 from benchmarks.device_limits import count_flop, peak_bytes, peak_rate
 from benchmarks.real_scale import Bench, Pack, Scale
 from benchmarks.rows import Row, describe_machine, to_markdown, write_page
@@ -164,7 +164,7 @@ def _sampling(bench: Bench, options: Options, pack: Pack, size: int, step_flop: 
         began = clock(bench.device)
         draw()
         seconds.append(clock(bench.device) - began)
-    name = f"sampling by {size} replicas, {count} prompts together"
+    name = f"sampling by {counted(size, 'replica')}, {counted(count, 'prompt')} together"
     yield Row(f"{name}: passes a second", mean_of([passes / s for s in seconds]), unit="/s")
     yield Row(f"{name}: share of the peak", mean_of([flop / s / peak for s in seconds]), SAMPLING_AIM, ">=", unit="%")
     per_pass = once(flop / passes / step_flop)

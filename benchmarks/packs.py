@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from adapters import counted
 from benchmarks.rows import Row
 from benchmarks.scene import WARMUP, Effort, Place, Scene, threads
 from benchmarks.timing import ratio_of
@@ -94,7 +95,7 @@ def _name(job: Job) -> str:
 
 
 def _threads(job: Job) -> str:
-    return f"{job.threads} thread{'s' if job.threads > 1 else ''}"
+    return counted(job.threads, "thread")
 
 
 # Processes side by side.
@@ -111,7 +112,7 @@ def _side_by_side(scene: Scene, device: str, whole: Job, part: Job, rounds: int)
                     together.append(sum(part.size / seconds for seconds in _ask(team, part)))
                 else:
                     single.append(whole.size / time_pack(scene, whole))
-    name = f"{count} processes ({_threads(part)}, packs of {part.size}) against one ({_threads(whole)}, {whole.size})"
+    name = f"{counted(count, 'process')} ({_threads(part)}, packs of {part.size}) against one ({_threads(whole)}, {whole.size})"
     return Row(name, ratio_of(together, single))
 
 

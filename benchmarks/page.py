@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from training.store import writing
 
 
@@ -29,7 +29,7 @@ def write_part(page: Path, name: str, text: str) -> None:
         f"(?s){re.escape(begin)}\n.*?{re.escape(end)}", lambda _: f"{begin}\n\n{text.strip()}\n\n{end}", before
     )
     if count != 1:
-        raise BadInput(f"{page} has {count} parts between {begin!r} and {end!r}; it needs one")
+        raise BadInput(f"{page} has {counted(count, 'part')} between {begin!r} and {end!r}; it needs one")
     with writing(page) as aside:
         aside.write_text(after)
 

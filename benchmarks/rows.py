@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from adapters import counted
 from benchmarks.timing import Interval
 from training.provenance import provenance
 from training.store import writing
@@ -75,7 +76,7 @@ def describe_machine(device: torch.device) -> list[str]:
     versions = made["versions"] | {"peft": importlib.metadata.version("peft"), "python": made["python"]}
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
     return [
-        f"- machine: {_cpu_name()}, {len(os.sched_getaffinity(0))} cores, {made['instruction_set']}, device {device}"
+        f"- machine: {_cpu_name()}, {counted(len(os.sched_getaffinity(0)), 'core')}, {made['instruction_set']}, device {device}"
         + (f" ({made['device_name']})" if device.type == "cuda" else "")
         + f"; load {load:.1f} when this was written",
         f"- versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}",

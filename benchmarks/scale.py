@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from adapters import counted
 from benchmarks.operations import RUNS, count_operations, count_rates, watch_rates
 
 PACK, RUNNING = 8, 64
@@ -63,7 +64,7 @@ def run(options: Options) -> int:
 
 
 def _in_a_process(cells: int) -> dict[str, Any]:
-    print(f"measuring {cells:,} cells", file=sys.stderr, flush=True)
+    print(f"measuring {counted(cells, 'cell', ',')}", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "benchmarks.scale", "--alone", "--cells", str(cells)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -200,7 +201,7 @@ def describe_machine() -> str:
     found = max((m for m in mounts if place.startswith(m[1])), key=lambda m: len(m[1]), default=["", "", "unknown"])
     command = shlex.join(["python", "-m", "benchmarks.scale", *sys.argv[1:]])
     load = f"load average {os.getloadavg()[0]:.0f} when it ended"
-    return (f"{cpu or platform.machine()}, {len(os.sched_getaffinity(0))} cores, {load}, {found[2]}, Python "
+    return (f"{cpu or platform.machine()}, {counted(len(os.sched_getaffinity(0)), 'core')}, {load}, {found[2]}, Python "
             f"{platform.python_version()}, {date.today().isoformat()}; `{command}`.")  # fmt: skip
 
 
@@ -218,7 +219,7 @@ def plan_table(rows: list[dict[str, Any]]) -> str:
         return lambda row: f"{row[f'{name}_s']:.2f} s ({row[f'{name}_cpu_s']:.2f} s), {row[f'{name}_operations']:,}"
 
     return "\n".join([
-        line("wall (processor) seconds, operations on the file system", lambda row: f"{row['cells']:,} cells"),
+        line("wall (processor) seconds, operations on the file system", lambda row: f"{counted(row['cells'], 'cell', ',')}"),
         f"|---|{'---|' * len(rows)}",
         line("packs", lambda row: f"{row['packs']:,}"),
         line("plan", cost("plan")),

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from adapters import parse_method
+from adapters import counted, parse_method
 from benchmarks.rows import Row, to_markdown
 from benchmarks.timing import mean_of, once
 from training.cell import Cell
@@ -184,7 +184,7 @@ def measure_figures(root: Path, options: Options) -> list[Row]:
         for _ in range(ROUNDS):
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             measured.append(json.loads(done.stdout.splitlines()[-1]))
-        what = f"load what {name} needs, {options.runs:,} runs"
+        what = f"load what {name} needs, {counted(options.runs, 'run', ',')}"
         seconds, gib = (mean_of(np.array([row[key] for row in measured])) for key in ("seconds", "gib"))
         rows.append(Row(what, seconds, 10.0, unit="s"))
         rows.append(Row(f"{what}: peak memory", gib, 2.0, unit="GiB"))

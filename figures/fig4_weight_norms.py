@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from figures.panels import by_row, legend_columns, make_room, series_handle
 from figures.style import INK, MUTED, Look, looks, new_figure, pt, styled
 
@@ -139,7 +139,7 @@ def _draw_legends(figure: Figure, bars: Axes, after: pd.DataFrame, styles: dict[
     for series, rows in after.groupby("series", sort=False):
         runs = int(rows["num_runs"].max())
         handles.append(series_handle("", styles[str(series)]._replace(line_style="none")))
-        labels.append(f"{series} (n = {runs} run{'s' if runs > 1 else ''})")
+        labels.append(f"{series} (n = {counted(runs, 'run')})")
     columns = legend_columns(labels, figure.get_figwidth())
     make_room(figure, len(labels), columns)
     figure.legend(

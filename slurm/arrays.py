@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from slurm.clusters import Cluster
 from slurm.forecast import Need, Pack, Predict
 from slurm.limits import Limits, Partition
@@ -121,7 +121,7 @@ def choose_time(expected_s: float | None, cluster: Cluster, partition: Partition
     if cluster.time_min:
         if limit is not None and cluster.time_min > limit:
             raise BadInput(
-                f"--time-min is {cluster.time_min}; partition {partition.name} allows at most {limit} minutes "
+                f"--time-min is {cluster.time_min}; partition {partition.name} allows at most {counted(limit, 'minute')} "
                 "(a longer run is continued by requeue)"
             )
         return cluster.time_min

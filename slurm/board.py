@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from slurm.status_table import SweepState
 from slurm.survey import Scheduler, Surveyor
 from slurm.sweep_folder import SweepFolder
@@ -45,7 +45,7 @@ class Board:
         wanted = set().union(*(surveyor.gather() for surveyor in self.surveyors.values()))
         jobs, self.note = None, ""
         if wanted and self.scheduler is None:
-            self.note = f"no squeue on this machine: {len(wanted)} jobs are known by their heartbeats only"
+            self.note = f"no squeue on this machine: {counted(len(wanted), 'job')} known by their heartbeats only"
         elif wanted and self.scheduler is not None:
             try:
                 jobs = self.scheduler.jobs(sorted(wanted))

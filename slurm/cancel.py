@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from adapters import counted
 from slurm.claims import Holder, holder_of
 from slurm.survey import PackState, Surveyor
 
@@ -32,9 +33,9 @@ def cancel(surveyor: Surveyor, packs: Iterable[PackState], scheduler: Canceller 
     jobs = sorted({pack.job for pack in live if pack.job and not pack.job.startswith("_")})
     if jobs and scheduler is not None:
         scheduler.cancel(jobs)
-        lines.append(f"cancelled {len(jobs)} jobs: {', '.join(jobs[:5])}{' ...' if len(jobs) > 5 else ''}")
+        lines.append(f"cancelled {counted(len(jobs), 'job')}: {', '.join(jobs[:5])}{' ...' if len(jobs) > 5 else ''}")
     elif jobs:
-        lines.append(f"no scancel on this machine: {len(jobs)} jobs go on: {', '.join(jobs[:5])}")
+        lines.append(f"no scancel on this machine: {counted(len(jobs), 'job')} not stopped: {', '.join(jobs[:5])}")
     claims = surveyor.files.claims
     holders = [holder_of(claims.get(pack.name, {})) for pack in live if pack.state == "running" and not pack.job]
     records = [r for r in surveyor.files.submissions.records if r.get("executor") == "local"]

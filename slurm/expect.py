@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapters import counted
 from adapters.own_method import is_own, source
 from slurm.calibrate import Calibration, cache_folder, has_device, hash_with_machine
 from slurm.forecast import PASSES, Need, Pack
@@ -101,8 +102,11 @@ def expect(
     rough = coarse.seconds([cell for pack in packs for cell in pack.cells], coarse.pack_size, workers) or 0.0
     short = rehearsal_s(wanted, coarse) <= max(SHORT_S, SHARE * rough)
     if wanted and (worth_s is None or (rough >= worth_s and short)):
-        kind = f"{len(wanted)} kind{'s' if len(wanted) > 1 else ''} of packs"
-        print(f"measuring {kind} on this machine, once, for a better forecast", file=sys.stderr, flush=True)
+        print(
+            f"measuring {counted(len(wanted), 'kind')} of packs on this machine, once, for a better forecast",
+            file=sys.stderr,
+            flush=True,
+        )
         for clock, found in rehearse([kinds[kind] for kind in wanted], setting, team).items():
             costs[clock] |= found
         with contextlib.suppress(StoreError):  # measured again next time

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from adapters.ending import end_well
 from slurm.claims import BEAT_S, Holder, JobGone, Watch, take
 from slurm.code_version import code_version
@@ -155,7 +155,7 @@ def run_task(specs: Sequence[str], code: str = "", job_gone: JobGone | None = No
             if job and (stop.received == signal.SIGUSR2 or is_to_go_on(job)):
                 requeue(job)
     if errors:
-        raise BadInput(f"{len(errors)} of {len(paths)} packs could not be run; the first: {errors[0]}")
+        raise BadInput(f"{len(errors)} of {counted(len(paths), 'pack')} could not be run; the first: {errors[0]}")
 
 
 def remove_stale_result() -> None:

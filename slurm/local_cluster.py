@@ -26,7 +26,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from slurm import local_accounting
 from slurm.local_daemons import end_processes, wait_until
 from slurm.local_files import NUM_PORTS, Cluster, Shape, find_program
@@ -183,7 +183,7 @@ def up(folder: Path, shape: Shape) -> str:
         cluster.write()
     start(cluster)
     return (
-        f"A SLURM with {shape.cpus} CPUs is up in {folder} (partitions: debug; urgent, which preempts it).\n"
+        f"A SLURM with {counted(shape.cpus, 'CPU')} is up in {folder} (partitions: debug; urgent, which preempts it).\n"
         f"export SLURM_CONF={cluster.conf}"
     )
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from slurm.forecast import predict_by
 from slurm.scheduler import Scheduler
 from slurm.status_table import SweepState
@@ -62,7 +62,10 @@ class SendLater:
                 self.waiting.add(sweep.path)
         except BadInput as error:
             return [f"{sweep.path.name}: not sent yet: {error}"]
-        return [f"{sweep.path.name}: sent {len(request.packs)} packs as job {job}" for job, request in report.sent]
+        return [
+            f"{sweep.path.name}: sent {counted(len(request.packs), 'pack')} as job {job}"
+            for job, request in report.sent
+        ]
 
 
 def _sent_before(sweep: SweepFolder) -> set[str]:

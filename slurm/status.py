@@ -23,7 +23,7 @@ from typing import Literal
 
 import tyro
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from slurm.board import Board, exit_code
 from slurm.cancel import cancel
 from slurm.reopen import reopen_failed
@@ -88,8 +88,8 @@ def _act(board: Board, options: Options) -> int:
         if options.retry:
             found = reopen_failed(surveyor.files)
             runs = sum(map(len, found.values()))
-            lines.append(f"{sweep.folder.name}: {runs} failed runs of {len(found)} packs will be tried again"
-                         + (": give the sweep's own command to send them" if runs else ""))  # fmt: skip
+            lines.append(f"{sweep.folder.name}: {counted(runs, 'failed run')} of {counted(len(found), 'pack')} will be tried "
+                         "again" + (": give the sweep's own command to send them" if runs else ""))  # fmt: skip
         if options.cancel:
             scheduler = board.scheduler if isinstance(board.scheduler, Scheduler) else None
             done = cancel(surveyor, sweep.packs, scheduler)

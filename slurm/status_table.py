@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from adapters import counted
 from slurm.survey import PackState
 
 SCHEMA = 1
@@ -66,7 +67,7 @@ class SweepState:
         told = [f"{cells[name]} {name}" for name in STATUSES if cells[name] or name == "finished"]
         left = self.seconds_left()
         rest = f"; {duration(left)} left" if left and cells["running"] else ""
-        return f"{self.folder.name}: {sum(cells.values())} cells: {', '.join(told)}{rest}"
+        return f"{self.folder.name}: {counted(sum(cells.values()), 'cell')}: {', '.join(told)}{rest}"
 
 
 def to_json(sweeps: Iterable[SweepState], note: str) -> dict[str, Any]:
@@ -149,7 +150,9 @@ def _packs(packs: Sequence[PackState], rows: int) -> list[Any]:
         if len(shown) > rows:
             parts.append(Text(f"... and {len(shown) - rows} more", style="dim"))
     reasons = Counter(pack.error for pack in packs if pack.state == "queued" and pack.error and not pack.stuck)
-    parts += [Text(f"{count} packs wait: {reason}", style="dim") for reason, count in reasons.most_common(3)]
+    parts += [
+        Text(f"{counted(count, 'pack')} waiting: {reason}", style="dim") for reason, count in reasons.most_common(3)
+    ]
     return parts
 
 

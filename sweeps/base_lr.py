@@ -14,6 +14,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters import counted
+
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from sweeps.options import Options, run_driver  # noqa: E402
@@ -47,7 +49,7 @@ def drive(options: TuningOptions) -> int:
 
     if len(options.rates) != len(options.boundary_rates) * len(options.boundaries):
         raise BadInput(
-            f"--rates has {len(options.rates)} values, --boundary-rates x --boundaries "
+            f"--rates has {counted(len(options.rates), 'value')}, --boundary-rates x --boundaries "
             f"{len(options.boundary_rates) * len(options.boundaries)}: every method gets the same number of trials"
         )
     scene = set_scene(options, num_subjects=4, split="tuning")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters import counted
+
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from sweeps.options import Options, run_driver, with_defaults  # noqa: E402
@@ -56,7 +58,8 @@ def drive(options: BestOptions) -> int:
     if tried is None:
         names, count = [subject.name for subject in many.subjects], len(options.specs()) * len(options.seeds)
         print(
-            f"then the best setting of each method on {', '.join(names)}: {count * len(names)} cells, by the same command"
+            f"then the best setting of each method on {', '.join(names)}: {counted(count * len(names), 'cell')}, "
+            "by the same command"
         )
         return 0
     best = report_choice(tried, few, options.docs)

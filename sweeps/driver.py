@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from analysis import Results, load
 from slurm import inline
 from slurm.arrays import MEMORY_MARGIN
@@ -208,19 +208,18 @@ def _show_plan(
     left = sum(p.cell.method != BASE for p in todo)
     names = sorted({p.cell.method for p in train})
     subjects = sorted({p.cell.subject for p in train})
-    print(f"{scene.model_name}: {', '.join(names)} on {len(subjects)} subjects ({', '.join(subjects)})")
-    print(
-        f"{len(train)} cells: {len(train) - left} done, {left} to train, {max(p.cell.steps for p in train)} steps each"
-    )
+    print(f"{scene.model_name}: {', '.join(names)} on {counted(len(subjects), 'subject')} ({', '.join(subjects)})")
+    steps = counted(max(p.cell.steps for p in train), "step")
+    print(f"{counted(len(train), 'cell')}: {len(train) - left} done, {left} to train, {steps} each", end="")
+    base = len(cells) - len(train)  # a cell too: it is scored
+    print(f"; and {base} of the untouched base: {len(cells)} in all" if base else "")
     alone = [name for name in names if not is_packable(name)]
     if alone:
         print(f"unpacked, one run at a time: {', '.join(alone)} (HF PEFT's own layers)")
     if todo and measured is not None:
-        where = (
-            f"{num_packs} packs of up to {measured.pack_size}" if num_packs else f"packs of up to {measured.pack_size}"
-        )
+        where = f"{counted(num_packs, 'pack') if num_packs else 'packs'} of up to {measured.pack_size}"
         if options.where.choose() is None:
-            print(f"{where}, {workers} workers on {scene.setting.device}: about {duration(estimate)}")
+            print(f"{where}, {counted(workers, 'worker')} on {scene.setting.device}: about {duration(estimate)}")
         else:
             print(f"{where} on {scene.setting.device}")
         for line in describe_memory([p.cell for p in todo], Path(scene.setting.model), measured.pack_size):
@@ -243,7 +242,7 @@ def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[
         if count > sum(num_out * num_in for num_out, num_in in shapes) / 2:
             each = state_mib(*kind)
             lines.append(
-                f"{method}: {count:,} trained values a run; with gradients, moments and copies {each:,.0f} MiB, "
+                f"{method}: {counted(count, 'trained value', ',')} a run; with gradients, moments and copies {each:,.0f} MiB, "
                 f"{each * pack_size:,.0f} MiB in a pack of {pack_size}"
             )
     return lines

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapters import BadInput, MethodSpec, get_class
+from adapters import BadInput, MethodSpec, counted, get_class
 from adapters.checkpoint import Checkpoint, check_fit
 from adapters.inject import try_on
 from adapters.starting_point import agree, content_hash
@@ -95,7 +95,7 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
     subjects = [subject_folders.load(folder, n, token=options.token, instance_prompt=prompt) for n in names]
     few = min(subjects, key=lambda s: len(s.prompts))
     if options.num_prompts > len(few.prompts):
-        raise BadInput(f"--num-prompts is {options.num_prompts}; {few.name} has {len(few.prompts)} prompts")
+        raise BadInput(f"--num-prompts is {options.num_prompts}; {few.name} has {counted(len(few.prompts), 'prompt')}")
     if options.num_drift_prompts > (most := len(few.unrelated)):
         raise BadInput(f"--num-drift-prompts is {options.num_drift_prompts}; there are {most} unrelated prompts")
     setting = Setting(
@@ -193,7 +193,7 @@ def choose_subjects(
     wanted = int(rest[0]) if rest else min(count, len(pool))
     if not 1 <= wanted <= len(pool):
         which = f" of split {split!r}" if splits else dreambench.describe_missing(folder)
-        raise BadInput(f"--subjects is {wanted}; {folder} has {len(pool)} subjects{which}")
+        raise BadInput(f"--subjects is {wanted}; {folder} has {counted(len(pool), 'subject')}{which}")
     return folder, pool[:wanted]
 
 

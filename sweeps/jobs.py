@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from slurm.arrays import plan_arrays
 from slurm.board import Board
 from slurm.claims import user_name
@@ -65,7 +65,7 @@ class Sender:
         if self.cluster is None:
             started = start_local(self.sweep, packs, self.workers)
             said = (
-                f"started {_count(len(started), 'worker')}, which outlive this process"
+                f"started {counted(len(started), 'worker')}, which outlive this process"
                 if started
                 else "nothing to start"
             )
@@ -106,9 +106,10 @@ def describe_array(request: Request) -> str:
     memory = f" with {request.mib / 1024:.3g} GiB" if request.mib else ""
     gpus = f" and {request.cluster.gpus} GPU" if request.cluster.num_gpus else ""
     where = f" in {request.cluster.partition}" if request.cluster.partition else ""
+    tasks, cores = counted(len(request.tasks), "task"), counted(request.cpus, "core")
     return (
-        f"{_count(len(request.tasks), 'task')} of {request.time_min} min on {_count(request.cpus, 'core')}{gpus}{memory}{where}: "
-        f"{_count(len(request.packs), 'pack')}, {_count(request.num_cells, 'cell')}"
+        f"{tasks} of {request.time_min} min on {cores}{gpus}{memory}{where}: "
+        f"{counted(len(request.packs), 'pack')}, {counted(request.num_cells, 'cell')}"
     )
 
 
@@ -128,7 +129,7 @@ def describe_cost(requests: Sequence[Request]) -> str:
 
 
 def _hours(hours: float, kind: str) -> str:
-    return f"{hours:.3g} {kind}-hours" if hours >= 0.1 else f"{_count(math.ceil(hours * 60), f'{kind}-minute')}"
+    return f"{hours:.3g} {kind}-hours" if hours >= 0.1 else f"{counted(math.ceil(hours * 60), f'{kind}-minute')}"
 
 
 def describe_report(report: Report, cluster: Cluster) -> list[str]:
@@ -139,13 +140,9 @@ def describe_report(report: Report, cluster: Cluster) -> list[str]:
         lines.append(describe_cost([request for _, request in report.sent]))
     if report.later:
         why = f" ({report.refusal})" if report.refusal else ""
-        lines.append(f"{_count(len(report.later), 'pack')} stay planned, there is no room in the queue{why}: "
+        lines.append(f"{counted(len(report.later), 'pack')} still planned, there is no room in the queue{why}: "
                      "the same command sends them later, with --wait by itself")  # fmt: skip
     return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def describe_states(sweep: SweepFolder, packs: Sequence[str]) -> list[str]:
@@ -222,4 +219,4 @@ def _left(sender: Sender, wanted: Sequence[str]) -> str:
         return ""
     first = next((pack for pack in left if pack.error), left[0])
     reason = f" (pack {first.name} {first.state}: {first.error})" if first.error else ""
-    return f"{_count(len(left), 'pack')} left that nobody works on{reason}: the same command goes on with them"
+    return f"{counted(len(left), 'pack')} left that nobody works on{reason}: the same command goes on with them"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from adapters import BadInput, get_class
+from adapters import BadInput, counted, get_class
 from adapters.own_method import source
 from adapters.starting_point import to_bytes
 from analysis.compact import to_png
@@ -69,8 +69,8 @@ class Plan:
         while len(listed := self.sweep.scan()) < count:
             if time.monotonic() - began > 3 * SETTLE_S:
                 raise BadInput(
-                    f"{self.sweep.packs} shows {len(listed)} of {count} packs: wait for its file system and run the same "
-                    f"command again; if they were removed on purpose, remove {self.folder / 'plan.json'} too"
+                    f"{self.sweep.packs} shows {len(listed)} of {counted(count, 'pack')}: wait for its file system and run "
+                    f"the same command again; if they were removed on purpose, remove {self.folder / 'plan.json'} too"
                 )
             time.sleep(0.2)
         return listed

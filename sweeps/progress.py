@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+from adapters import counted
 from slurm.inline import Event
 from slurm.status_table import duration
 
@@ -80,7 +81,7 @@ class ProgressDisplay:
         total = self.num_done + sum(self.cells.values())
         left = self.seconds_left()
         rows = [f"pack {p.pack} {p.phase} {p.step}/{p.steps}" for p in self.doing.values()]
-        return f"{self.cells_done()}/{total} cells, {duration(left)} left; {'; '.join(rows)}"
+        return f"{self.cells_done()}/{counted(total, 'cell')}, {duration(left)} left; {'; '.join(rows)}"
 
     def __rich__(self) -> Any:
         from rich.console import Group
@@ -98,7 +99,7 @@ class ProgressDisplay:
                 str(worker + 1), p.pack, str(self.cells.get(p.pack, "")), p.phase, f"{p.step}/{p.steps}",
                 span(p.losses, "{:.3f}"), span(p.distances, "{:.3g}"), str(p.diverged or ""),
             )  # fmt: skip
-        head = Text(f"{self.cells_done()} of {total} cells   {duration(time.monotonic() - self.began)} spent   "
+        head = Text(f"{self.cells_done()} of {counted(total, 'cell')}   {duration(time.monotonic() - self.began)} spent   "
                     f"{duration(self.seconds_left())} left")  # fmt: skip
         return Group(head, ProgressBar(total=1.0, completed=self._share(), width=60), table)
 

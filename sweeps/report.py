@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from adapters import parse_method
+from adapters import counted, parse_method
 from analysis import (
     METRICS,
     Results,
@@ -169,7 +169,8 @@ def write_record(docs: Path, results: Results) -> None:
         f"- trained at commit {trained_at(runs)}; drawn on {datetime.date.today().isoformat()} at {name[:12]}"
         f"{' with changes' if dirty else ''}",
         f"- machine: {processor()}, torch {torch.__version__}",
-        f"- runs: {len(runs)} cells of {runs['subject'].nunique()} subjects x {runs['seed'].nunique()} seed, "
+        f"- runs: {counted(len(runs), 'cell')} of {counted(runs['subject'].nunique(), 'subject')} x "
+        f"{counted(runs['seed'].nunique(), 'seed')}, "
         f"{(runs['status'] == 'diverged').sum()} diverged; {runs['seconds'].sum() / 60:.0f} worker-minutes in all",
         f"- model hash {runs['model_hash'].iloc[0]}", "",
         "Drawn again from the Parquet files beside this, without training anything, by `python -m figures`.",
@@ -182,7 +183,7 @@ def trained_at(runs: pd.DataFrame) -> str:
     """The commits that runs were trained at, with the number of runs where there are several."""
     found = Counter(runs.get("commit", pd.Series("", index=runs.index)).fillna(""))
     return ", ".join(
-        f"{name or 'none'} ({count} runs)" if len(found) > 1 else name for name, count in found.most_common()
+        f"{name or 'none'} ({counted(count, 'run')})" if len(found) > 1 else name for name, count in found.most_common()
     )
 
 
@@ -201,7 +202,7 @@ def processor() -> str:
     except OSError:
         lines = []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    name = f"{len(names)} cores of {names[0]}" if names else platform.processor() or "unknown processor"
+    name = f"{counted(len(names), 'core')} of {names[0]}" if names else platform.processor() or "unknown processor"
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Protocol
 import pandas as pd
 import tyro
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from analysis import Results, load
 from training.command_line import run_program
 
@@ -62,7 +62,7 @@ def report(options: Options) -> int:
                 continue
             give(results.select([run_id]), open_tracker(name, run_id, options))
             count += 1
-    print(f"{count} runs given to {', '.join(options.report_to)}")
+    print(f"{counted(count, 'run')} given to {', '.join(options.report_to)}")
     return 0
 
 

@@ -214,7 +214,7 @@ def test_accounting_hangs_nothing_and_its_limits_hold(grid: Grid, undisturbed: P
         wait_for(lambda: Scheduler().limits().max_submit == 2, 30, "the database's limit")
         tight = Grid(grid.studio, tmp_path / "tight", grid.flags)
         said = tight.submit()
-        assert "1 pack stay planned, there is no room in the queue" in said, said
+        assert "1 pack still planned, there is no room in the queue" in said, said
         assert tight.status("--wait").returncode == 0, "whoever waits sends the rest"
         assert tight.settle() == {"ended": 3}
         assert len(tight.jobs()) == 2

@@ -185,7 +185,7 @@ def test_zero_steps_score_an_adapter_and_train_nothing(
              "--subjects", str(studio.folder / "subjects"), "1")  # fmt: skip
     done = drive_studio(studio, lr_robustness, tmp_path / "runs", *flags)
     assert done.code == 0, done.err
-    assert "1 cells: 0 done, 1 to train, 0 steps each" in done.out
+    assert "1 cell: 0 done, 1 to train, 0 steps each; and 1 of the untouched base: 2 in all" in done.out
     table = pd.read_csv(tmp_path / "runs" / "lr_robustness" / "summary.csv")
     assert table["dino"].notna().sum() == 2, "the base and the adapter"
     assert table["dino"].nunique() == 2
@@ -193,7 +193,7 @@ def test_zero_steps_score_an_adapter_and_train_nothing(
     assert run.read()["cell"]["init_adapter"]
     assert set(run.read_scores()["step"]) == {0}
     again = drive_studio(studio, lr_robustness, tmp_path / "runs", *flags, "--dry-run")
-    assert "1 cells: 1 done, 0 to train" in again.out
+    assert "1 cell: 1 done, 0 to train" in again.out
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,9 +17,11 @@ from peft import DeloraConfig, HRAConfig, LoraConfig, OFTConfig
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+import analysis.pack
 from adapters import BadInput
 from analysis.load import load
 from tests.make_checkpoints import load_unet
+from tests.make_runs import make_runs
 from training.store import COLUMNS, RunFolder
 from training.watch import watch
 
@@ -203,6 +207,29 @@ def test_other_kinds_of_adapters_are_seen(
     assert rows["distance"].iloc[-1] == pytest.approx(float(change().detach().norm()), rel=1e-5)
     assert model.training
     assert all(module.training for module in model.modules())
+
+
+def test_what_the_loop_does_not_tell_stays_empty(tmp_path: Path) -> None:
+    model, moved, _ = trainable()
+    with torch.no_grad(), watch(model, tmp_path / "runs" / "watched" / "w") as w:
+        for loss in (None, 1.0):
+            moved += 1
+            w.step(loss=loss)
+    (run,) = load(tmp_path / "runs").all_runs.to_dict("records")
+    known = {"method": "watched", "options": "", "subject": "watched", "seed": 0, "steps": 2, "gauge_every": 1}
+    cell = RunFolder(run["path"]).read()["cell"]
+    assert {name: value for name, value in cell.items() if value is not None} == known | {"rank": cell["rank"]}
+    assert run["series"] == "watched"
+    steps = pa.parquet.read_table(next((tmp_path / "runs").rglob("steps/*.parquet")))
+    assert steps["lr"].to_pylist() == [None, None]
+    assert steps["loss"].to_pylist() == [None, 1.0]
+    assert analysis.pack.main([str(tmp_path / "runs"), "--out", str(tmp_path / "copy")]) == 0
+    assert load(tmp_path / "copy").trajectories("mean", ["distance_rel"])["step"].tolist() == [0, 1, 2]
+
+    make_runs(tmp_path / "runs")
+    with pytest.raises(BadInput, match=r"runs of 2 models in one folder: .*unknown"):
+        load(tmp_path / "runs")
+    assert set(load(tmp_path / "runs", model="unknown").runs["method"]) == {"watched"}
 
 
 def test_the_optimizer_counts_by_itself(tmp_path: Path) -> None:

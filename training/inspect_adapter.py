@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from adapters.checkpoint import Checkpoint
 from training.measure import by_block, measure, write_table
 from training.open_adapter import Opened
@@ -54,7 +54,7 @@ def describe(checkpoint: Checkpoint, rows: pd.DataFrame) -> list[str]:
         f"format   {checkpoint.format}",
         f"method   {checkpoint.spec.label} ({checkpoint.spec.canonical})",
         f"rank     {', '.join(str(rank or 'none') for rank in ranks)}",
-        f"targets  {len(rows)} matrices: "
+        f"targets  {counted(len(rows), 'matrix')}: "
         + ", ".join(f"{count} {'.'.join(filter(None, key))}" for key, count in kinds.items()),
         *(f"note     {note}" for note in checkpoint.notes),
     ]

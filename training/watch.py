@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from adapters import BadInput
 from training.base_norms import describe_matrix
-from training.cell import Cell
+from training.cell import FIELDS
 from training.dynamics import Directions, norms_and_angles
 from training.effective_weights import Watched, find_watched
 from training.provenance import provenance
@@ -44,11 +44,13 @@ class Watch:
         now: the last step that was recorded or passed.
     """
 
-    def __init__(self, matrices: dict[str, Watched], folder: RunFolder, every: int, optimizer: Any, cell: Cell) -> None:
+    def __init__(
+        self, matrices: dict[str, Watched], folder: RunFolder, every: int, optimizer: Any, cell: dict[str, Any]
+    ) -> None:
         self.matrices, self.folder, self.now = matrices, folder, 0
         self._every, self._optimizer, self._cell = every, optimizer, cell
         self._rows: list[tuple[int, list[dict[str, float]]]] = []
-        self._losses: list[dict[str, float]] = []
+        self._losses: list[dict[str, float | None]] = []
         self._before: list[dict[str, Directions]] = [{} for _ in matrices]
         self._since = time.perf_counter()
 
@@ -60,7 +62,7 @@ class Watch:
         """
         self.now += 1
         seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
-        value = float("nan") if loss is None else float(torch.as_tensor(loss).detach())
+        value = None if loss is None else float(torch.as_tensor(loss).detach())
         self._losses.append({"step": self.now, "seconds": seconds, "lr": self._rate(), "loss": value})
         if self.now % self._every == 0:
             self.record()
@@ -98,20 +100,23 @@ class Watch:
                     columns[name] = np.array([row.get(name, np.nan) for row in flat], dtype=np.float32)
             self.folder.append("dynamics", columns, self.now)
         if self._losses:
-            steps = {name: np.array([row[name] for row in self._losses], dtype=np.float32) for name in self._losses[0]}
-            self.folder.append("steps", steps | {"step": steps["step"].astype(np.int32)}, self.now)
+            steps = {
+                name: pa.array([row[name] for row in self._losses], pa.int32() if name == "step" else pa.float32())
+                for name in self._losses[0]
+            }
+            self.folder.append("steps", steps, self.now)
         self._rows.clear()
         self._losses.clear()
 
-    def _rate(self) -> float:
-        return float(self._optimizer.param_groups[0]["lr"]) if self._optimizer is not None else float("nan")
+    def _rate(self) -> float | None:
+        return rate_of(self._optimizer)
 
     def open_run(self, device: torch.device) -> None:
         """Write run.json and the rows of step 0."""
         rows = [describe_matrix(path, one.base) for path, one in self.matrices.items()]
         self.folder.write(
             {
-                "sweep": self.folder.path.parent.name, "cell": self._cell.to_dict(), "labels": {"watched": True},
+                "sweep": self.folder.path.parent.name, "cell": self._cell, "labels": {"watched": True},
                 "status": "running", "diverged_step": None, "num_parameters": None, "matrices": rows,
                 "provenance": provenance(device), "error": None,
             }
@@ -127,6 +132,11 @@ class Watch:
         self.folder.write(record | {"status": status, "error": None if error is None else repr(error)})
 
 
+def rate_of(optimizer: Any) -> float | None:
+    """The rate of an optimiser's first group; None without an optimiser."""
+    return None if optimizer is None else float(optimizer.param_groups[0]["lr"])
+
+
 @contextmanager
 def watch(
     model: nn.Module,
@@ -140,6 +150,8 @@ def watch(
     wrappers: tuple[type[nn.Module], ...] = (),
 ) -> Iterator[Watch]:
     """Record how far each adapted or trainable matrix of a model moves while somebody else's loop trains it.
+
+    Settings of the loop that are not seen from here stay empty (null): all of a cell's but those named below.
 
     Args:
         model: with its adapters in place: HF PEFT's (`unet.add_adapter`), parametrizations, hooks, or layers that train.
@@ -158,8 +170,11 @@ def watch(
     if run.exists():
         raise BadInput(f"{run.path} holds a run already: watch into another folder")
     matrices = find_watched(model, wrappers)
-    rate = float(optimizer.param_groups[0]["lr"]) if optimizer is not None else 0.0
-    cell = Cell(method, "", max(one.rank for one in matrices.values()), subject, seed, 0, rate, gauge_every=every)
+    known = {
+        "method": method, "options": "", "rank": max(one.rank for one in matrices.values()), "subject": subject,
+        "seed": seed, "steps": 0, "lr": rate_of(optimizer), "gauge_every": every,
+    }  # fmt: skip
+    cell = dict.fromkeys(FIELDS) | known
     watching = Watch(matrices, run, every, optimizer, cell)
     watching.open_run(next(iter(matrices.values())).base.device)
     hook = None

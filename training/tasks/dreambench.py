@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from training.command_line import run_program
 
 FILE = "prompts_and_classes.txt"
@@ -88,7 +88,7 @@ def find_faults(folder: Path) -> list[str]:
             continue
         pictures = _list_pictures(folder / name)
         if len(pictures) != count:
-            faults.append(f"{name}: {len(pictures)} pictures, not {count}")
+            faults.append(f"{name}: {counted(len(pictures), 'picture')}, not {count}")
         for picture in pictures:
             try:
                 check_picture(picture)
@@ -138,7 +138,7 @@ def _find_lack(folder: Path, name: str, published: Published) -> str:
     if not (folder / name).is_dir():
         return f"{name}: its folder is missing"
     if (count := len(_list_pictures(folder / name))) != PUBLISHED[name]:
-        return f"{name}: {count} pictures, not {PUBLISHED[name]}"
+        return f"{name}: {counted(count, 'picture')}, not {PUBLISHED[name]}"
     return "" if name in published.classes else f"{name}: {FILE} gives it no class"
 
 
@@ -168,7 +168,7 @@ def run(options: Options) -> int:
     for fault in faults:
         print(fault)
     if faults:
-        raise BadInput(f"{options.folder} is no whole copy: {len(faults)} fault{'s' if len(faults) > 1 else ''}")
+        raise BadInput(f"{options.folder} is no whole copy: {counted(len(faults), 'fault')}")
     published = read_published(options.folder / FILE)
     live = sum(published.kind(name) == "live" for name in PUBLISHED)
     print(

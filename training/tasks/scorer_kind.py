@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from training.tasks.model_kind import read_config
 
 CLIP_TOWERS = {
@@ -86,9 +86,11 @@ def _check_towers(name: str) -> None:
             raise BadInput(f"--clip {name} has no tensor {min(absent)!r}; allowed: a CLIP with both towers")
         shared[projection], own = shapes[projection]
         if [own] != shapes[vector]:
-            raise BadInput(f"--clip {name}: {projection!r} takes {own} values; its tower gives {shapes[vector][0]}")
+            raise BadInput(
+                f"--clip {name}: {projection!r} takes {counted(own, 'value')}; its tower gives {shapes[vector][0]}"
+            )
     if len(set(shared.values())) > 1:
-        sizes = ", ".join(f"{name!r} gives {size} values" for name, size in shared.items())
+        sizes = ", ".join(f"{name!r} gives {counted(size, 'value')}" for name, size in shared.items())
         raise BadInput(f"--clip {name}: its towers do not fit each other: {sizes}")
 
 
