@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from adapters import BadInput
 from adapters.blockwise import Blockwise
+from adapters.exact import exactly
 from adapters.low_rank import LowRank
 
 Role = Literal["factors", "factors_b", "magnitude", "lambda"]
@@ -25,6 +26,8 @@ Role = Literal["factors", "factors_b", "magnitude", "lambda"]
 ROLE_ORDER: tuple[Role, ...] = ("factors", "factors_b", "magnitude", "lambda")
 Change = LowRank | Blockwise
 """What the fast path computes."""
+READS = ("measure", "readings", "distance", "bounds")
+"""What is read off weights and parameters: computed without autocast and TF32, in every class, a user's own too."""
 
 
 class Adapter(nn.Module):
@@ -140,6 +143,7 @@ class Adapter(nn.Module):
     def project(self) -> None:
         """Put the parameters back, in place, into the set that the method allows; called after every step."""
 
+    @exactly
     @torch.no_grad()
     def readings(self) -> dict[str, Float[Tensor, "*batch"]]:
         """``distance`` and every gauge, computed together in double precision; here the distance, by its definition."""
@@ -194,6 +198,9 @@ class Adapter(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         names = ("low_rank", "change", "transform", "forward")
+        for name in READS:
+            if name in vars(cls):
+                setattr(cls, name, exactly(vars(cls)[name]))
         cls.has_fast_path = any(getattr(cls, name) is not getattr(Adapter, name) for name in names)
         if cls.low_rank is Adapter.low_rank and cls.change is Adapter.change:
             cls.has_small_work = False

@@ -54,6 +54,21 @@ class Checkpoint:
         """The tensors of one matrix by name."""
         return {key.rpartition(".")[2]: value for key, value in self.state.items() if key.rpartition(".")[0] == path}
 
+    def find_not_finite(self) -> str | None:
+        """The first tensor that holds NaN or infinity, as a diverged run leaves it; None if there is none."""
+        parts = (self.state, self.pair, self.norms)
+        return next((key for part in parts for key, tensor in part.items() if not tensor.isfinite().all()), None)
+
+    def check_finite(self) -> Checkpoint:
+        """Itself.
+
+        Raises:
+            BadInput: a tensor holds NaN or infinity; it is named.
+        """
+        if bad := self.find_not_finite():
+            raise BadInput(f"{self.source} holds NaN or infinity in {bad!r}: its run has diverged, or it is damaged")
+        return self
+
     def of_unet(self) -> Checkpoint:
         """The part that belongs to the U-Net.
 

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adapters import PEFT, BadInput, MethodSpec, get_class
 from adapters.base import ROLE_ORDER, Adapter, Change, Role
+from adapters.exact import exactly
 
 ATTENTION_PROJECTIONS = (r"attn[12]\.to_[qkv]", r"attn[12]\.to_out\.0")
 """Every query, key, value and output projection of Stable Diffusion's U-Net: 128 matrices in 1.5."""
@@ -120,6 +121,7 @@ class Attached:
             for key, tensor in own.items():
                 tensor[replica].copy_(state[key])
 
+    @exactly
     @torch.no_grad()
     def merged(self, replica: int) -> dict[str, Float[Tensor, "out in"]]:
         """The effective weights of one replica in single precision, by path."""

@@ -4,6 +4,7 @@
   ``unet.<path>.lora.down.weight`` and ``unet.<attention>.processor.to_q_lora.down.weight``;
 - kohya's sd-scripts: ``lora_unet_<path with underscores>.lora_down.weight``, ``.alpha``, LyCORIS' ``.dora_scale``; for SDXL
   with the blocks of Stability's own code, ``lora_unet_input_blocks_4_1_...`` for ``down_blocks.1.attentions.0...``;
+- ComfyUI: ``diffusion_model.<path in Stability's code>.lora_A.weight``;
 - cloneofsimo/lora: ``unet:<number>:down``, numbered in the order of the modules.
 """
 
@@ -25,7 +26,11 @@ ROLES = {
 }  # fmt: skip
 """Last part of a tensor's name, and what it is here. The released DeLoRA code's C and D are frozen copies of A and B."""
 
-_KEY = re.compile(rf"(.+?)[._:]({'|'.join(map(re.escape, ROLES))})(?:\.default)?(?:\.weight)?")
+_OF_PEFT = "|".join(role for role in ROLES if role.startswith(("lora_A", "lora_B", "lora_magnitude", "delora_")))
+_KEY = re.compile(rf"(.+?)[._:]({'|'.join(map(re.escape, ROLES))})(?:\.weight)?")
+_NAMED_KEY = re.compile(rf"(.+\.(?:{_OF_PEFT}))\.(?!weight$|bias$)([^.]+)(\.weight|\.bias)?")
+_WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""What torch.compile, DDP, FSDP and activation checkpointing put between the names of a model's modules."""
 _COMPOUNDS = (
     "down_blocks", "up_blocks", "mid_block", "input_blocks", "output_blocks", "middle_block",
     "transformer_blocks", "time_emb_proj", "time_embedding", "conv_in",
@@ -35,6 +40,18 @@ _COMPOUNDS = (
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _BLOCK_ORDER = ("down_blocks", "up_blocks", "mid_block")
 _CLIP_ORDER = ("k_proj", "v_proj", "q_proj", "out_proj")
+
+
+def unwrap(name: str) -> str:
+    """A tensor's or module's name without the modules that compile, DDP and FSDP wrap around others, wherever they stand."""
+    kept = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    return kept.replace("__orig_mod_", "_")  # as kohya writes it
+
+
+def split_adapter_name(key: str) -> tuple[str, str]:
+    """A tensor's name without the adapter's, and that: PEFT keeps several in one model (``lora_A.default_0.weight``)."""
+    match = _NAMED_KEY.fullmatch(key)
+    return (match[1] + (match[3] or ""), match[2]) if match else (key, "")
 
 
 def split_key(key: str) -> tuple[str, str] | None:
@@ -94,7 +111,10 @@ def _to_path(stem: str) -> str:
     if ".processor." in path:  # diffusers before 0.22
         path = path.replace(".processor.", ".")
         path += ".0" if path.endswith("to_out") else ""
-    return path
+    for prefix in ("model.diffusion_model.", "diffusion_model."):  # Stability's code, ComfyUI
+        if path.startswith(prefix):
+            return from_stability(path.removeprefix(prefix))
+    return TEXT_ENCODER + path if path.startswith("text_model.") else path
 
 
 def _undo_underscores(name: str) -> str:

@@ -17,8 +17,19 @@ from torch import Tensor, nn
 from adapters import PEFT, BadInput, MethodSpec
 from adapters.inject import bare_model
 from adapters.peft_layout import PREFIX
-from adapters.peft_pack import PeftPack, attach_peft, merge_to_copy
-from adapters.peft_tuner import OURS, SIMPLE, checked, fields_of, list_types, load_peft, no_build_on_cpu, one_line
+from adapters.peft_merge import merge_to_copy
+from adapters.peft_pack import PeftPack, attach_peft
+from adapters.peft_tuner import (
+    OURS,
+    SIMPLE,
+    checked,
+    fields_of,
+    list_types,
+    load_peft,
+    no_build_on_cpu,
+    one_line,
+    why_not,
+)
 
 if TYPE_CHECKING:
     from adapters.checkpoint import Checkpoint
@@ -36,7 +47,7 @@ def name_tuner(config: Mapping[str, Any], source: object) -> MethodSpec:
     kind = str(config["peft_type"]).lower()
     known = list_types()
     if kind not in known:
-        raise BadInput(f"{source} is of PEFT type {kind!r}, which adapts no linear layers (types: {', '.join(known)})")
+        raise BadInput(f"{source} cannot be read: {why_not(kind)}")
     names = set(fields_of(known[kind])) - set(OURS)
     options = {key: value for key, value in config.items() if key in names and isinstance(value, SIMPLE)}
     return checked(f"{PEFT}{kind}", options)

@@ -7,7 +7,6 @@ norm of the difference, since ``get_delta_weight`` is no difference for rotation
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +21,10 @@ from adapters import BadInput, MethodSpec, counted
 from adapters.base import Adapter, Role
 from adapters.inject import Attached, Stack, _group_by_shape, _set_module
 from adapters.low_rank import LowRank
+from adapters.peft_merge import merge_to_copy, probe
 from adapters.peft_tuner import load_peft, make_config, no_build_on_cpu, one_line
 
 PREFIX = "base_model.model."
-AGREEMENT = 1e-4
-"""Largest relative difference between a layer's forward and its merged weight."""
 
 
 class PeftMatrix(Adapter):
@@ -229,68 +227,13 @@ def attach_peft(
             digest = hashlib.sha256(f"{seeds[0]}/{spec.name}".encode()).digest()
             torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
             pack = PeftPack(unet, spec, load_peft().PeftModel(unet, config), kept)
-            _probe(pack)
+            probe(pack.stacks, pack.flat, spec.name)
     except Exception as error:  # whatever a type does not like about a module, in its own words
         kept.restore()
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"PEFT's {spec.name.removeprefix('peft:')} does not fit this model: {one_line(error)}") from None
     return pack
-
-
-@torch.no_grad()
-def _probe(pack: PeftPack) -> None:
-    """Hold one layer of each shape, a little away from its start, to its own merged weight, in a repeated call.
-
-    Raises:
-        BadInput: They disagree.
-    """
-    kept = pack.flat.clone()
-    generator = torch.Generator().manual_seed(0)
-    noise = 0.02 * torch.randn(kept.shape, generator=generator, dtype=torch.float64)
-    pack.flat += noise.to(kept)
-    for stack in pack.stacks:
-        layers: Any = stack.adapter.layers
-        layer, path = layers[0], stack.paths[0]
-        weight, bias = merge_to_copy(layer)
-        x = torch.randn(16, weight.shape[1], generator=generator, dtype=torch.float64).to(weight)
-        out, again = layer(x), layer(x)
-        if not torch.allclose(out, again, rtol=1e-5, atol=1e-5, equal_nan=True):
-            raise BadInput(f"{pack.spec.name} draws random numbers at every call (dropout?): no run could be repeated")
-        error = float(torch.linalg.vector_norm(out - nn.functional.linear(x, weight, bias)))
-        size = float(torch.linalg.vector_norm(out))
-        if not error <= (AGREEMENT if weight.dtype in (torch.float32, torch.float64) else 0.05) * size:
-            raise BadInput(
-                f"{pack.spec.name} merges {path!r} into a weight that differs from its forward by "
-                f"{error / max(size, 1e-30):.2g}: its distance cannot be measured"
-            )
-    pack.flat.copy_(kept)
-
-
-@torch.no_grad()
-def merge_to_copy(layer: Any) -> tuple[Float[Tensor, "out in"], Tensor | None]:
-    """Weight and bias that PEFT merges into copies of a layer's own, which stay as they are."""
-    base = layer.get_base_layer()
-    with _copied(base):
-        try:
-            layer.merge()
-            return base.weight.data, None if base.bias is None else base.bias.data
-        finally:
-            layer.merged_adapters.clear()
-
-
-@contextlib.contextmanager
-def _copied(base: nn.Module) -> Iterator[None]:
-    """Let a layer's parameters be copies of themselves."""
-    own = {name: (parameter, parameter.data) for name, parameter in base.named_parameters()}
-    for parameter, data in own.values():
-        parameter.data = data.clone()
-    try:
-        yield
-    finally:
-        for name, (parameter, data) in own.items():
-            setattr(base, name, parameter)
-            parameter.data = data
 
 
 def _short(name: str) -> str:

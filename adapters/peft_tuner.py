@@ -26,6 +26,13 @@ OURS = (
     "target_parameters", "task_type", "trainable_token_indices", "layer_replication",
 )  # fmt: skip
 """Keys that say what is adapted and for what: Plateau sets them, so that methods stay comparable."""
+NO_LAYERS = {
+    "xlora": "mixes LoRAs that were trained before",
+    "adaption_prompt": "puts prompts into the attention of language models",
+    "trainable_tokens": "trains tokens of an embedding",
+    "shadow": "runs a second model beside the blocks of a language model",
+}
+"""Types that work inside a model and yet adapt no linear layer, and what they do."""
 SIMPLE = (bool, int, float, str, type(None))
 
 
@@ -50,8 +57,20 @@ def list_types() -> dict[str, type]:
     return {
         kind.value.lower(): config
         for kind, config in sorted(mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items(), key=lambda item: item[0].value)
-        if not issubclass(config, peft.PromptLearningConfig) and "target_modules" in fields_of(config)
+        if kind.value.lower() not in NO_LAYERS
+        and not issubclass(config, peft.PromptLearningConfig)
+        and "target_modules" in fields_of(config)
     }
+
+
+def why_not(kind: str) -> str:
+    """Why PEFT's type is none of :func:`list_types`, with near ones and all that there are."""
+    types_ = list_types()
+    near = difflib.get_close_matches(kind, types_, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    exists = kind.upper() in importlib.import_module("peft").PeftType.__members__
+    what = f"adapts no linear layers: it {NO_LAYERS.get(kind, 'learns prompts')}" if exists else "does not exist"
+    return f"PEFT type {kind!r} {what}{hint} (types: {', '.join(types_)})"
 
 
 def parser(name: str) -> Callable[[str, str], Any]:
@@ -139,11 +158,7 @@ def _config_class(name: str) -> Any:
     kind = name.removeprefix(PEFT)
     if kind in types_:
         return types_[kind]
-    near = difflib.get_close_matches(kind, types_, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    exists = kind.upper() in importlib.import_module("peft").PeftType.__members__
-    what = "adapts no linear layers" if exists else "does not exist"
-    raise BadInput(f"PEFT type {kind!r} {what}{hint} (types: {', '.join(types_)})")
+    raise BadInput(why_not(kind))
 
 
 def fields_of(config: Any) -> dict[str, dataclasses.Field]:

@@ -4,7 +4,6 @@ DeLoRA code, Plateau itself. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -16,12 +15,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from adapters import BadInput, counted, parse_method
+from adapters.adapter_file import find_file, open_tensors, read_config
 from adapters.checkpoint import Checkpoint
-from adapters.layer_names import TEXT_ENCODERS, describe_sd15, name_clip_number, name_numbers, split_key
-from adapters.peft_format import CONFIG_FILE, MERGED_FILE, OWN_FILE, PEFT_FILE
+from adapters.foreign_names import name_method, name_model
+from adapters.layer_names import (
+    TEXT_ENCODERS,
+    describe_sd15,
+    name_clip_number,
+    name_numbers,
+    split_adapter_name,
+    split_key,
+    unwrap,
+)
+from adapters.lora_config import is_plain, of_component, read_header, set_alphas, variant_of
+from adapters.peft_format import CONFIG_FILE, MERGED_FILE, OWN_FILE
+from adapters.peft_layout import PREFIX
 from adapters.read_peft import read_peft
 
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 Layers = dict[str, dict[str, Tensor]]
 
 
@@ -36,78 +46,72 @@ def read_checkpoint(path: Path | str, layers: Iterable[str] | None = None) -> Ch
     Raises:
         BadInput: it is missing, a pickle, damaged, or of a method that is not known here (the tensor is named).
     """
-    file = _find_file(Path(path))
-    tensors, metadata = _open(file)
+    file = find_file(Path(path))
+    tensors, metadata = open_tensors(file)
     beside = file.with_name(CONFIG_FILE)
-    config = _read_config(beside) if beside.is_file() else {}
+    config = read_config(beside) if beside.is_file() else {}
     if file.name == OWN_FILE:
         return _own(file, tensors, config)
+    tensors = _clean(file, tensors)
+    if other := name_model(key.removeprefix(PREFIX) for key in tensors):
+        raise BadInput(f"{file} is not of a model that Plateau knows: it looks like {other[0]} ({other[1]!r})")
     if str(config.get("peft_type", "LORA")).upper() not in ("LORA", "DELORA"):
         return read_peft(file, tensors, config)
     given, notes = _sort(file, tensors, metadata)
-    if any(":" in name for name in given):
-        given, form = _named(file, given, layers), "cloneofsimo/lora (numbered layers)"
-    elif any("A_start" in layer for layer in given.values()):
-        form = "released DeLoRA"
-    elif any(key.startswith(("lora_unet_", "lora_te")) for key in tensors):
-        form = "kohya"
-    elif any(key.startswith(("unet.", *TEXT_ENCODERS)) for key in tensors):
-        form, config = "diffusers", {}
-    else:
-        form = "HF PEFT"
+    form = _name_form(given, tensors, metadata)
+    if form == NUMBERED:
+        given = _named(file, given, layers)
     for name, layer in given.items():
         _check_layer(file, name, layer)
     if any("lam" in layer for layer in given.values()):
         return _delora(file, form, given, notes)
-    if form == "HF PEFT" and "lora_alpha" not in config:
-        raise BadInput(f"{file} needs {CONFIG_FILE} beside it: LoRA's alpha stands there")
-    _set_alphas(file, given, config, metadata)
+    if form == "HF PEFT":
+        if "lora_alpha" not in config:
+            raise BadInput(f"{file} needs {CONFIG_FILE} beside it: LoRA's alpha stands there")
+        if not is_plain(config, file):
+            return read_peft(file, tensors, {"peft_type": "LORA"} | config)
+    _set_alphas(file, given, config if form == "HF PEFT" else {}, metadata)
     return _lora(file, form, given, notes)
 
 
-# Files.
+NUMBERED = "cloneofsimo/lora (numbered layers)"
 
 
-def _find_file(path: Path) -> Path:
-    if path.is_dir():
-        for name in (OWN_FILE, PEFT_FILE):
-            if (path / name).is_file():
-                return path / name
-        found = sorted(path.glob("*.safetensors"))
-        if len(found) == 1:
-            return found[0]
-        pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
-        if not pickles:
-            raise BadInput(f"{path} holds no adapter: neither {OWN_FILE} nor {PEFT_FILE}")
-        path = pickles[0]
-    if not path.is_file():
-        raise BadInput(f"no file or folder {path}")
-    if path.suffix in PICKLES:
-        made = path.with_suffix(".safetensors").name
-        code = (
-            f"import torch, safetensors.torch as s; s.save_file(torch.load('{path.name}', weights_only=True), '{made}')"
-        )
-        raise BadInput(f'{path} is a pickle, which can run code when read; convert it: python -c "{code}"')
-    return path
+def _name_form(layers: Layers, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Whose layout it is; HF PEFT's alone hangs on a configuration beside it."""
+    if any(":" in name for name in layers):
+        return NUMBERED
+    if any("A_start" in layer for layer in layers.values()):
+        return "released DeLoRA"
+    if any(key.startswith(("lora_unet_", "lora_te")) for key in tensors):
+        return "kohya"
+    if any(key.startswith(("unet.", *TEXT_ENCODERS)) for key in tensors):
+        return "diffusers"
+    if any(".processor." in key for key in tensors):
+        return "diffusers (attention processors)"
+    if "lora_adapter_metadata" in metadata:
+        return "diffusers (a U-Net's own)"
+    if all("alpha" in layer for layer in layers.values()) or any("diffusion_model." in key for key in tensors):
+        return "ComfyUI"
+    return "HF PEFT"
 
 
-def _open(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(file, framework="pt") as handle:
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
-            return tensors, handle.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{file} is damaged or no safetensors file: {error}") from error
+def _clean(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without wrappers and the adapter's name in their names.
 
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file} is damaged: {error}") from None
-    if not isinstance(config, dict):
-        raise BadInput(f"{file} is damaged: it holds no JSON object")
-    return config
+    Raises:
+        BadInput: there are several adapters, or two tensors of one name.
+    """
+    split = {key: split_adapter_name(unwrap(key)) for key in tensors}
+    adapters = sorted({adapter for _, adapter in split.values()})
+    if len(adapters) > 1:
+        names = ", ".join(repr(name) for name in adapters if name)
+        raise BadInput(f"{file} holds several adapters, by name {names}: save the one to read alone")
+    cleaned = {name: tensors[key] for key, (name, _) in split.items()}
+    if len(cleaned) < len(tensors):
+        twice = next(key for key, (name, _) in split.items() if key != name and name in tensors)
+        raise BadInput(f"{file} holds {twice!r} twice, with a wrapper in its name and without")
+    return cleaned
 
 
 def _own(file: Path, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> Checkpoint:
@@ -131,10 +135,12 @@ def _sort(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     layers: Layers = {}
     tokens = sorted(key for key in tensors if metadata.get(key) == "<embed>" or re.fullmatch(r"<.+>", key))
     for key in sorted(tensors.keys() - set(tokens)):
-        split = split_key(key)
+        split, tensor = split_key(key), tensors[key]
         if split is None:
-            raise BadInput(f"{file}: tensor {key!r} belongs to none of LoRA, DoRA, DeLoRA")
-        tensor = tensors[key]
+            known = f": it is of {of}" if (of := name_method(key)) else ""
+            raise BadInput(f"{file}: tensor {key!r} belongs to none of LoRA, DoRA, DeLoRA{known}")
+        if not tensor.is_floating_point() and split[1] != "alpha":
+            raise BadInput(f"{file}: tensor {key!r} holds {tensor.dtype}, no floating-point numbers")
         layers.setdefault(split[0], {})[split[1]] = tensor if tensor.dtype == torch.float64 else tensor.float()
     if not layers:
         raise BadInput(f"{file} holds no adapter")
@@ -145,8 +151,13 @@ def _check_layer(file: Path, name: str, layer: Mapping[str, Tensor]) -> None:
     if missing := {"A", "B"} - layer.keys():
         raise BadInput(f"{file}: matrix {name!r} lacks factor {min(missing)}")
     a, b = layer["A"], layer["B"]
-    if a.ndim < 2 or b.ndim < 2 or a.shape[0] != b.shape[1]:
+    if a.ndim < 2 or b.ndim < 2 or a.shape[0] != b.shape[1] or b[0, 0].numel() != 1 or 0 in a.shape:
         raise BadInput(f"{file}: factors of {name!r} do not multiply: {tuple(b.shape)} and {tuple(a.shape)}")
+    for role in ("alpha", "lam", "magnitude", "norms"):
+        if role in layer and not 1 <= layer[role].numel() <= (
+            1 if role in ("alpha", "lam") else max(a[0].numel(), len(b))
+        ):
+            raise BadInput(f"{file}: {role} of {name!r} has {layer[role].numel()} values")
 
 
 def _named(file: Path, layers: Layers, known: Iterable[str] | None) -> Layers:
@@ -244,23 +255,20 @@ def _axis(magnitude: Tensor, num_out: int) -> str:
 
 
 def _set_alphas(file: Path, layers: Layers, config: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Give every matrix its alpha, so that the scale is alpha / r: its own tensor, else the configuration's, else r.
+    """Give every matrix its alpha; the configuration is PEFT's, beside the file or in diffusers' header.
 
-    The configuration is PEFT's, beside the file or in diffusers' header (``unet.lora_alpha`` and so on).
+    Raises:
+        BadInput: the configuration is damaged, or the header's is of more than LoRA or DoRA.
     """
     try:
-        config = config or json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        for path, layer in layers.items():
-            if "alpha" not in layer:
-                layer["alpha"] = torch.tensor(_find_alpha(path, layer["A"].shape[0], config), dtype=torch.float64)
+        header = {} if config else read_header(metadata, file)
+        for prefix in ("unet.", *TEXT_ENCODERS):
+            own = of_component(header, prefix)
+            if not is_plain(own, file):
+                what = variant_of(own) or f"init_lora_weights={own['init_lora_weights']}"
+                raise BadInput(f"{file} has {what}: that is read from HF PEFT's own folders alone (save_pretrained)")
+        set_alphas(layers, config or header)
     except (ValueError, TypeError, AttributeError, re.error) as error:
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(f"{file}: its LoRA configuration is damaged: {error}") from None
-
-
-def _find_alpha(path: str, rank: int, config: Mapping[str, Any]) -> float:
-    prefix = next((prefix for prefix in TEXT_ENCODERS if path.startswith(prefix)), "unet.")
-    own = {key.removeprefix(prefix): value for key, value in config.items()}
-    patterns = (own.get("alpha_pattern") or {}).items()
-    matching = (value for key, value in patterns if re.fullmatch(rf"(.*\.)?({key})", path.removeprefix(prefix)))
-    alpha = float(next(matching, own.get("lora_alpha", rank)))
-    return alpha * math.sqrt(rank) if own.get("use_rslora") else alpha

@@ -1,4 +1,7 @@
-"""Read HF PEFT's OFT, HRA and VeRA as the native methods, where those are the same function; any other tuner as PEFT's own."""
+"""Read HF PEFT's OFT, HRA and VeRA as the native methods, where those are the same function; any other tuner as PEFT's own.
+
+So is a LoRA that is no plain one around W0: PiSSA and OLoRA, whose start PEFT takes off W0 again, KaSA, VeLoRA and others.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters import MethodSpec, parse_method
+from adapters import BadInput, MethodSpec, parse_method
 from adapters.checkpoint import Checkpoint
+from adapters.lora_config import starts_off_base
 from adapters.peft_folder import find_paths, name_tuner
 from adapters.peft_layout import NAMES, PROJECTIONS, SERIES_TERMS, from_peft_name, to_own_state
+from adapters.peft_tuner import one_line
 
 FORM = "HF PEFT"
 Layers = dict[str, dict[str, Tensor]]
 
 
 def read_peft(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint of a folder whose type is neither LoRA nor DeLoRA.
+    """The checkpoint of a folder whose type is neither DeLoRA nor a plain LoRA.
 
     Args:
         file: its safetensors.
@@ -28,19 +33,32 @@ def read_peft(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, An
         config: ``adapter_config.json``.
 
     Raises:
-        BadInput: PEFT has no such type or is not installed, or a tensor is none of the type's.
+        BadInput: PEFT has no such type or is not installed, a tensor is none of the type's, or the folder is damaged.
     """
+    try:
+        return _read(file, tensors, config)
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{file} or its configuration is damaged: {one_line(error)}") from None
+
+
+def _read(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Checkpoint:
     single = {key: value if value.dtype == torch.float64 else value.float() for key, value in tensors.items()}
     kind = str(config["peft_type"]).lower()
-    layers = _sort(kind, single) if kind in NAMES else None
+    readers = {"oft": _oft, "hra": _hra, "vera": _vera}
+    layers = _sort(kind, single) if kind in readers else None
     if layers:
-        spec = {"oft": _oft, "hra": _hra, "vera": _vera}[kind](layers, single, config)
+        spec = readers[kind](layers, single, config)
         if spec is not None:
             return _native(file, spec, layers, single)
     spec, paths = name_tuner(config, file), find_paths(config, single, file)
     rank = next((size for size in (config.get("r"),) if isinstance(size, int)), 0)
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(paths, ())
-    return Checkpoint(file, FORM, spec, rank, single, shapes, dict.fromkeys(paths, rank), config=dict(config))
+    notes = ("its start is taken off W0, as PEFT does",) if kind == "lora" and starts_off_base(config) else ()
+    return Checkpoint(
+        file, FORM, spec, rank, single, shapes, dict.fromkeys(paths, rank), notes=notes, config=dict(config)
+    )
 
 
 def _sort(kind: str, tensors: Mapping[str, Tensor]) -> Layers | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adapters import BadInput, MethodSpec, get_class
 from adapters.checkpoint import Checkpoint
+from adapters.lora_config import function_of
 from adapters.peft_layout import alpha_of
 
 OF_TRAINING = {"init", "lr_ratio", "norm_grad", "d_initial"}
@@ -61,8 +62,13 @@ def _name(spec: MethodSpec) -> str:
 
 
 def content_hash(checkpoint: Checkpoint) -> str:
-    """16 hexadecimal digits that follow from the names and values of the adapter's tensors."""
+    """16 hexadecimal digits that follow from the names and values of the adapter's tensors, and from what else makes W0 W.
+
+    A LoRA that PEFT has to open, as PiSSA, is another start than the plain one of the same tensors: its configuration counts.
+    """
     digest = hashlib.sha256()
+    if str(checkpoint.config.get("peft_type", "")).upper() == "LORA":
+        digest.update(json.dumps(function_of(checkpoint.config), sort_keys=True).encode())
     for key, tensor in sorted(_tensors(checkpoint).items()):
         digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
         digest.update(tensor.contiguous().cpu().numpy().tobytes())

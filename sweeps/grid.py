@@ -136,12 +136,12 @@ def open_start(options: Options, model: Path) -> Checkpoint:
     """The adapter that `--init-adapter` names, as one of the method asked for; the text encoder's part is left out.
 
     Raises:
-        BadInput: it is no adapter, of another method or rank than the flags', or of another model; the first matrix that
+        BadInput: it is no adapter, holds NaN, or is of another method or rank than the flags' or of another model; what
             does not fit is named.
     """
     assert options.init_adapter is not None
     opened = open_adapter(options.init_adapter, str(model))
-    part = opened.checkpoint.of_unet()
+    part = opened.checkpoint.of_unet().check_finite()
     if len(part.shapes) < len(opened.checkpoint.shapes):
         print(f"the text encoder's part of {options.init_adapter} is left out", file=sys.stderr)
     base = opened.need_base("--init-adapter")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import copy
+import importlib.util
 import json
 import subprocess
 import sys
@@ -16,7 +18,8 @@ from torch import Tensor, nn
 from adapters import BadInput, get_class, parse_method, peft_format
 from adapters.check import make_inputs
 from adapters.inject import attach, find_targets
-from adapters.peft_pack import PeftPack, merge_to_copy
+from adapters.peft_merge import merge_to_copy
+from adapters.peft_pack import PeftPack
 from adapters.peft_tuner import list_types, no_build_on_cpu
 from adapters.toy import Model, make_model
 from analysis.series import method_label
@@ -343,3 +346,44 @@ def test_front_door_refuses_in_one_line(
     assert len(lines) == 1, lines
     assert said in lines[0]
     assert not find_runs(tmp_path)
+
+
+# Every type that PEFT has.
+
+OPTIONS = {
+    "adalora": "total_step=10,init_r=2", "c3a": "block_size=4", "fourierft": "n_frequency=10", "miss": "r=2",
+    "psoft": "r=2", "road": "group_size=4", "shira": "r=1", "supertuning": "sparsity=0.5",
+    "vblora": "vector_length=4,num_vectors=8,topk=2,r=2", "waveft": "n_frequency=10", "gralora": "r=4,gralora_k=2",
+}  # fmt: skip
+"""What the types need whose defaults are too large for the toy model."""
+REFUSED = {
+    "ln_tuning": "is another layer after each merge", "lily": "cannot be merged", "poly": "task_ids",
+    "pvera": "draws random numbers", "beft": "no bias", "adamss": "scikit-learn",
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", list_types())
+def test_every_type_reads_twice_what_a_fresh_merge_gives_or_is_refused(kind: str) -> None:
+    text = f"peft:{kind}:{OPTIONS[kind]}" if kind in OPTIONS else f"peft:{kind}"
+    if kind in REFUSED and not (kind == "adamss" and importlib.util.find_spec("sklearn")):
+        with pytest.raises(BadInput, match=REFUSED[kind]):
+            attach(make_model(torch.float32), parse_method(text), seeds=[1], rank=2)
+        return
+    model, pack = make_tuner(text.removeprefix("peft:"), moved=0.05)
+    plain = make_model(torch.float32)
+    fresh = copy.deepcopy(model)
+    readings = [{path: float(a.distance()[0]) for path, a in pack.adapters.items()} for _ in range(2)]
+    assert readings[0] == readings[1]
+    for path, distance in readings[0].items():
+        layer, base = fresh.get_submodule(path), plain.get_submodule(path).weight.detach().double()
+        layer.merge()
+        expected = float((layer.get_base_layer().weight.detach().double() - base).norm())
+        assert distance == pytest.approx(expected, rel=1e-5, abs=1e-6 * float(base.norm()))
+
+
+@pytest.mark.parametrize("kind", ["xlora", "trainable_tokens", "prefix_tuning"])
+def test_a_type_without_layers_says_what_it_does(kind: str) -> None:
+    does = {"xlora": "mixes LoRAs", "trainable_tokens": "an embedding", "prefix_tuning": "learns prompts"}[kind]
+    with pytest.raises(BadInput, match=f"'{kind}' adapts no linear layers: it .*{does}"):
+        parse_method(f"peft:{kind}")

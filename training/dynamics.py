@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adapters.base import Adapter
 from adapters.device import is_free_to_ask
+from adapters.exact import exactly
 from adapters.inject import Attached
 from training.store import COLUMNS, RunFolder
 
@@ -45,6 +46,7 @@ class Dynamics:
         for number, stack in enumerate(self.attached.stacks):
             self._before[number] = {name: Directions.of(rows.clone()) for name, rows in stack.adapter.factors().items()}
 
+    @exactly
     @torch.no_grad()
     def record(self, step: int) -> None:
         """Read every gauge of every matrix after `step`."""
@@ -139,7 +141,7 @@ def norms_and_angles(now: dict[str, Directions], before: dict[str, Directions]) 
             change = rows - before[name].rows
             along = (change * before[name].rows).sum(dim=-1)
             old = before[name].squares.clamp(min=torch.finfo(squares.dtype).tiny)
-            rejected = (change.square_().sum(dim=-1) - along.square() / old).clamp(min=0)
+            rejected = change.addcmul_((along / old)[..., None], before[name].rows, value=-1).square_().sum(dim=-1)
             values[f"angle_{name}"] = torch.atan2(rejected.sqrt(), (old + along) / old.sqrt()).mean(dim=-1)
     return values
 
@@ -153,32 +155,43 @@ def side_by_side(stacks: list[dict[str, Float[Tensor, "k _"]]]) -> dict[str, Flo
     return {name: torch.cat([v.get(name, b) for v, b in zip(stacks, blank)], dim=1) for name in names}
 
 
+@exactly
 def norm_statistics(adapter: Adapter) -> dict[str, Float[Tensor, "k m"]]:
     """Mean and spread of column and row norms, and DoRA's ΔM and ΔD along both axes (arXiv 2402.09353, Eq. 3 and 4).
 
     Rows are the output axis, columns the input axis, of torch's `[out, in]`. ΔM is the mean absolute change of the
-    norms, ΔD the mean of 1 - cos between present and pretrained vectors.
+    norms, ΔD the mean of 1 - cos between present and pretrained vectors. In double precision, and a matrix at a time, so that it
+    stays in the cache; entries beyond float32 count as its largest number.
     """
-    weight, base = adapter.weight(), adapter.base_weight()
-    each = [_norm_statistics(one, base) for one in weight]  # one replica at a time, so that it stays in the cache
-    values = {name: torch.stack([one[name] for one in each]) for name in each[0]}
-    wild = ~torch.isfinite(torch.stack(list(values.values()))).all(dim=2).all(dim=0)
-    if not is_free_to_ask(weight) or bool(wild.any()):  # entries beyond float32 count as its largest number
-        more = _norm_statistics(torch.nan_to_num(weight).double(), base.double())
-        values = {name: torch.where(wild[:, None], more[name], value) for name, value in values.items()}
-    largest = torch.finfo(torch.float32).max
+    weight = torch.nan_to_num(adapter.weight())
+    base = adapter.base_weight().expand(weight.shape[1:])
+    each = [[_norm_statistics(*pair) for pair in zip(_matrices(one), _matrices(base), strict=True)] for one in weight]
+    largest, leading = torch.finfo(torch.float32).max, weight.shape[:-2]
+    values = {name: torch.stack([m[name] for row in each for m in row]).view(leading) for name in each[0][0]}
     return {name: value.clamp(max=largest).float() for name, value in values.items()}
 
 
-def _norm_statistics(weight: Tensor, base: Tensor) -> dict[str, Tensor]:
+def _matrices(weight: Float[Tensor, "*m out in"]) -> Sequence[Float[Tensor, "out in"]]:
+    return weight.flatten(0, -3).unbind() if weight.ndim > 2 else [weight]
+
+
+FAR = 1e3
+"""Ratio of norms from which the cosine itself is exact, and the law of cosines subtracts numbers that are nearly equal."""
+
+
+def _norm_statistics(weight: Float[Tensor, "out in"], base: Float[Tensor, "out in"]) -> dict[str, Float[Tensor, ""]]:
     values: dict[str, Tensor] = {}
-    squares, tiny = [part.square() for part in (weight, base, weight - base)], torch.finfo(weight.dtype).tiny
+    weight, base = weight.double(), base.double()
+    tiny = torch.finfo(weight.dtype).tiny
+    parts = [weight.square(), base.square(), (weight - base).square(), weight * base]
     for axis, name, dim in (("cols", "colnorm", -2), ("rows", "rownorm", -1)):
-        now, start, moved = (part.sum(dim=dim) for part in squares)  # norm(dim=-2) is six times slower on a CPU
+        now, start, moved, product = (part.sum(dim=dim) for part in parts)  # norm(dim=-2) is six times slower on a CPU
         now, start = now.sqrt(), start.sqrt()
-        values[f"{name}_mean"], values[f"{name}_sd"] = now.mean(dim=-1), now.std(dim=-1, correction=0)
+        values[f"{name}_mean"], values[f"{name}_sd"] = now.mean(), now.std(correction=0)
         grown = now - start
-        values[f"dm_{axis}"] = grown.abs().mean(dim=-1)
-        turned = (moved - grown.square()).clamp(min=0)  # law of cosines: 2 |w| |w0| (1 - cos)
-        values[f"dd_{axis}"] = (turned / (2 * now * start).clamp(min=tiny)).mean(dim=-1)
+        values[f"dm_{axis}"] = grown.abs().mean()
+        sizes = (now * start).clamp(min=tiny)
+        near = (moved - grown.square()).clamp(min=0) / (2 * sizes)  # law of cosines: 2 |w| |w0| (1 - cos)
+        far = (now > FAR * start) & (start > 0)
+        values[f"dd_{axis}"] = torch.where(far, 1 - product / sizes, near).mean()
     return values

@@ -79,7 +79,7 @@ def run(options: Options) -> int:
         return inspect(open_adapter(options.inspect, options.model), options.out)
     assert options.run is not None
     opened = open_adapter(options.run, options.model)
-    opened = dataclasses.replace(opened, checkpoint=opened.checkpoint.of_unet())
+    opened = dataclasses.replace(opened, checkpoint=opened.checkpoint.of_unet().check_finite())
     suffix = (
         ""
         if options.to in ("peft", "merged") or (options.to, options.layout) == ("lora-svd", "peft")
@@ -162,6 +162,9 @@ def write_merged(opened: Opened, out: Path) -> None:
     """Write the U-Net with its configuration: adapted matrices in single precision, the others as they are stored.
 
     Half precision would round away changes of a thousandth of a weight.
+
+    Raises:
+        BadInput: a merged weight is beyond single precision.
     """
     from training.base_weights import FILE
     from training.measure import changes
@@ -170,6 +173,8 @@ def write_merged(opened: Opened, out: Path) -> None:
     tensors = base.unet_tensors()
     for one in changes(opened.checkpoint, base):
         tensors[f"{one.path}.weight"] = (one.weight.double() + one.delta).float()
+        if not tensors[f"{one.path}.weight"].isfinite().all():
+            raise BadInput(f"the merged weight of {one.path!r} is not finite: its run has diverged")
         if one.bias is not None:
             tensors[f"{one.path}.bias"] = one.bias
     _write_tensors(out / FILE, tensors, {"format": "pt"})

@@ -58,6 +58,8 @@ def describe(checkpoint: Checkpoint, rows: pd.DataFrame) -> list[str]:
         + ", ".join(f"{count} {'.'.join(filter(None, key))}" for key, count in kinds.items()),
         *(f"note     {note}" for note in checkpoint.notes),
     ]
+    if bad := checkpoint.find_not_finite():
+        lines.append(f"note     NaN or infinity in {bad!r}: its run has diverged, or it is damaged")
     if rows["distance"].isna().all():
         return [*lines, "note     how far it moves depends on the base model: name it with --model"]
     lines += ["", f"{'block':<28}{'matrices':>9}{'‖ΔW‖':>12}{'‖ΔW‖/‖W0‖':>12}"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from adapters import PEFT, BadInput, MethodSpec, parse_method
 from adapters.checkpoint import Checkpoint
+from adapters.foreign_names import is_of_stable_diffusion
 from adapters.read_checkpoint import read_checkpoint
 from training.base_weights import BaseWeights
 from training.store import RunFolder, method_file
@@ -56,6 +57,8 @@ def open_adapter(path: Path, model: str | None) -> Opened:
         base = BaseWeights(locate(model)) if model else None
         checkpoint = read_checkpoint(path, base.layers if base else None)
         checkpoint = checkpoint.sized(base.shapes if base else {})
+        if base is None:
+            _check_names(checkpoint)
         return Opened(checkpoint, base, path.with_suffix("") if path.is_file() else path)
     record = folder.read()
     if not folder.adapter.is_dir():
@@ -84,6 +87,14 @@ def _spec_of(folder: RunFolder, name: str, options: str) -> MethodSpec:
     if "@" in name:  # a user's own method, of which the sweep keeps a copy
         name = str(method_file(folder.path.parent, name))
     return parse_method(f"{name}:{options}" if options else name)
+
+
+def _check_names(checkpoint: Checkpoint) -> None:
+    """Check, where no base can tell, that the matrices are ones that a Stable Diffusion may have; a stranger is named."""
+    if strange := next((path for path in checkpoint.shapes if not is_of_stable_diffusion(path)), None):
+        raise BadInput(
+            f"{checkpoint.source} is not of a model that Plateau knows: no Stable Diffusion has a matrix {strange!r}"
+        )
 
 
 def _check_norms(checkpoint: Checkpoint, base: BaseWeights, matrices: list[dict]) -> None:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters import BadInput
+from adapters.exact import exactly
 from training.base_norms import describe_matrix
 from training.cell import FIELDS
 from training.dynamics import Directions, norms_and_angles
@@ -69,6 +70,7 @@ class Watch:
         if len(self._losses) >= 100:
             self.flush()
 
+    @exactly
     @torch.no_grad()
     def record(self) -> None:
         """Read every matrix as it is now."""

@@ -1,0 +1,104 @@
+"""What HF PEFT's configuration of LoRA says besides the rank: alphas, and where it is no plain LoRA around W0.
+
+PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take their start off the frozen weight: W = (W0 - s B_0 A_0) + s B A. A file holds
+A and B alone. PiSSA and OLoRA make A_0 and B_0 from W0, so that PEFT makes them again when it loads the file; the starts of
+the others are lost with the data, the random numbers or the quantised weight that they came from.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapters import BadInput
+from adapters.documents import OBJECT, parse_json
+from adapters.layer_names import TEXT_ENCODERS, unwrap
+
+KEEPS_BASE = {"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"}
+"""Values of ``init_lora_weights`` after which W0 is still the frozen weight."""
+FROM_BASE = {"pissa", "olora"}
+"""Values whose start follows from W0, and is taken off it again when PEFT opens the file."""
+PLAIN = {"use_rslora", "use_dora", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config",
+         "runtime_config"}  # fmt: skip
+"""Keys that name no other function than LoRA or DoRA, though others of their kind (``use_*``, ``*_config``) do."""
+VARIANTS = ("alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices", "lora_bias")
+
+
+def is_plain(config: Mapping[str, Any], source: object) -> bool:
+    """Whether a configuration is of LoRA or DoRA around W0; if not, PEFT itself has to open the folder.
+
+    Args:
+        config: PEFT's, of a folder or of diffusers' header.
+        source: the file, for the error.
+
+    Raises:
+        BadInput: its start was taken off W0 and cannot be made again.
+    """
+    init = str(config.get("init_lora_weights", True)).lower()
+    if init in KEEPS_BASE:
+        return variant_of(config) is None
+    if init not in FROM_BASE:
+        raise BadInput(
+            f"{source} has init_lora_weights={init}: W0 was changed before training, by what the file does not say; save it "
+            "with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    return False
+
+
+def starts_off_base(config: Mapping[str, Any]) -> bool:
+    """Whether PEFT takes the start off W0 when it opens the folder."""
+    return str(config.get("init_lora_weights", True)).lower() in FROM_BASE
+
+
+def variant_of(config: Mapping[str, Any]) -> str | None:
+    """The key that makes a configuration another function than LoRA's or DoRA's; None if there is none."""
+    kinds = (key for key in config if _is_kind(key) and key not in PLAIN)
+    return next((key for key in (*VARIANTS, *kinds) if config.get(key)), None)
+
+
+def function_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration says what LoRA computes, as far as it is set."""
+    named = ("init_lora_weights", "lora_alpha", "r", "rank_pattern", "alpha_pattern", *VARIANTS)
+    return {key: config[key] for key in sorted(config) if config[key] and (key in named or _is_kind(key))}
+
+
+def _is_kind(key: str) -> bool:
+    return re.fullmatch(r"use_\w+|\w+_config", key) is not None
+
+
+def read_header(metadata: Mapping[str, str], source: object) -> dict[str, Any]:
+    """The configuration in the header of a file of diffusers; empty if there is none.
+
+    Raises:
+        BadInput: it is no JSON object.
+    """
+    config: dict[str, Any] = parse_json(
+        metadata.get("lora_adapter_metadata", "{}"), f"damaged header of {source}", OBJECT
+    )
+    return config
+
+
+def of_component(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The keys of one component, which diffusers' pipelines write as ``unet.lora_alpha``, its layers alone as ``lora_alpha``."""
+    return {key.removeprefix(prefix): value for key, value in config.items()}
+
+
+def set_alphas(layers: Mapping[str, dict[str, Tensor]], config: Mapping[str, Any]) -> None:
+    """Give every matrix its alpha, so that the scale is alpha / r: its own tensor, else the configuration's, else r."""
+    for path, layer in layers.items():
+        if "alpha" not in layer:
+            layer["alpha"] = torch.tensor(_find_alpha(path, layer["A"].shape[0], config), dtype=torch.float64)
+
+
+def _find_alpha(path: str, rank: int, config: Mapping[str, Any]) -> float:
+    prefix = next((prefix for prefix in TEXT_ENCODERS if path.startswith(prefix)), "unet.")
+    own = of_component(config, prefix)
+    patterns = ((unwrap(key), value) for key, value in (own.get("alpha_pattern") or {}).items())
+    matching = (value for key, value in patterns if re.fullmatch(rf"(.*\.)?({key})", path.removeprefix(prefix)))
+    alpha = float(next(matching, own.get("lora_alpha", rank)))
+    return alpha * math.sqrt(rank) if own.get("use_rslora") else alpha
