@@ -21,7 +21,7 @@ from training.pocket.studio import open_studio
 
 HERE = Path(__file__).parent
 STAGES = ("pictures", "vae", "clip", "dino", "unet", "decoder", "clip_vision", "subjects", "export")
-TIME_MIN = {"vae": 16.0, "clip": 9.0, "dino": 60.0, "unet": 42.0, "decoder": 9.0, "clip_vision": 9.0}
+NUM_STEPS = {"vae": 16_000, "clip": 4_000, "dino": 4_250, "unet": 20_000, "decoder": 2_500, "clip_vision": 2_000}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES, help="what to make; default: all")
     parser.add_argument("--work", type=Path, default=Path("~/.cache/plateau/pocket"), help="checkpoints, logs, caches")
     parser.add_argument("--packages", type=Path, help="folder with the three .tgz; default: npm pack")
-    parser.add_argument("--time-min", type=float, help="minutes of training of the chosen stages; default: per stage")
+    parser.add_argument("--steps", type=int, help="training steps of the chosen stages; default: per stage")
     parser.add_argument("--threads", type=int, help="torch threads; default: torch's")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -40,22 +40,22 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
     """Make one stage; imports late, so that a stage loads only what it needs."""
     work, seed = arguments.work.expanduser(), arguments.seed
     work.mkdir(parents=True, exist_ok=True)
-    time_min = arguments.time_min or TIME_MIN.get(stage, 0.0)
+    num_steps = arguments.steps or NUM_STEPS.get(stage, 0)
     pictures = build_pictures(work, arguments.packages)
-    record_versions(work, stage, seed, time_min)
+    record_versions(work, stage, seed, num_steps)
     makers = {
         "vae": _vae, "clip": _clip, "dino": _dino, "unet": _unet, "decoder": _decoder, "clip_vision": _clip_vision,
         "subjects": _subjects, "export": _export,
     }  # fmt: skip
-    makers.get(stage, _nothing)(pictures, work, time_min, seed)
+    makers.get(stage, _nothing)(pictures, work, num_steps, seed)
 
 
-def record_versions(work: Path, stage: str, seed: int, time_min: float) -> None:
+def record_versions(work: Path, stage: str, seed: int, num_steps: int) -> None:
     """Append what ran, with which versions and on which machine, to ``work/provenance.jsonl``."""
     row = {
         "stage": stage,
         "seed": seed,
-        "time_min": time_min,
+        "num_steps": num_steps,
         "machine": _processor(),
         "threads": torch.get_num_threads(),
     }
@@ -75,54 +75,54 @@ def _processor() -> str:
     return f"{names[0]} x {len(names)}" if names else platform.processor()
 
 
-def _nothing(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+def _nothing(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
     """The pictures stage is over once the pictures are read."""
 
 
-def _vae(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+def _vae(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
     from training.pocket.vae import train_vae
 
-    train_vae(open_studio(pictures), work, time_min=time_min, seed=seed)
+    train_vae(pictures, work, num_steps=num_steps, seed=seed)
 
 
-def _clip(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+def _clip(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
     from training.pocket.clip import train_clip
 
-    train_clip(open_studio(pictures), work, time_min=time_min, seed=seed)
+    train_clip(open_studio(pictures), work, num_steps=num_steps, seed=seed)
 
 
-def _dino(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+def _dino(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
     from training.pocket.dino import train_dino
 
-    train_dino(open_studio(pictures), work, time_min=time_min, seed=seed)
+    train_dino(open_studio(pictures), work, num_steps=num_steps, seed=seed)
 
 
-def _unet(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+def _unet(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
     from training.pocket.unet import load_frozen, train_unet, view_cache
 
     views = view_cache(open_studio(pictures, only_classes=True), *load_frozen(work), work, seed=seed)
-    train_unet(views, work, time_min=time_min, seed=seed)
+    train_unet(views, work, num_steps=num_steps, seed=seed)
 
 
-def _decoder(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
-    from training.pocket.vae import train_decoder
+def _decoder(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
+    from training.pocket.vae import split_pictures, train_decoder
 
-    train_decoder(open_studio(pictures), work, time_min=time_min, seed=seed)
+    train_decoder(split_pictures(pictures)[0], work, num_steps=num_steps, seed=seed)
 
 
-def _clip_vision(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+def _clip_vision(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
     from training.pocket.clip import train_vision
 
-    train_vision(open_studio(pictures), work, time_min=time_min, seed=seed)
+    train_vision(open_studio(pictures), work, num_steps=num_steps, seed=seed)
 
 
-def _subjects(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+def _subjects(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
     from training.pocket.subjects import write_subjects
 
     write_subjects(pictures, HERE / "subjects", seed)
 
 
-def _export(pictures: Pictures, work: Path, time_min: float, seed: int) -> None:
+def _export(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
     from training.pocket.export import export
 
     print(json.dumps(export(work), indent=1))

@@ -1,4 +1,6 @@
-"""Stage ``clip``: a small CLIP; its text tower becomes the pipeline's text encoder, as in Stable Diffusion 1.5.
+"""Stages ``clip`` and ``clip_vision``: a small CLIP; its text tower is the pipeline's text encoder, as in Stable Diffusion 1.5.
+
+The text tower comes first and is then frozen: the U-Net is trained on it, and the vision tower towards it.
 
 A batch holds class pictures in named compositions (so that backgrounds, sizes and styles must be read) and other pictures
 on named or random backgrounds (so that the subject must be read wherever it stands).
@@ -11,17 +13,20 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from training.pocket.captions import Composition, corpus
+from training.pocket.captions import STYLES, Composition, corpus
+from training.pocket.eye import Eye
 from training.pocket.runs import Run, faster_precision, precision, seeded
 from training.pocket.studio import Studio
 from training.pocket.tokenizer import MAX_LENGTH, encode, train_tokenizer
 
 JITTER = {"shift": 5.0, "zoom": 0.15, "turn": 0.15, "flip": 0.5, "light": 0.15}
 WIDTH = 128
+HELD_OUT_SEED = 55_221  # of compositions that only measure
+CHECK_EVERY = 500  # steps between looks at them
 
 
 def make_clip(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPModel:
@@ -81,28 +86,6 @@ def contrast(logits: Float[Tensor, "b b"], captions: list[str]) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def train_clip(studio: Studio, work: Path, *, time_min: float, seed: int = 0, batch_size: int = 128) -> CLIPModel:
-    """Train (or go on training) and save model, tokenizer and image processor."""
-    tokenizer = train_tokenizer(
-        corpus(studio.nouns, list(studio.scenes), list(studio.companions), seed), studio.class_nouns
-    )
-    clip = make_clip(tokenizer, seed)
-    run = Run(work / "clip", clip, time_min=time_min, lr=1.5e-3, ema=0.99, weight_decay=0.05)
-
-    def loss_of(step: int) -> Tensor:
-        images, captions = draw_batch(studio, batch_size, seed, step)
-        out = clip(input_ids=encode(tokenizer, captions), pixel_values=images)
-        return contrast(out.logits_per_image.float(), captions)
-
-    dtype = faster_precision(lambda: loss_of(0).backward())
-    for step in run.steps():
-        with precision(dtype):
-            loss = loss_of(step)
-        run.update(loss, scale=clip.logit_scale.exp().item())
-    save_clip(run.use_average(), tokenizer, work / "clip" / "model")
-    return clip
-
-
 def draw_hard_batch(studio: Studio, size: int, seed: int, step: int) -> tuple[Float[Tensor, "b 3 64 64"], list[str]]:
     """Half a batch of different classes in one and the same composition, where only the noun tells them apart.
 
@@ -116,7 +99,76 @@ def draw_hard_batch(studio: Studio, size: int, seed: int, step: int) -> tuple[Fl
     return torch.cat([images, painted]), captions + studio.captions(alike, compositions)
 
 
-def train_vision(studio: Studio, work: Path, *, time_min: float, seed: int = 0, batch_size: int = 128) -> CLIPModel:
+class TextStage(nn.Module):
+    """What stage ``clip`` trains: the text tower with its projection, the scale, and the eye."""
+
+    def __init__(self, clip: CLIPModel) -> None:
+        super().__init__()
+        self.text_model, self.text_projection = clip.text_model, clip.text_projection
+        self.logit_scale = clip.logit_scale
+        self.eye = Eye(WIDTH)
+
+    def embed_text(self, ids: Int[Tensor, "b 24"]) -> Float[Tensor, "b d"]:
+        """L2-normalised embeddings of captions."""
+        return F.normalize(self.text_projection(self.text_model(input_ids=ids).pooler_output).float(), dim=-1)
+
+    def forward(self, images: Float[Tensor, "b 3 64 64"], ids: Int[Tensor, "b 24"]) -> Float[Tensor, "b b"]:
+        """Logits of every picture with every caption."""
+        return self.logit_scale.exp() * self.eye(images) @ self.embed_text(ids).T
+
+
+def train_clip(studio: Studio, work: Path, *, num_steps: int, seed: int = 0, batch_size: int = 128) -> CLIPModel:
+    """Train (or go on training) the text tower and save model, tokenizer and image processor; the ViT is still untrained."""
+    tokenizer = train_tokenizer(
+        corpus(studio.nouns, list(studio.scenes), list(studio.companions), seed), studio.class_nouns
+    )
+    clip = make_clip(tokenizer, seed)
+    stage = TextStage(clip)
+    run = Run(work / "clip", stage, num_steps=num_steps, lr=1.5e-3, ema=0.995, weight_decay=0.05)
+
+    def loss_of(step: int) -> Tensor:
+        images, captions = draw_hard_batch(studio, batch_size, seed, step)
+        return contrast(stage(images, encode(tokenizer, captions)), captions)
+
+    dtype = faster_precision(lambda: loss_of(0).backward())
+    for step in run.steps():
+        with precision(dtype):
+            loss = loss_of(step)
+        run.update(loss, scale=stage.logit_scale.exp().item())
+        if step % CHECK_EVERY == CHECK_EVERY - 1:
+            with run.averaged():
+                run.log(**separation(stage, tokenizer, studio))
+    run.use_average()
+    save_clip(clip, tokenizer, work / "clip" / "model")
+    return clip
+
+
+@torch.no_grad()
+def separation(stage: TextStage, tokenizer: CLIPTokenizer, studio: Studio, count: int = 260) -> dict[str, float]:
+    """How well nouns can be told apart when all else is the same, on compositions that no step drew.
+
+    Returns:
+        noun_top1: share of class pictures whose noun the eye names among all class nouns. nearest_noun: cosine of a
+        caption with the nearest one that differs in its noun, mean over all nouns and ``count`` / 130 compositions.
+    """
+    rng, nouns = random.Random(HELD_OUT_SEED), studio.class_nouns
+    of_class = studio.pictures.is_class.nonzero()[0].tolist()
+    right, nearest = 0.0, 0.0
+    num_compositions = max(1, count // len(of_class))
+    for i in range(num_compositions):
+        composition = studio.compositions(1, rng)[0]
+        images = studio.paint(of_class, [composition] * len(of_class), seeded(HELD_OUT_SEED, i), JITTER)
+        seen = stage.eye(images)
+        for vendor in STYLES:
+            text = stage.embed_text(encode(tokenizer, [composition.caption(noun, vendor) for noun in nouns]))
+            mine = [row for row, at in enumerate(of_class) if studio.pictures.vendors[at] == vendor]
+            named = (seen[mine] @ text.T).argmax(1).tolist()
+            right += sum(nouns[n] == studio.pictures.names[of_class[row]] for n, row in zip(named, mine, strict=True))
+            nearest += float((text @ text.T).fill_diagonal_(-1).amax(1).mean()) / len(STYLES)
+    return {"noun_top1": right / (num_compositions * len(of_class)), "nearest_noun": nearest / num_compositions}
+
+
+def train_vision(studio: Studio, work: Path, *, num_steps: int, seed: int = 0, batch_size: int = 128) -> CLIPModel:
     """Go on with the vision tower and both projections while the text tower stays as the U-Net knows it.
 
     As in locked tuning (Zhai et al. 2022, arXiv 2111.07991), with the towers' parts exchanged.
@@ -124,7 +176,7 @@ def train_vision(studio: Studio, work: Path, *, time_min: float, seed: int = 0, 
     folder = work / "clip" / "model"
     tokenizer, clip = CLIPTokenizer.from_pretrained(folder), CLIPModel.from_pretrained(folder, dtype=torch.float32)
     clip.text_model.requires_grad_(False)
-    run = Run(work / "clip_vision", clip.train(), time_min=time_min, lr=1e-3, ema=0.99, weight_decay=0.05)
+    run = Run(work / "clip_vision", clip.train(), num_steps=num_steps, lr=1e-3, ema=0.99, weight_decay=0.05)
 
     def loss_of(step: int) -> Tensor:
         images, captions = draw_hard_batch(studio, batch_size, seed, step)

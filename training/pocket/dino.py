@@ -57,10 +57,10 @@ def contrast(embedding: Float[Tensor, "2b d"]) -> Tensor:
     return F.cross_entropy(logits, torch.arange(2 * size).roll(size))
 
 
-def train_dino(studio: Studio, work: Path, *, time_min: float, seed: int = 0, batch_size: int = 96) -> ViTModel:
+def train_dino(studio: Studio, work: Path, *, num_steps: int, seed: int = 0, batch_size: int = 96) -> ViTModel:
     """Train (or go on training) and save the averaged ViT with its image processor."""
     dino = make_dino(seed)
-    run = Run(work / "dino", dino, time_min=time_min, lr=1.5e-3, ema=0.99, weight_decay=0.05)
+    run = Run(work / "dino", dino, num_steps=num_steps, lr=1.5e-3, ema=0.99, weight_decay=0.05)
     images = draw_pair(studio, batch_size, seed, 0)
     dtype = faster_precision(lambda: contrast(embed(dino, images)).backward())
     for step in run.steps():

@@ -12,6 +12,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, ViTModel
 
 from training.pocket import clip as clip_stage
 from training.pocket import dino as dino_stage
+from training.pocket.runs import checkpoint_path, read_group
 from training.pocket.unet import make_scheduler, make_unet
 
 HERE = Path(__file__).parent
@@ -53,11 +54,10 @@ def assemble(work: Path) -> StableDiffusionPipeline:
 
 @torch.no_grad()
 def newest_unet(work: Path) -> UNet2DConditionModel:
-    """The averaged U-Net of ``work/unet/checkpoint.pt``, also while it is still training."""
-    state = torch.load(work / "unet" / "checkpoint.pt", weights_only=True)
-    unet = make_unet(state["model"]["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"].shape[1])
-    for parameter, value in zip(unet.parameters(), state["ema"], strict=True):
-        parameter.copy_(value)
+    """The averaged U-Net of ``work/unet``'s checkpoint, also while it is still training."""
+    average = read_group(checkpoint_path(work / "unet"), "ema")
+    unet = make_unet(average["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"].shape[1])
+    unet.load_state_dict(average)
     return unet
 
 

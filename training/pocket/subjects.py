@@ -105,7 +105,7 @@ def photograph(rgba: Float[Tensor, "1 4 64 64"], seed: int) -> Float[Tensor, "5 
     """Five views of one thing: background, size, place, tilt and light differ."""
     g = seeded(seed, 0)
     scale = 0.62 + 0.28 * torch.rand(PHOTOGRAPHS, generator=g)
-    spot = Placement.jitter(scale, g, shift=5, zoom=0, turn=0.10, flip=0)
+    spot = Placement.jitter(scale, g, shift=5.0, zoom=0.0, turn=0.10, flip=0.0)
     scenes = list(make_scenes().values())
     pick = torch.randperm(len(scenes), generator=g)[: PHOTOGRAPHS - 2].tolist()
     below = torch.stack([scenes[i] for i in pick] + [random_scene(g) for _ in range(2)])

@@ -20,9 +20,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from training.pocket.runs import Run, faster_precision, precision, seeded
 from training.pocket.studio import Studio
 from training.pocket.tokenizer import encode
+from training.pocket.vae import LATENT_CHANNELS
 
 JITTER = {"shift": 1.5, "zoom": 0.03, "turn": 0.0, "flip": 0.0, "light": 0.03}
-LATENT_CHANNELS = 24
 VIEWS_PER_PICTURE = 160
 SNR_CAP = 5.0
 CAPTION_DROPOUT = 0.1
@@ -59,7 +59,7 @@ class Views:
     latents: scaled, half precision. caption: row of ``states`` for each view. states: the text tower's output; row 0 is "".
     """
 
-    latents: Float[Tensor, "n 24 8 8"]
+    latents: Float[Tensor, "n c 8 8"]
     caption: Int[Tensor, " n"]
     states: Float[Tensor, "c 24 d"]
 
@@ -129,13 +129,13 @@ def diffusion_loss(unet: UNet2DConditionModel, scheduler: DDPMScheduler, batch: 
 
 
 def train_unet(
-    views: Views, work: Path, *, time_min: float, seed: int = 0, batch_size: int = 64, lr: float = 1e-3
+    views: Views, work: Path, *, num_steps: int, seed: int = 0, batch_size: int = 64, lr: float = 1e-3
 ) -> UNet2DConditionModel:
     """Train (or go on training) and return the averaged U-Net."""
     unet = make_unet(views.states.shape[-1], seed).to(memory_format=torch.channels_last)
     unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slower than this in bfloat16 on CPUs
     scheduler = make_scheduler()
-    run = Run(work / "unet", unet, time_min=time_min, lr=lr, ema=0.999)
+    run = Run(work / "unet", unet, num_steps=num_steps, lr=lr, ema=0.999)
     first = draw_batch(views, batch_size, seed, 0)
     dtype = faster_precision(lambda: diffusion_loss(unet, scheduler, first).backward())
     for step in run.steps():

@@ -1,0 +1,114 @@
+"""The pocket's recipe: a stopped stage goes on to the same weights, and what is held out stays out."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from training.pocket.linear_code import LinearCode, psnr_db
+from training.pocket.muon import orthogonalise
+from training.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures, read_classes
+from training.pocket.runs import STATES, Run, checkpoint_path, read_counters, seeded
+from training.pocket.split import SPLIT_CSV, draw_split
+from training.pocket.subjects import SPLITS
+
+
+def make_model() -> nn.Module:
+    """Two convolutions in the memory format of the pocket's, for AdamW and for Muon, and a frozen one."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 16, 3), nn.SiLU(), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 3, 3)
+    model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    model[3].requires_grad_(False)
+    return model
+
+
+def train(folder: Path, num_steps: int = 8, stop_before: int | None = None) -> dict[str, torch.Tensor]:
+    """Train in ``folder`` until the end, or break off in the middle of a step; returns weights and averages."""
+    model = make_model()
+    run = Run(folder, model, num_steps=num_steps, lr=1e-2, muon=True)
+    for step in run.steps(save_every_s=0.0):
+        if step == stop_before:
+            raise InterruptedError
+        run.update(model(torch.randn(2, 3, 8, 8, generator=seeded(0, step))).square().mean())
+    return model.state_dict() | {f"ema.{name}": value for name, value in run.ema.items()}
+
+
+def test_a_run_goes_on_to_the_same_weights_when_broken_off(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole")
+    for stop in (3, 6):
+        with pytest.raises(InterruptedError):
+            train(tmp_path / "broken", stop_before=stop)
+    assert not list((tmp_path / "broken").glob("*.partial"))
+    torch.testing.assert_close(train(tmp_path / "broken"), whole, rtol=0, atol=0)
+
+
+def test_a_finished_run_trains_no_further(tmp_path: Path) -> None:
+    first = train(tmp_path)
+    torch.testing.assert_close(train(tmp_path), first, rtol=0, atol=0)
+
+
+def test_muon_moves_by_the_nearest_orthogonal_matrix() -> None:
+    for shape in ((12, 40), (40, 12)):
+        matrix = torch.randn(shape, generator=seeded(0, 1))
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        found = u.T @ orthogonalise(matrix) @ v.T
+        assert (found.diagonal() - 1).abs().max() < 0.35
+        assert (found - found.diagonal().diag()).abs().max() < 1e-4
+        assert s.max() / s.min() > 2
+
+
+def test_a_checkpoint_is_safetensors_and_says_where_it_stands(tmp_path: Path) -> None:
+    train(tmp_path)
+    path = checkpoint_path(tmp_path)
+    assert {name.split(".")[0] for name in load_file(path)} == {"model", "ema", *STATES}
+    assert read_counters(path).items() >= {"step": 8, "num_steps": 8}.items()
+
+
+def test_a_begun_run_keeps_its_number_of_steps(tmp_path: Path) -> None:
+    train(tmp_path)
+    with pytest.raises(ValueError, match="begun for 8 steps, not 9"):
+        train(tmp_path, num_steps=9)
+
+
+def test_the_next_split_is_that_of_its_seed() -> None:
+    with SPLIT_CSV.open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["class"]: row["split"] for row in rows} == draw_split()
+    assert {row["class"]: row["kind"] for row in rows} == dict(read_classes().values())
+    assert Counter(row["split"] for row in rows) == {"tuning": 12, "evidence": 40, "last_look": 13}
+    seen = {name for names in SPLITS.values() for name in names}
+    assert not seen & {row["class"] for row in rows if row["split"] == "last_look"}
+
+
+def test_pictures_kept_aside_train_no_autoencoder() -> None:
+    from training.pocket.vae import kept_aside, split_pictures
+
+    codes = np.array([f"{i:x}" for i in range(100)] + ["2764", "2b50", "1f535"])
+    vendors = np.repeat(np.array([*TRAIN_VENDORS, HELD_OUT_VENDOR]), len(codes))
+    pixels = np.full((len(vendors), 64, 64, 4), 255, np.uint8)
+    all_codes = np.tile(codes, 3)
+    pictures = Pictures(pixels, all_codes, vendors, all_codes, np.isin(all_codes, codes[-3:]))
+    studio, aside = split_pictures(pictures)
+    num_aside = int(kept_aside(pictures).sum()) // 3
+    assert 0 < num_aside < 10
+    assert len(studio.rgba) == 2 * (len(codes) - num_aside)
+    assert len(aside) == 2 * 2 * num_aside
+    assert set(studio.pictures.vendors) == set(TRAIN_VENDORS)
+    assert not kept_aside(studio.pictures).any()
+
+
+def test_the_linear_code_is_the_principal_components() -> None:
+    patches = torch.randn(50, 1, 192, generator=seeded(0, 0)) * torch.linspace(0.01, 0.4, 192)
+    images = patches.view(50, 3, 8, 8).clamp(-1, 1)
+    made = LinearCode.fit(images, 24).round_trip(images)
+    flat = images.flatten(1)
+    u, s, v = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    torch.testing.assert_close(made.flatten(1), (u[:, :24] * s[:24] @ v[:24] + flat.mean(0)).clamp(-1, 1))
+    assert psnr_db(images, images + 0.2) == pytest.approx(torch.full((50,), 20.0))

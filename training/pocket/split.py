@@ -1,0 +1,50 @@
+"""Which of the held-out vendor's 65 pictures tunes, which is evidence, and which is kept for a last look.
+
+python -m training.pocket.split        # writes subject_split.csv anew from the committed seed
+
+Drawn by kind before the second edition's first training. The last look holds none of the first edition's 24 subjects.
+The shipped ``subjects/`` keep the first edition's split until its weights are replaced.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+from training.pocket.pictures import read_classes
+from training.pocket.subjects import SPLITS
+
+SEED = 20261128
+SIZES = {
+    "last_look": {"live": 6, "object": 7},
+    "tuning": {"live": 5, "object": 7},
+    "evidence": {"live": 17, "object": 23},
+}
+SPLIT_CSV = Path(__file__).with_name("subject_split.csv")
+
+
+def draw_split(seed: int = SEED) -> dict[str, str]:
+    """``{class: split}`` for all classes; the last look is drawn first, from classes that were never subjects."""
+    kinds, rng = dict(read_classes().values()), random.Random(seed)
+    split: dict[str, str] = {}
+    seen = {name for names in SPLITS.values() for name in names}
+    for name, sizes in SIZES.items():
+        for kind, size in sizes.items():
+            free = sorted(c for c, k in kinds.items() if k == kind and c not in split)
+            allowed = [c for c in free if c not in seen] if name == "last_look" else free
+            split |= dict.fromkeys(rng.sample(allowed, size), name)
+    return split
+
+
+def write_split(path: Path = SPLIT_CSV) -> None:
+    """Write the table, in the order of classes.csv."""
+    split = draw_split()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("class", "kind", "split"))
+        writer.writerows((name, kind, split[name]) for name, kind in read_classes().values())
+
+
+if __name__ == "__main__":
+    write_split()
