@@ -89,11 +89,14 @@ def _subjects(shown: pd.DataFrame, results: Results) -> set[str]:
 
 
 def to_png(file: Path | str | bytes) -> bytes:
-    """A picture as a PNG of at most `THUMBNAIL_PX` in width and height."""
-    from PIL import Image
+    """A picture as a PNG of at most `THUMBNAIL_PX` in width and height.
 
-    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-        small = image.convert("RGB")
+    Raises:
+        BadInput: as `read_picture`.
+    """
+    from training.read_picture import read_picture
+
+    small = read_picture(file).image
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     written = io.BytesIO()
     small.save(written, format="PNG", optimize=True)

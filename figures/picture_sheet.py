@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -117,7 +116,9 @@ def _draw_tile(ax: Axes, place: tuple[float, float], tile: dict[str, Any] | None
         ax.add_patch(Rectangle(place, TILE_IN, TILE_IN, facecolor="#f4f4f4", edgecolor="#cccccc", lw=0.6))
         ax.text(x + TILE_IN / 2, y + TILE_IN / 2, "none", ha="center", va="center", color=MUTED, fontsize=8)
         return
-    picture = read_picture(tile["file"])
+    from training.read_picture import read_picture
+
+    picture = np.asarray(read_picture(tile["file"]).image)
     small = max(picture.shape[:2]) < 128  # its pixels go into the PDF as they are
     limits = ax.get_xlim(), ax.get_ylim()
     ax.imshow(
@@ -143,22 +144,6 @@ def _mark(ax: Axes, place: tuple[float, float], text: str, color: Any, *, dashed
         place[0] + TILE_IN / 2, place[1] + TILE_IN + 0.035, text, ha="center", va="top", fontsize=7,
         color="white" if dashed else text_color(color), bbox=tab, zorder=4,
     )  # fmt: skip
-
-
-def read_picture(file: Path | str | bytes) -> np.ndarray:
-    """A picture, from its path or its bytes, as an RGB array.
-
-    Raises:
-        BadInput: if it is missing or damaged; the message names it.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError):
-        name = "of a compact copy" if isinstance(file, bytes) else file
-        raise BadInput(f"cannot read the picture {name}: it is missing or damaged") from None
 
 
 def _scale(values: pd.Series) -> Normalize:

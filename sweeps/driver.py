@@ -28,6 +28,7 @@ from sweeps.jobs import Sender, describe_states
 from sweeps.options import Options, Stopped
 from sweeps.plan import Plan, is_packable, keep_method_files, keep_own_pictures, keep_start, name_pack, open_sweep
 from sweeps.progress import ProgressDisplay, duration
+from sweeps.remarks import describe_scene
 from training.cell import BASE, Cell
 from training.tasks.pipeline import attention_shapes
 
@@ -213,6 +214,8 @@ def _show_plan(
     print(f"{counted(len(train), 'cell')}: {len(train) - left} done, {left} to train, {steps} each", end="")
     base = len(cells) - len(train)  # a cell too: it is scored
     print(f"; and {base} of the untouched base: {len(cells)} in all" if base else "")
+    for line in describe_scene(scene):
+        print(line)
     alone = [name for name in names if not is_packable(name)]
     if alone:
         print(f"unpacked, one run at a time: {', '.join(alone)} (HF PEFT's own layers)")

@@ -213,7 +213,7 @@ def keep_own_pictures(folder: Path, scene: Scene) -> None:
     """Put a photograph of each subject into a sweep's folder, small, for the sheets of pictures."""
     for subject in scene.subjects:
         path = folder / OWN_PICTURES / f"{subject.name}.png"
-        if not path.exists():
+        if any(subject.readings[:1]) or not path.exists():  # earlier versions have drawn it as it lay in the file
             with writing(path) as aside:
                 aside.write_bytes(to_png(subject.pictures[0]))
 

@@ -32,6 +32,7 @@ from figures.gallery import GALLERY, draw_dora_magnitude, draw_lr_robustness, fi
 from figures.style import STYLES, fit_size, use_style
 from tests.make_runs import OPTIONS, Maker, Shape
 from tests.test_figures import line_of
+from training.read_picture import read_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., tuple[int, list[str], str]]
@@ -156,16 +157,15 @@ def test_pictures_travel_with_their_subjects_own(runs: Path, tmp_path: Path) -> 
     again = pictures(copy, step=-1)
     pd.testing.assert_frame_equal(again.drop(columns="file"), found.drop(columns="file"))
     assert all(isinstance(file, bytes) for file in again["file"])
-    read = figures.picture_sheet.read_picture
     for one, two in zip(found["file"], again["file"], strict=True):
-        np.testing.assert_array_equal(read(one), read(two))
+        np.testing.assert_array_equal(read_picture(one).image, read_picture(two).image)
     assert set(copy.own_pictures()) == set(results.own_pictures()) == {"cat", "dog", "owl"}
     sheet = figures.picture_sheet.draw(again[again["series"] == "DeLoRA"], copy.own_pictures())
     assert "subject" in [text.get_text() for text in sheet.findobj(Text)]
     export_compact(copy, tmp_path / "none")
     assert load(tmp_path / "none").images().empty
     with pytest.raises(BadInput, match="of a compact copy"):
-        read(b"no picture")
+        read_picture(b"no picture")
 
 
 def test_subjects_that_only_the_base_has_drawn_are_on_no_sheet(runs: Path) -> None:

@@ -21,11 +21,13 @@ ARROWS = {
     "adapters": ["adapters"],
     "training": ["adapters", "training"],
     "slurm": ["adapters", "training", "slurm"],
-    "analysis": ["adapters", "training.store", "training.command_line", "analysis"],
-    "figures": ["adapters", "training.store", "training.command_line", "analysis", "figures"],
+    "analysis": ["adapters", "training.store", "training.command_line", "training.read_picture", "analysis"],
+    "figures": ["adapters", "training.store", "training.command_line", "training.read_picture", "analysis", "figures"],
     "sweeps": ["adapters", "training", "slurm", "analysis", "figures", "sweeps"],
 }
-TORCH_FREE = ["analysis", "figures", "training/store.py", "training/command_line.py", "adapters/__init__.py"]
+TORCH_FREE = [
+    "analysis", "figures", "training/store.py", "training/command_line.py", "training/read_picture.py", "adapters/__init__.py",
+]  # fmt: skip
 TORCH_FREE += ["adapters/documents.py", "adapters/plain_text.py"]
 TRAINING_ONLY = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers", "peft"}
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "stuff"}
@@ -153,7 +155,7 @@ def test_dependencies_are_declared_and_pinned_when_imported() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     base, train = (
         {re.split(r"[^\w-]", line)[0].lower() for line in lines}
-        for lines in (PROJECT["project"]["dependencies"], extras["train"] + extras["peft"])
+        for lines in (PROJECT["project"]["dependencies"], extras["train"] + extras["peft"] + extras["heic"])
     )
     pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     for name in list_modules(*ROOMS):

@@ -32,6 +32,7 @@ from training.pocket.sheets import save_sheet, side_by_side, to_bytes
 from training.pocket.studio import Studio, open_studio
 from training.pocket.subjects import PHOTOGRAPHS, SPLITS, photograph_class
 from training.pocket.tokenizer import encode
+from training.read_picture import read_picture
 
 HERE = Path(__file__).parent
 STILL = {"shift": 2.0, "zoom": 0.05, "turn": 0.0, "flip": 0.0, "light": 0.05}
@@ -134,7 +135,7 @@ def subject_photographs() -> tuple[Float[Tensor, "n 3 64 64"], list[str]]:
     """All shipped photographs, subject after subject, and the subjects' names."""
     names = [name for names in SPLITS.values() for name in names]
     files = [HERE / "subjects" / name / f"{i:02d}.png" for name in names for i in range(PHOTOGRAPHS)]
-    return torch.stack([to_tensor(Image.open(path)) for path in files]), names
+    return torch.stack([to_tensor(read_picture(path).image) for path in files]), names
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 64 64"]:

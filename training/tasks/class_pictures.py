@@ -33,7 +33,7 @@ def class_latents(pipeline: Pipeline, cls: str, cell: Cell, folder: Path) -> Flo
     if cell.mixed_precision != "no":
         sampler += (cell.mixed_precision,)
     key = hashlib.sha256(repr((cls, cell.num_class_images, sampler, cell.model_hash)).encode()).hexdigest()[:12]
-    path = folder / f"{cls.replace(' ', '_').replace('/', '_')}-{cell.num_class_images}-{key}.safetensors"
+    path = folder / f"{cls.replace(' ', '_').replace('/', '_')[:60]}-{cell.num_class_images}-{key}.safetensors"
     try:
         return load_file(path)["latents"].to(pipeline.device)
     except (FileNotFoundError, SafetensorError, KeyError):

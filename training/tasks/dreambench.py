@@ -16,6 +16,8 @@ import tyro
 
 from adapters import BadInput, counted
 from training.command_line import run_program
+from training.read_picture import read_picture
+from training.tasks.picture_folder import list_pictures
 
 FILE = "prompts_and_classes.txt"
 LIVE = frozenset({"cat", "dog"})  # classes of the nine live subjects
@@ -77,8 +79,6 @@ def find_faults(folder: Path) -> list[str]:
     Raises:
         BadInput: if the folder is no copy of it at all.
     """
-    from training.tasks.subjects import check_picture
-
     if not (folder / FILE).is_file():
         raise BadInput(f"{folder} has no {FILE}: give the folder `dataset` of github.com/google/dreambooth")
     published, faults = read_published(folder / FILE), []
@@ -86,12 +86,12 @@ def find_faults(folder: Path) -> list[str]:
         if not (folder / name).is_dir():
             faults.append(f"{name}: its folder is missing")
             continue
-        pictures = _list_pictures(folder / name)
+        pictures = list_pictures(folder / name)
         if len(pictures) != count:
             faults.append(f"{name}: {counted(len(pictures), 'picture')}, not {count}")
         for picture in pictures:
             try:
-                check_picture(picture)
+                read_picture(picture)
             except BadInput as error:
                 faults.append(f"{name}: {error}")
         if name not in published.classes:
@@ -137,15 +137,9 @@ def _find_lack(folder: Path, name: str, published: Published) -> str:
     """What a subject lacks, "" for nothing."""
     if not (folder / name).is_dir():
         return f"{name}: its folder is missing"
-    if (count := len(_list_pictures(folder / name))) != PUBLISHED[name]:
+    if (count := len(list_pictures(folder / name))) != PUBLISHED[name]:
         return f"{name}: {counted(count, 'picture')}, not {PUBLISHED[name]}"
     return "" if name in published.classes else f"{name}: {FILE} gives it no class"
-
-
-def _list_pictures(folder: Path) -> list[Path]:
-    from training.tasks.subjects import PICTURE_SUFFIXES
-
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
 
 
 @dataclass(frozen=True)

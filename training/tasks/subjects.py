@@ -5,9 +5,9 @@ The tables are `subjects.csv` and `prompts.json`, or `prompts_and_classes.txt` a
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from adapters import BadInput
-from training.tasks import dreambench
-
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-SPLITS = ("tuning", "evidence", "test")
+from training.read_picture import read_picture
+from training.tasks.picture_folder import is_left_behind, read_folder
+from training.tasks.subject_tables import UNRELATED, find_templates, read_prompts, read_table
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ class Subject:
         plain_prompts: the same without the token, for CLIP-T: the rare token means nothing to CLIP.
         instance_prompt: the prompt that the subject is trained with.
         unrelated: prompts about other things, by which drift is measured.
+        readings: how each picture is read otherwise than by Pillow alone, where that changes its pixels; "" elsewhere.
+        remarks: (what, file) of all that the user is told of the pictures.
     """
 
     name: str
@@ -49,68 +50,20 @@ class Subject:
     plain_prompts: tuple[str, ...]
     instance_prompt: str
     unrelated: tuple[str, ...] = ()
+    readings: tuple[str, ...] = ()
+    remarks: tuple[tuple[str, str], ...] = ()
 
     def content_hash(self, num_drift_prompts: int = 0) -> str:
-        """SHA-256 of the pictures' bytes, of every prompt, and of as many unrelated ones as are used."""
+        """SHA-256 of the pictures as they are read, of every prompt, and of as many unrelated ones as are used.
+
+        A picture goes in as its bytes, and as what the reading does to it. Where that does nothing the hash is that of earlier
+        versions, and their runs are found; where they read something else, nothing of theirs is taken up.
+        """
         said = [self.cls, self.prompts, self.instance_prompt, *self.unrelated[:num_drift_prompts]]
         digest = hashlib.sha256(json.dumps(said).encode())
-        for path in self.pictures:
-            digest.update(path.read_bytes())
+        for path, reading in itertools.zip_longest(self.pictures, self.readings, fillvalue=""):
+            digest.update(Path(path).read_bytes() + reading.encode())
         return digest.hexdigest()[:16]
-
-
-def read_table(folder: Path) -> dict[str, dict[str, str]]:
-    """Rows (subject, class, kind, split) of `subjects.csv`, or of the published classes, by subject; empty without either file.
-
-    A table may have a column `order` too: in which order subjects are taken where only their number is given (`in_order`).
-
-    Raises:
-        BadInput: if a column is missing or a split is unknown.
-    """
-    path = folder / "subjects.csv"
-    if not path.exists():
-        published = _published(folder)
-        return {
-            name: {"subject": name, "class": cls, "kind": published.kind(name), "split": ""}
-            for name, cls in published.classes.items()
-        }
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        if missing := {"subject", "class", "kind", "split"} - set(row):
-            raise BadInput(f"{path}: no column {sorted(missing)[0]!r}; columns are subject, class, kind, split")
-        if row["split"] not in SPLITS:
-            raise BadInput(f"{path}: {row['subject']} has split {row['split']!r}; splits are {', '.join(SPLITS)}")
-    return {row["subject"]: row for row in rows}
-
-
-def _published(folder: Path) -> dreambench.Published:
-    path = folder / dreambench.FILE
-    return dreambench.read_published(path) if path.exists() else dreambench.Published()
-
-
-def read_prompts(folder: Path) -> dict[str, list[str]]:
-    """Prompt templates by kind, and "unrelated" ones, from `prompts.json` or the published file, else DreamBooth-like ones."""
-    path = folder / "prompts.json"
-    if not path.exists():
-        return _published(folder).prompts or dict.fromkeys(("live", "object"), list(DEFAULT_PROMPTS))
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path} is not JSON: {error}") from None
-
-
-DEFAULT_PROMPTS = (
-    "a {token} {cls} in the jungle", "a {token} {cls} in the snow", "a {token} {cls} on the beach",
-    "a {token} {cls} on a cobblestone street", "a {token} {cls} on top of pink fabric",
-    "a {token} {cls} with a city in the background", "a red {token} {cls}", "a purple {token} {cls}",
-)  # fmt: skip
-UNRELATED = (
-    "a wooden table with a bowl of fruit", "a city street at night in the rain", "a mountain lake in autumn",
-    "a red bicycle against a brick wall", "an old lighthouse by the sea", "a bookshelf full of books",
-    "a steam train on a bridge", "a field of sunflowers under a blue sky", "a grand piano in an empty hall",
-    "a sailing ship in a storm",
-)  # fmt: skip
 
 
 def names(folder: Path, split: str | None = None) -> list[str]:
@@ -122,7 +75,7 @@ def names(folder: Path, split: str | None = None) -> list[str]:
     if not folder.is_dir():
         raise BadInput(f"no subjects folder {folder}; expected a folder of <subject>/*.png")
     table = read_table(folder)
-    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not is_left_behind(p))
     if not any(row["split"] for row in table.values()):
         split = None  # a table without splits has nothing to choose by
     wanted = [n for n in found if split is None or table.get(n, {}).get("split", "") == split]
@@ -135,14 +88,10 @@ def in_order(found: Sequence[str], folder: Path) -> list[str]:
     """Subjects as the table's column `order` says, smallest number first; those without a number last, as they came.
 
     Raises:
-        BadInput: if the column holds anything but numbers.
+        BadInput: as `read_table`.
     """
     table = read_table(folder)
     places = {name: (table.get(name, {}).get("order") or "").strip() for name in found}
-    if wrong := [name for name, place in places.items() if place and not place.isdecimal()]:
-        raise BadInput(
-            f"{folder / 'subjects.csv'}: order of {wrong[0]} is {places[wrong[0]]!r}; allowed: whole numbers"
-        )
     return sorted(found, key=lambda name: int(places[name]) if places[name] else math.inf)
 
 
@@ -156,7 +105,7 @@ def load(folder: Path, name: str, *, token: str, instance_prompt: str) -> Subjec
         instance_prompt: template with `{token}` and `{cls}`.
 
     Raises:
-        BadInput: unknown subject (with near matches), no pictures, or a file that is no picture.
+        BadInput: unknown subject (with near matches), no pictures, a file that is no picture, or a table that cannot be used.
     """
     known = names(folder)
     if name not in known:
@@ -167,41 +116,19 @@ def load(folder: Path, name: str, *, token: str, instance_prompt: str) -> Subjec
     cls = row.get("class") or re.sub(r"[\d_]+", " ", name).strip()
     kind = row.get("kind", "object")
     prompts = read_prompts(folder)
-    templates = prompts.get(kind, list(DEFAULT_PROMPTS))
+    templates, pictures = find_templates(folder, prompts, name, kind), read_folder(folder / name)
     plain = [re.sub(r"\s+", " ", t.replace("{token}", "")).format(cls=cls) for t in templates]
     return Subject(
-        name, cls, kind, row.get("split", ""), _checked_pictures(folder / name),
+        name, cls, kind, row.get("split", ""), pictures.paths,
         tuple(t.format(token=token, cls=cls) for t in templates), tuple(plain),
         instance_prompt.format(token=token, cls=cls), tuple(prompts.get("unrelated", UNRELATED)),
+        pictures.readings, pictures.remarks,
     )  # fmt: skip
-
-
-def _checked_pictures(folder: Path) -> tuple[Path, ...]:
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    pictures = [p for p in files if p.suffix.lower() in PICTURE_SUFFIXES]
-    if not pictures:
-        raise BadInput(f"no pictures in {folder}; expected files ending in {', '.join(sorted(PICTURE_SUFFIXES))}")
-    for path in pictures:
-        check_picture(path)
-    return tuple(pictures)
-
-
-def check_picture(path: Path) -> None:
-    """Read a picture to its end.
-
-    Raises:
-        BadInput: if it is broken, or no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise BadInput(f"{path} is broken or not a picture: {str(error).splitlines()[0]}") from None
 
 
 def open_pictures(paths: Sequence[Path], resolution: int) -> list[Image.Image]:
     """Pictures as RGB squares: the short side scaled to `resolution` (bilinear), then the centre cut out."""
-    return [_square(Image.open(path).convert("RGB"), resolution) for path in paths]
+    return [_square(read_picture(path).image, resolution) for path in paths]
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
