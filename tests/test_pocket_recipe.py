@@ -87,21 +87,72 @@ def test_the_next_split_is_that_of_its_seed() -> None:
     assert not seen & {row["class"] for row in rows if row["split"] == "last_look"}
 
 
+def make_pictures(codes: list[str], num_classes: int, names: list[str] | None = None) -> Pictures:
+    """White squares of all three vendors: ``codes`` and the companions' pictures, the first ``num_classes`` of them classes."""
+    codes = [*codes, "2764", "2b50", "1f535"]
+    vendors = np.repeat(np.array([*TRAIN_VENDORS, HELD_OUT_VENDOR]), len(codes))
+    pixels = np.full((len(vendors), 64, 64, 4), 255, np.uint8)
+    named = np.array([*(names or codes[:-3]), *codes[-3:]])
+    return Pictures(
+        pixels, np.tile(named, 3), vendors, np.tile(codes, 3), np.tile(np.arange(len(codes)) < num_classes, 3)
+    )
+
+
 def test_pictures_kept_aside_train_no_autoencoder() -> None:
     from training.pocket.vae import kept_aside, split_pictures
 
-    codes = np.array([f"{i:x}" for i in range(100)] + ["2764", "2b50", "1f535"])
-    vendors = np.repeat(np.array([*TRAIN_VENDORS, HELD_OUT_VENDOR]), len(codes))
-    pixels = np.full((len(vendors), 64, 64, 4), 255, np.uint8)
-    all_codes = np.tile(codes, 3)
-    pictures = Pictures(pixels, all_codes, vendors, all_codes, np.isin(all_codes, codes[-3:]))
+    pictures = make_pictures([f"{i:x}" for i in range(100)], num_classes=3)
     studio, aside = split_pictures(pictures)
     num_aside = int(kept_aside(pictures).sum()) // 3
     assert 0 < num_aside < 10
-    assert len(studio.rgba) == 2 * (len(codes) - num_aside)
+    assert len(studio.rgba) == 2 * (103 - num_aside)
     assert len(aside) == 2 * 2 * num_aside
     assert set(studio.pictures.vendors) == set(TRAIN_VENDORS)
     assert not kept_aside(studio.pictures).any()
+
+
+def test_reports_on_the_autoencoder_leave_the_last_look_alone() -> None:
+    from training.pocket.vae_quality import photographs_of
+
+    classes = read_classes()
+    pictures = make_pictures(list(classes), len(classes), [name for name, _ in classes.values()])
+    split = draw_split()
+    assert {split[name] for name in photographs_of(pictures)} == {"tuning", "evidence"}
+    assert set(photographs_of(pictures, TRAIN_VENDORS[0])) == set(split)
+
+
+def test_the_edge_map_is_white_but_for_the_edges_lost() -> None:
+    from training.pocket.vae_quality import edge_error
+
+    real = torch.zeros(1, 3, 16, 16)
+    real[..., 8] = 1.0
+    assert (edge_error(real, real) == 1).all()
+    lost = edge_error(torch.zeros_like(real), real)
+    assert (lost[..., 7:9] == -1).all()
+    assert (lost[..., :7] == 1).all()
+    assert (lost[..., 9:] == 1).all()
+
+
+def test_the_text_tower_is_trained_and_the_vision_tower_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import CLIPModel, CLIPTokenizer
+
+    from training.pocket import clip as stage
+    from training.pocket.studio import open_studio
+
+    monkeypatch.setattr(stage, "CHECK_EVERY", 2)
+    names = ["cat", "dog", "boat", "key"]
+    studio = open_studio(make_pictures(["1", "2", "3", "4"], 4, names))
+    stage.train_clip(studio, tmp_path, num_steps=2, batch_size=8)
+    folder = tmp_path / "clip" / "model"
+    trained, tokenizer = CLIPModel.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
+    fresh = stage.make_clip(tokenizer)
+    moved = {
+        name.split(".")[0]
+        for (name, one), two in zip(trained.state_dict().items(), fresh.state_dict().values(), strict=True)
+        if not torch.equal(one, two)
+    }
+    assert moved == {"text_model", "text_projection", "logit_scale"}
+    assert "noun_top1" in (tmp_path / "clip" / "log.jsonl").read_text()
 
 
 def test_the_linear_code_is_the_principal_components() -> None:
