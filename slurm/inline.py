@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import BadInput
+from slurm.claims import Holder
 from slurm.gpus import choose_gpu, list_gpus, showing
 from training.stop import Interrupted, StopSignals, is_shrugged_off
 from training.store import StoreError
@@ -82,7 +83,7 @@ def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event],
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
     paths = [str(path) for path in specs]
-    team = [context.Process(target=work, args=(paths, n, events), daemon=False) for n in range(workers)]
+    team = [context.Process(target=work, args=(paths, n, events, Holder.me()), daemon=False) for n in range(workers)]
     outcome, error = "done", None
     heeded = [number for number in PASSED_ON if not is_shrugged_off(number)]
     before = {number: signal.signal(number, lambda number, frame: _pass_on(team, number)) for number in heeded}
@@ -124,19 +125,27 @@ def _pass_on(team: Sequence[multiprocessing.process.BaseProcess], number: int) -
             os.kill(process.pid, number)
 
 
-def work(paths: Sequence[str], worker: int, events: multiprocessing.Queue) -> None:
-    """A worker process: take every pack that nobody holds, then wait for those that others hold."""
+def work(paths: Sequence[str], worker: int, events: multiprocessing.Queue, driver: Holder) -> None:
+    """A worker process: take every pack that nobody holds, then wait for those that others hold.
+
+    Args:
+        paths: the specifications.
+        worker: number of the worker.
+        events: where it tells of what it does.
+        driver: who started it, as that process says; while this one started it may have died.
+    """
     with StopSignals() as stop:
-        parent = os.getppid()
+        if os.getppid() != driver.pid or driver.is_dead(Holder.me()):
+            return
         try:
-            _work([Path(path) for path in (*paths[worker:], *paths[:worker])], worker, events, stop, parent)
+            _work([Path(path) for path in (*paths[worker:], *paths[:worker])], worker, events, stop, driver.pid)
         except (Interrupted, KeyboardInterrupt):
             events.put(Event("stopped", worker, ""))
         except BadInput as error:
             events.put(Event("error", worker, str(error)))
         finally:
             events.close()
-            if os.getppid() == parent:
+            if os.getppid() == driver.pid:
                 events.join_thread()
             else:
                 events.cancel_join_thread()

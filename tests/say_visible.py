@@ -9,6 +9,6 @@ from slurm.gpus import VISIBLE
 from slurm.inline import Event
 
 
-def say_visible(paths: Any, worker: int, events: Any) -> None:
+def say_visible(paths: Any, worker: int, events: Any, driver: Any) -> None:
     """Say what a worker sees."""
     events.put(Event("done", worker, os.environ.get(VISIBLE)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -24,7 +25,7 @@ import torch
 from adapters import BadInput
 from slurm import claims, inline, job, turn
 from slurm import pack as packs
-from slurm.claims import read_beat, read_claims
+from slurm.claims import Holder, read_beat, read_claims
 from slurm.ended import read_ended
 from slurm.job import run_pack, run_task
 from slurm.sweep_folder import PackFiles
@@ -413,13 +414,21 @@ def test_worker_stops_when_its_driver_is_gone(
     """A driver that is killed can tell its workers nothing; they see that they have another parent."""
     spec, gone = store(studio, tmp_path), list[SubjectTask]()
     with monkeypatch.context() as patch:
-        patch.setattr(inline.os, "getppid", lambda: 1 if gone else 4711)
+        driver = Holder.of(os.getppid())
+        patch.setattr(inline.os, "getppid", lambda: 1 if gone else driver.pid)
         at_step(5, gone.append, patch)
-        inline.work([str(spec)], 0, multiprocessing.get_context("spawn").Queue())
+        inline.work([str(spec)], 0, multiprocessing.get_context("spawn").Queue(), driver)
     assert outcomes(spec) == ["stopped"]
     assert set(statuses(tmp_path).values()) == {"preempted"}
     assert run_pack(spec) == "done"
     assert_same_results(undisturbed, tmp_path)
+
+
+def test_worker_does_not_begin_when_its_driver_died_while_it_started() -> None:
+    """Read after the start, a dead driver's place taker would count as the driver."""
+    parent = Holder.of(os.getppid())
+    for driver in (dataclasses.replace(parent, pid=1 << 22), dataclasses.replace(parent, started=parent.started + 1)):
+        inline.work(["no.json"], 0, multiprocessing.get_context("spawn").Queue(), driver)
 
 
 def test_requeue_says_when_slurm_refuses(
