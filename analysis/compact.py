@@ -103,6 +103,20 @@ def to_png(file: Path | str | bytes) -> bytes:
     return written.getvalue()
 
 
+def check_names(frame: pd.DataFrame, path: Path) -> None:
+    """Refuse names that a terminal, a table or a figure would not only print.
+
+    Raises:
+        BadInput: naming the file, the column and the name.
+    """
+    for column in frame.columns:
+        if column == "png" or pd.api.types.is_numeric_dtype(frame[column]):
+            continue
+        for value in {value for value in frame[column] if isinstance(value, str)}:
+            if not value.replace("\n", " ").isprintable():
+                raise BadInput(f"damaged file {path}: {column} is {value!r}, not a name that can be printed")
+
+
 def thin(frame: pd.DataFrame, max_points: int = MAX_POINTS) -> pd.DataFrame:
     """Keep at most `max_points` steps of every run and matrix, evenly spaced, the first and the last among them."""
     rank = frame.groupby(["run_id", "matrix"], observed=True, sort=False).cumcount()
@@ -137,7 +151,9 @@ class CompactSource:
         self.matrices = self._table("matrices")
 
     def _table(self, name: str) -> pd.DataFrame:
-        frame: pd.DataFrame = read_table(self.folder / f"{name}.parquet").to_pandas()
+        path = self.folder / f"{name}.parquet"
+        frame: pd.DataFrame = read_table(path).to_pandas()
+        check_names(frame, path)
         return frame
 
     def scores(self) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from adapters import BadInput
-from training.store import COLUMNS, RunFolder, find_runs, read_table
+from training.store import COLUMNS, RunFolder, find_runs, join_inside, read_table
 
 OWN_PICTURES = "subjects"  # folder of a sweep with `<subject>.png`
 ENDED = ("finished", "diverged")
@@ -77,7 +77,7 @@ class FolderSource:
         """Rows run_id, step, prompt, seed, file."""
 
         def read(folder: RunFolder) -> pd.DataFrame:
-            rows = [{**row, "file": str(folder.path / row["file"])} for row in folder.images()]
+            rows = [{**row, "file": str(join_inside(folder.path, row["file"]))} for row in folder.images()]
             return pd.DataFrame(rows, columns=["step", "prompt", "seed", "file"])
 
         return self._read(run_ids, read, ("step", "prompt", "seed", "file"))

@@ -20,7 +20,7 @@ import duckdb
 import pandas as pd
 import tyro
 
-from adapters import BadInput
+from adapters import BadInput, printable
 from analysis.compact import CompactSource
 from analysis.folders import FolderSource
 from analysis.load import Results, load
@@ -99,7 +99,9 @@ def view_of(kind: str, files: list[str]) -> str:
 
 def run(options: Options) -> int:
     """Ask, and print the answer."""
-    answer = query(options.sql, *options.results)
+    answer = query(options.sql, *options.results).map(
+        lambda value: printable(value) if isinstance(value, str) else value
+    )
     if options.format == "csv":
         print(answer.to_csv(index=False, lineterminator="\n"), end="")
     elif options.format == "json":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from adapters import printable
 from training.store import writing
 
 TITLES = {
@@ -59,7 +60,7 @@ def _rate(value: Any) -> str:
 def _number(value: Any) -> str:
     """Text of a cell: three decimals for ordinary numbers, three digits for the small and large, nothing for a missing one."""
     if isinstance(value, str | bool | np.bool_):
-        return str(value)
+        return printable(value)
     if value is None or pd.isna(value):
         return ""
     if abs(value) < 1e-9:  # what rounding leaves of nothing
@@ -73,6 +74,7 @@ def to_markdown(frame: pd.DataFrame) -> str:
     """A frame as a Markdown table, intervals put together (`format_table`), numbers to the right."""
     table = format_table(frame)
     numeric = [_is_numeric(frame, str(name)) for name in table.columns]
+    table = table.map(escape_markdown)
     widths = [max(3, len(str(name)), *(len(value) for value in table[name])) for name in table.columns]
 
     def line(cells: list[str]) -> str:
@@ -85,6 +87,11 @@ def to_markdown(frame: pd.DataFrame) -> str:
     return "\n".join(
         [line([str(name) for name in table.columns]), rule, *(line(list(row)) for row in table.itertuples(index=False))]
     )
+
+
+def escape_markdown(text: str) -> str:
+    """Text that neither ends a cell, nor becomes a link, a picture or HTML."""
+    return text.replace("|", r"\|").replace("<", "&lt;").replace("](", r"]\(").replace("`", r"\`")
 
 
 # LaTeX.
@@ -144,7 +151,8 @@ def escape_latex(text: str) -> str:
 
 
 def _latex_row(cells: list[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    guard = "{}" if cells and cells[0].startswith(("[", "*")) else ""  # else an argument of the line break before
+    return guard + " & ".join(cells) + r" \\"
 
 
 def _is_numeric(frame: pd.DataFrame, name: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from adapters import counted
 from slurm.claims import Holder, holder_of
+from slurm.submissions import workers_of
 from slurm.survey import PackState, Surveyor
 
 
@@ -39,7 +40,7 @@ def cancel(surveyor: Surveyor, packs: Iterable[PackState], scheduler: Canceller 
     claims = surveyor.files.claims
     holders = [holder_of(claims.get(pack.name, {})) for pack in live if pack.state == "running" and not pack.job]
     records = [r for r in surveyor.files.submissions.records if r.get("executor") == "local"]
-    workers = {Holder(**worker) for record in records for worker in record.get("workers", [])}
+    workers = {worker for record in records for worker in workers_of(record)}
     return lines + _stop({holder for holder in holders if holder is not None}, workers)
 
 

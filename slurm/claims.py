@@ -31,6 +31,7 @@ from typing import Any
 
 from adapters import BadInput
 from slurm.sweep_folder import PackFiles
+from training import forms
 from training.whole_files import (
     DamagedFile,
     StoreError,
@@ -279,7 +280,7 @@ class Heart:
 
 def read_beat(pack: PackFiles) -> dict:
     """The newest heartbeat; empty if there is none to be read."""
-    return _read_quietly(pack.beat)
+    return _read_quietly(pack.beat, forms.BEAT)
 
 
 def read_claims(pack: PackFiles) -> list[dict]:
@@ -288,12 +289,12 @@ def read_claims(pack: PackFiles) -> list[dict]:
 
 
 def _read_claim(pack: PackFiles, turn: int) -> dict:
-    return _read_quietly(pack.claim(turn))
+    return _read_quietly(pack.claim(turn), forms.CLAIM)
 
 
-def _read_quietly(path: Path) -> dict:
+def _read_quietly(path: Path, form: Any) -> dict:
     try:
-        found = read_json(path)
+        found: dict = read_json(path, form)
     except DamagedFile as error:
         if path not in _named:
             _named.add(path)
@@ -301,7 +302,7 @@ def _read_quietly(path: Path) -> dict:
         return {}
     except (StoreError, OSError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found
 
 
 _named: set[Path] = set()  # damaged files that were told of

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from slurm.sweep_folder import PackFiles
+from training.forms import ENDED
 from training.store import RunFolder
 from training.whole_files import DamagedFile, write_json
 from training.whole_files import read_json as read_file
@@ -18,13 +19,13 @@ from training.whole_files import read_json as read_file
 def read_ended(pack: PackFiles) -> dict | None:
     """How a pack ended; None if it has not, or if the file is damaged, which is said on stderr."""
     try:
-        found = read_file(pack.ended)
+        found: dict = read_file(pack.ended, ENDED)
     except FileNotFoundError:
         return None
     except DamagedFile as error:
         print(f"{error}: the pack's runs are looked at instead", file=sys.stderr)
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("runs"), dict) else None
+    return {"replaced_by": []} | found
 
 
 def write_ended(

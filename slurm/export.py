@@ -13,8 +13,8 @@ from pathlib import Path
 
 from slurm.code_version import code_version
 from slurm.sbatch import KEEP, ROOT, Request, set_up
-from slurm.sweep_folder import SweepFolder
-from training.store import read_json, writing
+from slurm.sweep_folder import SweepFolder, read_spec_file
+from training.store import writing
 
 README = """\
 # Packs of the sweep `{sweep}`, to be run by hand
@@ -81,7 +81,7 @@ def export(sweep: SweepFolder, requests: Sequence[Request]) -> Path:
         _write(folder / f"{name}.sh", export_text(request, sweep.path.name, name))
     (folder / "logs").mkdir(exist_ok=True)
     first = requests[0].packs[0]
-    setting = read_json(files[first].spec)["setting"]
+    setting = read_spec_file(files[first].spec)["setting"]
     places = "\n".join(f"- {key}: `{setting[key]}`" for key in ("model", "dino", "clip", "subjects", "runs"))
     commands = "\n".join(f"sbatch {shlex.quote(f'{sweep.path.name}/export/{name}.sh')}" for name in names)
     _write(folder / "README.md", README.format(

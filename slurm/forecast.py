@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from adapters import PEFT, BadInput
+from slurm.sweep_folder import read_spec_file
 from training.cell import BASE, Cell
-from training.store import read_json
 
 START_S = 8.0  # seconds until a worker has loaded everything
 PASSES = 3.0  # a training step costs about three forward passes
@@ -41,7 +41,7 @@ class Pack:
     @classmethod
     def read(cls, spec: Path) -> Pack:
         """A pack from its specification."""
-        stored = read_json(spec)
+        stored = read_spec_file(spec)
         cells = (Cell.from_dict(row["cell"]) for row in stored["runs"])
         return cls.of(spec.stem, cells, stored["setting"])
 

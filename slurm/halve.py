@@ -10,7 +10,8 @@ import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from slurm.sweep_folder import PackFiles
+from slurm.sweep_folder import PackFiles, read_spec_file
+from training import forms
 from training.whole_files import read_json, write_json
 
 
@@ -48,7 +49,7 @@ def split_off(pack: PackFiles, lost: Collection[str]) -> str:
     Raises:
         StoreError: if a file cannot be read or written.
     """
-    contents, ending = read_json(pack.spec), read_json(pack.ended)
+    contents, ending = read_spec_file(pack.spec), read_json(pack.ended, forms.ENDED)
     rows = [row for row in contents["runs"] if row["run_id"] in lost]
     name = _store(pack.spec, contents, rows, "trained again")
     runs = {run_id: status for run_id, status in ending["runs"].items() if run_id not in lost}

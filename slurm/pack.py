@@ -15,11 +15,11 @@ import torch
 from adapters import BadInput
 from adapters.inject import find_targets
 from slurm.claims import SETTLE_S
-from slurm.sweep_folder import sweep_of
+from slurm.sweep_folder import read_spec_file, sweep_of
 from training.accelerator import round_base
 from training.cell import Cell
 from training.loop import Run
-from training.store import RunFolder, StoreError, method_file, read_json
+from training.store import RunFolder, StoreError, join_inside, method_file
 from training.tasks import pipeline as pipelines
 from training.tasks import scorers as scoring
 from training.tasks import subjects as subject_folders
@@ -61,6 +61,18 @@ class Setting:
     checkpoint_every_s: float = CHECKPOINT_S
     deterministic: bool = False
 
+    @classmethod
+    def read(cls, path: Path, contents: dict[str, Any]) -> Setting:
+        """The setting of a pack's specification.
+
+        Raises:
+            StoreError: if a field is missing or unknown; the message names the file.
+        """
+        try:
+            return cls(**contents["setting"])
+        except TypeError as error:
+            raise StoreError(f"damaged file {path}: setting: {str(error).partition(') ')[2]}") from None
+
 
 def read_contents(path: Path) -> dict[str, Any]:
     """A pack's specification as it stands in its file, which may not yet be visible on this machine.
@@ -69,10 +81,7 @@ def read_contents(path: Path) -> dict[str, Any]:
         StoreError: if it is damaged, or has not come after a while.
     """
     wait_for_file(path)
-    contents = read_json(path)
-    if not isinstance(contents, dict) or not {"pack", "setting", "runs"} <= contents.keys():
-        raise StoreError(f"damaged file {path}: not the specification of a pack")
-    return contents
+    return read_spec_file(path)
 
 
 def read_spec(path: Path) -> tuple[str, Setting, list[Run]]:
@@ -82,14 +91,18 @@ def read_spec(path: Path) -> tuple[str, Setting, list[Run]]:
         StoreError: if it is damaged or missing.
     """
     contents = read_contents(path)
-    return contents["pack"], Setting(**contents["setting"]), list_runs(path, contents)
+    return contents["pack"], Setting.read(path, contents), list_runs(path, contents)
 
 
 def list_runs(path: Path, contents: dict) -> list[Run]:
     """The runs of a specification; each row's `folder`, relative to the sweep's, says where it lies (else its name)."""
     sweep = sweep_of(path).path
     return [
-        Run(Cell.from_dict(row["cell"]), RunFolder(sweep / row.get("folder", row["run_id"])), row["labels"])
+        Run(
+            Cell.from_dict(row["cell"]),
+            RunFolder(join_inside(sweep, row.get("folder") or row["run_id"])),
+            row.get("labels") or {},
+        )
         for row in contents["runs"]
     ]
 

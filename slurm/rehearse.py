@@ -22,9 +22,10 @@ from torch import Tensor
 
 from slurm.libraries import keep_freed_memory, quiet_libraries
 from slurm.pack import Setting, make_task, read_spec
+from slurm.sweep_folder import read_spec_file
 from slurm.sweep_time import ROWS, SAMPLER_STEPS, STEPS, KindCost
 from training.loop import Run, train_pack
-from training.store import RunFolder, read_json
+from training.store import RunFolder
 from training.tasks import subjects as subject_folders
 from training.tasks.subject import Evaluation, SubjectTask
 
@@ -40,7 +41,7 @@ def measure(specs: Sequence[Path], began: float) -> list[dict[str, dict[str, flo
     """
     quiet_libraries()
     keep_freed_memory()
-    setting = Setting(**read_json(specs[0])["setting"])
+    setting = Setting.read(specs[0], read_spec_file(specs[0]))
     if setting.threads:
         torch.set_num_threads(setting.threads)
     make_task(setting, shorten(specs[0], "loading")[:1])

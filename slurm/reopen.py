@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from slurm.sweep_folder import PackFiles
 from slurm.sweep_reader import SweepReader, read_quietly
+from training import forms
 from training.store import write_json
 
 
@@ -19,7 +20,7 @@ def reopen(pack: PackFiles) -> bool:
     """
     if pack.newest_turn() != pack.turn:
         return False
-    if claim := read_quietly(pack.claim(pack.turn)):
+    if claim := read_quietly(pack.claim(pack.turn), forms.CLAIM):
         write_json(pack.claim(pack.turn), claim | {"reopened": True})
     pack.ended.unlink(missing_ok=True)
     return True

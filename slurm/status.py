@@ -23,7 +23,7 @@ from typing import Literal
 
 import tyro
 
-from adapters import BadInput, counted
+from adapters import BadInput, counted, printable
 from slurm.board import Board, exit_code
 from slurm.cancel import cancel
 from slurm.reopen import reopen_failed
@@ -88,12 +88,12 @@ def _act(board: Board, options: Options) -> int:
         if options.retry:
             found = reopen_failed(surveyor.files)
             runs = sum(map(len, found.values()))
-            lines.append(f"{sweep.folder.name}: {counted(runs, 'failed run')} of {counted(len(found), 'pack')} will be tried "
+            lines.append(f"{printable(sweep.folder.name)}: {counted(runs, 'failed run')} of {counted(len(found), 'pack')} will be tried "
                          "again" + (": give the sweep's own command to send them" if runs else ""))  # fmt: skip
         if options.cancel:
             scheduler = board.scheduler if isinstance(board.scheduler, Scheduler) else None
             done = cancel(surveyor, sweep.packs, scheduler)
-            lines += [f"{sweep.folder.name}: {line}" for line in done or ["nothing to cancel"]]
+            lines += [f"{printable(sweep.folder.name)}: {line}" for line in done or ["nothing to cancel"]]
     print("\n".join(lines))
     return 0
 
@@ -121,7 +121,7 @@ def _follow(board: Board, options: Options) -> list[SweepState]:
             elif not options.json:
                 told.tell(sweeps)
             if later is not None and (sent := later.send(sweeps, at_once=not moves)):
-                console.print("\n".join(sent), highlight=False, soft_wrap=True)
+                console.print("\n".join(sent), highlight=False, markup=False, emoji=False, soft_wrap=True)
                 quiet = 0
             time.sleep(options.every_s)
             sweeps = board.look()

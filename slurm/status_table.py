@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from adapters import counted
+from adapters import counted, printable
 from slurm.survey import PackState
 
 SCHEMA = 1
@@ -67,7 +67,7 @@ class SweepState:
         told = [f"{cells[name]} {name}" for name in STATUSES if cells[name] or name == "finished"]
         left = self.seconds_left()
         rest = f"; {duration(left)} left" if left and cells["running"] else ""
-        return f"{self.folder.name}: {counted(sum(cells.values()), 'cell')}: {', '.join(told)}{rest}"
+        return f"{printable(self.folder.name)}: {counted(sum(cells.values()), 'cell')}: {', '.join(told)}{rest}"
 
 
 def to_json(sweeps: Iterable[SweepState], note: str) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def describe(pack: PackState) -> str:
     """A pack's state, its error, and where to read about it."""
     state = "failed" if pack.counts.get("failed") else pack.state
     log = f" (see {pack.log})" if pack.log else ""
-    return f"{state}{': ' if pack.error else ''}{pack.error}{log}"
+    return printable(f"{state}{': ' if pack.error else ''}{pack.error}{log}")
 
 
 def draw(sweeps: Sequence[SweepState], note: str, rows: int) -> Any:
@@ -123,7 +123,7 @@ def draw(sweeps: Sequence[SweepState], note: str, rows: int) -> Any:
 def _headline(sweep: SweepState) -> Any:
     from rich.text import Text
 
-    cells, head = sweep.cells(), Text(f"{sweep.folder.name}  ", style="bold")
+    cells, head = sweep.cells(), Text(f"{printable(sweep.folder.name)}  ", style="bold")
     for name in STATUSES:
         if cells[name]:
             head.append(f"{cells[name]} {name}  ", style=f"not bold {COLOURS.get(name, 'default')}")
@@ -145,7 +145,8 @@ def _packs(packs: Sequence[PackState], rows: int) -> list[Any]:
     ):
         table = Table(*heads, box=None, pad_edge=False, header_style="dim")
         for pack in shown[:rows]:
-            table.add_row(*(_row(pack) if shown is running else (pack.name, Text(describe(pack), overflow="fold"))))
+            cells = _row(pack) if shown is running else (pack.name, describe(pack))
+            table.add_row(*(Text(cell, overflow="fold") for cell in cells))  # as text: a name is no markup
         parts += [table] if shown else []
         if len(shown) > rows:
             parts.append(Text(f"... and {len(shown) - rows} more", style="dim"))

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from slurm.claims import Holder
+from slurm.claims import Holder, holder_of
 from slurm.sweep_folder import SweepFolder
+from training.forms import SUBMISSION
 from training.store import StoreError, read_json
+from training.whole_files import is_inside
 
 # States in which SLURM still means to do something about a job, and those of them in which its processes may live.
 HOLDING = frozenset(("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "RESIZING", "STOPPED"))
@@ -114,7 +116,7 @@ class Submissions:
         try:
             stat = path.stat()
             sign, known = (stat.st_mtime_ns, stat.st_ino), self._read.get(path)
-            return known if known is not None and known[0] == sign else (sign, read_json(path))
+            return known if known is not None and known[0] == sign else (sign, read_json(path, SUBMISSION))
         except (StoreError, OSError):
             return None
 
@@ -127,8 +129,8 @@ class Submissions:
                 continue
             name = f"plateau-{record.get('token')}"
             job = str(record.get("job") or named.get(name, "").partition("_")[0])
-            folder = Path(record["folder"]) if record.get("folder") else None
-            workers = [Holder(**worker) for worker in record.get("workers", [])]
+            folder = self._place_of_logs(record)
+            workers = workers_of(record)
             works, sent = any(worker.is_dead(me) is False for worker in workers), record.get("tasks", [])
             for number, packs in enumerate(sent):
                 place = f"{job}_{number}" if job and len(sent) > 1 else job  # one task alone is sent as no array
@@ -137,11 +139,23 @@ class Submissions:
                 found.update(dict.fromkeys(packs, task))
         return found
 
+    def _place_of_logs(self, record: dict) -> Path | None:
+        """The folder that a record names, where it lies in the sweep's folder, or did before that was copied."""
+        named = Path(record.get("folder") or "none")
+        places = (named, self.sweep.submissions / named.name)
+        return next((place for place in places if is_inside(place, self.sweep.path)), None)
+
     def arrays(self, packs: set[str]) -> set[str]:
         """Ids, or names where there is no id yet, of SLURM's arrays that hold one of the packs."""
         sent = [r for r in self.records if r.get("executor") == "slurm" and r.get("state") != "refused"]
         holding = [r for r in sent if any(not packs.isdisjoint(task) for task in r.get("tasks", []))]
         return {str(r.get("job") or f"plateau-{r.get('token')}") for r in holding}
+
+
+def workers_of(record: dict) -> list[Holder]:
+    """The processes of a record that tells all of each."""
+    found = (holder_of({"holder": worker}) for worker in record.get("workers") or [])
+    return [holder for holder in found if holder is not None]
 
 
 def state_of(job: JobState | None) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from adapters import printable
 from slurm.claims import BEAT_S, SETTLE_S, STALE_S, Holder, Watch, holder_of, read_beat
 from slurm.submissions import ABRUPT, ACTIVE, FAILURES, HOLDING, STUCK, Jobs, Task, state_of
 from slurm.sweep_folder import PackFiles, SweepFolder
@@ -61,6 +62,10 @@ class PackState:
     host: str = ""
     seconds: float = 0.0
     stuck: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("phase", "error", "job", "host"):  # what others have written is shown on terminals
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
     @property
     def is_missing(self) -> bool:

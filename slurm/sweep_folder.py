@@ -15,6 +15,10 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from training import forms
+from training.whole_files import DamagedFile, StoreError, read_json
 
 SHARD = 1000  # packs, or runs, in one folder
 _FILE = re.compile(r"(?P<pack>[^.].*?)\.(?:(?P<kind>beat|ended)\.|claim-(?P<turn>\d{6})\.)?json")
@@ -103,6 +107,18 @@ class SweepFolder:
         return self.path / f"{number // SHARD:03d}" if number >= SHARD else self.path
 
 
+def read_spec_file(path: Path) -> dict[str, Any]:
+    """A pack's specification as it stands in its file.
+
+    Raises:
+        StoreError: if it is damaged, or names what is not inside its sweep's folder.
+    """
+    spec: dict[str, Any] = read_json(path, forms.SPEC)
+    if not spec["runs"]:
+        raise DamagedFile(f"damaged file {path}: runs is empty")
+    return spec
+
+
 def list_packs(folder: Path) -> dict[str, PackFiles]:
     """The packs whose files lie directly in a folder."""
     found: dict[str, PackFiles] = {}
@@ -110,6 +126,8 @@ def list_packs(folder: Path) -> dict[str, PackFiles]:
         match = _FILE.fullmatch(entry.name)
         if match is None:
             continue
+        if not entry.name.isprintable():
+            raise StoreError(f"{folder} has a file with a name that cannot be printed: {entry.name!r}")
         files = found.setdefault(match["pack"], PackFiles(match["pack"], folder))
         files.turn = max(files.turn, int(match["turn"] or 0))
         files.has_beat |= match["kind"] == "beat"

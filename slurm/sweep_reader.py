@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from slurm.submissions import Submissions
-from slurm.sweep_folder import PackFiles, SweepFolder
-from training.store import RunFolder, StoreError, read_json
+from slurm.sweep_folder import PackFiles, SweepFolder, read_spec_file
+from training import forms
+from training.store import RunFolder, StoreError, join_inside, read_json
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class SweepReader:
         self.endings, self.claims = {}, {}
         for name, pack in self.packs.items():
             known = self._turns.get(name) == pack.turn
-            if pack.has_ended and (ending := (known and before.get(name)) or read_quietly(pack.ended)):
+            if pack.has_ended and (ending := (known and before.get(name)) or read_quietly(pack.ended, forms.ENDED)):
                 self.endings[name] = ending
             if name not in self.endings:
                 same = known and claims.get(name, {}).get("outcome") in ("stopped", "killed", "failed", "refused")
@@ -67,7 +68,9 @@ class SweepReader:
 
     def has_moved_on(self, pack: PackFiles) -> bool:
         """Whether the pack's files say more now than when they were listed; an ending is taken over."""
-        ending = read_quietly(pack.ended)  # by name, which is known sooner than from a listing, and costs less
+        ending = read_quietly(
+            pack.ended, forms.ENDED
+        )  # by name, which is known sooner than from a listing, and costs less
         if ending:
             self.endings[pack.name], self._turns[pack.name] = ending, pack.turn
         later = pack.claim(pack.turn + 1).exists()
@@ -75,7 +78,7 @@ class SweepReader:
 
     def read_claim(self, pack: PackFiles) -> dict:
         """The newest claim; empty if nobody ever held the pack."""
-        return read_quietly(pack.claim(pack.turn)) if pack.turn else {}
+        return read_quietly(pack.claim(pack.turn), forms.CLAIM) if pack.turn else {}
 
     def spec(self, pack: PackFiles) -> Spec:
         """What the pack is to do.
@@ -84,7 +87,7 @@ class SweepReader:
             StoreError: if the specification is damaged; the message names it.
         """
         if pack.name not in self._specs:
-            rows = read_json(pack.spec)["runs"]
+            rows = read_spec_file(pack.spec)["runs"]
             steps = max(row["cell"]["steps"] for row in rows)
             folders = tuple(str(row.get("folder") or row["run_id"]) for row in rows)
             self._specs[pack.name] = Spec(rows[0]["cell"]["method"], steps, folders)
@@ -93,21 +96,21 @@ class SweepReader:
     def run(self, pack: PackFiles, run_id: str) -> RunFolder:
         """The folder of one of the pack's runs."""
         found = (path for path in self.spec(pack).runs if path.rpartition("/")[2] == run_id)
-        return RunFolder(self.sweep.path / next(found, run_id))
+        return RunFolder(join_inside(self.sweep.path, next(found, run_id)))
 
     def statuses_without_claims(self, pack: PackFiles) -> dict[str, str]:
         """Statuses of the runs of a pack of the time before claims; empty if none of them was begun."""
         paths = self.spec(pack).runs
-        if pack.turn or pack.name in self._unbegun or not RunFolder(self.sweep.path / paths[0]).exists():
+        if pack.turn or pack.name in self._unbegun or not RunFolder(join_inside(self.sweep.path, paths[0])).exists():
             self._unbegun.add(pack.name)  # whoever begins it now makes a claim
             return {}
-        return {path.rpartition("/")[2]: RunFolder(self.sweep.path / path).status() for path in paths}
+        return {path.rpartition("/")[2]: RunFolder(join_inside(self.sweep.path, path)).status() for path in paths}
 
 
-def read_quietly(path: Path) -> dict[str, Any]:
-    """A JSON file's dictionary; empty if it cannot be read."""
+def read_quietly(path: Path, form: Any) -> dict[str, Any]:
+    """A JSON file's object; empty if it cannot be read or has another form."""
     try:
-        found = read_json(path)
+        found: dict[str, Any] = read_json(path, form)
     except (StoreError, OSError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found

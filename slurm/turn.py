@@ -110,7 +110,7 @@ class Turn:
             heart.tell(**describe(progress, *began[0]))
             self.report(progress)
 
-        setting = Setting(**self.contents["setting"])
+        setting = Setting.read(self.spec, self.contents)
         if setting.threads:
             torch.set_num_threads(setting.threads)
         try:

@@ -177,7 +177,9 @@ def wait(sender: Sender, list_open: Callable[[], list[str]]) -> None:
             if console.is_terminal:
                 live.update(draw([state], board.note, console.height - 6), refresh=True)
             elif (line := state.line()) != said:
-                console.print(f"{time.strftime('%H:%M:%S')} {line}", highlight=False, soft_wrap=True)
+                console.print(
+                    f"{time.strftime('%H:%M:%S')} {line}", highlight=False, markup=False, emoji=False, soft_wrap=True
+                )
                 said = line
             packs = [pack for pack in state.packs if pack.name in wanted]
             again = [pack.name for pack in packs if _may_go_again(pack, times_sent)]
@@ -195,12 +197,12 @@ def _send_again(sender: Sender, packs: list[str], times_sent: dict[str, int], co
     try:
         report, lines = sender.send(packs)
     except SchedulerError as error:
-        console.print(str(error), highlight=False, soft_wrap=True)
+        console.print(str(error), highlight=False, markup=False, emoji=False, soft_wrap=True)
         return
     for _, request in report.sent:
         times_sent |= {name: times_sent.get(name, 0) + 1 for name in request.packs}
     if report.sent:
-        console.print("\n".join(lines), highlight=False, soft_wrap=True)
+        console.print("\n".join(lines), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _may_go_again(pack: PackState, times_sent: dict[str, int]) -> bool:

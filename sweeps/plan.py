@@ -19,11 +19,12 @@ from analysis.compact import to_png
 from analysis.folders import OWN_PICTURES
 from slurm.claims import SETTLE_S, exclusive
 from slurm.job import Setting, spec_id
-from slurm.sweep_folder import PackFiles, SweepFolder
+from slurm.sweep_folder import PackFiles, SweepFolder, read_spec_file
 from sweeps.grid import Planned, Scene, name_scorers
+from training import forms
 from training.cell import BASE, Cell, by_pack_key
 from training.many_files import write_texts
-from training.store import RunFolder, method_file, read_json, start_file, store_error, write_json, writing
+from training.store import RunFolder, join_inside, method_file, read_json, start_file, store_error, write_json, writing
 from training.whole_files import create_json
 
 SCHEMA = 1
@@ -78,13 +79,13 @@ class Plan:
     def _tally(self) -> tuple[int, int]:
         """Numbers of packs and runs that were planned so far."""
         path = self.folder / "plan.json"
-        tally = read_json(path) if path.exists() else {}
-        return tally.get("packs", 0), tally.get("runs", 0)
+        tally = read_json(path, forms.TALLY) if path.exists() else {}
+        return tally.get("packs") or 0, tally.get("runs") or 0
 
     def _read(self, listed: dict[str, PackFiles]) -> None:
         for name, files in listed.items():
             if name not in self.packs:
-                self._keep(name, files.spec, read_json(files.spec))
+                self._keep(name, files.spec, read_spec_file(files.spec))
 
     def _keep(self, name: str, path: Path, spec: dict) -> None:
         rows = spec["runs"]
@@ -101,7 +102,7 @@ class Plan:
 
     def run(self, run_id: str) -> RunFolder:
         """The folder of a run."""
-        return RunFolder(self.folder / self._runs.get(run_id, run_id))
+        return RunFolder(join_inside(self.folder, self._runs.get(run_id, run_id)))
 
     def spec(self, pack: str) -> Path:
         """Where a pack's specification lies."""
@@ -167,7 +168,7 @@ class Plan:
             stored, now = self._settings[pack], dataclasses.asdict(setting)
             now |= {"threads": stored["threads"], "device": stored["device"]}
             if stored != now:
-                changed[self.spec(pack)] = spec_text(read_json(self.spec(pack)) | {"setting": now})
+                changed[self.spec(pack)] = spec_text(read_spec_file(self.spec(pack)) | {"setting": now})
                 self._settings[pack] = now
         write_texts(changed)
 
@@ -242,7 +243,7 @@ def open_sweep(runs: Path, sweep: str, scene: Scene) -> Path:
         path = folder / "sweep.json"
         if not path.exists():
             create_json(path, {"schema": SCHEMA} | own)
-        stored = read_json(path)
+        stored = read_json(path, forms.SWEEP)
         if "scorer_hash" not in stored:
             stored |= _scorers_of_packs(folder)
     except OSError as error:
@@ -263,6 +264,6 @@ def open_sweep(runs: Path, sweep: str, scene: Scene) -> Path:
 def _scorers_of_packs(folder: Path) -> dict[str, str]:
     """The scorers that a sweep's packs name, for sweeps from before `sweep.json` did; empty where there are no packs."""
     for files in SweepFolder(folder).scan().values():
-        spec = read_json(files.spec)
+        spec = read_spec_file(files.spec)
         return name_scorers(spec["setting"], spec["runs"][0]["cell"].get("scorer_hash", ""))
     return {}

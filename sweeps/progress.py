@@ -59,7 +59,7 @@ class ProgressDisplay:
                 self.failed.append(str(event.value))
         if not self.console.is_terminal and time.monotonic() - self.last_line > 10:
             self.last_line = time.monotonic()
-            self.console.print(self._headline(), highlight=False, soft_wrap=True)
+            self.console.print(self._headline(), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def cells_done(self) -> int:
         """Cells that have ended so far."""
@@ -96,7 +96,7 @@ class ProgressDisplay:
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for worker, p in sorted(self.doing.items()):
             table.add_row(
-                str(worker + 1), p.pack, str(self.cells.get(p.pack, "")), p.phase, f"{p.step}/{p.steps}",
+                str(worker + 1), Text(p.pack), str(self.cells.get(p.pack, "")), p.phase, f"{p.step}/{p.steps}",
                 span(p.losses, "{:.3f}"), span(p.distances, "{:.3g}"), str(p.diverged or ""),
             )  # fmt: skip
         head = Text(f"{self.cells_done()} of {counted(total, 'cell')}   {duration(time.monotonic() - self.began)} spent   "

@@ -51,7 +51,7 @@ def show(frame: pd.DataFrame) -> None:
         table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
     for row in text.itertuples(index=False):
         table.add_row(*row)
-    console = Console(file=sys.stdout)
+    console = Console(file=sys.stdout, markup=False, emoji=False)
     needed = Measurement.get(console, console.options.update(width=10_000), table).maximum
     console.width = max(console.width, needed)  # a narrower terminal wraps lines, and nothing is cut off
     console.print(table)

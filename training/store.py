@@ -18,9 +18,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adapters.documents import ANY
+from training import forms
 from training.whole_files import (
     DamagedFile,
     StoreError,
+    check_stored,
+    join_inside,
     read_json,
     remove_asides,
     remove_quietly,
@@ -30,7 +34,7 @@ from training.whole_files import (
 )
 
 SCHEMA = 1
-STATUSES = ("planned", "running", "finished", "diverged", "preempted", "failed")
+STATUSES = forms.STATUSES
 ENDED = ("finished", "diverged")
 KINDS = ("dynamics", "steps", "norms")
 GAUGES = (
@@ -140,11 +144,11 @@ class RunFolder:
             DamagedFile: if it is damaged.
             StoreError: if it is of another schema version.
         """
-        run = read_json(self.path / "run.json")
-        if not isinstance(run, dict) or not {"schema", "status"} <= run.keys():
-            raise DamagedFile(f"damaged file {self.path / 'run.json'}: not the description of a run")
+        path = self.path / "run.json"
+        run: dict = read_json(path, {"schema!": ANY, "status!": ANY})
         if run["schema"] != SCHEMA:
-            raise StoreError(f"{self.path / 'run.json'}: unknown schema {run['schema']!r}; this Plateau reads {SCHEMA}")
+            raise StoreError(f"{path}: unknown schema {run['schema']!r}; this Plateau reads {SCHEMA}")
+        check_stored(run, forms.RUN, path)
         return run
 
     def write(self, run: Mapping) -> None:
@@ -248,7 +252,8 @@ class RunFolder:
     def images(self) -> list[dict]:
         """Rows {file, step, prompt, seed} of every picture that was made."""
         path = self.path / "images/index.json"
-        return read_json(path) if path.exists() else []
+        rows: list[dict] = read_json(path, forms.IMAGES) if path.exists() else []
+        return rows
 
     # Checkpoints
 
@@ -373,12 +378,12 @@ def _table(kind: str, columns: Mapping[str, Any]) -> pa.Table:
 
 def method_file(sweep: Path, method: str) -> Path:
     """Where a sweep's folder keeps its copy of the file of a user's own method."""
-    return sweep / "methods" / f"{method}.py"
+    return join_inside(sweep, f"methods/{method}.py")
 
 
 def start_file(sweep: Path, content_hash: str) -> Path:
     """Where a sweep's folder keeps its copy of an adapter that runs start from."""
-    return sweep / "starts" / f"{content_hash}.safetensors"
+    return join_inside(sweep, f"starts/{content_hash}.safetensors")
 
 
 def find_runs(root: Path | str) -> list[RunFolder]:

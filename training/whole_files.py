@@ -113,6 +113,41 @@ def read_json(path: Path, form: Any = documents.ANY) -> Any:
         raise DamagedFile(error) from None
 
 
+def check_stored(value: Any, form: Any, path: Path) -> None:
+    """Hold what a file says to a form.
+
+    Raises:
+        DamagedFile: naming the file, the place in it, and what may stand there.
+    """
+    try:
+        documents.check_form(value, form, f"damaged file {path}")
+    except BadInput as error:
+        raise DamagedFile(error) from None
+
+
+def join_inside(folder: Path, name: str) -> Path:
+    """A path that a file names, below a folder; a link in between may not lead out of it either.
+
+    Raises:
+        StoreError: if it lies elsewhere.
+    """
+    path, parts = folder / name, name.split("/")
+    below = [folder.joinpath(*parts[: number + 1]) for number in range(len(parts))]
+    lexically = not name.startswith("/") and ".." not in parts and name not in ("", ".")
+    if not lexically or (any(map(os.path.islink, below)) and not is_inside(path, folder)):
+        raise StoreError(f"{name!r} does not lie inside {folder}: it is neither read nor written")
+    return path
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path lies below a folder, links followed."""
+    try:
+        whole, above = os.path.realpath(path), os.path.realpath(folder)
+    except (OSError, ValueError):
+        return False
+    return whole.startswith(os.path.join(above, ""))
+
+
 def create_json(path: Path, value: Any) -> bool:
     """Make a file with all of its content unless it is there, which only one process of all machines can do.
 

@@ -1,0 +1,71 @@
+"""What the JSON files of a runs folder may hold: names that only print, places inside it, numbers that are some.
+
+The folder may be a stranger's: nothing read from it reaches a path, a terminal or a process before it has one of these forms.
+Missing fields are the reader's business. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from adapters.documents import COUNT, FLAG, NAME, NUMBER, PART, PLACE, SCALAR, TEXT, Form, one_of
+from training.cell import Cell
+
+STATUSES = ("planned", "running", "finished", "diverged", "preempted", "failed")
+_OF_TYPE = {
+    "int": COUNT, "float": NUMBER, "float | None": NUMBER, "str": NAME, "bool": FLAG, "tuple[int, ...]": [COUNT],
+}  # fmt: skip
+_PROCESS = Form("the number of a process", lambda value: COUNT.fits(value) and 0 < value < 2**31)
+_JOB = Form(
+    "a job of SLURM", lambda value: isinstance(value, str) and bool(re.fullmatch(r"(\d+(_\d+)?)?", value, re.ASCII))
+)
+_LABEL = Form(
+    "a number, a name in one line, true or false, or a list of them",
+    lambda value: all(item is None or SCALAR.fits(item) for item in (value if isinstance(value, list) else [value])),
+)
+
+CELL: dict[str, Any] = {field.name: _OF_TYPE[str(field.type)] for field in dataclasses.fields(Cell)}
+CELL |= {"method": PART, "subject": PART, "init_adapter": PART, "*": _LABEL}
+LABELS = {"*": _LABEL}
+MATRIX = {
+    "matrix": NAME, "block": NAME, "kind": NAME, "attention": NAME, "num_out": COUNT, "num_in": COUNT, "base_norm": NUMBER,
+}  # fmt: skip
+RUN = {
+    "run_id": NAME, "sweep": NAME, "status": one_of(*STATUSES), "cell": CELL, "labels": LABELS, "matrices": [MATRIX],
+    "diverged_step": COUNT, "num_parameters": COUNT, "seconds": NUMBER, "pack_seconds": NUMBER, "error": TEXT,
+    "provenance": {"commit": NAME, "dirty": FLAG, "*": Form("anything", lambda value: True)},
+}  # fmt: skip
+IMAGES = [{"file!": PLACE, "step!": COUNT, "prompt!": TEXT, "seed!": COUNT}]
+SETTING = {
+    "model": NAME, "dino": NAME, "clip": NAME, "subjects": NAME, "token": NAME, "instance_prompt": NAME, "runs": NAME,
+    "device": one_of("cpu", "cuda"), "threads": COUNT, "checkpoint_every_s": NUMBER,
+}  # fmt: skip
+SPEC = {
+    "pack": PART, "setting!": SETTING, "part_of": PART, "reason": TEXT,
+    "runs!": [{"run_id!": PART, "folder": PLACE, "identity": NAME, "cell!": CELL | {"method!": PART, "steps!": COUNT},
+               "labels": LABELS}],
+}  # fmt: skip
+BEAT = {
+    "turn": COUNT, "count": COUNT, "time": NUMBER, "phase": TEXT, "step": COUNT, "steps": COUNT, "diverged": COUNT,
+    "rate": NUMBER,
+}  # fmt: skip
+HOLDER = {
+    "host": TEXT, "user": TEXT, "machine": TEXT, "pid": _PROCESS, "started": COUNT, "job": _JOB, "restart": COUNT,
+}  # fmt: skip
+CLAIM = {
+    "holder": HOLDER, "began": NUMBER, "outcome": NAME, "error": TEXT, "replaced_by": [PART], "reason": TEXT,
+    "tries": COUNT, "reopened": FLAG, "last": BEAT,
+}  # fmt: skip
+ENDED = {
+    "pack": PART, "runs!": {"*": one_of(*STATUSES)}, "turns": COUNT, "seconds": NUMBER, "replaced_by": [PART],
+    "reason": TEXT, "errors": {"*": TEXT},
+}  # fmt: skip
+SUBMISSION = {
+    "token!": PART, "user": TEXT, "host": TEXT, "made": TEXT, "cluster": NAME, "settings": {}, "executor": NAME,
+    "code": TEXT, "folder": NAME, "job": _JOB, "tasks": [[PART]], "state": NAME, "error": TEXT, "workers": [HOLDER],
+    "time_min": NUMBER,
+}  # fmt: skip
+TALLY = {"packs": COUNT, "runs": COUNT}
+SWEEP = {"model": TEXT, "model_hash": TEXT, "scorers": TEXT, "scorer_hash": TEXT}
