@@ -88,8 +88,9 @@ def _act(board: Board, options: Options) -> int:
         if options.retry:
             found = reopen_failed(surveyor.files)
             runs = sum(map(len, found.values()))
-            lines.append(f"{printable(sweep.folder.name)}: {counted(runs, 'failed run')} of {counted(len(found), 'pack')} will be tried "
-                         "again" + (": give the sweep's own command to send them" if runs else ""))  # fmt: skip
+            told = f"{counted(runs, 'failed run')} of {counted(len(found), 'pack')} will be tried again"
+            rest = ": give the sweep's own command to send them" if runs else ""
+            lines.append(f"{printable(sweep.folder.name)}: {told}{rest}")
         if options.cancel:
             scheduler = board.scheduler if isinstance(board.scheduler, Scheduler) else None
             done = cancel(surveyor, sweep.packs, scheduler)
