@@ -198,7 +198,7 @@ def test_retry_reopens_failed_packs_and_leaves_the_others(sweep: Sweep, capsys: 
     fill(sweep)
     sweep.claim("spoilt", outcome="failed", error="ValueError: no")
     assert main(options(sweep, retry="failed")) == 0
-    assert "1 failed runs of 1 packs will be tried again" in capsys.readouterr().out
+    assert "1 failed run of 1 pack will be tried again" in capsys.readouterr().out
     assert not sweep.files("spoilt").has_ended
     assert sweep.files("done").has_ended
     main(options(sweep, retry="failed"))
