@@ -76,6 +76,20 @@ def test_diffusers_opens_kohyas_layout(variant: str, pipeline: Path, tmp_path: P
     assert relative_error(predict(open_pipeline(pipeline, file).unet), predict(unet)) < 1e-5
 
 
+def test_diffusers_loses_kohyas_dora_and_the_export_says_so(
+    pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unet = load_unet(pipeline)
+    run = make_run(tmp_path, make_moved(unet, "dora"), pipeline)
+    kohya = export(run.path, "kohya", tmp_path / "kohya.safetensors")
+    assert "diffusers drops dora_scale" in (said := capsys.readouterr().err)
+    assert "--to diffusers" in said
+    assert relative_error(predict(open_pipeline(pipeline, kohya).unet), predict(unet)) > 1e-3
+    kept = export(run.path, "diffusers", tmp_path / "kept.safetensors")
+    assert not capsys.readouterr().err
+    assert relative_error(predict(open_pipeline(pipeline, kept).unet), predict(unet)) < 1e-5
+
+
 def test_kohyas_dora_is_its_formula(pipeline: Path, tmp_path: Path) -> None:
     """LyCORIS' scale V / ||V||, one norm an output row."""
     attached = make_moved(load_unet(pipeline), "dora")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ import peft
 import pytest
 import torch
 from peft import BOFTConfig
+from safetensors.torch import load_file, save_file
 
 from adapters import BadInput, parse_method
+from adapters.checkpoint import Checkpoint
 from adapters.inject import ATTENTION_PROJECTIONS
 from adapters.peft_tuner import no_build_on_cpu
 from adapters.starting_point import agree, content_hash, from_file, to_bytes
@@ -239,6 +242,28 @@ def test_what_is_no_adapter_is_refused(refused: Callable[..., str], tmp_path: Pa
     assert "is a pickle" in line
     assert "convert it: python -c" in line
     assert "--steps is 0" in refused("--method", "lora", "--steps", "0")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused_when_a_sweep_is_planned(
+    value: float, trained: Callable[[str], RunFolder], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    tensors = load_file(trained("lora").adapter / "adapter_model.safetensors")
+    last = next(reversed(tensors))
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(trained("lora").adapter / name, tmp_path / name)
+    save_file(tensors | {last: torch.full_like(tensors[last], value)}, tmp_path / "adapter_model.safetensors")
+    assert "holds NaN or infinity in" in refused("--method", "lora", "--init-adapter", str(tmp_path))
+
+
+def test_hashes_of_starts_that_were_read_right_are_what_they_were() -> None:
+    state = {"mid_block.x.A": torch.arange(6.0).view(2, 3), "mid_block.x.B": torch.ones(4, 2)}
+    plain = Checkpoint(Path("file"), "kohya", parse_method("lora"), 2, state, {"mid_block.x": (4, 3)})
+    assert content_hash(plain) == "5a98dc036d92f297"
+    boft = dataclasses.replace(plain, config={"peft_type": "BOFT", "boft_block_size": 8})
+    assert content_hash(boft) == content_hash(plain)
+    pissa = dataclasses.replace(plain, config={"peft_type": "LORA", "init_lora_weights": "pissa", "r": 2})
+    assert content_hash(pissa) != content_hash(plain)
 
 
 @pytest.mark.parametrize(("own", "asked"), [("dora", "dora-fixed"), ("lora", "lora:init=gaussian,lr_ratio=4"),

@@ -107,13 +107,18 @@ def test_analysis_reads_a_watched_run(pocket: Path, tmp_path: Path) -> None:
     "config",
     [
         LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=PROJECTIONS),
+        LoraConfig(r=4, lora_alpha=8, init_lora_weights="pissa", target_modules=PROJECTIONS),
         DeloraConfig(r=4, delora_lambda=3, target_modules=PROJECTIONS),
         OFTConfig(r=0, oft_block_size=8, target_modules=PROJECTIONS, use_cayley_neumann=False),
         HRAConfig(r=4, target_modules=PROJECTIONS),
         peft.BOFTConfig(boft_block_size=4, target_modules=PROJECTIONS),
         peft.VeraConfig(r=4, target_modules=["attn1.to_q"]),
     ],
-    ids=lambda config: config.peft_type.value.lower() + "-dora" * getattr(config, "use_dora", False),
+    ids=lambda config: (
+        config.peft_type.value.lower()
+        + "-dora" * getattr(config, "use_dora", False)
+        + "-pissa" * (getattr(config, "init_lora_weights", "") == "pissa")
+    ),
 )
 @pytest.mark.filterwarnings("ignore")  # PEFT's tuners warn of many things, and their answers are compared here
 def test_any_tuner_of_peft_moves_as_its_merged_model(config: Any, pocket: Path, tmp_path: Path) -> None:

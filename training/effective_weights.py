@@ -3,6 +3,7 @@
 | adapter | found by | distance |
 |---|---|---|
 | HF PEFT's plain LoRA | its tuner layer | closed form, `||s B A||` from Grams in double precision |
+| PiSSA and other starts off W0 | PEFT's configuration | from what is applied when it is first seen, W0 at the start |
 | any other HF PEFT tuner | its tuner layer | merged into a copy in double precision |
 | parametrizations (minLoRA) | `torch.nn.utils.parametrize` | the parametrized weight, computed in double precision |
 | Plateau's own | `adapters.base.Adapter` | closed form |
@@ -25,6 +26,7 @@ from torch.nn.utils import parametrize
 
 from adapters import BadInput
 from adapters.base import Adapter, norm_of_product
+from adapters.lora_config import KEEPS_BASE
 
 
 class Watched(NamedTuple):
@@ -56,11 +58,12 @@ def find_watched(model: nn.Module, wrappers: tuple[type[nn.Module], ...] = ()) -
         BadInput: there is none, or an adapter is merged into its weight.
     """
     watched: dict[str, Watched] = {}
+    off = _starts_off_base(model)
     inside: tuple[str, ...] = ()
     for path, module in model.named_modules():
         if path.startswith(inside) and inside:
             continue
-        found = _look_at(path, module, wrappers)
+        found = _look_at(path, module, wrappers, off)
         if found is not None:
             watched[path.removeprefix("base_model.model.")] = found
             inside = (*inside, f"{path}.")
@@ -69,11 +72,11 @@ def find_watched(model: nn.Module, wrappers: tuple[type[nn.Module], ...] = ()) -
     return watched
 
 
-def _look_at(path: str, module: nn.Module, wrappers: tuple[type[nn.Module], ...]) -> Watched | None:
+def _look_at(path: str, module: nn.Module, wrappers: tuple[type[nn.Module], ...], off: bool) -> Watched | None:
     if isinstance(module, Adapter):
         return Watched(module.base_weight(), lambda: module.distance()[0], rank=module.rank)
     if any(cls.__name__ == "BaseTunerLayer" for cls in type(module).__mro__):
-        return _look_at_tuner(path, module)
+        return _look_at_tuner(path, module, off)
     if parametrize.is_parametrized(module, "weight"):
         original = _original(module)
         return _differing(_kept(original), lambda: _parametrized(module)) if original.ndim == 2 else None
@@ -87,7 +90,15 @@ def _look_at(path: str, module: nn.Module, wrappers: tuple[type[nn.Module], ...]
     return None
 
 
-def _look_at_tuner(path: str, layer: Any) -> Watched | None:
+def _starts_off_base(model: nn.Module) -> bool:
+    """Whether PEFT has taken an adapter's start off the frozen weights, which then are W0 no more."""
+    configs = [
+        config for module in model.modules() for config in dict(getattr(module, "peft_config", None) or {}).values()
+    ]
+    return any(str(getattr(config, "init_lora_weights", True)).lower() not in KEEPS_BASE for config in configs)
+
+
+def _look_at_tuner(path: str, layer: Any, off: bool) -> Watched | None:
     """A layer of HF PEFT; embeddings and others without a weight of two or more dimensions are left out."""
     base = layer.get_base_layer()
     weight = getattr(base, "weight", None)
@@ -98,6 +109,8 @@ def _look_at_tuner(path: str, layer: Any) -> Watched | None:
     kept, active = _kept(weight), list(layer.active_adapters)
     rank = getattr(layer, "r", {})
     rank = int(rank[active[0]]) if len(active) == 1 and isinstance(rank, dict) and active[0] in rank else 0
+    if off and active and active[0] in getattr(layer, "lora_A", {}):
+        return _differing(merge_copy(layer).detach(), lambda: merge_copy(layer))._replace(rank=rank)
     if len(active) == 1 and active[0] in getattr(layer, "lora_A", {}) and not getattr(layer, "lora_variant", {}):
         name = active[0]
 

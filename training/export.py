@@ -120,6 +120,12 @@ def write_layout(opened: Opened, layout: str, out: Path) -> None:
         to_diffusers(checkpoint) if layout == "diffusers" else to_kohya_layout(checkpoint, _is_xl_for_kohya(opened))
     )
     _write_tensors(out, tensors, metadata)
+    if layout == "kohya" and checkpoint.spec.name != "lora":
+        print(
+            "note: diffusers drops dora_scale, DoRA's magnitudes in kohya's layout, and loads a plain LoRA; --to diffusers and "
+            "--to peft keep them there",
+            file=sys.stderr,
+        )
 
 
 def _is_xl_for_kohya(opened: Opened) -> bool:
