@@ -26,8 +26,11 @@ def read_all(attached: Any) -> dict[str, Tensor]:
     """Every reading, norm and merged weight of a pack."""
     values = {}
     for number, stack in enumerate(attached.stacks):
-        read = {**stack.adapter.readings(), **stack.adapter.bounds(), **norm_statistics(stack.adapter)}
+        bounds = {f"bound of {name}": value for name, value in stack.adapter.bounds().items()}
+        read = {**stack.adapter.readings(), **bounds, **norm_statistics(stack.adapter)}
         values |= {f"{number}.{name}": value.detach().clone() for name, value in read.items()}
+        alone = attached.adapters[stack.paths[0]]
+        values |= {f"{number}.{name} alone": value.detach() for name, value in alone.readings().items()}
     return values | attached.merged(0)
 
 

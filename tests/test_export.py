@@ -86,7 +86,7 @@ def test_diffusers_loses_kohyas_dora_and_the_export_says_so(
     assert "--to diffusers" in said
     assert relative_error(predict(open_pipeline(pipeline, kohya).unet), predict(unet)) > 1e-3
     kept = export(run.path, "diffusers", tmp_path / "kept.safetensors")
-    assert not capsys.readouterr().err
+    assert "dora_scale" not in capsys.readouterr().err.replace(said, "")
     assert relative_error(predict(open_pipeline(pipeline, kept).unet), predict(unet)) < 1e-5
 
 
