@@ -60,12 +60,13 @@ def compare(
     for name in measures:
         if name not in MEASURES:
             raise BadInput(f"unknown measure {name!r}; allowed: {', '.join(MEASURES)}")
-    values = {name: subject_measures(rows, tolerance) for name, rows in _series_of(table, metric)}
-    if len(values) < 2:
-        raise BadInput(f"one series, {next(iter(values))}, has nothing to be compared with: run a second method")
-    chosen = list(combinations(values, 2)) if pairs is None else list(pairs)
-    if unknown := [name for pair in chosen for name in pair if name not in values]:
-        raise BadInput(f"no series {unknown[0]!r}; allowed: {', '.join(values)}")
+    series = dict(_series_of(table, metric))
+    if len(series) < 2:
+        raise BadInput(f"one series, {next(iter(series))}, has nothing to be compared with: run a second method")
+    chosen = list(combinations(series, 2)) if pairs is None else list(pairs)
+    if unknown := [name for pair in chosen for name in pair if name not in series]:
+        raise BadInput(f"no series {unknown[0]!r}; allowed: {', '.join(series)}")
+    values = {name: subject_measures(series[name], tolerance) for name in {name for pair in chosen for name in pair}}
     low, high = RANGES.get(metric, ANY)
     rows = [
         {"measure": measure, "a": a, "b": b, **_difference(values[a], values[b], measure, high - low)}

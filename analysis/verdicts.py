@@ -1,12 +1,14 @@
 """What became of the papers' claims: each has a measure and a range, and its 95 % interval lies inside, outside, or neither.
 
 python -m analysis.verdicts --results runs --claims docs/claims.toml
+python -m analysis.verdicts --results docs/results --claims docs/claims.toml docs/findings.toml --pages README.md
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,20 @@ import numpy as np
 import pandas as pd
 
 from adapters import BadInput
-from adapters.documents import NAME, REAL, TEXT, check_form, read_toml
-from analysis.comparisons import compare
-from analysis.curves import run_scores, subject_scores
-from analysis.directions import magnitude_direction, magnitude_direction_correlation
-from analysis.distances import subject_distances
+from adapters.documents import COUNT, NAME, REAL, TEXT, Form, check_form, read_toml
 from analysis.load import Results, load
-from analysis.plateau import Grid, subject_grid
-from analysis.statistics import Interval, rate_interval, t_interval
+from analysis.measures import MEASURES
+from analysis.statements import fill
+from analysis.statistics import Interval, rate_interval
 from analysis.tables import to_markdown, write_tables
+from training.store import writing
 
+TIME = Form(
+    "a time with its zone, such as 2026-11-24T20:45:53Z", lambda t: isinstance(t, datetime) and t.tzinfo is not None
+)
 FORM = {
     "id": NAME, "source": TEXT, "claim": TEXT, "sweep": NAME, "measure": NAME, "arguments": {}, "low": REAL, "high": REAL,
+    "fixed": TIME, "data": TIME, "num_subjects": COUNT,
 }  # fmt: skip
 AGREES, CONTRADICTS, OPEN = "agrees", "contradicts", "cannot be told"
 
@@ -42,6 +46,9 @@ class Claim:
         measure: a key of `MEASURES`.
         arguments: of that measure.
         low, high: the range of the measure in which the claim holds.
+        fixed: when this criterion was written down.
+        data: when the first results of this question were there; None while there are none.
+        num_subjects: for how many subjects the criterion was made.
     """
 
     id: str
@@ -52,17 +59,26 @@ class Claim:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     low: float = -np.inf
     high: float = np.inf
+    fixed: datetime | None = None
+    data: datetime | None = None
+    num_subjects: int = 0
+
+    @property
+    def is_exploratory(self) -> bool:
+        """Whether the criterion came after the data: then it is a description of them, and no test."""
+        return self.fixed is None or (self.data is not None and self.data <= self.fixed)
 
 
 def read_claims(path: Path) -> list[Claim]:
     """The claims of a file, `[[claim]]` each.
 
     Raises:
-        BadInput: if the file is no TOML, a key or measure is unknown or missing, or a range is empty or holds everything.
+        BadInput: if the file is no TOML, a key or measure is unknown or missing, a range is empty or holds everything, or no
+            outcome of that many subjects could meet a criterion.
     """
     try:
         tables = read_toml(path)[0]
-        check_form(tables, {"claim": [{}]}, str(path))
+        check_form(tables, {"claim": [FORM]}, str(path))
         rows = tables.get("claim", [])
         claims = [Claim(**row) for row in rows]
     except OSError as error:
@@ -76,7 +92,26 @@ def read_claims(path: Path) -> list[Claim]:
             raise BadInput(f"{path}: unknown measure {claim.measure!r} of {claim.id}; allowed: {', '.join(MEASURES)}")
         if not claim.low < claim.high or (claim.low, claim.high) == (-np.inf, np.inf):
             raise BadInput(f"{path}: {claim.id} needs a low below its high, or one of them")
+        if unmet := unreachable(claim, claim.num_subjects):
+            raise BadInput(f"{path}: {claim.id}: {unmet}")
     return claims
+
+
+def unreachable(claim: Claim, num_subjects: int) -> str:
+    """Why no outcome of so many subjects can lie inside a claim's range with its whole interval; "" where one can.
+
+    A share of few subjects has a wide interval whatever comes out: 0 of 8 reaches up to 0.32 (Wilson).
+    """
+    if claim.measure != "diverged" or not num_subjects:
+        return ""
+
+    def can_be_met(num: int) -> bool:
+        return any(judge(rate_interval(k, num), claim.low, claim.high) == AGREES for k in range(num + 1))
+
+    if can_be_met(num_subjects):
+        return ""
+    enough = next((num for num in range(num_subjects, 1000) if can_be_met(num)), None)
+    return f"no outcome of {num_subjects} subjects can meet its criterion" + (f"; {enough} can" if enough else "")
 
 
 def judge_claims(folder: Path, claims: list[Claim]) -> pd.DataFrame:
@@ -88,7 +123,7 @@ def judge_claims(folder: Path, claims: list[Claim]) -> pd.DataFrame:
 
     Returns:
         Rows id, source, claim, sweep, measure, mean, low, high, num_subjects, range_low, range_high, verdict, note: what is
-        missing where nothing could be measured.
+        missing where nothing could be measured; criterion, its date; exploratory, whether the data came first.
     """
     loaded: dict[str, Results | BadInput] = {}
     return pd.DataFrame([_judge_one(claim, _load(folder / claim.sweep, loaded)) for claim in claims])
@@ -118,101 +153,16 @@ def _judge_one(claim: Claim, results: Results | BadInput) -> dict[str, Any]:
         if isinstance(results, BadInput):
             raise results
         found = MEASURES[claim.measure](results, **claim.arguments)
-        note = "" if found.num_subjects > 1 else "one subject or none: no interval"
+        note = unreachable(claim, found.num_subjects)
+        note = note if found.num_subjects > 1 else "one subject or none: no interval"
     except BadInput as error:
         note = str(error)
     return {
         **{name: getattr(claim, name) for name in ("id", "source", "claim", "sweep", "measure")},
         **found._asdict(), "range_low": claim.low, "range_high": claim.high,
         "verdict": judge(found, claim.low, claim.high), "note": note,
+        "criterion": f"{claim.fixed:%Y-%m-%d}" if claim.fixed else "", "exploratory": claim.is_exploratory,
     }  # fmt: skip
-
-
-# Measures: one number a subject, with its t interval.
-
-
-def difference(results: Results, a: str, b: str, of: str, metric: str = "dino") -> Interval:
-    """How much more series `a` has than `b` of a measure of `analysis.comparisons`, paired by subject."""
-    row = compare(subject_scores(results), (of,), metric=metric, pairs=[(a, b)]).iloc[0]
-    return Interval(row["mean"], row["low"], row["high"], int(row["num_subjects"]))
-
-
-def loss_at(results: Results, series: str, multiplier: float, metric: str = "dino") -> Interval:
-    """What is lost at a multiplier against the best other one, as a share of the mean gain over the base there."""
-    return _loss(_grid(subject_scores(results), series, metric, "multiplier"), multiplier, series)
-
-
-def loss_at_end(results: Results, series: str, metric: str = "dino") -> Interval:
-    """What is lost at the last step against the best other one, as a share of the mean gain over the base there."""
-    grid = _grid(subject_scores(results, "step"), series, metric, "step")
-    return _loss(grid, float(grid.points[-1]), series)
-
-
-def distance_octaves(results: Results, series: str, start: float, end: float) -> Interval:
-    """By how many octaves the final distance grows from one multiplier to another."""
-    rows = subject_distances(results)
-    wide = rows[rows["series"] == series].pivot(index="subject", columns="multiplier", values="value")
-    for multiplier in (start, end):
-        if multiplier not in wide:
-            raise BadInput(f"no distance of {series} at {multiplier:g}x; there are {', '.join(map(str, wide))}")
-    return t_interval(np.log2(wide[end] / wide[start]).dropna())
-
-
-def distance_reached(results: Results, series: str, share: float) -> Interval:
-    """Which part of its final distance a run has after a share of its steps."""
-    runs = results.runs.loc[results.runs["series"] == series, ["run_id", "subject"]].drop_duplicates()
-    if runs.empty:
-        raise BadInput(f"no series {series!r}; allowed: {', '.join(results.runs['series'].unique())}")
-    paths = results.trajectories("mean", ["distance_rel"]).astype({"run_id": str}).merge(runs, on="run_id")
-    ends = paths.groupby(["subject", "run_id"])[["step", "distance_rel"]].agg("last")
-    early = paths[paths["step"] >= share * paths["run_id"].map(ends.reset_index("subject")["step"])]
-    parts = early.groupby(["subject", "run_id"])["distance_rel"].first() / ends["distance_rel"]
-    return t_interval(parts.groupby("subject").mean())
-
-
-def diverged(results: Results) -> Interval:
-    """The share of subjects of which some run diverged (Wilson)."""
-    lost = run_scores(results).groupby("subject")["diverged"].any()
-    return rate_interval(int(lost.sum()), len(lost))
-
-
-def direction_correlation(results: Results, series: str) -> Interval:
-    """The correlation of the changes of magnitude and direction at the base rate, over matrices and snapshots of a run."""
-    table = magnitude_direction_correlation(magnitude_direction(results))
-    row = table[(table["series"] == series) & (table["kind"] == "all")]
-    if row.empty:
-        raise BadInput(f"no series {series!r} at its base rate; allowed: {', '.join(table['series'].unique())}")
-    found = row.iloc[0]
-    return Interval(found["rho"], found["rho_low"], found["rho_high"], int(found["num_subjects"]))
-
-
-MEASURES: Mapping[str, Callable[..., Interval]] = {
-    "difference": difference,
-    "loss_at": loss_at,
-    "loss_at_end": loss_at_end,
-    "distance_octaves": distance_octaves,
-    "distance_reached": distance_reached,
-    "diverged": diverged,
-    "direction_correlation": direction_correlation,
-}
-
-
-def _grid(table: pd.DataFrame, series: str, metric: str, x: str) -> Grid:
-    rows = table[(table["series"] == series) & (table["metric"] == metric) & (table[x] > 0)]
-    if rows.empty:
-        raise BadInput(f"no {metric} of {series!r}; there are {', '.join(map(str, table['series'].unique()))}")
-    return subject_grid(rows, x)
-
-
-def _loss(grid: Grid, point: float, series: str) -> Interval:
-    if point not in grid.scores:
-        raise BadInput(f"no score of {series} at {point:g}; there are {', '.join(map(str, grid.scores))}")
-    means, out = grid.values.mean(axis=0), (grid.num_diverged > 0) | (grid.points == point)
-    best = int(np.where(out, -np.inf, means).argmax())
-    gain = means[best] - grid.base.mean()
-    if out.all() or not gain > 0:
-        raise BadInput(f"{series} exceeds the untouched base nowhere else, so there is no gain to lose")
-    return t_interval((grid.values[:, best] - grid.scores[point].to_numpy(dtype=float)) / gain)
 
 
 @dataclass(frozen=True)
@@ -221,19 +171,25 @@ class Options:
 
     results: Path
     """Folder of the sweeps."""
-    claims: Path
-    """The file of claims."""
+    claims: tuple[Path, ...]
+    """The files of claims."""
     out: Path | None = None
     """Folder for the table."""
+    pages: tuple[Path, ...] = ()
+    """Markdown whose numbers are written anew (`analysis.statements`); a sentence that no longer holds ends in an error."""
 
 
 def main(options: Options) -> int:
-    """Print the verdicts, and write them if a folder is given.
+    """Print the verdicts, and write them if a folder is given, and into pages.
 
     Raises:
-        BadInput: for a file of claims that cannot be used.
+        BadInput: for a file of claims that cannot be used, or a sentence that does not hold.
     """
-    verdicts = judge_claims(options.results, read_claims(options.claims))
+    verdicts = judge_claims(options.results, [claim for path in options.claims for claim in read_claims(path)])
+    filled = {page: fill(page.read_text(encoding="utf-8"), verdicts, str(page)) for page in options.pages}
+    for page, text in filled.items():
+        with writing(page) as aside:
+            aside.write_text(text, encoding="utf-8")
     shown = ["id", "claim", "mean", "low", "high", "range_low", "range_high", "num_subjects", "verdict", "note"]
     print(to_markdown(verdicts[shown]))
     if options.out is not None:

@@ -139,7 +139,8 @@ def write_verdicts(out: Path, verdicts: pd.DataFrame) -> None:
         before, rest = text.split(begin, 1)
         shown = verdicts[["claim", "source", "mean", "low", "high", "num_subjects", "verdict"]]
         shown = shown.assign(verdict=shown["verdict"].where(shown["num_subjects"] > 0, "not run"))
-        table = to_markdown(shown.assign(criterion=[_range(row) for row in verdicts.itertuples()]))
+        when = verdicts["criterion"] + verdicts["exploratory"].map({True: ", exploratory", False: ""})
+        table = to_markdown(shown.assign(criterion=[_range(row) for row in verdicts.itertuples()], fixed=when))
         with writing(page) as aside:
             aside.write_text(f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 

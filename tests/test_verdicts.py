@@ -10,6 +10,7 @@ import pytest
 from adapters import BadInput
 from analysis import load, subject_distances, subject_scores
 from analysis.load import Results
+from analysis.statements import fill
 from analysis.statistics import Interval, t_interval
 from analysis.verdicts import MEASURES, Claim, Options, judge, judge_claims, main, read_claims
 from tests.make_runs import Shape, make_runs
@@ -116,8 +117,11 @@ def test_what_is_missing_cannot_be_told_and_is_named(
 
 def test_claims_of_the_papers_can_be_read_and_name_drivers() -> None:
     claims = read_claims(ROOT / "docs" / "claims.toml")
-    assert len({claim.id for claim in claims}) == len(claims) >= 15
-    assert {claim.measure for claim in claims} == set(MEASURES), "no measure without a claim"
+    found = read_claims(ROOT / "docs" / "findings.toml")
+    assert len({claim.id for claim in [*claims, *found]}) == len(claims) + len(found)
+    assert {claim.measure for claim in [*claims, *found]} | {"diverged"} == set(MEASURES), "no measure without a claim"
+    assert all(claim.is_exploratory == (claim.sweep == "lr_robustness") for claim in claims)
+    assert all(claim.is_exploratory for claim in found)
     for claim in claims:
         assert (ROOT / "sweeps" / f"{claim.sweep}.py").is_file()
         assert claim.source
@@ -127,7 +131,7 @@ def test_claims_of_the_papers_can_be_read_and_name_drivers() -> None:
 def test_claims_are_judged_from_the_command_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(Options(folder, ROOT / "docs" / "claims.toml", tmp_path))
+    main(Options(folder, (ROOT / "docs" / "claims.toml",), tmp_path))
     assert "lora-degrades" in capsys.readouterr().out
     assert "run python sweeps/design_ablation.py" in (tmp_path / "verdicts.csv").read_text()
 
@@ -141,6 +145,14 @@ def test_claims_are_judged_from_the_command_line(
         ('[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep=""\nmeasure="luck"\nlow=0.0', "unknown measure 'luck' of x"),
         ('[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep=""\nmeasure="diverged"', "x needs a low below its high"),
         (
+            '[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep=""\nmeasure="diverged"\nhigh=0.25\nnum_subjects=8',
+            "no outcome of 8 subjects can meet its criterion; 12 can",
+        ),
+        (
+            '[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep=""\nmeasure="diverged"\nhigh=0.25\nfixed="yesterday"',
+            "fixed is 'yesterday', not a time with its zone",
+        ),
+        (
             '[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep=""\nmeasure="diverged"\nlow=1.0\nhigh=0.0',
             "needs a low below",
         ),
@@ -151,3 +163,22 @@ def test_claims_that_cannot_be_are_refused(text: str, said: str, tmp_path: Path)
     path.write_text(text)
     with pytest.raises(BadInput, match=said):
         read_claims(path)
+
+
+def test_a_sentence_holds_what_is_measured_or_is_refused(folder: Path) -> None:
+    claim = Claim(
+        "keeps", "", "", "lr_robustness", "difference", {"a": "DeLoRA", "b": "LoRA", "of": "sensitivity"}, high=0.0
+    )
+    verdicts = judge_claims(folder, [claim])
+    row = verdicts.iloc[0]
+    text = fill("It loses less (<!--keeps: agrees-->9 [8, 7]<!--/-->).", verdicts)
+    assert text == (
+        f"It loses less (<!--keeps: agrees-->{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]<!--/-->)."
+        if abs(row["mean"]) >= 0.1
+        else f"It loses less (<!--keeps: agrees-->{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]<!--/-->)."
+    )
+    assert fill(text, verdicts) == text
+    with pytest.raises(BadInput, match="keeps is 'agrees', the sentence says 'cannot be told'"):
+        fill("<!--keeps: cannot be told--><!--/-->", verdicts)
+    with pytest.raises(BadInput, match="no claim 'luck'"):
+        fill("<!--luck: agrees--><!--/-->", verdicts)
