@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adapters import BadInput, MethodSpec, get_class
 from adapters.checkpoint import Checkpoint
+from adapters.documents import parse_json
 from adapters.lora_config import function_of
 from adapters.peft_layout import alpha_of
 
@@ -98,7 +99,7 @@ def from_file(file: Path, spec: MethodSpec) -> Checkpoint:
     """
     try:
         with safe_open(file, framework="pt") as handle:
-            described = json.loads((handle.metadata() or {})["checkpoint"])
+            described = parse_json((handle.metadata() or {})["checkpoint"], str(file))
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise BadInput(f"{file}, the adapter that these runs start from, is damaged or missing: {error!r}") from None

@@ -6,12 +6,12 @@ schedules of another kind) would load, and train something else than it says: it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adapters import BadInput
+from adapters.documents import read_json
 
 STABLE_DIFFUSION, XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -43,7 +43,7 @@ def read_config(path: Path) -> dict[str, Any]:
         BadInput: it is missing or holds no JSON object.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} is missing or damaged: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):

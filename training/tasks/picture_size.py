@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from adapters import BadInput
+from adapters.documents import read_json
 
 
 def check_resolution(folder: Path, resolution: int) -> None:
@@ -33,4 +33,4 @@ def check_resolution(folder: Path, resolution: int) -> None:
 
 def count_halvings(config: Path) -> int:
     """How often a VAE or a U-Net halves its input: between any two of its blocks."""
-    return max(1, len(json.loads(config.read_text()).get("block_out_channels", ()))) - 1
+    return max(1, len(read_json(config, {}).get("block_out_channels", ()))) - 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adapters import BadInput
+from adapters.documents import read_json
 from training.tasks import hub
 from training.tasks.model_kind import PARTS, XL_PARTS, check_parts, is_xl, read_config, read_index
 from training.tasks.text import Text, encode_by_one, encode_by_two, picture_sizes, tokenize
@@ -215,8 +215,8 @@ def model_defaults(folder: Path) -> dict:
     """
     own = folder.parent / "defaults.json"
     if own.exists():
-        return json.loads(own.read_text())
-    unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+        return read_json(own, {})
+    unet, vae = (read_json(folder / part / "config.json", {}) for part in ("unet", "vae"))
     side = int(unet.get("sample_size") or 64) * 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
     return {
         "num_inference_steps": 25, "guidance_scale": 5.0 if is_xl(folder) else 7.5, "resolution": side,

@@ -6,7 +6,6 @@ every pair of a real and a generated picture; CLIP-T is the cosine of picture an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from adapters import BadInput
+from adapters.documents import read_json
 from training.tasks import hub
 from training.tasks.pipeline import POCKET
 from training.tasks.scorer_kind import check_scorers, picture_sides
@@ -119,7 +119,7 @@ class Preprocessor:
     def __init__(self, folder: str) -> None:
         from transformers.utils import cached_file
 
-        config = json.loads(Path(cached_file(folder, "preprocessor_config.json")).read_text())
+        config = read_json(Path(cached_file(folder, "preprocessor_config.json")), {})
         self.resize, self.crop = picture_sides(config)
         self.mode = {2: "bilinear", 3: "bicubic"}.get(config.get("resample", 3), "bicubic")
         self.mean = torch.tensor(config["image_mean"])[:, None, None]
