@@ -21,7 +21,7 @@ from training.pocket.studio import open_studio
 
 HERE = Path(__file__).parent
 STAGES = ("pictures", "vae", "clip", "dino", "unet", "decoder", "clip_vision", "subjects", "export")
-NUM_STEPS = {"vae": 16_000, "clip": 4_000, "dino": 4_250, "unet": 20_000, "decoder": 2_500, "clip_vision": 2_000}
+NUM_STEPS = {"vae": 16_000, "clip": 3_000, "dino": 4_250, "unet": 20_000, "decoder": 2_500, "clip_vision": 2_000}
 
 
 def parse_arguments() -> argparse.Namespace:
