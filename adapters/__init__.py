@@ -11,9 +11,9 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapters.plain_text import printable
 from adapters.words import counted, plural
@@ -178,10 +178,11 @@ _OWN: dict[str, Method] = {}
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method with the value of every one of its options."""
+    """A method with the value of every one of its options, and what was said of it besides (:mod:`adapters.method_words`)."""
 
     name: str
     options: Mapping[str, OptionValue]
+    words: Mapping[str, float | str] = field(default_factory=dict)
 
     @property
     def canonical(self) -> str:
@@ -190,7 +191,9 @@ class MethodSpec:
 
     @property
     def label(self) -> str:
-        """The method's label, followed by the options that differ from their defaults."""
+        """What the user calls it; else the method's label, followed by the options that differ from their defaults."""
+        if "label" in self.words:
+            return str(self.words["label"])
         defaults = _find_method(self.name).defaults
         return name_method(
             self.name, {key: _format(value) for key, value in self.options.items() if value != defaults.get(key)}
@@ -204,7 +207,7 @@ def name_method(name: str, changed: Mapping[str, str]) -> str:
         name: A name of :data:`METHODS`, ``peft:<type>``, or that of a user's own method.
         changed: The options that are not the default.
     """
-    label = METHODS[name].label if name in METHODS else name
+    label = METHODS[name].label if name in METHODS else name.partition("@")[0]
     notes = [f"{key}={value}" for key, value in sorted(changed.items())]
     if name.startswith(PEFT):
         label, notes = f"PEFT {name.removeprefix(PEFT).upper()}", [*notes, "unpacked"]
@@ -220,13 +223,14 @@ def parse_method(text: str) -> MethodSpec:
 
     Returns:
         The method with every option, defaults filled in. Of PEFT's options only those are kept that are not the
-        default. A method in a file is named by the file and a hash of its content, ``mymethod@1a2b3c4d5e``.
+        default. A method in a file is named by the file and a hash of its content, ``mymethod@1a2b3c4d5e``. Rates and a
+        label (:data:`adapters.method_words.WORDS`) are kept apart.
 
     Raises:
         BadInput: The method, an option or a value is unknown, an option is given twice, or is not ``key=value``; PEFT
             is not installed; a file is missing, fails, or holds no or several methods.
     """
-    own = re.fullmatch(r"(.+\.py)\s*(?::(.*))?", text.strip())
+    own = re.fullmatch(r"(.+?\.py)\s*(?::(.*))?", text.strip(), re.DOTALL)
     head, _, rest = text.strip().removeprefix(PEFT).partition(":")
     name, peft = head.strip(), text.strip().startswith(PEFT)
     if own:
@@ -234,17 +238,18 @@ def parse_method(text: str) -> MethodSpec:
     elif peft:
         name = PEFT + name.lower()
     parse_option = importlib.import_module("adapters.peft_tuner").parser(name) if peft else _option_parser(name)
-    options: dict[str, OptionValue] = {}
+    said, options = importlib.import_module("adapters.method_words"), dict[str, Any]()
     for item in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
             raise BadInput(f"option {item!r} of method {name!r} is not of the form key=value")
         if key in options:
             raise BadInput(f"option {key!r} of method {name!r} is given twice")
-        options[key] = parse_option(key, value)
+        options[key] = said.parse_word(name, key, value) if key in said.WORDS else parse_option(key, value)
+    words = {key: options.pop(key) for key in said.WORDS if key in options}
     if peft:
-        return importlib.import_module("adapters.peft_tuner").checked(name, options)
-    return MethodSpec(name, MappingProxyType({**_find_method(name).defaults, **options}))
+        return replace(importlib.import_module("adapters.peft_tuner").checked(name, options), words=words)
+    return MethodSpec(name, MappingProxyType({**_find_method(name).defaults, **options}), words)
 
 
 def _option_parser(name: str) -> Callable[[str, str], OptionValue]:

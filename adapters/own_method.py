@@ -14,6 +14,7 @@ from pathlib import Path
 
 from adapters import BadInput, Method
 from adapters.base import Adapter
+from adapters.method_words import WORDS
 
 
 def register(path: str, known: dict[str, Method]) -> str:
@@ -27,7 +28,8 @@ def register(path: str, known: dict[str, Method]) -> str:
         The method's name.
 
     Raises:
-        BadInput: The file is missing, raises, or holds no class, or several, or one without ``draw`` and ``weight``.
+        BadInput: The file is missing, raises, or holds no class, or several, or one without ``draw`` and ``weight``, or
+            one with an option of a name that stands for a rate or the label.
     """
     file = Path(path).expanduser()
     try:
@@ -40,6 +42,11 @@ def register(path: str, known: dict[str, Method]) -> str:
     if name not in known:
         module = f"adapters_own_{stem}_{digest}"
         cls = _load_class(file, module)
+        if taken := set(cls.OPTIONS) & set(WORDS):
+            raise BadInput(
+                f"class {cls.__name__} of method file {path!r} has the option {min(taken)!r}: every method has that word "
+                f"({', '.join(WORDS)}); call the option something else"
+            )
         known[name] = Method(module, cls.__name__, name, "", "", "", dict(cls.OPTIONS))
     return name
 

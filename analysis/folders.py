@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 
 from adapters import BadInput
+from training.planned import PlannedRun, planned_runs
 from training.store import COLUMNS, RunFolder, find_runs, join_inside, read_table
 
 OWN_PICTURES = "subjects"  # folder of a sweep with `<subject>.png`
 ENDED = ("finished", "diverged")
+GONE, NOT_RUN = "gone", "not run"  # status of planned runs without a folder: their pack says that they ended, or not
 NUM_READERS = min(8, os.cpu_count() or 1)  # Parquet is decoded outside Python's lock
 # Columns of the runs' frame that are there even where no run has them.
 RUN_COLUMNS = (
@@ -41,7 +43,8 @@ class FolderSource:
             raise BadInput(f"no runs in {root}: train some with python sweeps/lr_robustness.py, or name another folder")
         read = furthest([(folder, folder.read()) for folder in folders])
         self.folders = {folder.run_id: folder for folder, _ in read}
-        self.runs = runs_frame([run_row(folder, run) for folder, run in read])
+        absent = {run.run_id: run for run in planned_runs(root) if run.run_id not in self.folders}
+        self.runs = runs_frame([*(run_row(*pair) for pair in read), *map(absent_row, absent.values())])
         self.matrices = matrices_frame(
             [{"run_id": folder.run_id, **matrix} for folder, run in read for matrix in run.get("matrices") or []]
         )
@@ -218,6 +221,13 @@ def run_row(folder: RunFolder, run: dict[str, Any]) -> dict[str, Any]:
         "seconds": run.get("seconds"),
         "commit": _commit(run.get("provenance") or {}),
     }
+
+
+def absent_row(run: PlannedRun) -> dict[str, Any]:
+    """A planned run that has no folder, as a row."""
+    cell = {name: tuple(value) if isinstance(value, list) else value for name, value in run.cell.items()}
+    known = {"run_id": run.run_id, "sweep": run.sweep.name, "path": "", "status": GONE if run.ended else NOT_RUN}
+    return {**run.labels, **cell, **known}
 
 
 def _commit(made: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from adapters import BadInput, counted
 from analysis.compact import CompactSource, is_compact
-from analysis.folders import FolderSource
+from analysis.folders import ENDED, GONE, NOT_RUN, FolderSource
 from analysis.series import name_series
 
 BASE = "base"
@@ -55,8 +55,8 @@ class Results:
     Attributes:
         all_runs: one row a run (the untouched base's included; a run that goes by several names has a row for each):
             run_id, sweep, path, every field of the cell, every label (multiplier, scale, model, ...), status, diverged_step,
-            num_parameters, seconds, commit. The column `series`, the name under which the run is drawn, is worked out here
-            from the others.
+            num_parameters, seconds, commit; a planned run without a folder has the status "gone" or "not run". The column
+            `series`, the name under which the run is drawn, is worked out here from the others.
         sources: where the other frames are read from, each at its first use.
     """
 
@@ -69,12 +69,19 @@ class Results:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """One row a run, the untouched base's own left out."""
-        return self.all_runs[self.all_runs["method"] != BASE].reset_index(drop=True)
+        return self.all_runs[(self.all_runs["method"] != BASE) & ~is_absent(self.all_runs)].reset_index(drop=True)
 
     @cached_property
     def base_runs(self) -> pd.DataFrame:
         """One row a run of the untouched base."""
-        return self.all_runs[self.all_runs["method"] == BASE].reset_index(drop=True)
+        return self.all_runs[(self.all_runs["method"] == BASE) & ~is_absent(self.all_runs)].reset_index(drop=True)
+
+    @property
+    def missing(self) -> pd.DataFrame:
+        """Planned runs that have not ended, or are not there any more: series, multiplier, subject, seed, status."""
+        lost = self.all_runs[~self.all_runs["status"].isin(ENDED)].drop_duplicates("run_id")
+        series = lost["series"].mask(lost["method"] == BASE, "untouched base")
+        return lost.assign(series=series)[["series", "multiplier", "subject", "seed", "status"]].reset_index(drop=True)
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -149,7 +156,7 @@ class Results:
         wanted = ~kept if run_ids is None else self.all_runs["run_id"].isin(set(run_ids)) & ~kept
         for name, value in fields.items():
             wanted &= self._matches(name, value)
-        if not wanted.any():
+        if not (wanted & ~is_absent(self.all_runs)).any():
             asked = ", ".join(f"{name}={value}" for name, value in fields.items()) or "the given run ids"
             raise BadInput(
                 f"no run matches {asked}; there are {counted(len(self.runs), 'run')} of {_list(self.runs['series'])}"
@@ -188,8 +195,14 @@ def load(*roots: Path | str, model: str | None = None) -> Results:
     if not sources:
         raise BadInput("no results folder given; allowed: one or more runs folders")
     runs = _with_defaults(_stack([source.runs.assign(source=number) for number, source in enumerate(sources)]))
-    first = runs.groupby("run_id")["source"].transform("min")
+    there = runs.assign(absent=is_absent(runs)).sort_values(["absent", "source"], kind="stable")
+    first = there.groupby("run_id", sort=False)["source"].transform("first")
     return Results(_scored_alike(_one_model(runs[runs["source"] == first].reset_index(drop=True), model)), sources)
+
+
+def is_absent(runs: pd.DataFrame) -> pd.Series:
+    """Which of the runs were planned and have no folder."""
+    return runs["status"].isin((GONE, NOT_RUN))
 
 
 def _with_defaults(runs: pd.DataFrame) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from adapters import METHODS, PEFT, counted, name_method, plural
+from adapters.method_words import TAKEN, clean
 
 # Settings that may differ between runs of one method and would otherwise be averaged over without a word.
 SETTINGS = {
@@ -40,6 +42,7 @@ SETTINGS = {
     "base_lr_magnitude": "m's base rate {}",
 }
 COUNTS = {"steps", "num_class_images", "num_prompts", "num_images", "num_inference_steps"}
+Key = tuple[str, str]  # a method and its options
 RATES = {"lr": "factors", "lr_lambda": "lambda", "lr_magnitude": "magnitude"}
 
 
@@ -98,13 +101,12 @@ def name_series(runs: pd.DataFrame) -> pd.Series:
         runs: one row a run, with the cell's fields and labels.
 
     Returns:
-        The method's label with its non-default options, then every setting of `SETTINGS` that takes more than one
+        What the user calls the method, else its label with its non-default options; then every setting of `SETTINGS` that
+        takes more than one
         value among the runs of that name: runs that differ in anything but subject, seed and multiplier are never
         averaged together.
     """
-    names = pd.Series(
-        [method_label(m, o) for m, o in zip(runs["method"], runs["options"], strict=True)], runs.index, dtype=object
-    )
+    names = name_methods(runs)
     frame = runs.assign(**base_rates(runs))  # in place of a label of the same name, which may be of another call
     result = names.copy()
     for _, group in frame.groupby(names, sort=False):
@@ -114,6 +116,37 @@ def name_series(runs: pd.DataFrame) -> pd.Series:
                 many = plural(text) if setting in COUNTS else text
                 result[group.index] += ", " + value.map(lambda v: (text if v == "1" else many).format(v))  # noqa: B023
     return result
+
+
+def name_methods(runs: pd.DataFrame) -> pd.Series:
+    """Name the method of every run: the label that most of its runs were given, else `method_label`.
+
+    Two methods never share a name: a label that several have is followed by what each is, and versions of one file by a
+    number, in the order of their runs.
+    """
+    given = runs["label"] if "label" in runs else pd.Series(None, runs.index, dtype=object)
+    keys = pd.Series(list(zip(runs["method"], runs["options"].map(str), strict=True)), runs.index, dtype=object)
+    named: dict[Key, str] = {}
+    for key, labels in given.groupby(keys, sort=False):
+        known = [name for name in map(_clean, labels.dropna()) if name and name not in TAKEN]
+        named[key] = Counter(known).most_common(1)[0][0] if known else _clean(method_label(*key))
+    return keys.map(_keep_apart(named))
+
+
+def _keep_apart(named: Mapping[Key, str]) -> dict[Key, str]:
+    """The names of methods; those that several would share have behind them what each is, or else its number."""
+    result = {}
+    for name in dict.fromkeys(named.values()):
+        keys = [key for key in named if named[key] == name]
+        whats = [_clean(method_label(*key)) for key in keys]
+        for number, (key, what) in enumerate(zip(keys, whats, strict=True), 1):
+            note = what if what != name and whats.count(what) == 1 else f"version {number}"
+            result[key] = f"{name} ({note})" if len(keys) > 1 else name
+    return result
+
+
+def _clean(name: Any) -> str:
+    return clean(str(name))
 
 
 def by_number(name: Any) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.curves import subject_scores
 from analysis.load import Results
 from analysis.plateau import TOLERANCE, plateau
-from analysis.series import method_label
+from analysis.series import name_methods
 
 
 def plateau_by_setting(
@@ -43,7 +43,7 @@ def plateau_by_setting(
         rows = plateau(table[table["series"].map(runs[setting]).notna()], tolerance)
         rows.insert(0, "value", rows["series"].map(runs[setting]).astype(float))
         rows.insert(0, "setting", setting)
-        names = [method_label(runs["method"][name], runs["options"][name]) for name in rows["series"]]
+        names = rows["series"].map(name_methods(runs))
         frames.append(rows.assign(series=names).sort_values("value", kind="stable"))
     return pd.concat(frames, ignore_index=True)
 

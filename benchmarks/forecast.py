@@ -34,8 +34,9 @@ SWEEPS: dict[str, tuple[str, tuple[str, ...]]] = {
              ("--method", "dora", "etherplus", "--rank", "16", "--pack-size", "4", "--multipliers", "1", "4",
               "--subjects", "2", "--steps", "400", "--eval-steps", "200")),
     "pictures": ("OFT, packs of 3, 60 steps, 32 pictures a run of 20 sampler steps",
-                 ("--method", "oft", "--base-lr", "0.0001", "--pack-size", "3", "--multipliers", "0.5", "1", "2",
-                  "--subjects", "3", "--steps", "60", "--num-images", "4", "--num-inference-steps", "20")),
+                 ("--method", "oft", "--base-lr", "0.0001", "--base-lr-for-all", "--pack-size", "3",
+                  "--multipliers", "0.5", "1", "2", "--subjects", "3", "--steps", "60", "--num-images", "4",
+                  "--num-inference-steps", "20")),
 }  # fmt: skip
 
 

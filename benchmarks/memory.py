@@ -24,7 +24,7 @@ DRIVER = str(ROOT / "sweeps" / "lr_robustness.py")
 GIB, EVERY_S = 2.0**30, 0.05
 AIM_GIB, AIM_HELP_S = 2.5, 1.5
 # DeLoRA's rates where the data file has none for the model yet: they change no byte of the memory.
-RATES = ("--base-lr", "0.001", "--lr-lambda", "0.001", "--boundary", "1")
+RATES = ("--base-lr", "0.001", "--base-lr-for-all", "--lr-lambda", "0.001", "--boundary", "1")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import pandas as pd
 from adapters import BadInput
 from analysis import Results, load, to_markdown, write_tables
 from analysis.verdicts import judge_claims, read_claims
-from figures.drawn import Drawn
+from figures.drawn import MISSING, Drawn
 from figures.gallery import GALLERY, draw_norms, driver_of
 from figures.style import METADATA, STYLES, use_style
 from training.command_line import end_well
@@ -106,6 +106,7 @@ def draw_all(names: Sequence[str], results: Path, out: Path, formats: Sequence[s
                 f"{name}: {error}" if folder.is_dir() else f"{name}: no results; python sweeps/{name}.py makes them"
             )
             continue
+        lines += [f"{name}: {note}" for note in drawn.notes if MISSING in drawn.tables]
         paths += drawn.save(out / name, formats)
         count += 1
     if not count:

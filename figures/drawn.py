@@ -11,9 +11,12 @@ from matplotlib.figure import Figure
 
 import figures
 from analysis import Results, Robustness, pictures, robustness, summary, write_tables
+from analysis.notes import notes
+from figures.note import add_note
 from training.store import writing
 
 MOST_SUBJECTS = 8  # on a sheet
+MISSING = "missing"  # table of the planned runs that have no result
 SHEETS = "pictures"  # what the names of sheets of pictures begin with
 
 
@@ -25,14 +28,23 @@ class Drawn:
         figures: by name.
         data: what each figure shows, by the figure's name.
         tables: by name.
+        notes: what stands below every figure, and at a sweep's end.
     """
 
     figures: dict[str, Figure] = field(default_factory=dict)
     data: dict[str, pd.DataFrame] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, results: Results) -> Drawn:
+        """Nothing yet but what is to be said of the results: their base rates, and which runs are missing."""
+        missing = results.missing
+        return cls(tables={MISSING: missing} if len(missing) else {}, notes=notes(results))
 
     def add(self, name: str, figure: Figure, data: pd.DataFrame) -> None:
-        """Add a figure with what it shows."""
+        """Add a figure with what it shows, the notes below it."""
+        add_note(figure, self.notes)
         self.figures[name], self.data[name] = figure, data
 
     def save(self, folder: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
@@ -50,6 +62,9 @@ class Drawn:
             with writing(folder / f"{name}.csv") as aside:
                 frame.to_csv(aside, index=False, lineterminator="\n")
         write_tables(folder, self.tables)
+        if MISSING not in self.tables:
+            for path in folder.glob(f"{MISSING}.*"):  # of an earlier time, when runs were missing
+                path.unlink()
         return paths
 
 

@@ -16,7 +16,7 @@ from figures.style import looks, multiplier_axis, new_figure, styled
 
 TITLES = {
     "transform": "transformation ‖H − I‖",
-    "distance": "weights ‖W$_t$ − W$_0$‖ / ‖W$_0$‖",
+    "distance": "weights ‖Wₜ − W₀‖ / ‖W₀‖",
 }
 
 

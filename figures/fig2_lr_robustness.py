@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from adapters import BadInput
 from analysis import Robustness
-from figures.labels import label_ends
+from figures.labels import fit_text, label_ends
 from figures.panels import (
     draw_background,
     draw_base_line,
@@ -22,7 +23,9 @@ from figures.panels import (
     limit_to_means,
     plain_log_axis,
 )
-from figures.style import METRIC_TITLES, MUTED, Look, looks, multiplier_axis, new_figure, pt, styled
+from figures.style import METRIC_TITLES, MUTED, Look, looks, multiplier_axis, new_figure, pt, room_in, styled
+
+WIDTH_IN = 11.0
 
 
 @styled
@@ -43,15 +46,7 @@ def draw(curves: Robustness, background: Robustness | None = None, *, tolerance:
     styles = looks(pd.concat([curves.scores, *([behind.scores] if behind else [])]))
     dino = curves.plateaus[curves.plateaus["metric"] == "dino"]
     beside = [metric for metric in METRIC_TITLES if metric != "dino" and metric in set(curves.scores["metric"])]
-    figure = new_figure(11.0, 2.7 + 0.8 * len(beside) + 0.19 * len(dino), wspace=0.06)
-    grid = figure.add_gridspec(len(beside), 3, width_ratios=[1.55, 1.0, 1.15])
-    left = grid[:, 0].subgridspec(2, 1, height_ratios=[8, 0.5 + 0.5 * len(dino)], hspace=0.06)
-    axes = {
-        "dino": figure.add_subplot(left[0]),
-        "plateau": figure.add_subplot(left[1]),
-        **{metric: figure.add_subplot(grid[row, 1]) for row, metric in enumerate(beside)},
-        "distance": figure.add_subplot(grid[:, 2]),
-    }
+    figure, axes = _new_panels(beside, len(dino))
     for name, ax in axes.items():
         ax.set_label(name)
         multiplier_axis(ax, curves.scores["multiplier"])
@@ -62,8 +57,44 @@ def draw(curves: Robustness, background: Robustness | None = None, *, tolerance:
         axes[metric].set_xlabel("")
     _draw_distances(axes["distance"], curves, behind, styles)
     draw_legend(figure, curves.scores, styles, behind=behind.scores if behind else None)
-    _label_series(axes["distance"], curves, behind, styles)
+    named = _label_series(axes["distance"], curves, behind, styles) if _num_columns() == 3 else []
+    fit_text(figure)
+    if named:  # again, where the curves' ends are now
+        for mark in named:
+            mark.remove()
+        _label_series(axes["distance"], curves, behind, styles)
     return figure
+
+
+def _num_columns() -> int:
+    """How many panels stand beside each other: three where a figure is as wide as it wants to be."""
+    room = room_in(WIDTH_IN)
+    return 3 if room >= 8.4 else 2 if room >= 4.9 else 1
+
+
+def _new_panels(beside: list[str], num_bars: int) -> tuple[Figure, dict[str, Axes]]:
+    """The figure and its panels: DINO with the bars of the plateaus, the metrics beside it, and the distance."""
+    columns, strip = _num_columns(), 0.4 + 0.19 * num_bars
+    if columns == 3:
+        figure = new_figure(WIDTH_IN, 2.7 + 0.8 * len(beside) + 0.19 * num_bars, wspace=0.06)
+        grid = figure.add_gridspec(len(beside), 3, width_ratios=[1.55, 1.0, 1.15])
+        left, places, last = grid[:, 0], [grid[row, 1] for row in range(len(beside))], grid[:, 2]
+    elif columns == 2:
+        figure = new_figure(WIDTH_IN, max(5.4 + strip, 0.8 + 1.7 * len(beside)), wspace=0.06)
+        grid = figure.add_gridspec(1, 2)
+        down = grid[0].subgridspec(2, 1, height_ratios=[2.6 + strip, 2.2])
+        across = grid[1].subgridspec(len(beside), 1)
+        left, places, last = down[0], [across[row] for row in range(len(beside))], down[1]
+    else:
+        heights = [2.6 + strip, *[1.9] * len(beside), 2.3]
+        figure = new_figure(WIDTH_IN, 0.6 + sum(heights))
+        grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+        left, places, last = grid[0], [grid[row + 1] for row in range(len(beside))], grid[len(heights) - 1]
+    ratios = [8, 0.5 + 0.5 * num_bars] if columns == 3 else [2.1, strip]
+    first = left.subgridspec(2, 1, height_ratios=ratios, hspace=0.06)
+    axes = {"dino": figure.add_subplot(first[0]), "plateau": figure.add_subplot(first[1])}
+    axes |= {metric: figure.add_subplot(place) for metric, place in zip(beside, places, strict=True)}
+    return figure, axes | {"distance": figure.add_subplot(last)}
 
 
 def _without(background: Robustness | None, drawn: set[str]) -> Robustness | None:
@@ -95,11 +126,11 @@ def _draw_plateau_strip(ax: Axes, strip: Axes, dino: pd.DataFrame, styles: dict[
     strip.grid(True, axis="x")
     several = (dino["num_subjects"] > 2).any()
     heads = {
-        0: f"plateau: ≥ {100 * (1 - tolerance):g} % of the best gain",
+        0.0: f"plateau: ≥ {100 * (1 - tolerance):g} % of the best gain",
         1.03: "octaves" + (" [95 %]" if several else ""),
     }
-    for x, text in heads.items():
-        strip.text(x, 1.02, text, transform=strip.transAxes, fontsize=pt(7.5), color=MUTED, va="bottom")
+    strip.set_title(heads[0.0], fontsize=pt(7.5), fontweight="normal", color=MUTED, pad=pt(1))
+    strip.text(1.03, 1.02, heads[1.03], transform=strip.transAxes, fontsize=pt(7.5), color=MUTED, va="bottom")
 
 
 def _draw_distances(ax: Axes, curves: Robustness, behind: Robustness | None, styles: dict[str, Look]) -> None:
@@ -111,7 +142,7 @@ def _draw_distances(ax: Axes, curves: Robustness, behind: Robustness | None, sty
     draw_background(ax, shown[1] if behind else None, "multiplier", styles)
     draw_curves(ax, curves.distances, "multiplier", styles)
     limit_to_means(ax, shown)
-    ax.set_title("distance ‖W$_t$ − W$_0$‖ / ‖W$_0$‖")
+    ax.set_title("distance ‖Wₜ − W₀‖ / ‖W₀‖")
 
 
 def _on_grid(frame: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
@@ -120,7 +151,7 @@ def _on_grid(frame: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["multiplier"].between(low / 1.2, high * 1.2)]
 
 
-def _label_series(ax: Axes, curves: Robustness, behind: Robustness | None, styles: dict[str, Look]) -> None:
+def _label_series(ax: Axes, curves: Robustness, behind: Robustness | None, styles: dict[str, Look]) -> list[Text]:
     """Every series' name at the right end of its distance, the ones behind in grey."""
     ends = [
         (*_last(curve), str(series), styles[str(series)].color)
@@ -129,7 +160,7 @@ def _label_series(ax: Axes, curves: Robustness, behind: Robustness | None, style
     if behind is not None:
         shown = _on_grid(behind.distances, curves.distances)
         ends += [(*_last(curve), str(series), MUTED) for series, curve in shown.groupby("series", sort=False)]
-    label_ends(ax, ends[::-1])  # ends that meet are labelled from above in the legend's order
+    return label_ends(ax, ends[::-1])  # ends that meet are labelled from above in the legend's order
 
 
 def _last(curve: pd.DataFrame) -> tuple[float, float]:

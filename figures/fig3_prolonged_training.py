@@ -11,13 +11,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from adapters import BadInput
-from figures.labels import label_ends
+from figures.labels import fit_text, label_ends
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means
-from figures.style import METRIC_TITLES, MUTED, Look, looks, new_figure, pt, styled
+from figures.style import METRIC_TITLES, MUTED, Look, looks, new_figure, pt, room_in, styled
+
+WIDTH_IN = 9.2
 
 
 @styled
@@ -45,16 +48,16 @@ def draw(
         raise BadInput("no finished run to draw: run python sweeps/prolonged_training.py first")
     styles = looks(pd.concat([scores, distances]))
     has_lambda = lambdas is not None and len(lambdas) > 0
-    figure = new_figure(9.2, 5.6)
-    grid = figure.add_gridspec(2, 2, height_ratios=[1.5, 1.0], width_ratios=[1.0, 1.0])
-    for metric, place in (("dino", grid[0, 0]), ("clip_t", grid[1, 0])):
-        ax = figure.add_subplot(place, label=metric)
+    beside = room_in(WIDTH_IN) >= 6.0
+    figure, places = _new_panels(has_lambda, beside)
+    for metric in ("dino", "clip_t"):
+        ax = figure.add_subplot(places[metric], label=metric)
         _draw_scores(ax, scores[scores["metric"] == metric], base, metric, styles)
-    distance = figure.add_subplot(grid[0, 1] if has_lambda else grid[:, 1], label="distance")
-    _draw_gauge(distance, distances, styles, f"distance ‖W$_t$ − W$_0$‖ / ‖W$_0$‖, {matrix}")
+    distance = figure.add_subplot(places["distance"], label="distance")
+    _draw_gauge(distance, distances, styles, f"distance ‖Wₜ − W₀‖ / ‖W₀‖, {matrix}")
     distance.set_ylim(bottom=0)
     if lambdas is not None and has_lambda:
-        _draw_gauge(figure.add_subplot(grid[1, 1], label="lambda"), lambdas, styles, f"λ, {matrix}")
+        _draw_gauge(figure.add_subplot(places["lambda"], label="lambda"), lambdas, styles, f"λ, {matrix}")
     last = float(max(scores["step"].max(), distances["step"].max() if len(distances) else 0))
     for ax in figure.axes:
         ax.set_xlim(-0.02 * last, 1.02 * last)
@@ -64,10 +67,25 @@ def draw(
         [], [], ls="none", marker="o", ms=pt(10), mfc="none", mew=pt(1.3), color=MUTED, label="best step by DINO"
     )
     draw_legend(figure, scores, styles, marks=[ring] if scores["step"].nunique() > 1 else [])
-    label_ends(distance, _ends(distances, styles))
-    if lambdas is not None and has_lambda:
+    fit_text(figure)
+    if beside:
+        label_ends(distance, _ends(distances, styles))
+    if beside and lambdas is not None and has_lambda:
         label_ends(figure.axes[-1], _ends(lambdas, styles))
     return figure
+
+
+def _new_panels(has_lambda: bool, beside: bool) -> tuple[Figure, dict[str, SubplotSpec]]:
+    """The figure and the place of each panel: scores at the left, distance and lambda at the right, or all in one column."""
+    if not beside:
+        names = ["dino", "clip_t", "distance", *(["lambda"] if has_lambda else [])]
+        figure = new_figure(WIDTH_IN, 0.6 + 2.3 * len(names))
+        column = figure.add_gridspec(len(names), 1)
+        return figure, {name: column[row] for row, name in enumerate(names)}
+    figure = new_figure(WIDTH_IN, 5.6)
+    grid = figure.add_gridspec(2, 2, height_ratios=[1.5, 1.0], width_ratios=[1.0, 1.0])
+    right = {"distance": grid[0, 1], "lambda": grid[1, 1]} if has_lambda else {"distance": grid[:, 1]}
+    return figure, {"dino": grid[0, 0], "clip_t": grid[1, 0], **right}
 
 
 def _draw_scores(ax: Axes, scores: pd.DataFrame, base: pd.DataFrame, metric: str, styles: dict[str, Look]) -> None:

@@ -54,7 +54,7 @@ def draw(
     plain_log_axis(distance, curves.distances["mean"])
     draw_curves(distance, curves.distances, "multiplier", styles)
     limit_to_means(distance, [curves.distances])
-    distance.set_title("distance ‖W$_t$ − W$_0$‖ / ‖W$_0$‖")
+    distance.set_title("distance ‖Wₜ − W₀‖ / ‖W₀‖")
     marks = _draw_differences(paired, differences, first, second)
     draw_legend(figure, curves.scores, styles, marks=marks)
     return figure

@@ -22,7 +22,7 @@ from figures.style import LINE_STYLES, SPARE_MARKERS, Look, multiplier_text, new
 ROWS = {
     "lambda": "λ",
     "saturation": "saturation of the bound",
-    "distance_rel": "distance ‖W$_t$ − W$_0$‖ / ‖W$_0$‖",
+    "distance_rel": "distance ‖Wₜ − W₀‖ / ‖W₀‖",
 }
 
 

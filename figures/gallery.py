@@ -50,7 +50,7 @@ def draw_lr_robustness(results: Results, behind: Results | None = None) -> Drawn
         results: runs over learning rates.
         behind: other methods' runs, drawn behind in grey.
     """
-    drawn = Drawn()
+    drawn = Drawn.of(results)
     curves = add_curves(drawn, results, "fig2_lr_robustness", behind)
     several, subjects = results.runs["series"].nunique() > 1, results.runs["subject"].nunique()
     if several and subjects > 2:
@@ -77,7 +77,7 @@ def _all_seeds(results: Results) -> Results:
 
 def draw_prolonged_training(results: Results) -> Drawn:
     """Fig. 3: scores, distance and lambda against the steps; Fig. 8: a subject's pictures along them."""
-    drawn, scores = Drawn(), score_curve(results, x="step")
+    drawn, scores = Drawn.of(results), score_curve(results, x="step")
     gauges = {name: gauge_curve(results, name) for name in ("distance_rel", "lambda")}
     figure = figures.fig3_prolonged_training.draw(scores, gauges["distance_rel"], gauges["lambda"], base_line(results))
     panels = [
@@ -108,7 +108,7 @@ def draw_norms(norms: pd.DataFrame, axis: str = "columns") -> Drawn:
 
 def draw_dora_magnitude(results: Results) -> Drawn:
     """Fig. 5 and App. C: DoRA minus fixed-magnitude DoRA, paired by subject; the DoRA paper's magnitudes and directions."""
-    drawn, names = Drawn(), results.runs.drop_duplicates("method").set_index("method")["series"]
+    drawn, names = Drawn.of(results), results.runs.drop_duplicates("method").set_index("method")["series"]
     if missing := [name for name in ("dora", "dora-fixed") if name not in names]:
         raise BadInput(f"no run of {missing[0]}: run python sweeps/dora_magnitude.py")
     pair = results.select(method=["dora", "dora-fixed"])
@@ -127,7 +127,7 @@ def draw_dora_magnitude(results: Results) -> Drawn:
 
 def draw_boundary_and_angle(results: Results) -> Drawn:
     """Fig. 6: scores and distances by which rate is scaled; where lambda, saturation and distance go, by lambda's start."""
-    drawn, results = Drawn(), at_every_scale(results)
+    drawn, results = Drawn.of(results), at_every_scale(results)
     add_curves(drawn, results, "fig6_boundary_and_angle")
     starts = results.runs["boundary"].unique()
     for start in starts:
@@ -169,7 +169,7 @@ def draw_start_robustness(results: Results, order: Sequence[str] = ()) -> Drawn:
 
 def _variants(results: Results, name: str, order: Sequence[str], pair: Callable[[list[str]], Any]) -> Drawn:
     """The curves of variants and how those that are paired differ: at the best rate, and over the whole grid."""
-    drawn = Drawn()
+    drawn = Drawn.of(results)
     curves = add_curves(drawn, results, name, order=order)
     names = list(dict.fromkeys(curves.scores["series"]))
     pairs = [(b, a) for a, b in pair(names)]
@@ -180,7 +180,7 @@ def _variants(results: Results, name: str, order: Sequence[str], pair: Callable[
 
 def draw_rank_robustness(results: Results) -> Drawn:
     """Curves at every rank, and the plateau against the rank."""
-    drawn = Drawn()
+    drawn = Drawn.of(results)
     add_curves(drawn, results, "rank_robustness")
     ranks = plateau_by_setting(results, {"rank": sorted(results.runs["rank"].unique())})
     drawn.add("plateau_vs_rank", figures.plateau_vs_setting.draw(ranks), ranks)
@@ -190,7 +190,7 @@ def draw_rank_robustness(results: Results) -> Drawn:
 
 def draw_setting_robustness(results: Results) -> Drawn:
     """The plateau against every setting that was varied."""
-    drawn, frame = Drawn(), plateau_by_setting(results, find_defaults(results))
+    drawn, frame = Drawn.of(results), plateau_by_setting(results, find_defaults(results))
     drawn.add("plateau_vs_setting", figures.plateau_vs_setting.draw(frame), frame)
     drawn.tables["plateau_vs_setting"] = frame
     return drawn
@@ -212,7 +212,7 @@ def find_defaults(results: Results) -> dict[str, list[Any]]:
 
 def draw_best_of_grid(results: Results) -> Drawn:
     """Tables 3 and 6: scores at the best settings with parameters and spread of the seeds, and every pair of methods."""
-    drawn, scores = Drawn(), subject_scores(results)
+    drawn, scores = Drawn.of(results), subject_scores(results)
     drawn.tables["best"] = best_table(results)
     if scores["series"].nunique() > 1:
         drawn.tables["comparisons"] = compare(scores, ("at_best",))

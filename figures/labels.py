@@ -1,21 +1,28 @@
-"""Names at the ends of curves, which keep apart and are told apart."""
+"""Text that keeps its place: names at the ends of curves, lines that are no longer than what they stand over."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter
 
 from figures.style import pt
 
-MOST_LETTERS = 24
+MOST_LETTERS, LEAST_LETTERS = 24, 12
+HINTING = 1.05  # what rounding to pixels may add to a width
+SHARE = 0.3  # of a figure's width that names at its right may take
 
 
 def label_ends(
     ax: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap_pt: float = 10.5, fontsize: float = 8.5
-) -> None:
-    """Write names at the right ends of curves, moved apart where they would overlap.
+) -> list[Text]:
+    """Write names at the right ends of curves, moved apart where they would overlap; returns what was written.
 
     Args:
         ax: the axes, its limits final.
@@ -25,23 +32,29 @@ def label_ends(
     """
     figure = ax.get_figure(root=True)
     if not ends or figure is None:
-        return
+        return []
     gap, size = pt(gap_pt), pt(fontsize)
     figure.draw_without_rendering()  # so that the layout, and with it the place of every point, is final
     scale = 72 / figure.dpi
     height = ax.get_window_extent().height * scale
     bottom = ax.get_window_extent().y0
     if gap * len(ends) > height:
-        return  # more names than the panel has lines: they stand in the legend
+        return []  # more names than the panel has lines: they stand in the legend
     places = [(float(ax.transData.transform((x, y))[1]) - bottom) * scale for x, y, _, _ in ends]
-    names = shorten([name for _, _, name, _ in ends])
+    letters = min(MOST_LETTERS, int(SHARE * figure.get_figwidth() * 72 / (0.6 * size)))
+    if letters < LEAST_LETTERS:
+        return []  # the panel would be all names
+    names = shorten([name for _, _, name, _ in ends], letters)
+    written: list[Text] = []
     for place, name, (x, y, _, color) in zip(spread(places, gap, pt(3), height - pt(3)), names, ends, strict=True):
         at = (float(ax.transData.transform((x, y))[1]) - bottom) * scale
-        ax.annotate(
+        mark = ax.annotate(
             name, (x, y), (pt(9), place - at), textcoords="offset points", fontsize=size, color=color, va="center",
             annotation_clip=False, zorder=6,
             arrowprops={"arrowstyle": "-", "color": color, "lw": pt(0.6), "shrinkA": 0, "shrinkB": pt(3), "relpos": (0, 0.5)},
         )  # fmt: skip
+        written.append(mark)
+    return written
 
 
 def shorten(names: Sequence[str], letters: int = MOST_LETTERS) -> list[str]:
@@ -69,3 +82,71 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     result = np.empty(len(wanted))
     result[order] = flat
     return [float(value) for value in result]
+
+
+def width_pt(text: str, size_pt: float, *, bold: bool = False) -> float:
+    """How wide a line of text is, in points."""
+    font = font_manager.get_font(_font(bold))
+    font.set_size(100, 72)
+    font.set_text(text, 0.0)
+    return HINTING * size_pt * float(font.get_width_height()[0]) / 64 / 100
+
+
+@functools.cache
+def _font(bold: bool) -> str:
+    return font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal"))
+
+
+def wrap(text: str, most_pt: float, size_pt: float, *, bold: bool = False) -> list[str]:
+    """Text in lines no wider than that, broken between words, and inside a word only where it is wider itself."""
+    lines = [""]
+    for piece in [piece for word in text.split() for piece in _pieces(word, most_pt, size_pt, bold)]:
+        longer = f"{lines[-1]} {piece}".strip()
+        if lines[-1] and width_pt(longer, size_pt, bold=bold) > most_pt:
+            lines.append(piece)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _pieces(word: str, most_pt: float, size_pt: float, bold: bool) -> list[str]:
+    pieces = [""]
+    for letter in word:
+        if pieces[-1] and width_pt(pieces[-1] + letter, size_pt, bold=bold) > most_pt:
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces
+
+
+def fit_text(figure: Figure) -> None:
+    """Break titles and axis labels that are wider than their panels, and leave out tick labels that would touch.
+
+    Call it when everything else is drawn: it lays the figure out to know the panels' widths.
+    """
+    for _ in range(2):  # broken lines make panels a little narrower or wider
+        figure.draw_without_rendering()
+        for ax in figure.axes:
+            width = ax.get_window_extent().width * 72 / figure.dpi
+            height = ax.get_window_extent().height * 72 / figure.dpi
+            titles = [text for text in ax.get_children() if isinstance(text, Text) and text not in ax.texts]
+            for text in (*titles, ax.xaxis.label):
+                _break(text, width)
+            _break(ax.yaxis.label, height)
+            _thin_ticks(ax, width)
+
+
+def _break(text: Text, most_pt: float) -> None:
+    lines = wrap(text.get_text(), most_pt, float(text.get_fontsize()), bold=text.get_fontweight() == "bold")
+    text.set_text("\n".join(lines))
+
+
+def _thin_ticks(ax: Axes, width_pt_: float) -> None:
+    """Keep every n-th label of an axis whose ticks were set by hand, so that none touches the next."""
+    formatter = ax.xaxis.get_major_formatter()
+    if not isinstance(formatter, FixedFormatter) or not any(formatter.seq):
+        return
+    labels = [str(label) for label in formatter.seq]
+    size = float(pt(8.5))
+    widest = max(width_pt(label, size) for label in labels) + 0.6 * size
+    step = max(1, -(-int(widest * len(labels)) // max(1, int(width_pt_))))
+    ax.set_xticklabels([label if number % step == 0 else "" for number, label in enumerate(labels)])

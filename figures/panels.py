@@ -13,10 +13,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis.plateau import doubt
+from figures.labels import width_pt, wrap
 from figures.style import ALARM, BACKGROUND, INK, MARGIN_OCTAVES, MUTED, Look, count_text, pt
 
 BASE_DASHES = (0, (6, 2.2))
 LEGEND_ROW_IN = 0.18
+LEGEND_EDGES_PT, LEGEND_SAMPLE_PT = 14.0, 46.0  # on the screen: at both sides of a legend; sample and gap of an entry
 MOST_BANDS = 8  # beyond so many curves bands hide each other and everything else
 
 
@@ -215,24 +217,35 @@ def draw_legend(
         for series, curve in behind.groupby("series", sort=False):
             look = styles[str(series)]._replace(color=BACKGROUND, face=BACKGROUND)
             handles.append(series_handle(f"{series} ({count_text(curve)})", look, width=1.2))
-    columns = legend_columns([str(handle.get_label()) for handle in handles], figure.get_figwidth())
     kind = "bars" if title else "bands"
     cut = f"; {kind} end at a panel's edge" if any(cuts_a_band(ax) for ax in figure.axes) else ""
     text = (title or band_text(frame)) + cut + ("; grey: earlier runs" if behind is not None else "")
-    make_room(figure, len(handles), columns)
+    place_legend(figure, handles, text)
+
+
+def place_legend(figure: Figure, handles: Sequence[Line2D], title: str) -> None:
+    """Put entries above the panels in as many columns as fit; what is wider than the figure is broken into lines."""
+    size, title_size = pt(8.5), pt(8.5)
+    room = figure.get_figwidth() * 72 - pt(LEGEND_EDGES_PT)
+    columns = legend_columns([str(handle.get_label()) for handle in handles], figure.get_figwidth())
+    for handle in handles:
+        if columns == 1:
+            handle.set_label("\n".join(wrap(str(handle.get_label()), room - pt(LEGEND_SAMPLE_PT), size)))
+    title_lines = wrap(title, room, title_size)
+    num_lines = [str(handle.get_label()).count("\n") + 1 for handle in handles]
+    rows = sum(num_lines) if columns == 1 else -(-len(handles) // columns)
+    make_room(figure, rows + len(title_lines) - 1, 1)
     figure.legend(
-        handles=by_row(handles, columns), loc="outside upper left", ncols=columns, title=text, title_fontsize=pt(8.5),
-        alignment="left", columnspacing=1.6, handlelength=2.6,
+        handles=by_row(handles, columns), loc="outside upper left", ncols=columns, title="\n".join(title_lines),
+        title_fontsize=title_size, alignment="left", columnspacing=1.6, handlelength=2.6,
     )  # fmt: skip
 
 
 def legend_columns(labels: Sequence[str], width_in: float) -> int:
-    """How many columns fit beside each other: on the screen 0.075 in a letter and 0.65 in for the sample and the gap."""
-    columns = len(labels)
-    while columns > 1:
-        widest = [max(map(len, labels[start::columns])) for start in range(columns)]
-        if pt(sum(0.075 * letters + 0.65 for letters in widest)) < width_in:
-            break
+    """How many columns fit beside each other in a figure of that width, with their samples and gaps."""
+    columns, room = len(labels), width_in * 72 - pt(LEGEND_EDGES_PT)
+    widths = [width_pt(label, pt(8.5)) + pt(LEGEND_SAMPLE_PT) for label in labels]
+    while columns > 1 and sum(max(widths[start::columns]) for start in range(columns)) > room:
         columns -= 1
     return max(columns, 1)
 
@@ -273,4 +286,5 @@ def cuts_a_band(ax: Axes) -> bool:
 
 def series_handle(label: str, look: Look, width: float = 1.8) -> Line2D:
     """A legend entry of one series."""
+    label = f"\u200a{label}" if label.startswith("_") else label  # matplotlib leaves out what begins so
     return Line2D([], [], color=look.color, ls=look.line_style, label=label, lw=pt(width), **look.marks())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from adapters import BadInput
-from figures.style import ALARM, INK, METRIC_TITLES, MUTED, multiplier_text, styled, text_color
+from figures.labels import width_pt, wrap
+from figures.style import ALARM, INK, METRIC_TITLES, MUTED, forced_width_in, multiplier_text, styled, text_color
 
 TILE_IN = 0.9
 PITCH_IN = (1.02, 1.16)  # from tile to tile: across, and down, where the score stands between
 MARGIN_IN = (0.3, 0.72, 0.34)  # left of the tiles beside the rows' names, above them, below them
+BAND_IN = 0.42  # above columns that go on below, for their heads
+MOST_LEFT_IN = 2.6  # for the rows' names
+TEXT_PT, TITLE_PT, NOTE_PT = 8.5, 9.5, 7.5
 MIN_WIDTH_IN = 4.4  # what the note below the tiles needs
 FRAME_PT = 2.6
 MAP = colormaps["cividis"]  # readable for the colour-blind and in grey
@@ -57,41 +60,53 @@ def draw(
         raise BadInput(f"no pictures with a {columns} to put on a sheet: run the sweep first")
     names, values = list(dict.fromkeys(made[rows])), sorted(made[columns].unique())
     heads = [*(["subject"] if subject_pictures else []), *(["base"] if len(base) else []), *values]
-    figure, ax = _new_sheet([str(name) for name in names], len(heads), title or _title(made, columns))
+    note = f"frame and number: {METRIC_TITLES.get(metric, metric)} of that prompt's pictures; red dashes: diverged"
+    labels = [_row_lines(str(name)) for name in names]
+    figure, ax, across = _new_sheet(labels, len(heads), title or _title(made, columns), note)
     scale = _scale(pictures["value"])
     for j, head in enumerate(heads):
-        x, y = corner(0, j)
-        ax.text(x + TILE_IN / 2, y - 0.05, _head_text(head, columns), ha="center", va="bottom", fontsize=8.5)
+        x, y = corner(0, j, across, len(names))
+        ax.text(x + TILE_IN / 2, y - 0.05, _head_text(head, columns), ha="center", va="bottom", fontsize=TEXT_PT)
     for i, name in enumerate(names):
-        x, y = corner(i, 0)
-        ax.text(x - 0.1, y + TILE_IN / 2, _row_text(str(name)), ha="right", va="center", fontsize=8.5)
         for j, head in enumerate(heads):
+            place = corner(i, j, across, len(names))
+            if j % across == 0:
+                x, y = place
+                ax.text(x - 0.1, y + TILE_IN / 2, "\n".join(labels[i]), ha="right", va="center", fontsize=TEXT_PT)
             tile = _find(made[made[rows] == name], base, head, columns, subject_pictures)
-            _draw_tile(ax, corner(i, j), tile, scale)
-    note = f"frame and number: {METRIC_TITLES.get(metric, metric)} of that prompt's pictures; red dashes: diverged"
-    figure.text(0.01, 0.09 / figure.get_figheight(), note, fontsize=7.5, color=MUTED, va="bottom")
+            _draw_tile(ax, place, tile, scale)
     return figure
 
 
-def corner(row: int, column: int) -> tuple[float, float]:
-    """Upper left corner of a tile, in inches right of and below that of the first."""
-    return column * PITCH_IN[0], row * PITCH_IN[1]
+def corner(row: int, column: int, across: int = 1000, num_rows: int = 1) -> tuple[float, float]:
+    """Upper left corner of a tile, in inches right of and below that of the first; columns beyond `across` go on below."""
+    band, place = divmod(column, across)
+    return place * PITCH_IN[0], (band * num_rows + row) * PITCH_IN[1] + band * BAND_IN
 
 
-def _new_sheet(names: Sequence[str], num_columns: int, title: str) -> tuple[Figure, Axes]:
-    """A figure with its title and one axis whose unit is the inch, y downwards, (0, 0) the corner of the first tile."""
+def _new_sheet(labels: Sequence[Sequence[str]], num_columns: int, title: str, note: str) -> tuple[Figure, Axes, int]:
+    """A figure with its title, its note, and one axis whose unit is the inch, y downwards, (0, 0) the corner of the first tile.
+
+    Returns:
+        The figure, the axis, and how many columns stand beside each other: all, unless the figure is to have a width.
+    """
     left, above, below = MARGIN_IN
-    left += 0.068 * max(len(line) for name in names for line in _row_text(name).split("\n"))
-    width = max(left + num_columns * PITCH_IN[0], MIN_WIDTH_IN)
-    lines = textwrap.wrap(title, int(width / 0.085))  # inches a letter
-    above += 0.16 * (len(lines) - 1)
-    height = above + len(names) * PITCH_IN[1] + below
+    left += max(width_pt(line, TEXT_PT) for lines in labels for line in lines) / 72
+    width = forced_width_in() or max(left + num_columns * PITCH_IN[0], MIN_WIDTH_IN)
+    across = max(1, min(num_columns, int((width - left) / PITCH_IN[0] + 1e-9)))
+    bands = -(-num_columns // across)
+    heading = wrap(title, (width - 0.2) * 72, TITLE_PT, bold=True)
+    notes = wrap(note, (width - 0.2) * 72, NOTE_PT)
+    above += 0.16 * (len(heading) - 1)
+    below += 0.13 * (len(notes) - 1)
+    height = above + bands * len(labels) * PITCH_IN[1] + (bands - 1) * BAND_IN + below
     figure = Figure(figsize=(width, height))
-    figure.text(0.01, 1 - 0.09 / height, "\n".join(lines), fontsize=9.5, fontweight="bold", va="top")
+    figure.text(0.1 / width, 1 - 0.09 / height, "\n".join(heading), fontsize=TITLE_PT, fontweight="bold", va="top")
+    figure.text(0.1 / width, 0.09 / height, "\n".join(notes), fontsize=NOTE_PT, color=MUTED, va="bottom")
     ax = figure.add_axes((0, 0, 1, 1), label="sheet")
     ax.set(xlim=(-left, width - left), ylim=(height - above, -above))
     ax.axis("off")
-    return figure, ax
+    return figure, ax, across
 
 
 def _find(
@@ -152,8 +167,11 @@ def _scale(values: pd.Series) -> Normalize:
     return Normalize(low, high if high > low else low + 1e-6)
 
 
-def _row_text(name: str) -> str:
-    return name.replace("_", " ").replace(" (", "\n(").replace(", ", ",\n")
+def _row_lines(name: str) -> list[str]:
+    """A row's name in lines: broken before brackets and after commas, and where a line is too long for its margin."""
+    parts = name.replace("_", " ").replace(" (", "\n(").replace(", ", ",\n").split("\n")
+    most_pt = 72 * (MOST_LEFT_IN if forced_width_in() is None else min(MOST_LEFT_IN, 0.33 * (forced_width_in() or 0)))
+    return [line for part in parts for line in wrap(part, most_pt, TEXT_PT)]
 
 
 def _head_text(head: Any, columns: str) -> str:

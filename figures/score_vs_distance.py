@@ -19,7 +19,7 @@ from figures.style import INK, METRIC_TITLES, MUTED, Look, looks, multiplier_axi
 
 COMMON_DASHES = (0, (1, 1.4))
 AXES = {"multiplier": "over the learning rate", "distance_rel": "over the distance"}
-DISTANCE_LABEL = "distance ‖W$_t$ − W$_0$‖ / ‖W$_0$‖ at the end"
+DISTANCE_LABEL = "distance ‖Wₜ − W₀‖ / ‖W₀‖ at the end"
 
 
 @styled

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec
@@ -62,6 +62,7 @@ RC = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "plateau",
     "text.color": INK,
+    "text.parse_math": False,  # a name may hold dollars; what is mathematics says so
     "xtick.color": INK,
     "xtick.labelsize": 8.5,
     "ytick.color": INK,
@@ -97,15 +98,23 @@ _style: ContextVar[Style] = ContextVar("style", default=STYLES["screen"])
 
 
 @contextmanager
-def use_style(name: str) -> Iterator[None]:
+def use_style(name: str, width_in: float | None = None) -> Iterator[None]:
     """Draw for "screen", "paper" or "slides".
 
+    Args:
+        name: of the style.
+        width_in: every figure's width in inches; None lets a figure choose. Panels then stand below each other where they do
+            not fit beside, and a figure is as high as they need.
+
     Raises:
-        BadInput: for another name.
+        BadInput: for another name, or a width that is none.
     """
     if name not in STYLES:
         raise BadInput(f"unknown style {name!r}; allowed: {', '.join(STYLES)}")
-    token = _style.set(STYLES[name])
+    if width_in is not None and not 2 <= width_in <= 40:
+        raise BadInput(f"the width of figures is {width_in:g} inches; allowed: 2 to 40")
+    style = STYLES[name]
+    token = _style.set(style if width_in is None else replace(style, widths_in=(width_in,), max_height_in=float("inf")))
     try:
         yield
     finally:
@@ -225,6 +234,17 @@ def fit_size(width_in: float, height_in: float) -> tuple[float, float]:
         enough = [width for width in style.widths_in if width >= 0.95 * CROWDING * style.zoom * width_in]
         width_in = min(enough, default=style.widths_in[-1])
     return width_in, min(style.zoom * height_in, style.max_height_in)
+
+
+def room_in(width_in: float) -> float:
+    """How wide a figure of that width on the screen is in the style in use, in the screen's inches: what its text leaves it."""
+    return fit_size(width_in, 1.0)[0] / _style.get().zoom
+
+
+def forced_width_in() -> float | None:
+    """The width that every figure is to have; None where each chooses."""
+    style = _style.get()
+    return style.widths_in[0] if len(style.widths_in) == 1 else None
 
 
 def multiplier_text(value: float) -> str:

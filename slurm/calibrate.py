@@ -8,6 +8,7 @@ memory there is.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -112,7 +113,7 @@ def keep_calibration(sweep: Path, setting: Setting, cell: Cell, found: Calibrati
 def _of_machine(setting: Setting, cell: Cell, known: dict[int, Cost]) -> dict[int, Cost]:
     """From the cache; else what is known, or what is measured now; empty for a GPU where there is none."""
     key = _key(setting, cell)
-    path = cache_folder("calibration") / f"{key}.json"
+    path = _cache(key)
     if stored := read_costs(path).get(key):
         return stored
     if known or not has_device(setting.device):
@@ -128,6 +129,15 @@ def has_device(device: str) -> bool:
     import torch
 
     return device == "cpu" or torch.cuda.is_available()
+
+
+def measured_file(setting: Setting, cell: Cell) -> Path:
+    """Where a machine remembers what it measured of a model and a shape; without the file it measures again."""
+    return _cache(_key(setting, cell))
+
+
+def _cache(key: str) -> Path:
+    return cache_folder("calibration") / f"{key}.json"
 
 
 def _key(setting: Setting, cell: Cell) -> str:
@@ -172,6 +182,7 @@ def _measure_elsewhere(setting: Setting, cell: Cell) -> dict[int, Cost]:
     command = [sys.executable, "-m", "slurm.measure_packs", json.dumps(asdict(load))]
     root = Path(__file__).resolve().parents[1]
     print(f"measuring the model's speed and memory on {load.device}, once on this machine", file=sys.stderr, flush=True)
+    busy = machine_load()
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode == -signal.SIGKILL:  # what the system does with a process that takes too much
         raise BadInput(describe_too_large(cell, load.checkpointing, f"this machine's {total_gib():.0f} GiB", None))
@@ -181,4 +192,12 @@ def _measure_elsewhere(setting: Setting, cell: Cell) -> dict[int, Cost]:
     if not found["costs"]:
         place = f"the GPU's {found['total_gib']:.0f} GiB" if load.device == "cuda" else "memory"
         raise BadInput(describe_too_large(cell, load.checkpointing, place, found["fits"]))
-    return {int(n): Cost(**cost) for n, cost in found["costs"].items()}
+    return {int(n): dataclasses.replace(Cost(**cost), load=busy) for n, cost in found["costs"].items()}
+
+
+def machine_load() -> float | None:
+    """How many processes of this machine computed at once, on average over the last minute; None where nobody counts."""
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return None

@@ -79,11 +79,13 @@ class Cost:
         step_s: seconds of a training step.
         peak_mib: the process's peak of resident memory.
         gpu_mib: peak of the memory that torch took on the GPU; 0 on a CPU.
+        load: the machine's load (`os.getloadavg`, one minute) when the measurement began; None where it was not noted.
     """
 
     step_s: float
     peak_mib: float
     gpu_mib: float = 0.0
+    load: float | None = None
 
 
 @dataclass(frozen=True)

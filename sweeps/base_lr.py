@@ -42,6 +42,7 @@ class TuningOptions(Options):
 def drive(options: TuningOptions) -> int:
     """Try every setting on the tuning subjects and keep the best."""
     from adapters import BadInput, get_class
+    from adapters.method_words import RATES
     from analysis.selection import RULE
     from sweeps.driver import run_sweep
     from sweeps.grid import plan_cell, set_scene
@@ -51,6 +52,13 @@ def drive(options: TuningOptions) -> int:
         raise BadInput(
             f"--rates has {counted(len(options.rates), 'value')}, --boundary-rates x --boundaries "
             f"{len(options.boundary_rates) * len(options.boundaries)}: every method gets the same number of trials"
+        )
+    given = [
+        flag for flag in RATES if getattr(options, flag) is not None or any(flag in s.words for s in options.specs())
+    ]
+    if given:
+        raise BadInput(
+            f"{given[0]} is given, and base_lr.py looks for it: --rates, --boundary-rates, --boundaries say where"
         )
     scene = set_scene(options, num_subjects=4, split="tuning")
     planned = []

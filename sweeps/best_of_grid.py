@@ -54,7 +54,7 @@ def drive(options: BestOptions) -> int:
     few, many = split_subjects(options)
     trial = with_defaults(options, seeds=options.seeds[:1])
     grid = expand_each(trial, few, [{"boundary": start} for start in options.boundaries or (options.boundary,)])
-    tried = run_sweep(trial, few, grid, NAME)
+    tried = run_sweep(trial, few, grid, NAME, smaller=("multipliers",))
     if tried is None:
         names, count = [subject.name for subject in many.subjects], len(options.specs()) * len(options.seeds)
         print(
@@ -63,7 +63,7 @@ def drive(options: BestOptions) -> int:
         )
         return 0
     best = report_choice(tried, few, options.docs)
-    outcome = run_sweep(options, many, plan_best(best, grid, many, options), NAME)
+    outcome = run_sweep(options, many, plan_best(best, grid, many, options), NAME, smaller=())
     if outcome is not None:
         report_best(outcome, options.docs)
     return 0

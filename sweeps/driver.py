@@ -15,7 +15,7 @@ from adapters import BadInput, counted
 from analysis import Results, load
 from slurm import inline
 from slurm.arrays import MEMORY_MARGIN
-from slurm.calibrate import Calibration, calibrate, keep_calibration
+from slurm.calibrate import Calibration, calibrate, keep_calibration, machine_load, measured_file
 from slurm.ended import last_line
 from slurm.expect import DRY_RUN_WORTH_S, WORTH_S, expect
 from slurm.forecast import Need, Pack, count_values, state_mib
@@ -27,10 +27,14 @@ from sweeps.grid import Planned, Scene, base_cells
 from sweeps.jobs import Sender, describe_states
 from sweeps.options import Options, Stopped
 from sweeps.plan import Plan, is_packable, keep_method_files, keep_own_pictures, keep_start, name_pack, open_sweep
+from sweeps.plan_lines import describe_load, describe_rates
 from sweeps.progress import ProgressDisplay, duration
 from sweeps.remarks import describe_scene
+from sweeps.smaller import LONG_S, offer_smaller
 from training.cell import BASE, Cell
 from training.tasks.pipeline import attention_shapes
+
+RENAMED = ("multiplier", "scale", "label", "rate_source")  # what a run goes by in a call, whatever it was trained as
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,13 @@ class Outcome:
     trained: int
 
 
-def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: str) -> Outcome | None:
+def run_sweep(
+    options: Options,
+    scene: Scene,
+    planned: Sequence[Planned],
+    name: str,
+    smaller: Sequence[str] = ("subjects", "multipliers"),
+) -> Outcome | None:
     """Train what is missing and load everything; None after `--dry-run`, and while jobs do the work.
 
     Args:
@@ -56,6 +66,7 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
         scene: model, scorers and subjects.
         planned: the cells of the driver's question.
         name: the driver's name, which names the sweep's folder unless `--sweep` does.
+        smaller: which flags may be given fewer values in the offer of a smaller run.
 
     Raises:
         BadInput: for a folder that cannot be used, or a worker that was killed.
@@ -94,6 +105,20 @@ def run_sweep(options: Options, scene: Scene, planned: Sequence[Planned], name: 
     expected = expect(left, setting, measured, workers, worth_s) if measured else None
     estimate = expected.seconds(left) if expected else 0.0
     _show_plan(options, scene, cells, todo, len(left), workers, measured, estimate)
+    lines = describe_rates(planned)
+    if expected is not None and cluster is None:
+        lines += describe_load(expected.coarse.costs, machine_load(), measured_file(scene.setting, shape))
+
+        def take_s(kept: set[str]) -> float | None:
+            """Seconds of some cells: of stored packs whole, as they are trained, of others as they would be packed."""
+            stored = [pack for pack in _as_packs(plan, packs, ours) if any(c.identity() in kept for c in pack.cells)]
+            fresh = [p for p in missing if options.dry_run and p.cell.identity() in kept]
+            groups = plan.draft(fresh, expected.coarse.pack_size, workers)
+            return expected.seconds([*stored, *(_as_pack(group, setting) for group in groups)])
+
+        if (estimate or 0.0) > LONG_S:
+            lines += offer_smaller(asked, sys.argv, options.subjects, take_s, smaller)
+    print("\n".join(lines))
     sender = Sender(plan.sweep, where.executor, cluster, workers, expected.need if expected else lambda _: Need())
     if options.dry_run:
         sender.show(left)
@@ -121,13 +146,16 @@ def relabel(results: Results, labels: Mapping[str, Sequence[Mapping]]) -> Result
     rate is scaled, stands there once under each of its names.
     """
     runs = results.all_runs
+    known = [*runs.columns, *(name for rows in labels.values() for own in rows for name in own)]
+    renamed = [name for name in RENAMED if name in known]
     names = [
-        (place, own.get("multiplier"), own.get("scale"))
+        (place, *(own.get(name) for name in renamed))
         for place, run_id in enumerate(runs["run_id"])
         for own in labels.get(run_id, ({},))  # the untouched base of subjects that this call leaves out
     ]
-    places, multipliers, scales = zip(*dict.fromkeys(names))
-    named = runs.iloc[list(places)].assign(multiplier=pd.array(multipliers, dtype="object"), scale=list(scales))
+    places, *columns = zip(*dict.fromkeys(names))
+    given = {name: pd.array(values, dtype="object") for name, values in zip(renamed, columns, strict=True)}
+    named = runs.iloc[list(places)].assign(**given)
     return dataclasses.replace(results, all_runs=named.astype({"multiplier": "float64"}))
 
 

@@ -15,7 +15,7 @@ from adapters.inject import try_on
 from adapters.starting_point import agree, content_hash
 from slurm.job import Setting
 from sweeps.options import Options, with_defaults
-from sweeps.rates import Rates, base_rates, describe_borrowed, scaled
+from sweeps.rates import Rates, check_base_lr, choose_rates, describe_borrowed, scaled
 from training.cell import Cell
 from training.open_adapter import open_adapter
 from training.tasks import dreambench
@@ -197,23 +197,6 @@ def choose_subjects(
     return folder, pool[:wanted]
 
 
-def rates_of(options: Options, spec: MethodSpec, scene: Scene) -> Rates:
-    """A method's base rates: the flags', else those of the data file."""
-    uses_boundary = get_class(spec.name).uses_boundary
-    if options.base_lr is not None and (not uses_boundary or (options.boundary and options.lr_lambda)):
-        found = Rates(options.base_lr)
-    else:
-        found = base_rates(spec, scene.model_name, scene.model_hash, table=options.rate_table)
-    has_magnitude = "magnitude" in get_class(spec.name).ROLES.values()
-    return Rates(
-        lr=options.base_lr or found.lr,
-        lr_lambda=(options.lr_lambda or found.lr_lambda) if uses_boundary else None,
-        lr_magnitude=(options.lr_magnitude or found.lr_magnitude) if has_magnitude else None,
-        boundary=(options.boundary or found.boundary) if uses_boundary else None,
-        borrowed=found.borrowed,
-    )
-
-
 def expand(
     options: Options, scene: Scene, specs: Iterable[MethodSpec] | None = None, *, quiet: bool = False
 ) -> list[Planned]:
@@ -226,15 +209,16 @@ def expand(
     """
     specs = list(options.specs() if specs is None else specs)
     check_rank(options.rank, Path(scene.setting.model), specs)
+    check_base_lr(options, specs, scene.model_name, scene.model_hash)
     planned = []
     for spec in specs:
-        rates = rates_of(options, spec, scene)
+        rates = choose_rates(options, spec, scene.model_name, scene.model_hash)
         if rates.borrowed and not quiet:
             print(describe_borrowed(spec, rates, scene.model_name), file=sys.stderr)
         for subject in scene.subjects:
             for seed in options.seeds:
                 for multiplier in dict.fromkeys(options.multipliers if options.steps else (1.0,)):
-                    labels = {"multiplier": multiplier, "scale": options.scale, "base_lr": rates.lr}
+                    labels = {"multiplier": multiplier, "scale": options.scale, **name_rates(rates)}
                     planned.append(
                         plan_cell(scene, spec, subject, seed, labels, **scaled(rates, multiplier, options.scale))
                     )
@@ -242,14 +226,23 @@ def expand(
 
 
 def expand_each(options: Options, scene: Scene, changes: Iterable[Mapping[str, object]]) -> list[Planned]:
-    """The cells of the grid under each of several changes of the flags.
+    """The cells of the grid under each of several changes of the flags, which go before what is said of a single method.
 
     Raises:
         BadInput: as `expand`.
     """
-    varied = [with_defaults(options, **change) for change in changes]
-    grids = [expand(flags, scene.of(flags), quiet=number > 0) for number, flags in enumerate(varied)]
+    grids = []
+    for number, change in enumerate(changes):
+        flags = with_defaults(options, **change)
+        changed = {name for name, value in change.items() if value is not None}
+        specs = [replace(s, words={k: v for k, v in s.words.items() if k not in changed}) for s in options.specs()]
+        grids.append(expand(flags, scene.of(flags), specs, quiet=number > 0))
     return [planned for grid in grids for planned in grid]
+
+
+def name_rates(rates: Rates) -> dict[str, object]:
+    """The labels that say which base rate a run has, and where it comes from."""
+    return {"base_lr": rates.lr, "rate_source": rates.source}
 
 
 def plan_cell(
@@ -266,7 +259,9 @@ def plan_cell(
         subject_hash=subject.content_hash(scene.shared["num_drift_prompts"]), **fields,
     )  # fmt: skip
     label = f"x{labels['multiplier']:g}" if labels.get("multiplier") is not None else f"lr{cell.lr:g}"
-    return Planned(cell, label, labels | {"model": scene.model_name, "class": subject.cls, "split": subject.split})
+    named = {"label": spec.label} if spec.words.get("label") or "@" in spec.name else {}
+    about = {"model": scene.model_name, "class": subject.cls, "split": subject.split}
+    return Planned(cell, label, labels | named | about)
 
 
 def base_cells(planned: Iterable[Planned]) -> list[Planned]:

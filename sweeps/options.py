@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -86,7 +87,7 @@ class Options:
     explain_preset: bool = False
     """Print the preset's settings, each with its source, and exit."""
     method: tuple[str, ...] = ("delora",)
-    """Methods to train: names, `name:option=value,...`, or `all`."""
+    """Methods to train: names, `name:option=value,...`, or `all`. Every one may have `base_lr=...` and `label=...`."""
     model: str = "pocket"
     """`pocket`, a diffusers pipeline folder, or a hub id, ORG/NAME or ORG/NAME@REVISION."""
     subjects: tuple[str, ...] = ()
@@ -98,7 +99,9 @@ class Options:
     rate_table: str | None = None
     """Table of `sweeps/base_rates.toml` for the base rates; default: the model's."""
     base_lr: float | None = None
-    """Base learning rate, in place of the tuned one of `sweeps/base_rates.toml`."""
+    """Base learning rate of methods without one of their own (`name:base_lr=...`, `sweeps/base_rates.toml`)."""
+    base_lr_for_all: bool = False
+    """Let --base-lr replace the tuned and published base rates too; not those of `name:base_lr=...`."""
     lr_lambda: float | None = None
     """Base learning rate of DeLoRA's lambda, in place of the tuned one."""
     lr_magnitude: float | None = None
@@ -199,7 +202,11 @@ class Options:
         names = [n for m in self.method for n in (METHODS if m == "all" else (m,))]
         if not names:
             raise BadInput(f"--method got no name (methods: {', '.join(METHODS)})")
-        specs = {(s.name, s.canonical): s for s in map(parse_method, names)}
+        specs: dict[tuple[str, str], MethodSpec] = {}
+        for spec in map(parse_method, names):
+            if specs.setdefault((spec.name, spec.canonical), spec).words != spec.words:
+                raise BadInput(f"--method has {spec.name} twice, with different rates or labels: name it once")
+        _check_labels(list(specs.values()))
         return list(specs.values())
 
     def check(self) -> None:
@@ -234,6 +241,12 @@ class Options:
             value = getattr(self, flag)
             _need(value == "auto" or (value.isdigit() and int(value) > 0), flag, value, "auto or a number from 1 on")
         self.where.check()
+
+
+def _check_labels(specs: Sequence[MethodSpec]) -> None:
+    counts = Counter(spec.label for spec in specs)
+    if shared := [spec for spec in specs if "label" in spec.words and counts[spec.label] > 1]:
+        raise BadInput(f"--method has two methods that are called {shared[0].label!r}: give them different labels")
 
 
 def _need(holds: bool, flag: str, value: object, allowed: str) -> None:

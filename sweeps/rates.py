@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import BadInput, MethodSpec
+from adapters import BadInput, MethodSpec, get_class
 from adapters.documents import read_toml
+from sweeps.options import Options
 from training.store import writing
 
 RATES = Path(__file__).with_name("base_rates.toml")
+
+
+GIVEN = "given on the command line"
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Rates:
         lr_magnitude: rate of DoRA's m, None elsewhere.
         boundary: DeLoRA's lambda at the start, None elsewhere.
         borrowed: where the setting comes from if nobody tuned the method on the model; None if somebody did.
+        source: where it comes from, in words: tuned, published, borrowed, or given on the command line.
     """
 
     lr: float
@@ -30,6 +36,15 @@ class Rates:
     lr_magnitude: float | None = None
     boundary: float | None = None
     borrowed: str | None = None
+    source: str = ""
+
+
+FIELDS = {
+    "lr": "base_lr",
+    "lr_lambda": "lr_lambda",
+    "lr_magnitude": "lr_magnitude",
+    "boundary": "boundary",
+}  # as users say
 
 
 def read_rates(path: Path = RATES) -> dict:
@@ -53,6 +68,23 @@ def base_rates(spec: MethodSpec, model: str, model_hash: str, path: Path = RATES
     Raises:
         BadInput: if there is no such table, or none has the method; give --base-lr then.
     """
+    rates = look_up_rates(spec, model, model_hash, path, table)
+    if rates is None:
+        raise BadInput(
+            f"no base rate of {spec.name} for model {model!r} in {path.name}; give --base-lr "
+            "(and --lr-lambda and --boundary if it has a lambda)"
+        )
+    return rates
+
+
+def look_up_rates(
+    spec: MethodSpec, model: str, model_hash: str, path: Path = RATES, table: str | None = None
+) -> Rates | None:
+    """As `base_rates`; None where no table has the method.
+
+    Raises:
+        BadInput: if there is no such table.
+    """
     tables = read_rates(path)
     named = [name for name in tables if name != "untuned"]
     if table is not None and table not in named:
@@ -61,16 +93,22 @@ def base_rates(spec: MethodSpec, model: str, model_hash: str, path: Path = RATES
     name = table or (own[0] if own else "pocket" if model == "pocket" else "sd15")
     methods = tables.get(name, {}).get("methods", {})
     row = methods.get(spec.name) or methods.get({"dora-fixed": "dora"}.get(spec.name, ""))
-    borrowed = None
+    borrowed, source = None, _origin(name, tables.get(name, {}), model_hash)
     if row is None:
         row, borrowed = _borrow(spec.name, methods, tables)
+        source = f"borrowed from {(borrowed or '').removeprefix('that of ')}"
     if row is None:
-        raise BadInput(
-            f"no base rate of {spec.name} for model {model!r} in {path.name}; give --base-lr "
-            "(and --lr-lambda and --boundary if it has a lambda)"
-        )
-    fields = Rates.__dataclass_fields__
-    return Rates(**{key: value for key, value in row.items() if key in fields}, borrowed=borrowed)
+        return None
+    kept = {key: value for key, value in row.items() if key in FIELDS}
+    return Rates(**kept, borrowed=borrowed, source=source)
+
+
+def _origin(name: str, table: dict, model_hash: str) -> str:
+    """Where a table's rates come from: measured on a model, whose hash it has, or published for Stable Diffusion 1.5."""
+    if "model_hash" not in table:
+        return "published for Stable Diffusion 1.5"
+    others = "" if table["model_hash"] == model_hash else ", with other weights"
+    return f"tuned on {'the pocket' if name == 'pocket' else name}{others}"
 
 
 def _borrow(method: str, methods: dict, tables: dict) -> tuple[dict | None, str | None]:
@@ -91,6 +129,68 @@ def describe_borrowed(spec: MethodSpec, rates: Rates, model: str) -> str:
         f"{spec.name} was not tuned on {model}: what no flag gives is {rates.borrowed} (lr {rates.lr:g}{boundary}); "
         "sweeps/base_lr.py finds its own"
     )
+
+
+def choose_rates(options: Options, spec: MethodSpec, model: str, model_hash: str) -> Rates:
+    """A method's base rates: what is said of it, else what flags say, else those of the data file.
+
+    `--base-lr` is for methods that have no rate of their own there, and for all with `--base-lr-for-all`.
+
+    Raises:
+        BadInput: for a rate that the method does not have; if there is none for it, or no such table.
+    """
+    cls = get_class(spec.name)
+    with_lambda, with_magnitude = cls.uses_boundary, "magnitude" in cls.ROLES.values()
+    has = {"lr": True, "lr_lambda": with_lambda, "lr_magnitude": with_magnitude, "boundary": with_lambda}
+    words = {field: float(spec.words[word]) for field, word in FIELDS.items() if word in spec.words}
+    if wrong := [field for field in words if not has[field]]:
+        allowed = ", ".join(word for field, word in FIELDS.items() if has[field])
+        raise BadInput(f"method {spec.name!r} has no {FIELDS[wrong[0]]}; its rates are: {allowed}")
+    found = look_up_rates(spec, model, model_hash, table=options.rate_table)
+    given = {field: getattr(options, field) for field in ("lr_lambda", "lr_magnitude", "boundary")}
+    if takes_base_lr(options, spec, found):
+        given["lr"] = options.base_lr
+    given = {field: value for field, value in (given | words).items() if value is not None and has[field]}
+    if found is None:
+        needed = {"lr", *(("lr_lambda", "boundary") if with_lambda else ())}
+        found = Rates(given["lr"]) if needed <= given.keys() else base_rates(spec, model, model_hash)
+    kept = {field: getattr(found, field) for field in FIELDS if has[field]} | given
+    sources = {FIELDS[field]: GIVEN if field in given else found.source for field, value in kept.items() if value}
+    borrowed = None if set(sources.values()) == {GIVEN} else found.borrowed
+    return Rates(**kept, borrowed=borrowed, source=_describe_sources(sources))
+
+
+def takes_base_lr(options: Options, spec: MethodSpec, found: Rates | None) -> bool:
+    """Whether `--base-lr` is this method's base rate; `found` is what the data file has for it."""
+    has_own = found is not None and found.borrowed is None
+    return options.base_lr is not None and "base_lr" not in spec.words and (options.base_lr_for_all or not has_own)
+
+
+def check_base_lr(options: Options, specs: Sequence[MethodSpec], model: str, model_hash: str) -> None:
+    """Refuse a `--base-lr` that no method would take.
+
+    Raises:
+        BadInput: naming each method with the rate that it has.
+    """
+    if options.base_lr is None or options.base_lr_for_all or not specs:
+        return
+    found = [look_up_rates(spec, model, model_hash, table=options.rate_table) for spec in specs]
+    if any(takes_base_lr(options, spec, rates) for spec, rates in zip(specs, found, strict=True)):
+        return
+    own = [choose_rates(options, spec, model, model_hash) for spec in specs]
+    said = ", ".join(f"{spec.name} {rates.lr:g} ({rates.source})" for spec, rates in zip(specs, own, strict=True))
+    raise BadInput(
+        f"--base-lr is {options.base_lr:g}, and every method has a rate of its own: {said}; "
+        f"give {specs[0].name.partition('@')[0]}:base_lr={options.base_lr:g} to one, or --base-lr-for-all"
+    )
+
+
+def _describe_sources(sources: Mapping[str, str]) -> str:
+    """Where rates come from; which of them, where they come from several places."""
+    places = {place: [name for name in sources if sources[name] == place] for place in sources.values()}
+    if len(places) == 1:
+        return next(iter(places))
+    return "; ".join(f"{' and '.join(names)} {place}" for place, names in places.items())
 
 
 def scaled(rates: Rates, multiplier: float, scale: str = "both") -> dict:

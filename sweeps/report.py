@@ -137,6 +137,7 @@ def publish(
         shown: finds the pictures that go along to `docs`; None for none. Earlier copies may have come without any.
         num_norms: as for `export_compact`.
     """
+    say_notes(drawn)
     say_where(drawn.save(outcome.folder))
     if docs is not None:
         rows = None
@@ -145,6 +146,12 @@ def publish(
         export_compact(outcome.results, docs, num_norms=num_norms, shown=rows)
         draw(load(docs)).save(docs, ("png",))
         write_record(docs, outcome.results)
+
+
+def say_notes(drawn: Drawn) -> None:
+    """Print which base rate each series has and where it comes from, and which runs are missing."""
+    for note in drawn.notes:
+        print(note)
 
 
 def say_where(paths: Sequence[Path]) -> None:

@@ -40,7 +40,7 @@ def plan_best(best: pd.DataFrame, grid: Sequence[Planned], scene: Scene, options
         found = by_setting[_setting(row.method, row.options, row.lr, row.boundary)]
         spec = specs[row.method, row.options]
         own = {name: getattr(found.cell, name) for name in ("lr", "lr_lambda", "lr_magnitude", "boundary")}
-        labels = {name: found.labels[name] for name in ("multiplier", "scale", "base_lr")}
+        labels = {name: found.labels[name] for name in ("multiplier", "scale", "base_lr", "rate_source")}
         planned += [plan_cell(scene, spec, s, seed, labels, **own) for s in scene.subjects for seed in options.seeds]
     return planned
 

@@ -191,14 +191,25 @@ def test_model_with_pickled_weights_is_not_read(studio: Studio, tmp_path: Path, 
 
 def test_runs_folder_below_a_file(tmp_path: Path, refused: Front) -> None:
     (tmp_path / "file").write_text("not a folder")
-    line = refused("--base-lr", "1e-3", "--lr-lambda", "1e-3", "--boundary", "1", runs=tmp_path / "file" / "runs")
+    line = refused(
+        "--base-lr",
+        "1e-3",
+        "--base-lr-for-all",
+        "--lr-lambda",
+        "1e-3",
+        "--boundary",
+        "1",
+        runs=tmp_path / "file" / "runs",
+    )
     assert str(tmp_path / "file" / "runs") in line
     assert "cannot write" in line
 
 
 def test_runs_folder_that_cannot_be_written(refused: Front) -> None:
     """``/proc`` takes no folder from anybody, root included."""
-    line = refused("--base-lr", "1e-3", "--lr-lambda", "1e-3", "--boundary", "1", runs=Path("/proc/plateau"))
+    line = refused(
+        "--base-lr", "1e-3", "--base-lr-for-all", "--lr-lambda", "1e-3", "--boundary", "1", runs=Path("/proc/plateau")
+    )
     assert "/proc/plateau" in line
     assert "cannot write" in line
 
@@ -251,7 +262,19 @@ def trained(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
-ONE_CELL = ("--method", "lora", "--multipliers", "1", "--base-lr", "1e-3", "--pack-size", "1", "--steps", "6")
+ONE_CELL = (
+    "--method",
+    "lora",
+    "--multipliers",
+    "1",
+    "--base-lr",
+    "1e-3",
+    "--base-lr-for-all",
+    "--pack-size",
+    "1",
+    "--steps",
+    "6",
+)
 
 
 def copy_of(trained: Path, tmp_path: Path) -> tuple[Path, Path]:

@@ -15,7 +15,7 @@ from tests.make_driver import Driven, drive_studio
 from tests.make_studio import Studio
 from training.store import find_runs
 
-RATES = ("--base-lr", "1e-3", "--lr-lambda", "1e-3", "--boundary", "1", "--multipliers", "1", "4")
+RATES = ("--base-lr", "1e-3", "--base-lr-for-all", "--lr-lambda", "1e-3", "--boundary", "1", "--multipliers", "1", "4")
 
 
 @pytest.fixture(scope="module")

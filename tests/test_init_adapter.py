@@ -184,7 +184,7 @@ def test_zero_steps_score_an_adapter_and_train_nothing(
 ) -> None:
     file = tmp_path / "mine.safetensors"
     assert export([str(trained("lora").path), "--to", "kohya", "--out", str(file)]) == 0
-    flags = ("--method", "lora", "--steps", "0", "--init-adapter", str(file), "--base-lr", "1",
+    flags = ("--method", "lora", "--steps", "0", "--init-adapter", str(file), "--base-lr", "1", "--base-lr-for-all",
              "--subjects", str(studio.folder / "subjects"), "1")  # fmt: skip
     done = drive_studio(studio, lr_robustness, tmp_path / "runs", *flags)
     assert done.code == 0, done.err
@@ -207,7 +207,9 @@ def refused(
 
     def front(*more: str) -> str:
         capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", studio.arguments(tmp_path / "runs", "--base-lr", "1e-3", *more)[1:])
+        monkeypatch.setattr(
+            sys, "argv", studio.arguments(tmp_path / "runs", "--base-lr", "1e-3", "--base-lr-for-all", *more)[1:]
+        )
         assert run_driver(lr_robustness.RobustnessOptions, lr_robustness.drive, "") == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1, lines

@@ -18,8 +18,8 @@ from tests.make_studio import ROOT, Studio
 from training.store import find_runs
 
 TWO_CELLS = (
-    "--method", "delora", "--multipliers", "1", "2", "--base-lr", "1e-2", "--lr-lambda", "1e-2", "--boundary", "1",
-    "--pack-size", "4",
+    "--method", "delora", "--multipliers", "1", "2", "--base-lr", "1e-2", "--base-lr-for-all", "--lr-lambda", "1e-2",
+    "--boundary", "1", "--pack-size", "4",
 )  # fmt: skip
 SECRET = "hf_thisTokenMustNotReachAnyDisk"
 

@@ -215,7 +215,7 @@ def test_class_pictures_are_drawn(parts: tuple, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["sdxl"], indirect=True)
 def test_the_front_door_takes_it(studio: Path, tmp_path: Path) -> None:
     """Planned, trained, scored beside the untouched base, and drawn."""
-    flags = ("--method", "lora", "--base-lr", "1e-3", "--multipliers", "1", "2")
+    flags = ("--method", "lora", "--base-lr", "1e-3", "--base-lr-for-all", "--multipliers", "1", "2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         done = drive_studio(Studio(studio), lr_robustness, tmp_path, *flags)

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapters import METHODS, BadInput, get_class, parse_method
-from sweeps.rates import RATES, base_rates, describe_borrowed, write_rates
+from sweeps import base_lr, grid
+from sweeps.options import Options
+from sweeps.rates import (
+    RATES,
+    Rates,
+    base_rates,
+    check_base_lr,
+    choose_rates,
+    describe_borrowed,
+    read_rates,
+    write_rates,
+)
 
 TABLES = """
 [sd15.methods.lora]
@@ -82,3 +94,90 @@ def test_tuning_one_method_keeps_the_others_of_the_same_model(tables: Path) -> N
     write_rates("mine", {"model_hash": "trained longer", "methods": {"lora": {"lr": 1e-3}}}, tables)
     kept = tomllib.loads(tables.read_text())["mine"]["methods"]
     assert kept == {"lora": {"lr": 1e-3}}, "rates of other weights say nothing"
+
+
+def choose(method: str, model: str = "pocket", **flags: Any) -> Rates:
+    """The rates of a method under some flags, on a model of that name."""
+    known = read_rates().get(model, {}).get("model_hash", "")
+    return choose_rates(Options(**flags), parse_method(method), model, known)
+
+
+def test_a_base_lr_is_for_methods_that_have_none_of_their_own() -> None:
+    assert (choose("lora", base_lr=0.5).lr, choose("lora", base_lr=0.5).source) == (0.000977, "tuned on the pocket")
+    assert choose("lora", base_lr=0.5, base_lr_for_all=True).lr == 0.5
+    assert choose("lora:base_lr=0.25", base_lr=0.5, base_lr_for_all=True).lr == 0.25
+    assert (choose("hra", base_lr=0.5).lr, choose("hra", base_lr=0.5).borrowed) == (0.5, None), (
+        "a borrowed rate is not its own"
+    )
+    assert choose("hra").source == "borrowed from what is published for Stable Diffusion 1.5"
+    given = choose("peft:hra:r=4", base_lr=0.5)
+    assert (given.lr, given.source) == (0.5, "given on the command line")
+    published = choose("lora", "some/model", base_lr=0.5)
+    assert (published.lr, published.source) == (0.0006, "published for Stable Diffusion 1.5")
+
+
+def test_a_methods_own_words_give_every_rate_that_it_has() -> None:
+    rates = choose("delora:base_lr=0.25,lr_lambda=0.5,boundary=3", boundary=9.0, lr_lambda=9.0)
+    assert (rates.lr, rates.lr_lambda, rates.boundary, rates.source) == (0.25, 0.5, 3.0, "given on the command line")
+    some = choose("delora:boundary=3")
+    assert (some.lr, some.boundary) == (0.004, 3.0)
+    assert some.source == "base_lr and lr_lambda tuned on the pocket; boundary given on the command line"
+    assert choose("dora:lr_magnitude=0.5").lr_magnitude == 0.5
+    for method, word in (
+        ("lora:boundary=3", "boundary"),
+        ("lora:lr_lambda=1", "lr_lambda"),
+        ("vera:lr_magnitude=1", "lr_magn"),
+    ):
+        with pytest.raises(BadInput, match=f"has no {word}.*; its rates are: base_lr"):
+            choose(method)
+    for wrong in ("0", "-1", "nan", "fast"):
+        with pytest.raises(BadInput, match=rf"base_lr of method 'lora' is '{wrong}'; allowed: a positive number"):
+            parse_method(f"lora:base_lr={wrong}")
+
+
+def test_what_is_said_of_a_method_is_no_part_of_it() -> None:
+    plain, said = parse_method("lora:alpha=16"), parse_method("lora:base_lr=0.5,alpha=16,label=My $5 method")
+    assert (said.name, said.canonical, dict(said.options)) == (plain.name, plain.canonical, dict(plain.options))
+    assert (plain.label, said.label) == ("LoRA (alpha=16)", "My $5 method")
+    assert parse_method("peft:hra:r=4,base_lr=0.5,label=x").canonical == parse_method("peft:hra:r=4").canonical
+
+
+def test_a_base_lr_that_no_method_takes_is_refused() -> None:
+    known = read_rates()["pocket"]["model_hash"]
+    specs = [parse_method(name) for name in ("lora", "delora")]
+    with pytest.raises(
+        BadInput, match=r"lora 0.000977 \(tuned on the pocket\), delora 0.004 .* give lora:base_lr=0.5 to one"
+    ):
+        check_base_lr(Options(base_lr=0.5), specs, "pocket", known)
+    check_base_lr(Options(base_lr=0.5), [*specs, parse_method("hra")], "pocket", known)
+    check_base_lr(Options(base_lr=0.5, base_lr_for_all=True), specs, "pocket", known)
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        (("lora:label=X", "dora:label=X"), "two methods that are called 'X'"),
+        (("lora:label=DoRA", "dora"), "two methods that are called 'DoRA'"),
+        (("lora", "lora:base_lr=0.5"), "has lora twice, with different rates or labels"),
+        (("lora:label=\x1b[31mred",), r"label of method 'lora' is '\\x1b\[31mred'"),
+        (("lora:label=two\nlines",), r"label of method 'lora' is 'two\\nlines'"),
+        (("lora:label=untouched base",), "label of method 'lora' is 'untouched base'"),
+    ],
+)
+def test_labels_that_confuse_are_refused(methods: tuple[str, ...], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        Options(method=methods).specs()
+
+
+def test_a_driver_that_varies_a_rate_goes_before_what_is_said_of_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(grid, "expand", lambda flags, scene, specs, quiet: seen.append((flags, specs)) or [])
+    scene = type("S", (), {"of": lambda self, flags: self})()
+    grid.expand_each(Options(method=("delora:boundary=3",)), scene, [{"boundary": 9.0}, {"boundary": None}, {}])
+    assert [choose_rates(flags, *specs, "pocket", "").boundary for flags, specs in seen] == [9.0, 3.0, 3.0]
+
+
+def test_the_search_for_base_rates_refuses_a_given_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in ({"method": ("lora:base_lr=0.5",)}, {"base_lr": 0.5}):
+        with pytest.raises(BadInput, match="base_lr is given, and base_lr.py looks for it"):
+            base_lr.drive(base_lr.TuningOptions(**flags))

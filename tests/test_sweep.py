@@ -24,6 +24,7 @@ TWO_CELLS = (
     "2",
     "--base-lr",
     "1e-2",
+    "--base-lr-for-all",
     "--lr-lambda",
     "1e-2",
     "--boundary",
@@ -114,7 +115,16 @@ def test_plan_says_what_full_finetuning_keeps_in_memory(studio: Studio, tmp_path
     shapes = attention_shapes(studio.folder / "pipeline")
     count = sum(num_out * num_in for num_out, num_in in shapes.values())
     done = studio.run(
-        tmp_path / "runs", "--method", "full", "lora", "--base-lr", "1e-3", "--pack-size", "3", "--dry-run"
+        tmp_path / "runs",
+        "--method",
+        "full",
+        "lora",
+        "--base-lr",
+        "1e-3",
+        "--base-lr-for-all",
+        "--pack-size",
+        "3",
+        "--dry-run",
     )
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if " trained values a run" in line]

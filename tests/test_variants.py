@@ -178,7 +178,17 @@ def test_one_subject_and_runs_that_all_diverged_are_drawn(diverges_from: float |
 
 
 def test_further_seeds_split_the_spread_of_the_first_subjects(studio: Studio, tmp_path: Path) -> None:
-    flags = ("--method", "lora", "--base-lr", "1e-2", "--multipliers", "1", "--split-subjects", "1")
+    flags = (
+        "--method",
+        "lora",
+        "--base-lr",
+        "1e-2",
+        "--base-lr-for-all",
+        "--multipliers",
+        "1",
+        "--split-subjects",
+        "1",
+    )
     driven = drive_studio(studio, lr_robustness, tmp_path, *flags, "--split-seeds", "0", "1", "2")
     assert driven.code == 0, driven.err
     assert "4 cells: 0 done, 4 to train" in driven.out, "one seed on two subjects, two more on the first"

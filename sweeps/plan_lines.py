@@ -1,0 +1,57 @@
+"""What a plan says beside cells and time: each method's base rate, and the load under which the machine was measured.
+
+On a busy machine packs come out too small, and times too long.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from analysis.series import method_label
+from slurm.forecast import Cost
+from sweeps.grid import Planned
+
+BUSY = 0.25  # of the cores
+
+
+def describe_rates(planned: Sequence[Planned]) -> list[str]:
+    """A line for each method and base rate of a plan: the rate, and where it comes from."""
+    lines = []
+    for p in planned:
+        if p.labels.get("rate_source") and p.cell.steps:
+            name = p.labels.get("label") or method_label(p.cell.method, p.cell.options)
+            lines.append(f"base rate of {name}: {p.labels['base_lr']:g}, {p.labels['rate_source']}")
+    return list(dict.fromkeys(lines))
+
+
+def describe_load(costs: Mapping[int, Cost], now: float | None, again: Path, cores: int | None = None) -> list[str]:
+    """What a plan says of the machine's load when its costs were measured, and now.
+
+    Args:
+        costs: what was measured, by pack size.
+        now: the present load; None where nobody counts.
+        again: the file without which it is measured again.
+        cores: of the machine; None counts them.
+
+    Returns:
+        One line or two; none where nothing was measured.
+    """
+    cores = cores or os.cpu_count() or 1
+    if not costs:
+        return []
+    loads = [cost.load for cost in costs.values() if cost.load is not None]
+    on = f"on {cores} core{'s' if cores > 1 else ''}"
+    if not loads:
+        lines = [f"measured under a load that was not noted; remove {again} to measure again"]
+    elif max(loads) <= BUSY * cores:
+        lines = [f"measured under a load of {max(loads):.1f} {on}"]
+    else:
+        lines = [
+            f"measured under a load of {max(loads):.1f} {on}: the machine was busy, and the size of packs and the time may be "
+            f"wrong; remove {again} to measure again"
+        ]
+    if now is not None and now > BUSY * cores:
+        lines.append(f"the load is {now:.1f} {on} now: while it is, all takes longer than that")
+    return lines

@@ -1,0 +1,60 @@
+"""The runs that sweeps were planned to have, from their packs' specifications: what is not there can then be named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.store import ENDED, StoreError, read_json
+
+_SPEC = re.compile(
+    r"(?!.*\.(beat|ended|claim-\d{6})\.json$)[^.].*\.json"
+)  # `slurm.sweep_folder` has all files of a pack
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a sweep's plan.
+
+    Attributes:
+        sweep: the sweep's folder.
+        run_id: the run's name.
+        cell: the cell's fields.
+        labels: what the run goes by.
+        ended: whether its pack says that it ended.
+    """
+
+    sweep: Path
+    run_id: str
+    cell: dict[str, Any]
+    labels: dict[str, Any]
+    ended: bool
+
+
+def planned_runs(root: Path) -> list[PlannedRun]:
+    """Every run that the sweeps below a runs folder, or one sweep, were planned to have, each once for each sweep.
+
+    Raises:
+        StoreError: if a specification cannot be read.
+    """
+    sweeps = [folder for folder in (root, *sorted(root.iterdir())) if (folder / "packs").is_dir()]
+    found = {(run.sweep, run.run_id): run for sweep in sweeps for run in _of_sweep(sweep)}
+    return list(found.values())
+
+
+def _of_sweep(sweep: Path) -> Iterator[PlannedRun]:
+    shards = [folder for folder in sorted((sweep / "packs").iterdir()) if folder.name.isdigit() and folder.is_dir()]
+    for path in [path for folder in (sweep / "packs", *shards) for path in sorted(folder.glob("*.json"))]:
+        if not _SPEC.fullmatch(path.name):
+            continue
+        ending = path.with_name(f"{path.stem}.ended.json")
+        ended = read_json(ending).get("runs", {}) if ending.exists() else {}
+        try:
+            for row in read_json(path)["runs"]:
+                has_ended = ended.get(row["run_id"]) in ENDED
+                yield PlannedRun(sweep, row["run_id"], dict(row["cell"]), dict(row["labels"]), has_ended)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{path} is no specification of a pack: {error!r}") from None
