@@ -102,9 +102,8 @@ def name_series(runs: pd.DataFrame) -> pd.Series:
 
     Returns:
         What the user calls the method, else its label with its non-default options; then every setting of `SETTINGS` that
-        takes more than one
-        value among the runs of that name: runs that differ in anything but subject, seed and multiplier are never
-        averaged together.
+        takes more than one value among the runs of that name: runs that differ in anything but subject, seed and multiplier
+        are never averaged together.
     """
     names = name_methods(runs)
     frame = runs.assign(**base_rates(runs))  # in place of a label of the same name, which may be of another call

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from analysis import base_line, gauge_curve, load, pictures, robustness, score_curve
+from analysis import load, robustness
 from analysis.load import Results
 from analysis.notes import notes
-from figures import fig2_lr_robustness, fig3_prolonged_training, picture_sheet
+from figures import fig2_lr_robustness
 from figures.note import add_note
 from figures.style import STYLES, use_style
 from tests.make_runs import Shape, make_runs
@@ -75,20 +75,7 @@ def draw_fig2(results: Results) -> Figure:
     return fig2_lr_robustness.draw(robustness(results))
 
 
-def draw_fig3(results: Results) -> Figure:
-    gauges = [gauge_curve(results.select(multiplier=1.0), name) for name in ("distance_rel", "lambda")]
-    return fig3_prolonged_training.draw(
-        score_curve(results.select(multiplier=1.0), x="step"), *gauges, base_line(results)
-    )
-
-
-def draw_sheet(results: Results) -> Figure:
-    found = pictures(results)
-    own = dict.fromkeys(found["subject"].unique(), found["file"].iloc[0])
-    return picture_sheet.draw(found[found["subject"] == "cat"], own, rows="series")
-
-
-@pytest.mark.parametrize("draw", [draw_fig2, draw_fig3, draw_sheet])
+@pytest.mark.parametrize("draw", [draw_fig2])
 @pytest.mark.parametrize("width_in", WIDTHS)
 @pytest.mark.parametrize("style", STYLES)
 def test_long_names_meet_nothing(
