@@ -118,7 +118,8 @@ def run_sweep(
 
         if (estimate or 0.0) > LONG_S:
             lines += offer_smaller(asked, sys.argv, options.subjects, take_s, smaller)
-    print("\n".join(lines))
+    for line in lines:
+        print(line)
     sender = Sender(plan.sweep, where.executor, cluster, workers, expected.need if expected else lambda _: Need())
     if options.dry_run:
         sender.show(left)
