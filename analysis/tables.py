@@ -13,11 +13,30 @@ import pandas as pd
 from adapters import printable
 from training.store import writing
 
+DIGITS = 6  # significant ones, of what is written and drawn
 TITLES = {
     "dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "distance": "distance / ‖W0‖", "num_subjects": "n",
     "width": "plateau (octaves)", "best_multiplier": "best multiplier", "low_edge": "from", "high_edge": "to",
     "num_runs": "runs", "lambda": "lambda",
 }  # fmt: skip
+
+
+def rounded(value: Any) -> Any:
+    """The same frames, or tuples, lists and mappings of frames, with numbers of 6 significant digits.
+
+    What is written and drawn is rounded first: beyond that, sums hang on the instruction set of the machine.
+    """
+    if isinstance(value, pd.DataFrame):
+        return value.assign(**{str(name): _round(column) for name, column in value.items() if column.dtype.kind == "f"})
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(rounded, value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(rounded, value))
+    return {name: rounded(part) for name, part in value.items()} if isinstance(value, dict) else value
+
+
+def _round(column: pd.Series) -> list[float]:
+    return [float(f"{number:.{DIGITS}g}") for number in column.to_numpy(dtype=float, na_value=np.nan)]
 
 
 def format_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -161,7 +180,7 @@ def _is_numeric(frame: pd.DataFrame, name: str) -> bool:
 
 
 def write_tables(folder: Path | str, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
-    """Write every table as `<name>.md` (for people), `<name>.tex` (for papers) and `<name>.csv` (every digit), atomically.
+    """Write every table as `<name>.md` (for people), `<name>.tex` (for papers) and `<name>.csv` (six digits), atomically.
 
     Returns:
         The files.
@@ -170,7 +189,7 @@ def write_tables(folder: Path | str, tables: Mapping[str, pd.DataFrame]) -> list
         StoreError: if the folder cannot be written.
     """
     texts = {}
-    for name, frame in tables.items():
+    for name, frame in ((name, rounded(frame)) for name, frame in tables.items()):
         texts[Path(folder) / f"{name}.md"] = to_markdown(frame) + "\n"
         texts[Path(folder) / f"{name}.tex"] = to_latex(frame) + "\n"
         texts[Path(folder) / f"{name}.csv"] = frame.to_csv(index=False, lineterminator="\n")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 import figures
 from analysis import Results, Robustness, pictures, robustness, summary, write_tables
 from analysis.notes import notes
+from analysis.tables import rounded
 from figures.note import add_note
 from training.store import writing
 
@@ -60,7 +61,7 @@ class Drawn:
         paths = [path for name, figure in self.figures.items() for path in figures.save(figure, folder / name, formats)]
         for name, frame in self.data.items():
             with writing(folder / f"{name}.csv") as aside:
-                frame.to_csv(aside, index=False, lineterminator="\n")
+                rounded(frame).to_csv(aside, index=False, lineterminator="\n")
         write_tables(folder, self.tables)
         if MISSING not in self.tables:
             for path in folder.glob(f"{MISSING}.*"):  # of an earlier time, when runs were missing

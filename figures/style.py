@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from adapters import METHODS, BadInput
+from analysis.tables import rounded
 from training.store import writing
 
 INK = "#222222"
@@ -154,14 +155,14 @@ class Look(NamedTuple):
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw under this module's settings, whatever the caller's own are."""
+    """Draw rounded numbers under this module's settings, whatever the caller's own are (`analysis.tables.rounded`)."""
 
     @wraps(draw)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context():
             mpl.rcdefaults()
             mpl.rcParams.update(settings())
-            return draw(*args, **kwargs)
+            return draw(*rounded(args), **rounded(kwargs))
 
     return wrapped
 

@@ -27,6 +27,8 @@ from analysis import (
     weight_norms,
 )
 from analysis.load import Results
+from analysis.summary import Robustness
+from figures.drawn import Drawn
 from figures.style import BACKGROUND
 from tests.make_runs import BASE_SCORE, Shape, make_runs
 
@@ -323,3 +325,19 @@ def test_drift_stands_under_the_prompt_where_it_was_measured(tmp_path: Path) -> 
     assert axes_of(figure, "drift").get_title("left") == "drift: change of other pictures"
     assert axes_of(figure, "drift").get_xlabel()
     assert not axes_of(figure, "clip_t").get_xlabel()
+
+
+def test_what_is_drawn_and_written_does_not_hang_on_the_last_bits(tmp_path: Path) -> None:
+    """Another instruction set sums in another order: the last bits differ, and neither bytes of tables nor of figures."""
+    results = load(make_runs(tmp_path / "runs", subject_sd=0.1, noise_sd=0.02))
+    written = []
+    for number, noise in enumerate((0.0, 1e-14)):
+        curves = Robustness(*(frame.copy() for frame in robustness(results)))
+        curves.scores[["mean", "low", "high"]] *= 1 + noise
+        drawn = Drawn()
+        drawn.add("fig2", figures.fig2_lr_robustness.draw(curves), curves.scores)
+        drawn.tables["summary"] = curves.scores
+        drawn.save(tmp_path / str(number), ("png",))
+        written.append({path.name: path.read_bytes() for path in sorted((tmp_path / str(number)).iterdir())})
+    assert written[0].keys() >= {"fig2.png", "fig2.csv", "summary.csv", "summary.md"}
+    assert written[0] == written[1]
