@@ -17,6 +17,7 @@ from benchmarks.rows import Row
 from benchmarks.scene import Effort, Place
 from benchmarks.timing import mean_of, once
 from sweeps.rates import read_rates
+from training.stop import describe_exit
 from training.tasks.pipeline import POCKET
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +84,7 @@ def measure_peak(command: Sequence[str], cache: Path) -> Peak:
         if process.returncode:
             said.seek(0)
             last = (said.read().decode(errors="replace").strip().splitlines() or ["?"])[-1]
-            raise RuntimeError(f"{' '.join(command)} failed with {process.returncode}: {last}")
+            raise RuntimeError(f"{' '.join(command)} failed, it {describe_exit(process.returncode)}: {last}")
     return Peak(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), together)
 
 

@@ -25,7 +25,7 @@ class Board:
         scheduler: asked once a look; None where there is none.
 
     Attributes:
-        note: why SLURM could not be asked; "" if it answered or was not needed.
+        note: that SLURM could not be asked, since when, and why; "" if it answered or was not needed.
 
     Raises:
         BadInput: if there is no sweep.
@@ -34,7 +34,7 @@ class Board:
     def __init__(self, root: Path, scheduler: Scheduler | None) -> None:
         self.root, self.scheduler, self.note = root, scheduler, ""
         self.surveyors: dict[Path, Surveyor] = {}
-        self._heard = time.monotonic()
+        self._heard, self._silent_since = time.monotonic(), ""
         if not find_sweeps(root):
             raise BadInput(f"no sweep in {root}: give a runs folder, or a sweep's folder in it")
 
@@ -50,9 +50,10 @@ class Board:
             try:
                 jobs = self.scheduler.jobs(sorted(wanted))
             except BadInput as error:
-                self.note = str(error)
+                self._silent_since = self._silent_since or time.strftime("%Y-%m-%d %H:%M:%S")
+                self.note = f"SLURM does not answer, since {self._silent_since} at the latest: {error}"
         if not self.note:
-            self._heard = time.monotonic()
+            self._heard, self._silent_since = time.monotonic(), ""
         return [SweepState(folder, surveyor.judge(jobs)) for folder, surveyor in sorted(self.surveyors.items())]
 
     def may_change(self, sweeps: list[SweepState]) -> bool:

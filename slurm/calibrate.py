@@ -27,6 +27,7 @@ from slurm.measure_packs import Load, total_gib
 from slurm.pack import Setting
 from slurm.too_large import describe_too_large
 from training.cell import Cell
+from training.stop import describe_exit
 from training.store import StoreError, write_json
 
 MEASURED = 2  # changes with what is measured: older caches are left alone
@@ -187,7 +188,9 @@ def _measure_elsewhere(setting: Setting, cell: Cell) -> dict[int, Cost]:
     if done.returncode == -signal.SIGKILL:  # what the system does with a process that takes too much
         raise BadInput(describe_too_large(cell, load.checkpointing, f"this machine's {total_gib():.0f} GiB", None))
     if done.returncode:
-        raise BadInput(f"cannot measure the model's speed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        words = done.stderr.strip().splitlines() if done.returncode > 0 else []
+        last = (words or [f"the process that measures it {describe_exit(done.returncode)}"])[-1]
+        raise BadInput(f"cannot measure the model's speed: {last}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
     if not found["costs"]:
         place = f"the GPU's {found['total_gib']:.0f} GiB" if load.device == "cuda" else "memory"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slurm.code_version import code_version
-from slurm.sbatch import KEEP, ROOT, Request, set_up
+from slurm.sbatch import ROOT, Request, set_up
 from slurm.sweep_folder import SweepFolder, read_spec_file
 from training.store import writing
 
@@ -52,7 +52,7 @@ cd {sweep}
 mapfile -t TASKS < export/{name}.txt
 read -ra SPECS <<< "${{TASKS[${{SLURM_ARRAY_TASK_ID:-0}}]}}"
 export PYTHONPATH="$PLATEAU${{PYTHONPATH:+:$PYTHONPATH}}"
-exec "${{PLATEAU_PYTHON:-{python}}}" -u -m slurm.job "${{SPECS[@]/#/$PWD/}}" --code {code}"""
+exec "${{PLATEAU_PYTHON:-{python}}}" -P -u -m slurm.task "${{SPECS[@]/#/$PWD/}}" --code {code}"""
 
 
 def export(sweep: SweepFolder, requests: Sequence[Request]) -> Path:
@@ -102,7 +102,7 @@ def export_text(request: Request, sweep: str, name: str) -> str:
     count = len(request.tasks) if len(request.tasks) > 1 else None
     job = "%A_%a" if count else "%j"
     more |= {"output": f"{logs}/{job}.out", "error": f"{logs}/{job}.err"}
-    parameters |= {"additional_parameters": more, "setup": [KEEP, *set_up(request.cluster.setup)]}
+    parameters |= {"additional_parameters": more, "setup": set_up(request.cluster.setup)}
     command = COMMAND.format(
         root=ROOT, python=sys.executable, code=code_version(), name=name, sweep=shlex.quote(sweep),
         listing=shlex.quote(f"{sweep}/export/{name}.txt"),

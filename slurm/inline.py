@@ -14,7 +14,7 @@ from pathlib import Path
 from adapters import BadInput
 from slurm.claims import Holder
 from slurm.gpus import choose_gpu, list_gpus, showing
-from training.stop import Interrupted, StopSignals, is_shrugged_off
+from training.stop import Interrupted, StopSignals, describe_exit, is_shrugged_off
 from training.store import StoreError
 
 WORKER_MIB = 2048.0  # set aside for a worker whose memory was not measured
@@ -86,7 +86,13 @@ def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event],
     team = [context.Process(target=work, args=(paths, n, events, Holder.me()), daemon=False) for n in range(workers)]
     outcome, error = "done", None
     heeded = [number for number in PASSED_ON if not is_shrugged_off(number)]
-    before = {number: signal.signal(number, lambda number, frame: _pass_on(team, number)) for number in heeded}
+    heard: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        heard.append(number)
+        _pass_on(team, number)
+
+    before = {number: signal.signal(number, pass_on) for number in heeded}
     try:
         for number, process in enumerate(team):
             with showing(choose_gpu(number, device)):
@@ -110,13 +116,14 @@ def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event],
             signal.signal(number, handler)
     if error:
         raise StoreError(error)
-    killed = [process.exitcode for process in team if process.exitcode not in (0, None)]
-    if killed and outcome == "done":
+    killed = [process.exitcode for process in team if process.exitcode]
+    if killed and outcome == "done" and not heard:
+        smaller = ", with a smaller --pack-size or fewer --workers if it happens again"
         raise StoreError(
-            f"a worker was killed (exit code {killed[0]}; out of memory?); nothing computed is lost: "
-            "run the same command again, with a smaller --pack-size or fewer --workers if it happens again"
+            f"a worker {describe_exit(killed[0])}; nothing computed is lost: run the same command again"
+            + (smaller if killed[0] == -signal.SIGKILL else "")
         )
-    return outcome
+    return "stopped" if killed else outcome  # a worker that did not listen yet ended without a word
 
 
 def _pass_on(team: Sequence[multiprocessing.process.BaseProcess], number: int) -> None:

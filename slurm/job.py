@@ -1,8 +1,9 @@
 """Run packs from their specifications: all that a job does, wherever it runs.
 
     python -m slurm.job runs/<sweep>/packs/<pack>.json ... [--code VERSION]
+    python -m slurm.job --sent runs/<sweep>/submissions/<token>.json        # this task's packs of an array that was sent
 
-A job that SLURM warns with SIGUSR2 (`--signal=USR2@90`) checkpoints and has itself requeued, whatever its time limit.
+A job that SLURM warns (`--signal=B:URG@90`, or USR2) checkpoints and has itself requeued, whatever its time limit.
 SIGTERM or SIGINT: it checkpoints and stops; its runs are `preempted`, and the same command goes on with them.
 """
 
@@ -18,20 +19,20 @@ from pathlib import Path
 
 from adapters import BadInput, counted
 from adapters.ending import end_well
-from slurm.claims import BEAT_S, Holder, JobGone, Watch, take
+from slurm.claims import BEAT_S, SETTLE_S, Holder, JobGone, Watch, take
 from slurm.code_version import code_version
 from slurm.ended import has_failed, read_ended
 from slurm.halve import spec_id
 from slurm.libraries import keep_freed_memory, quiet_libraries
-from slurm.pack import Setting, list_runs, make_task, read_contents, read_spec
+from slurm.pack import Setting, list_runs, make_task, read_contents, read_spec, wait_for_file
 from slurm.scheduler import Scheduler
-from slurm.sweep_folder import PackFiles
-from slurm.turn import Turn
+from slurm.sweep_folder import PackFiles, SweepFolder
+from slurm.turn import N_TRIES, Turn
 from training.loop import Interrupted, Progress, Run
-from training.stop import StopSignals
-from training.whole_files import remove_quietly
+from training.stop import WARNINGS, StopSignals
+from training.store import StoreError, read_json
 
-__all__ = ["Setting", "make_task", "read_spec", "run_pack", "run_task", "spec_id"]
+__all__ = ["Setting", "make_task", "read_spec", "run_pack", "run_sent", "run_task", "spec_id"]
 _WATCH = Watch()  # what this process has seen of other holders
 
 
@@ -117,54 +118,86 @@ def pause(seconds: float, stop: Callable[[], bool]) -> None:
         time.sleep(min(0.1, seconds))
 
 
-def run_task(specs: Sequence[str], code: str = "", job_gone: JobGone | None = None) -> None:
+def run_task(
+    specs: Sequence[str], code: str = "", job_gone: JobGone | None = None, stop: StopSignals | None = None
+) -> None:
     """Run packs as a task of a job does; what a pack cannot do is told on stderr, and the others go on.
 
     Args:
         specs: paths of the packs' specifications.
         code: the version of the code that was submitted; "" does not ask.
         job_gone: asks SLURM about other holders; None: as a job of it does.
+        stop: what listens to signals already; None: it begins here.
 
     Raises:
         BadInput: if the code is another one; at the end, if packs could not be run.
     """
+    if stop is None:
+        with StopSignals() as stop:
+            return run_task(specs, code, job_gone, stop)
     paths, errors = [Path(spec) for spec in specs], []
     if job_gone is None and Holder.me().job and Scheduler.is_here():
         job_gone = Scheduler().job_gone
-    with StopSignals() as stop:  # first: before it, a warning would end the job for good
-        quiet_libraries()
-        keep_freed_memory()
-        remove_stale_result()
-        check_code(paths, code, job_gone)
+    quiet_libraries()
+    moves = Moves()
+    keep_freed_memory()
+    check_code(paths, code, job_gone)
 
-        def run(path: Path) -> str:
-            try:
-                return run_pack(path, stop=stop, job_gone=job_gone)
-            except BadInput as error:
-                print(error, file=sys.stderr)
-                errors.append(error)
-                return "failed"
-
+    def run(path: Path) -> str:
         try:
-            run_all(paths, run, stop, min(5.0, BEAT_S))
-        except Interrupted:
-            print(
-                f"stopped by {signal.Signals(stop.received).name}; everything computed is checkpointed", file=sys.stderr
-            )
-            job = Holder.me().job  # of an array, this task alone
-            if job and (stop.received == signal.SIGUSR2 or is_to_go_on(job)):
-                requeue(job)
+            return run_pack(path, moves.note, stop=stop, job_gone=job_gone)
+        except BadInput as error:
+            print(error, file=sys.stderr)
+            errors.append(error)
+            return "failed"
+
+    try:
+        run_all(paths, run, stop, min(5.0, BEAT_S))
+    except Interrupted:
+        print(f"stopped by {signal.Signals(stop.received).name}; everything computed is checkpointed", file=sys.stderr)
+        me = Holder.me()  # of an array, this task alone
+        if me.job and (stop.received in WARNINGS or is_to_go_on(me.job)):
+            if not moves.seen and me.restart + 1 >= N_TRIES and not is_preempted(me.job):
+                raise BadInput(f"{me.restart + 1} starts of job {me.job} were over before a step was done: its time "
+                               "limit is too short, give the same command with a longer --time-min") from None  # fmt: skip
+            requeue(me.job)
     if errors:
         raise BadInput(f"{len(errors)} of {counted(len(paths), 'pack')} could not be run; the first: {errors[0]}")
 
 
-def remove_stale_result() -> None:
-    """Remove what a killed start of this task has left of its result: submitit refuses to write another beside it."""
-    if "SUBMITIT_FOLDER" in os.environ:
-        from submitit.core.job_environment import JobEnvironment
+def run_sent(path: Path, stop: StopSignals | None = None) -> None:
+    """Run the packs of this task of an array that was sent, as its record says.
 
-        path = JobEnvironment().paths.result_pickle
-        remove_quietly(path.with_name(f"{path.name}.save_tmp"))
+    A submission that was given up, since its job was not in the queue, has been sent anew: a job that comes all the same
+    does nothing.
+
+    Raises:
+        BadInput: as `run_task`; if the record is damaged, or has no such task.
+    """
+    wait_for_file(path)
+    record, number = read_json(path), int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    try:
+        names, code, state = record["tasks"][number], str(record["code"]), record["state"]
+    except (TypeError, KeyError, IndexError):
+        raise BadInput(f"{path} has no task {number}: give the sweep's own command again") from None
+    if state == "refused":
+        print(f"{path.stem} was given up ({record.get('error')}): its packs are another job's", file=sys.stderr)
+        return
+    run_task(find_specs(SweepFolder(path.resolve().parents[1]), names), code, stop=stop)
+
+
+def find_specs(sweep: SweepFolder, names: Sequence[str]) -> list[str]:
+    """Paths of packs' specifications, which may not yet be visible on this machine.
+
+    Raises:
+        StoreError: if one has not come after a while.
+    """
+    end = time.monotonic() + SETTLE_S
+    while lost := [name for name in names if name not in (found := sweep.scan())]:
+        if time.monotonic() > end:
+            raise StoreError(f"no pack {lost[0]} in {sweep.packs}")
+        time.sleep(SETTLE_S / 50)
+    return [str(found[name].spec) for name in names]
 
 
 def check_code(paths: Sequence[Path], code: str, job_gone: JobGone | None = None) -> None:
@@ -185,19 +218,43 @@ def check_code(paths: Sequence[Path], code: str, job_gone: JobGone | None = None
     raise BadInput(error)
 
 
+class Moves:
+    """Whether this process has brought a pack further: a step of training, pictures of another step, or its end."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._first: dict[str, tuple[str, int]] = {}
+
+    def note(self, progress: Progress) -> None:
+        """Take in one report."""
+        place = (progress.phase, progress.step)
+        self.seen = self.seen or progress.phase == "done" or self._first.setdefault(progress.pack, place) != place
+
+
 def is_to_go_on(job: str) -> bool:
     """Whether SLURM ends this job for its time limit, or asks it to leave for another: then it is to be started again.
 
     SLURM requeues by itself a job that it had to end by force for another, but not one that ends when it is asked to.
     """
+    facts = show_job(job)
+    asked_to_leave = facts.get("PreemptTime", "None") != "None" and facts.get("JobState") in ("RUNNING", "SIGNALING")
+    return facts.get("Reason") == "TimeLimit" or asked_to_leave
+
+
+def is_preempted(job: str) -> bool:
+    """Whether a job has to leave for another one; True where SLURM does not answer, since that happens to jobs of any length."""
+    facts = show_job(job)
+    return not facts or facts.get("PreemptTime", "None") != "None"
+
+
+def show_job(job: str) -> dict[str, str]:
+    """What SLURM says about a job; empty if it does not answer."""
     try:
         asked = ["scontrol", "show", "job", job]
         words = subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout.split()
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    facts = dict(word.split("=", 1) for word in words if "=" in word)
-    asked_to_leave = facts.get("PreemptTime", "None") != "None" and facts.get("JobState") in ("RUNNING", "SIGNALING")
-    return facts.get("Reason") == "TimeLimit" or asked_to_leave
+        return {}
+    return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 def requeue(job: str) -> None:
@@ -211,7 +268,7 @@ def requeue(job: str) -> None:
         print(f"job {job} is not requeued: {words}; give the same command again", file=sys.stderr)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], stop: StopSignals | None = None) -> int:
     """The command line; 2 if a pack could not be run."""
     words = list(arguments)
     code = ""
@@ -219,11 +276,12 @@ def main(arguments: Sequence[str]) -> int:
         at = words.index("--code")
         code = words[at + 1] if at + 1 < len(words) else "?"
         del words[at : at + 2]
-    if not words or any(word.startswith("-") for word in words):
-        print("usage: python -m slurm.job SPEC.json ... [--code VERSION]", file=sys.stderr)
+    sent = words[:1] == ["--sent"] and len(words) == 2
+    if not words or any(word.startswith("-") for word in words[sent:]):
+        print("usage: python -m slurm.job SPEC.json ... [--code VERSION], or --sent RECORD.json", file=sys.stderr)
         return 2
     try:
-        run_task(words, code)
+        run_sent(Path(words[1]), stop) if sent else run_task(words, code, stop=stop)
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2

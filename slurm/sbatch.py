@@ -1,8 +1,10 @@
 """What one job array asks of SLURM, as submitit's parameters, as the text that sbatch reads, and as a submission.
 
 A task replaces its shell by Python (`exec`), so that signals meant for the batch script reach it and no step has to be
-started; it is warned with SIGUSR2 before its time ends or it is preempted. Of the environment only the variables named
-here travel to the job: SLURM keeps copies of them in its spool, and tokens have no business there.
+started; with `-P`, since SLURM starts it in /tmp where the checkout is missing. It is warned with SIGURG before its time ends
+or it is preempted, which ends nobody who does not listen yet: neither the shell nor Python. What it is to run stands in the
+record of its submission, which is there before sbatch is called. Of the environment only the variables named here travel to
+the job: SLURM keeps copies of them in its spool, and tokens have no business there.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from adapters import BadInput
 from slurm.claims import user_name
 from slurm.clusters import SETTINGS, Cluster
 from slurm.scheduler import SchedulerError, in_one_line
-from training.store import store_error
+from training.store import store_error, writing
 
 ROOT = Path(__file__).resolve().parents[1]
 WARN_S = 90  # seconds before the end at which a task is warned
-KEEP = "trap '' USR2"  # a warning that comes before Python listens must not end the task: SIGTERM follows
+SBATCH_S = 300.0  # sbatch itself tries again for minutes while the controller is busy
 EXPORT = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX",
     "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TORCH_HOME", "XDG_CACHE_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
@@ -90,9 +92,9 @@ class Request:
             **{key: value for key, value in told.items() if value},
             "nodes": 1, "ntasks_per_node": 1, "wckey": None, "use_srun": False,
             "array_parallelism": cluster.parallel or len(self.tasks), "signal_delay_s": self.warn_s(),
-            "setup": [KEEP, *set_up(cluster.setup), *_guards(private), *find_modules(str(ROOT))],
+            "setup": [*set_up(cluster.setup), *_guards(private), *find_modules(str(ROOT))],
             "additional_parameters": {
-                **more, "signal": f"B:USR2@{self.warn_s()}", "requeue": True, "chdir": str(ROOT),
+                **more, "signal": f"B:URG@{self.warn_s()}", "requeue": True, "chdir": str(ROOT),
                 "export": ",".join((*EXPORT, *cluster.export)),
             },
         }  # fmt: skip
@@ -101,28 +103,30 @@ class Request:
         """The file that sbatch reads, exactly as it is sent."""
         from submitit.slurm.slurm import _make_sbatch_string
 
-        command = f"{python()} -u -m submitit.core._submit {shlex.quote(str(private))}"
+        private = private.absolute()
+        record = private.parent / f"{name.removeprefix('plateau-')}.json"
+        command = f"{python()} -P -u -m slurm.task --sent {shlex.quote(str(record))}"
         count = len(self.tasks) if len(self.tasks) > 1 else None
         return _make_sbatch_string(command, private, map_count=count, **self.parameters(name, private))
 
-    def send(self, name: str, private: Path, specs: Sequence[Sequence[str]], code: str, find: Callable[[], str]) -> str:
+    def send(self, name: str, private: Path, find: Callable[[], str]) -> str:
         """Hand the array to sbatch; returns the job's id.
 
         Args:
             name: of the job.
-            private: submitit's folder, from `open_private`.
-            specs: paths of the specifications of each task.
-            code: the version of the code that the tasks must find.
+            private: the folder from `open_private`, in which the text stays.
             find: looks this job up in the queue by its name, for an sbatch whose answer has no number; "" if it is not there.
 
         Raises:
             SchedulerError: if sbatch refuses, in its own words.
             UnknownJob: if it took the job, and nobody says which it is.
+            StoreError: if the text cannot be written.
         """
-        path = private / f".{name}.sh"
-        path.write_text(self.text(name, private))
+        path = text_path(private, name)
+        with writing(path) as aside:
+            aside.write_text(self.text(name, private))
         with sbatch_environment(self.cluster):
-            done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            done = run_sbatch(path)
         said = in_one_line(done.stderr or done.stdout)
         if done.returncode and not _LOST.search(said):
             raise SchedulerError(f"sbatch refused: {said}")
@@ -132,8 +136,23 @@ class Request:
                 "yet; the same command looks for it again"
             )
         path.replace(private / f"{job}_submission.sh")
-        restore_pickles(private, job, specs, code)
         return job
+
+
+def text_path(private: Path, name: str) -> Path:
+    """Where the text that sbatch reads stands while it does."""
+    return private / f".{name}.sh"
+
+
+def run_sbatch(path: Path) -> subprocess.CompletedProcess[str]:
+    """What sbatch says of a text; one that does not answer for minutes is ended."""
+    command = ["sbatch", str(path)]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=SBATCH_S, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"it timed out after {SBATCH_S:g} s")
 
 
 def read_job(answer: str) -> str:
@@ -146,27 +165,6 @@ def read_job(answer: str) -> str:
         r"^\s*(\d+)\s*(;.*)?$", plain, re.MULTILINE
     )
     return found[1] if found else ""
-
-
-def restore_pickles(private: Path, job: str, specs: Sequence[Sequence[str]], code: str) -> None:
-    """Write what the tasks of an array read, which wait for it a minute; what is there stays."""
-    from submitit.core.utils import JobPaths
-
-    for number, task in enumerate(specs):
-        path = JobPaths(private, f"{job}_{number}" if len(specs) > 1 else job).submitted_pickle
-        if not path.exists():
-            write_pickle(path, task, code)
-
-
-def write_pickle(path: Path, specs: Sequence[str], code: str) -> None:
-    """Write what one task reads: never half of it is there."""
-    from submitit.core.utils import DelayedSubmission
-
-    from slurm.job import run_task
-
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    DelayedSubmission(run_task, list(specs), code).dump(aside)
-    aside.replace(path)
 
 
 def set_up(commands: Sequence[str]) -> list[str]:
@@ -219,7 +217,7 @@ def find_modules(root: str) -> list[str]:
 
 
 def _guards(private: Path) -> list[str]:
-    """Lines that stop a task whose folder of pickles has been exchanged for somebody else's."""
+    """Lines that stop a task whose folder has been exchanged for somebody else's."""
     folder = shlex.quote(str(private))
     return [
         f"[ -O {folder} ] && [ ! -L {folder} ] || {{ echo 'the folder of this submission is not your own' >&2; exit 1; }}"

@@ -120,7 +120,7 @@ def _follow(board: Board, options: Options) -> list[SweepState]:
             if shows:
                 live.update(draw(sweeps, board.note, console.height - 6), refresh=True)
             elif not options.json:
-                told.tell(sweeps)
+                told.tell(sweeps, board.note)
             if later is not None and (sent := later.send(sweeps, at_once=not moves)):
                 console.print("\n".join(sent), highlight=False, markup=False, emoji=False, soft_wrap=True)
                 quiet = 0
@@ -144,10 +144,11 @@ class _Told:
         self.lines: list[str] = []
         self.at = -math.inf
 
-    def tell(self, sweeps: list[SweepState]) -> None:
-        lines = [sweep.line().partition(";")[0] for sweep in sweeps]
+    def tell(self, sweeps: list[SweepState], note: str) -> None:
+        lines = [sweep.line().partition(";")[0] for sweep in sweeps] + [note]
         if lines != self.lines or time.monotonic() - self.at > LINE_S:
-            print("\n".join(f"{time.strftime('%H:%M:%S')} {sweep.line()}" for sweep in sweeps), flush=True)
+            said = [sweep.line() for sweep in sweeps] + ([note] if note else [])
+            print("\n".join(f"{time.strftime('%H:%M:%S')} {line}" for line in said), flush=True)
             self.lines, self.at = lines, time.monotonic()
 
 

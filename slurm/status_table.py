@@ -42,6 +42,28 @@ class SweepState:
             counts.update(pack.counts)
         return dict(counts)
 
+    def unseen(self) -> dict[str, int]:
+        """Number of cells of each status that were not seen to have it."""
+        counts: Counter[str] = Counter()
+        for pack in self.packs:
+            counts[pack.state] += pack.num_cells if pack.unseen else 0
+        return dict(+counts)
+
+    def told(self) -> dict[str, str]:
+        """Words for the cells of each status that there is: `6 running (2 of them not seen)`."""
+        cells, unseen = self.cells(), self.unseen()
+        told = {name: f"{cells[name]} {name}" for name in STATUSES if cells[name]}
+        for name in unseen.keys() & told.keys():
+            told[name] += f" ({'' if unseen[name] == cells[name] else f'{unseen[name]} of them '}not seen)"
+        return told
+
+    def time_left(self) -> str:
+        """`3 min 05 s left`; "" where nobody works."""
+        if not any(pack.state == "running" for pack in self.packs):
+            return ""
+        left = self.seconds_left()
+        return "time left not measured yet" if left is None else f"{duration(left)} left"
+
     def seconds_left(self) -> float | None:
         """Expected seconds until all is done by as many workers as there are now, from what was measured; None if unknown."""
         running = [pack for pack in self.packs if pack.state == "running"]
@@ -63,11 +85,10 @@ class SweepState:
 
     def line(self) -> str:
         """One line: how many cells of each status, and the time left."""
-        cells = self.cells()
-        told = [f"{cells[name]} {name}" for name in STATUSES if cells[name] or name == "finished"]
-        left = self.seconds_left()
-        rest = f"; {duration(left)} left" if left and cells["running"] else ""
-        return f"{printable(self.folder.name)}: {counted(sum(cells.values()), 'cell')}: {', '.join(told)}{rest}"
+        told = {"finished": "0 finished"} | self.told()
+        words = ", ".join(told[name] for name in STATUSES if name in told)
+        rest = f"; {self.time_left()}" if self.time_left() else ""
+        return f"{printable(self.folder.name)}: {counted(sum(self.cells().values()), 'cell')}: {words}{rest}"
 
 
 def to_json(sweeps: Iterable[SweepState], note: str) -> dict[str, Any]:
@@ -82,6 +103,7 @@ def plain_lines(sweeps: Iterable[SweepState], note: str) -> list[str]:
     for sweep in sweeps:
         lines.append(sweep.line())
         lines += [f"  {pack.name} {describe(pack)}" for pack in sweep.packs if is_trouble(pack)]
+        lines += [f"  {line}" for line in reasons(sweep.packs)]
     return [*lines, *([f"  {note}"] if note else [])]
 
 
@@ -108,6 +130,7 @@ def draw(sweeps: Sequence[SweepState], note: str, rows: int) -> Any:
     """
     from rich.console import Group
     from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
     parts: list[Any] = []
@@ -115,7 +138,9 @@ def draw(sweeps: Sequence[SweepState], note: str, rows: int) -> Any:
         cells = sweep.cells()
         done = cells["finished"] + cells["diverged"]
         parts.append(_headline(sweep))
-        parts.append(ProgressBar(total=max(1, sum(cells.values())), completed=done, width=60))
+        bar = Table.grid(padding=(0, 2))  # a bar alone does not end its line
+        bar.add_row(ProgressBar(total=max(1, sum(cells.values())), completed=done, width=60), sweep.time_left())
+        parts.append(bar)
         parts += _packs(sweep.packs, max(4, rows // max(1, len(sweeps))))
     return Group(*parts, *([Text(note, style="yellow")] if note else []))
 
@@ -123,12 +148,10 @@ def draw(sweeps: Sequence[SweepState], note: str, rows: int) -> Any:
 def _headline(sweep: SweepState) -> Any:
     from rich.text import Text
 
-    cells, head = sweep.cells(), Text(f"{printable(sweep.folder.name)}  ", style="bold")
-    for name in STATUSES:
-        if cells[name]:
-            head.append(f"{cells[name]} {name}  ", style=f"not bold {COLOURS.get(name, 'default')}")
-    left = sweep.seconds_left()
-    return head.append(f"{duration(left)} left" if left and cells["running"] else "", style="not bold")
+    head = Text(f"{printable(sweep.folder.name)}  ", style="bold")
+    for name, words in sweep.told().items():
+        head.append(f"{words}  ", style=f"not bold {COLOURS.get(name, 'default')}")
+    return head
 
 
 def _packs(packs: Sequence[PackState], rows: int) -> list[Any]:
@@ -150,17 +173,32 @@ def _packs(packs: Sequence[PackState], rows: int) -> list[Any]:
         parts += [table] if shown else []
         if len(shown) > rows:
             parts.append(Text(f"... and {len(shown) - rows} more", style="dim"))
-    reasons = Counter(pack.error for pack in packs if pack.state == "queued" and pack.error and not pack.stuck)
-    parts += [
-        Text(f"{counted(count, 'pack')} waiting: {reason}", style="dim") for reason, count in reasons.most_common(3)
+    return [*parts, *(Text(line, style="dim") for line in reasons(packs))]
+
+
+def reasons(packs: Iterable[PackState]) -> list[str]:
+    """Why packs wait, and why some were not seen: the commonest reasons."""
+    packs = list(packs)
+    waits = Counter(pack.error for pack in packs if pack.state == "queued" and pack.error and not pack.stuck)
+    unseen = Counter((pack.state, pack.unseen) for pack in packs if pack.unseen)
+    return [
+        *(f"{counted(count, 'pack')} waiting: {reason}" for reason, count in waits.most_common(3)),
+        *(f"{counted(n, 'pack')} {state}, but not seen: {why}" for (state, why), n in unseen.most_common(3)),
     ]
-    return parts
 
 
 def _row(pack: PackState) -> tuple[str, ...]:
     where = f"{pack.host} {pack.job}".strip()
     step, rate = f"{pack.step}/{pack.steps}", f"{pack.rate:.2g}" if pack.rate else ""
-    return pack.name, str(pack.num_cells), where, pack.phase, step, rate, pack.error
+    return (
+        pack.name,
+        str(pack.num_cells),
+        where,
+        pack.phase,
+        step,
+        rate,
+        "; ".join(filter(None, (pack.error, pack.unseen))),
+    )
 
 
 def duration(seconds: float | None) -> str:

@@ -29,6 +29,7 @@ ABRUPT = frozenset(
     ("CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE", "BOOT_FAIL", "REVOKED")
 )
 FAILURES = ("FAILED", "OUT_OF_MEMORY")  # those of them that mean an error
+UNWANTED = ABRUPT - {"CANCELLED"}  # those of them that nobody wished for
 # Reasons for which SLURM lets a job wait until somebody steps in.
 STUCK = ("Held", "held", "NeverSatisfied", "BadConstraints", "Invalid", "PartitionTimeLimit")
 TAIL_BYTES = 4096  # of a log, in which its last line is

@@ -1,8 +1,9 @@
 """Send what is missing of a sweep to a cluster, so that nothing goes twice and nothing is lost, whenever this process dies.
 
 Before sbatch is called, an intent is written down: `<sweep>/submissions/<token>.json`. The job is called `plateau-<token>`,
-so that an intent whose submitter died is found again in the queue, and one that is not there counts as never sent. What
-the cluster's limits do not let in stays planned, and the same command sends it later (with --wait, by itself).
+so that an intent whose submitter died is found again in the queue, and one that is not there counts as never sent. Its
+tasks read there what they are to run: those of a job that comes after it was given up do nothing. What the cluster's limits
+do not let in stays planned, and the same command sends it later (with --wait, by itself).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from slurm.clusters import PRIVATE, Cluster, choose_cluster
 from slurm.code_version import code_version
 from slurm.forecast import Pack, Predict
 from slurm.limits import Limits
-from slurm.sbatch import Request, UnknownJob, open_private, restore_pickles
+from slurm.local_daemons import list_processes
+from slurm.sbatch import SBATCH_S, Request, UnknownJob, open_private, text_path
 from slurm.scheduler import Scheduler, SchedulerError, no_slurm
 from slurm.submissions import Submissions
 from slurm.survey import PackState, survey
@@ -142,13 +144,12 @@ def _send(sweep: SweepFolder, private: Path, request: Request, scheduler: Schedu
         The job's id, "" if it was refused; what was taken; SLURM's words if that is not everything.
     """
     record = make_record(request.cluster, "slurm", private) | {"time_min": request.time_min}
-    specs, refusal = spec_paths(sweep, request.tasks), ""
+    refusal = ""
     while True:
         record = record | {"tasks": [list(task) for task in request.tasks]}
         store(sweep, record)
         try:
-            name, tasks = f"plateau-{record['token']}", specs[: len(request.tasks)]
-            job = request.send(name, private, tasks, record["code"], partial(_look_up, record, scheduler))
+            job = request.send(f"plateau-{record['token']}", private, partial(_look_up, record, scheduler))
         except UnknownJob as error:  # the intent stays, and is settled by the next submitter
             return "", request, str(error)
         except SchedulerError as error:
@@ -173,7 +174,7 @@ def make_record(cluster: Cluster, executor: str, folder: Path) -> dict[str, Any]
         "token": secrets.token_hex(5), "user": user_name(), "host": socket.gethostname(),
         "made": datetime.now().astimezone().isoformat(timespec="milliseconds"),
         "cluster": cluster.name, "settings": settings, "executor": executor, "code": code_version(),
-        "folder": str(folder), "job": None, "tasks": [], "state": "intent", "error": None,
+        "folder": str(folder.absolute()), "job": None, "tasks": [], "state": "intent", "error": None,
     }  # fmt: skip
 
 
@@ -193,7 +194,8 @@ def spec_paths(sweep: SweepFolder, tasks: Sequence[Sequence[str]]) -> list[list[
 def repair(sweep: SweepFolder, scheduler: Scheduler) -> list[str]:
     """Settle the intents of submitters that died: an array that SLURM knows is adopted, the others were never sent.
 
-    Only while nobody else can be submitting this sweep. An array may show up late, so the queue is asked twice.
+    Only while nobody else can be submitting this sweep. A submitter's sbatch may outlive it and is waited for; an array may
+    show up late, so the queue is asked twice.
 
     Returns:
         A line for each.
@@ -201,6 +203,7 @@ def repair(sweep: SweepFolder, scheduler: Scheduler) -> list[str]:
     submissions = Submissions(sweep)
     submissions.refresh()
     intents = [r for r in submissions.records if r.get("state") == "intent" and r.get("executor") == "slurm"]
+    _wait_for_sbatch(intents)
     found, lines = _find_twice(intents, scheduler), []
     for record in intents:
         job = found.get(f"plateau-{record['token']}")
@@ -208,12 +211,17 @@ def repair(sweep: SweepFolder, scheduler: Scheduler) -> list[str]:
             store(sweep, record | {"state": "refused", "error": "the submitter died before sbatch had taken it"})
             lines.append(f"submission {record['token']} was never sent: its submitter died")
             continue
-        if record.get("user") == user_name():
-            private = open_private(sweep.submissions)
-            restore_pickles(private, job, spec_paths(sweep, record["tasks"]), record["code"])
         store(sweep, record | {"job": job, "state": "sent"})
         lines.append(f"submission {record['token']} is job {job}: its submitter died, the job is kept")
     return lines
+
+
+def _wait_for_sbatch(intents: Sequence[dict]) -> None:
+    """Wait until no sbatch of these intents runs on this machine: a busy controller lets it wait for minutes."""
+    texts = {text_path(Path(), f"plateau-{record['token']}").name for record in intents}
+    end = time.monotonic() + SBATCH_S
+    while any(Path(command[-1]).name in texts for _, command in list_processes()) and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _look_up(record: dict[str, Any], scheduler: Scheduler) -> str:

@@ -4,7 +4,8 @@ The files are the truth; SLURM is only asked who still lives, once a look. A pac
 lives); or *queued* (in a job that is still meant to run); else *failed* (its last holder refused it or met an error),
 *preempted* (stopped or killed) or *planned*. A holder whose job or process has vanished counts as running until a second
 look, `SETTLE_S` later, since its last files may not be visible yet; one that SLURM calls cancelled, timed out or failed
-does not. One that only its heartbeat can tell of counts as running until it was silent for `STALE_S`. Imports no torch.
+does not. One that only its heartbeat can tell of counts as running until it was silent for `STALE_S`. What runs or is queued
+and was not seen to (`PackState.unseen`) is told apart from what was. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Protocol
 
 from adapters import printable
 from slurm.claims import BEAT_S, SETTLE_S, STALE_S, Holder, Watch, holder_of, read_beat
-from slurm.submissions import ABRUPT, ACTIVE, FAILURES, HOLDING, STUCK, Jobs, Task, state_of
+from slurm.submissions import ABRUPT, ACTIVE, FAILURES, HOLDING, STUCK, UNWANTED, Jobs, JobState, Task, state_of
 from slurm.sweep_folder import PackFiles, SweepFolder
 from slurm.sweep_reader import SweepReader
 from training.store import ENDED
@@ -46,6 +47,7 @@ class PackState:
         host: where it is held, or was last.
         seconds: what it cost, if it has ended.
         stuck: whether SLURM lets it wait until somebody steps in.
+        unseen: why it is not certain that it runs or is queued: that stands in its files, and nobody was seen; "" if it is.
     """
 
     name: str
@@ -62,6 +64,7 @@ class PackState:
     host: str = ""
     seconds: float = 0.0
     stuck: bool = False
+    unseen: str = ""
 
     def __post_init__(self) -> None:
         for name in ("phase", "error", "job", "host"):  # what others have written is shown on terminals
@@ -146,8 +149,10 @@ class Surveyor:
 
     def has_far_doubts(self) -> bool:
         """Whether a holder that has vanished ran on another machine, whose last files may come late."""
-        holders = [holder_of(self.files.claims.get(name, {})) for name in self.doubts]
-        return any(holder is None or holder.machine != self.me.machine for holder in holders)
+        return any(self._is_far(self.files.claims.get(name, {})) for name in self.doubts)
+
+    def _is_far(self, claim: dict) -> bool:
+        return (holder := holder_of(claim)) is None or holder.machine != self.me.machine
 
     def _judge(self, pack: PackFiles, task: Task | None, jobs: Jobs | None, sure: bool) -> PackState:
         if pack.name in self.files.endings:
@@ -160,7 +165,9 @@ class Surveyor:
             outcome, error = self._verdict(pack, claim, jobs, sure)
         if pack.name in self.files.endings:
             return self._ended(pack)
-        return self._running(pack, claim) if outcome == "held" else self._waiting(pack, outcome, error, task, jobs)
+        if outcome == "held":
+            return self._running(pack, claim, error)
+        return self._waiting(pack, outcome, error, task, jobs)
 
     def _waiting(
         self, pack: PackFiles, outcome: str | None, error: str, task: Task | None, jobs: Jobs | None
@@ -174,26 +181,28 @@ class Surveyor:
         live = task is not None and not given_up and task.is_live(jobs)
         last = "failed" if failed else "preempted" if outcome in ("stopped", "killed") else "planned"
         state = "queued" if live else last
+        unheard = ["SLURM was not heard"] if live and task and task.executor == "slurm" and jobs is None else []
         reason = found.reason if found is not None and live and state_of(found) == "PENDING" else ""
         log = task.log() if task is not None and state in ("failed", "preempted") else None
-        gone = jobs is not None and found is None and not claim  # SLURM forgets its jobs after some minutes
-        if (
-            task is not None
-            and not live
-            and (state_of(found) in FAILURES or (gone and task.log()))
-            and not (job == task.job and "outcome" in claim)
-        ):
-            error, log = (
-                task.last_words(state_of(found) or "gone"),
-                task.log(),
-            )  # it died before it could write down why
+        if task is not None and not live and self._died_silently(task, claim, found, jobs):
+            error, log = task.last_words(state_of(found) or "gone"), task.log()
         return PackState(
             pack.name, state, len(spec.runs), {state: len(spec.runs)}, steps=spec.steps, error=error or reason,
             log=str(log) if log else None, job=task.job if task and live else job, host=holder.host if holder else "",
-            stuck=any(word in reason for word in STUCK),
+            stuck=any(word in reason for word in STUCK), unseen="; ".join([error, *unheard] if unheard and error else unheard),
         )  # fmt: skip
 
-    def _running(self, pack: PackFiles, claim: dict) -> PackState:
+    @staticmethod
+    def _died_silently(task: Task, claim: dict, found: JobState | None, jobs: Jobs | None) -> bool:
+        """Whether a task's job, which SLURM may have forgotten, came to an unwanted end before it could write down why."""
+        holder = holder_of(claim)
+        has_held = holder is not None and holder.job == task.job
+        if found is not None:
+            return state_of(found) in UNWANTED and not (has_held and "outcome" in claim)
+        log = task.log() if task.executor == "slurm" and jobs is not None and not has_held else None
+        return log is not None and log.stat().st_size > 0
+
+    def _running(self, pack: PackFiles, claim: dict, unseen: str) -> PackState:
         spec, holder, beat = self.files.spec(pack), holder_of(claim), read_beat(pack)
         beat = beat if beat.get("turn") == pack.turn else {}
         diverged = int(beat.get("diverged") or 0)
@@ -201,7 +210,7 @@ class Surveyor:
             pack.name, "running", len(spec.runs), {"running": len(spec.runs)}, str(beat.get("phase", "starting")),
             int(beat.get("step") or 0), int(beat.get("steps") or spec.steps), self._pace.measure(pack, beat),
             f"{diverged} diverged" if diverged else "", job=holder.job if holder else "",
-            host=holder.host if holder else "",
+            host=holder.host if holder else "", unseen=unseen,
         )  # fmt: skip
 
     def _ended(self, pack: PackFiles) -> PackState:
@@ -231,16 +240,18 @@ class Surveyor:
     # Who still lives.
 
     def _verdict(self, pack: PackFiles, claim: dict, jobs: Jobs | None, sure: bool) -> tuple[str | None, str]:
-        """(outcome or "held", error) of a pack whose claim tells no end, or tells an end that has no file."""
+        """(outcome or "held", error, or why a holder was not seen) of a pack that tells no end, or one that has no file."""
         alive, error, certain = self._examine(pack, claim, jobs)
-        if alive or self.files.has_moved_on(pack) or not (certain or self._is_settled(pack, sure)):
-            return "held", ""
+        if alive or self.files.has_moved_on(pack):
+            return "held", error * alive
+        if not (certain or self._is_settled(pack, claim, sure)):
+            return "held", f"{error or 'it is done'}; its last files may be on their way"
         if "outcome" in claim:  # done, and its ending was taken away: it is to be done again
             return None, ""
         return ("failed" if error.endswith(FAILURES) else "killed"), error
 
     def _examine(self, pack: PackFiles, claim: dict, jobs: Jobs | None) -> tuple[bool, str, bool]:
-        """(whether its holder lives, as far as anybody knows; why not; whether that is certain at first sight)."""
+        """(whether its holder lives, as far as anybody knows; why not, or why that is not sure; whether it is over for sure)."""
         if "outcome" in claim:
             return False, "", bool(claim.get("reopened"))
         holder = holder_of(claim)
@@ -248,21 +259,31 @@ class Surveyor:
         gone = None if jobs is None else state not in HOLDING
         dead = holder.is_dead(self.me, lambda job: gone) if holder is not None else None
         if dead is None:
-            stale = self._watch.is_stale(pack, pack.turn)
-            if not stale and not self._watch.has_heard(pack):
-                self.silent.add(pack.name)
-            return not stale, f"no sign of life for {STALE_S:g} s", True
+            if self._watch.is_stale(pack, pack.turn):
+                return False, f"no sign of life for {STALE_S:g} s", True
+            if self._watch.has_heard(pack):
+                return True, "", True
+            self.silent.add(pack.name)
+            return True, f"no sign of life yet; the last heartbeat is {_when(read_beat(pack))}", True
         where = f"job {holder.job}" if holder and holder.job else f"process {holder.pid if holder else 0}"
-        error = f"{where}: {state}" if state in ABRUPT else f"{where} is gone"
+        error = f"{where}: {state}" if state in ABRUPT else f"{where} is gone" if dead else ""
         return not dead, error, state in ABRUPT or state in ACTIVE - HOLDING
 
-    def _is_settled(self, pack: PackFiles, sure: bool) -> bool:
-        """Whether this is the second look at a holder that has vanished, late enough after the first."""
+    def _is_settled(self, pack: PackFiles, claim: dict, sure: bool) -> bool:
+        """Whether this is the second look at a holder that has vanished, late enough after the first for its files."""
         turn, since = self.doubts.get(pack.name, (0, 0.0))
         if turn != pack.turn:
             self.doubts[pack.name] = (pack.turn, time.monotonic())
             return False
-        return sure or time.monotonic() - since >= SETTLE_S
+        return sure or not self._is_far(claim) or time.monotonic() - since >= SETTLE_S
+
+
+def _when(beat: dict) -> str:
+    """When a heartbeat was written, by its holder's clock."""
+    try:
+        return f"of {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(float(beat['time'])))}"
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return "not there"
 
 
 class Pace:

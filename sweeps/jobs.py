@@ -176,7 +176,7 @@ def wait(sender: Sender, list_open: Callable[[], list[str]]) -> None:
             (state,) = board.look()
             if console.is_terminal:
                 live.update(draw([state], board.note, console.height - 6), refresh=True)
-            elif (line := state.line()) != said:
+            elif (line := "; ".join(filter(None, (state.line(), board.note)))) != said:
                 console.print(
                     f"{time.strftime('%H:%M:%S')} {line}", highlight=False, markup=False, emoji=False, soft_wrap=True
                 )

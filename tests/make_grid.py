@@ -210,11 +210,11 @@ class Grid:
             assert_same(undisturbed[name], run)
 
 
-def copy_plan(source: SweepFolder, target: SweepFolder) -> None:
-    """Give a new sweep's folder the stored plan of another one: its packs, and nothing of what they did."""
+def copy_plan(source: SweepFolder, target: SweepFolder, packs: Iterable[str] | None = None) -> None:
+    """Give a new sweep's folder the stored plan of another one: its packs (or some), and nothing of what they did."""
     names = ("sweep.json", "plan.json", "calibration.json", "methods/*.py")
     kept = [path for name in names for path in source.path.glob(name)]
-    for path in [*kept, *(files.spec for files in source.scan().values())]:
+    for path in [*kept, *(files.spec for name, files in source.scan().items() if packs is None or name in packs)]:
         place = target.path / path.relative_to(source.path)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)

@@ -29,6 +29,7 @@ def flag(name):
 def stop_parent(when):
     if os.environ.get("FAKE_SLURM_KILLS_PARENT") == when:
         os.kill(os.getppid(), signal.SIGKILL)
+        return True
 
 if program in state["hang"]:
     time.sleep(60)
@@ -61,7 +62,11 @@ elif program == "scancel":
                 row[0] = "CANCELLED"
     keep()
 elif program == "sbatch":
-    stop_parent("before")
+    if stop_parent("before"):
+        sys.exit(1)
+    if stop_parent("while it waits"):
+        while not (home / "go").exists():
+            time.sleep(0.01)
     text = pathlib.Path(words[-1]).read_text()
     told = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", text, re.M))
     told = {{name: value.strip("'") for name, value in told.items()}}

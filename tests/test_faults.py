@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -102,10 +101,12 @@ def test_warning_before_python_listens_does_not_end_the_task(grid: Grid, undistu
         grid.submit()
     (job,) = grid.jobs()
     wait_for(lambda: any(s.startswith("RUNNING") for s in find_states(job).values()), 30, "the start of a task")
-    end = time.monotonic() + 60
-    while not any(grid.claims().values()) and time.monotonic() < end:  # shell and imports: a claim is made afterwards
-        subprocess.run(["scancel", "--signal=USR2", "--batch", job], capture_output=True)
-        time.sleep(0.1)
+
+    def is_heard() -> bool:
+        subprocess.run(["scancel", "--signal=URG", "--batch", job], capture_output=True)
+        return any(grid.claims().values()) or any("BeginTime" in text for text in find_states(job).values())
+
+    wait_for(is_heard, 120, "a requeue or a claim")  # shell and imports come first
     assert grid.settle() == {"ended": 3}
     assert grid.jobs() == [job]
     grid.assert_same_as(undisturbed, 2)

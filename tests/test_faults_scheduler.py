@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,18 +17,21 @@ import pytest
 from slurm.local_files import Cluster
 from slurm.scheduler import Scheduler
 from slurm.submissions import Submissions
+from slurm.sweep_folder import SweepFolder
 from tests import make_cluster
 from tests.make_cluster import call, find_states, wait_for
-from tests.make_grid import MULTIPLIERS, Grid, cells, count_jobs
+from tests.make_grid import MULTIPLIERS, Grid, cells, copy_plan, count_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slurm
 
-# Where the submitter dies: Python that runs before the driver does.
-LAUNCHER = """
-import os, runpy, signal, sys
+# A submitter without a driver, which dies where it is told to.
+SUBMITTER = """
+import os, signal, sys
 from slurm import submit
-from submitit.core import utils
+from slurm.clusters import Cluster
+from slurm.forecast import Need
+from slurm.sweep_folder import SweepFolder
 
 def die(*args, **named):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -38,23 +42,22 @@ def die_at(number, real, counted=[]):
         return die() if len(counted) == number else real(*args, **named)
     return call
 
-exec(sys.argv[1])
-sys.argv = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+end = print
+exec(sys.argv[2])
+end(submit.submit_missing(SweepFolder(sys.argv[1]), Cluster("slurm"), lambda pack: Need(60.0)))
 """
-STORE, RENAME = "submit.store", "utils.JobPaths.move_temporary_file"
 DEATHS = {
-    "before the intent": f"{STORE} = die_at(1, {STORE})",
+    "before the intent": "submit.store = die",
     "before sbatch": "os.environ['PLATEAU_TEST_KILLS'] = 'before'",
+    "while sbatch waits for the controller": "os.environ['PLATEAU_TEST_KILLS'] = 'waiting'",
     "after sbatch, before its answer": "os.environ['PLATEAU_TEST_KILLS'] = 'after'",
-    "before the pickles are renamed": f"{RENAME} = die_at(1, {RENAME})",
-    "between two pickles": f"{RENAME} = die_at(2, {RENAME})",
-    "before the record has the job": f"{STORE} = die_at(2, {STORE})",
-    "after the record has the job": "import sweeps.jobs; sweeps.jobs.describe_report = die",
+    "before the record has the job": "submit.store = die_at(2, submit.store)",
+    "after the record has the job": "end = die",
 }
 SBATCH = """\
 #!/bin/sh
 [ "$PLATEAU_TEST_KILLS" = before ] && kill -9 $PPID && exit 1
+[ "$PLATEAU_TEST_KILLS" = waiting ] && kill -9 $PPID && until [ -e {go} ]; do sleep 0.1; done
 {sbatch} "$@"
 code=$?
 [ "$PLATEAU_TEST_KILLS" = after ] && kill -9 $PPID
@@ -72,28 +75,27 @@ def count_tasks(grid: Grid) -> int:
 def test_submitter_killed_anywhere_loses_nothing_and_sends_nothing_twice(
     grid: Grid, undisturbed: Path, tmp_path: Path
 ) -> None:
-    programs = tmp_path / "programs"
+    programs, source = tmp_path / "programs", SweepFolder(undisturbed / "lr_robustness")
     programs.mkdir()
-    (programs / "sbatch").write_text(SBATCH.format(sbatch=shutil.which("sbatch")))
+    (programs / "sbatch").write_text(SBATCH.format(sbatch=shutil.which("sbatch"), go=programs / "go"))
     (programs / "sbatch").chmod(0o755)
-    grids = {
-        moment: Grid(grid.studio, tmp_path / moment.replace(" ", "-"), cells(MULTIPLIERS[:1])) for moment in DEATHS
-    }
+    base, *_, last = source.scan()
+    grids = {moment: Grid(grid.studio, tmp_path / moment.replace(" ", "-"), ()) for moment in DEATHS}
+    environment = grid.environment() | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
-    def kill_submitter(moment: str) -> int:
-        words = grids[moment].studio.arguments(grids[moment].runs, *grids[moment].words("--cluster", "slurm"))
-        environment = grids[moment].environment() | {
-            "PATH": f"{programs}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        }
-        command = [words[0], "-c", LAUNCHER, DEATHS[moment], *words[1:]]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120).returncode
+    def submit(moment: str, death: str = "") -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", SUBMITTER, str(grids[moment].sweep.path), death]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
+    for each in grids.values():
+        copy_plan(source, each.sweep, (base, last))
     with ThreadPoolExecutor(2) as team:
-        assert dict(zip(DEATHS, team.map(kill_submitter, DEATHS))) == dict.fromkeys(DEATHS, -signal.SIGKILL)
+        died = dict(zip(DEATHS, team.map(submit, *zip(*DEATHS.items()))))
+        assert {done.returncode for done in died.values()} == {-signal.SIGKILL}, died
         sent = {moment: count_tasks(each) for moment, each in grids.items()}
-        assert sorted(sent.values()) == [0, 0, 2, 2, 2, 2, 2], sent
-        said = dict(zip(DEATHS, team.map(lambda each: each.submit(), grids.values())))
+        assert sorted(sent.values()) == [0, 0, 0, 2, 2, 2], sent
+        (programs / "go").touch()
+        said = dict(zip(DEATHS, team.map(submit, DEATHS)))
     for moment, each in grids.items():
         assert each.settle() == {"ended": 2}, (moment, said[moment])
         assert set(map(tuple, each.outcomes().values())) == {("done",)}, moment

@@ -36,6 +36,7 @@ from tests.test_loop import make_cell
 from training import loop
 from training.cell import Cell
 from training.loop import Interrupted
+from training.stop import StopSignals
 from training.store import RunFolder, StoreError, find_runs, write_json
 from training.tasks.subject import SubjectTask
 
@@ -360,15 +361,23 @@ def requeued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "jobs"), [(signal.SIGUSR2, ["4711"]), (signal.SIGTERM, []), (signal.SIGINT, []), (signal.SIGHUP, [])]
+    ("number", "jobs"),
+    [
+        (signal.SIGUSR2, ["4711"]),
+        (signal.SIGURG, ["4711"]),
+        (signal.SIGTERM, []),
+        (signal.SIGINT, []),
+        (signal.SIGHUP, []),
+    ],
 )
-def test_signal_checkpoints_stops_and_only_usr2_requeues(
+def test_signal_checkpoints_stops_and_only_a_warning_requeues(
     number: int, jobs: list[str], studio: Studio, tmp_path: Path, requeued: list[str], undisturbed: Path
 ) -> None:
     spec = store(studio, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         at_step(5, send(number), patch)
-        run_task([str(spec)])
+        with StopSignals(signal.SIGURG) as stop:
+            run_task([str(spec)], stop=stop)
     assert requeued == jobs
     assert outcomes(spec) == ["stopped"]
     assert set(statuses(tmp_path).values()) == {"preempted"}

@@ -166,6 +166,34 @@ def test_vanished_job_is_preempted_at_a_second_look(sweep: Sweep, monkeypatch: p
     assert slurm.calls == 1
 
 
+def test_what_was_not_seen_is_told_apart_while_slurm_is_silent(sweep: Sweep) -> None:
+    names = ("alive", "dead", "elsewhere", "queued")
+    for name in names:
+        sweep.pack(name)
+    sweep.send("12", [[name] for name in names])
+    sweep.claim("alive", dataclasses.replace(Holder.me(), job="12_0"))
+    sweep.claim("dead", dataclasses.replace(dead_here(), job="12_1"))
+    sweep.claim("elsewhere", dataclasses.replace(FAR, job="12_2"))
+    sweep.beat("elsewhere", 1, time=0.0)
+    surveyor = Surveyor(sweep.folder)
+
+    def look() -> dict[str, tuple[str, str]]:
+        surveyor.gather()
+        return {pack.name: (pack.state, pack.unseen) for pack in surveyor.judge(None)}
+
+    first, second = look(), look()
+    assert first["alive"] == second["alive"] == ("running", "")
+    assert first["dead"][0] == "running"
+    assert "is gone; its last files may be on their way" in first["dead"][1]
+    assert second["dead"][0] == "queued", "its job may have been requeued"
+    assert second["dead"][1].endswith("is gone; SLURM was not heard")
+    assert first["queued"] == ("queued", "SLURM was not heard")
+    assert first["elsewhere"][0] == "running"
+    assert "no sign of life yet; the last heartbeat is of 19" in first["elsewhere"][1]
+    sweep.beat("elsewhere", 2)
+    assert look()["elsewhere"] == ("running", "")
+
+
 def test_killed_process_of_this_machine_is_preempted(sweep: Sweep) -> None:
     sweep.pack("a")
     sweep.claim("a", dead_here())
@@ -217,8 +245,20 @@ def test_job_that_died_before_it_could_say_why_is_quoted_from_its_log(claimed: b
     assert (pack.state, pack.log) == ("failed" if claimed else "planned", str(log))
     assert pack.error == "job 12_0: FAILED: ImportError: no module named torch"
     assert is_trouble(pack)
+    if not claimed:
+        (pack,) = survey(sweep.folder, Slurm())
+        assert pack.error == "job 12_0: is gone: ImportError: no module named torch", "SLURM has forgotten it"
     log.unlink()
     assert survey(sweep.folder, Slurm({"12_0": Job("FAILED")}))[0].error == "job 12_0: FAILED"
+
+
+def test_job_whose_time_was_over_before_it_began_its_pack_is_told(sweep: Sweep) -> None:
+    sweep.pack("a")
+    sweep.send("12", [["a"], ["b"]])
+    (pack,) = survey(sweep.folder, Slurm({"12_0": Job("TIMEOUT")}))
+    assert (pack.state, pack.error) == ("planned", "job 12_0: TIMEOUT")
+    (pack,) = survey(sweep.folder, Slurm({"12_0": Job("CANCELLED")}))
+    assert (pack.state, pack.error) == ("planned", "")
 
 
 def test_pack_whose_ending_was_taken_away_is_to_be_done_again(sweep: Sweep) -> None:

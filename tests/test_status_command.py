@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -99,8 +100,23 @@ def test_silent_scheduler_leaves_what_folders_tell(
     slurm.fail("squeue", "slurm_load_jobs error: Unable to contact slurm controller")
     assert main(options(sweep, once=True)) == 0
     told = capsys.readouterr().out
-    assert "8 cells: 2 queued, 2 running, 2 finished, 1 diverged, 1 failed" in told
-    assert "Unable to contact slurm controller" in told
+    assert "8 cells: 2 queued (not seen), 2 running (not seen), 2 finished, 1 diverged, 1 failed" in told
+    assert "1 pack queued, but not seen: SLURM was not heard" in told
+    assert "1 pack running, but not seen: no sign of life yet; the last heartbeat is of 20" in told
+    assert re.search(r"SLURM does not answer, since 20[-\d: ]+ at the latest: squeue: .*Unable to contact slurm", told)
+
+
+def test_silence_is_dated_from_its_beginning(sweep: Sweep, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(sweep)
+    board, clock, notes = boards.Board(sweep.path, boards_scheduler()), iter(("noon", "one")), []
+    monkeypatch.setattr(boards.time, "strftime", lambda form: next(clock))
+    for fails in (False, True, True, False, True):
+        slurm.failures = {"squeue": "down"} if fails else {}
+        slurm.write()
+        board.look()
+        notes.append(board.note)
+    words = "SLURM does not answer, since {} at the latest: squeue: down"
+    assert notes == ["", words.format("noon"), words.format("noon"), "", words.format("one")]
 
 
 def test_plain_lines_name_error_and_log(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +136,8 @@ def test_table_shows_every_state_and_limits_its_rows(sweep: Sweep) -> None:
     console.print(draw([SweepState(sweep.path, packs)], "a note", 10))
     console.file.close()
     text = console.export_text()
+    assert not [line for line in text.splitlines() if "━" in line and "pack" in line], "a bar runs into a header"
+    assert "time left not measured yet" not in text
     for words in ("60 running", "2 preempted", "7/100", "1.5", "... and 20 more", "job 3_1: CANCELLED", "a note"):
         assert words in text
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import pickle
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -69,13 +69,14 @@ def records(sweep: Sweep) -> list[dict]:
 
 
 def live_packs(sweep: Sweep, slurm: FakeSlurm) -> Counter:
-    """How often each pack stands in an array that is in the queue, its pickle read as the task would."""
+    """How often each pack stands in an array that is in the queue, its record read as the task would."""
     found: Counter = Counter()
-    (private,) = sweep.folder.submissions.glob(".private-*")
     for job, (state, name) in slurm.jobs().items():
         if state == "PENDING" and name.startswith("plateau-"):
-            delayed = pickle.loads((private / f"{job}_submitted.pkl").read_bytes())
-            found.update(Path(spec).stem for spec in delayed.args[0])
+            number = int(job.partition("_")[2] or 0)
+            text = (slurm.home / f"sbatch-{job.partition('_')[0]}.sh").read_text()
+            record = json.loads(Path(shlex.split(text.splitlines()[-1])[-1]).read_text())
+            found.update(record["tasks"][number] if record["state"] != "refused" else ())
     return found
 
 
@@ -175,11 +176,10 @@ GOLDEN = """\
 #SBATCH --partition=gpu,big
 #SBATCH --qos=low
 #SBATCH --requeue
-#SBATCH --signal=B:USR2@90
+#SBATCH --signal=B:URG@90
 #SBATCH --time=45
 
 # setup
-trap '' USR2
 SET_UP
 [ -O '/runs/a b/submissions/.private-me' ] && [ ! -L '/runs/a b/submissions/.private-me' ] || \
 { echo 'the folder of this submission is not your own' >&2; exit 1; }
@@ -187,7 +187,7 @@ export PYTHONPATH=/opt/plateau${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec /opt/env/bin/python -u -m submitit.core._submit '/runs/a b/submissions/.private-me'
+exec /opt/env/bin/python -P -u -m slurm.task --sent '/runs/a b/submissions/t0k3n.json'
 """.replace("EXPORTED", ",".join(sbatch.EXPORT)).replace("SET_UP", "\n".join(sbatch.set_up(["module load cuda"])))
 
 
@@ -196,7 +196,7 @@ def run_job(home: Path, *setup: str) -> subprocess.CompletedProcess[str]:
     (home / ".bash_profile").write_text(
         'false\nmodule() { [ "$2" = cuda ] || { echo "no module $2" >&2; return 1; }; export CUDA=$2; }\nPATH=/site:$PATH\n'
     )
-    text = "\n".join([sbatch.KEEP, *sbatch.set_up(setup), 'exec /bin/echo "$CUDA" "$PATH"'])
+    text = "\n".join([*sbatch.set_up(setup), 'exec /bin/echo "$CUDA" "$PATH"'])
     told = {"HOME": str(home), "PATH": "/mine:/usr/bin:/bin"}
     return subprocess.run(["bash", "-c", text], env=told, capture_output=True, text=True, timeout=60)
 
@@ -231,6 +231,16 @@ def test_what_else_sbatch_takes_is_passed_on(tmp_path: Path) -> None:
     assert "--mem=" not in text
     assert "--gpus-per-node" not in text, "gres says it"
     assert "--mem" not in Request(Cluster(memory="none"), (("p0",),), 45, 3, mib=2048).text("plateau-t0k3n", tmp_path)
+
+
+def test_warning_does_not_end_a_shell_that_has_not_come_to_python_yet(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sbatch.sys, "executable", "/bin/echo")
+    private = open_private(tmp_path)
+    request = Request(Cluster(setup=("kill -s WARNING $$", "sleep 0.1")), (("p0",),), 45, 1)
+    text = request.text("plateau-t0k3n", private)
+    text = text.replace("WARNING", re.search("--signal=B:(.*)@", text)[1])
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()[-1]) == (0, str(tmp_path / "t0k3n.json"))
 
 
 def test_what_is_sent_is_the_text_that_is_shown(slurm: FakeSlurm, sweep: Sweep) -> None:
@@ -401,7 +411,7 @@ def test_no_secret_of_the_environment_reaches_a_disk(slurm: FakeSlurm, sweep: Sw
     monkeypatch.setenv("HF_TOKEN", SECRET)
     send(sweep)
     written = [path for path in sweep.path.rglob("*") if path.is_file()]
-    assert len(written) > 60
+    assert len(written) > 30
     assert not [path for path in written if SECRET.encode() in path.read_bytes()]
     (text, *_) = (path.read_text() for path in slurm.home.glob("sbatch-*.sh"))
     exported = re.search("--export=(.*)", text)[1].split(",")
@@ -424,8 +434,6 @@ DEATHS = {
     "after the intent": "sbatch.Request.send = die",
     "before sbatch has asked SLURM": "os.environ['FAKE_SLURM_KILLS_PARENT'] = 'before'",
     "after SLURM has the job": "os.environ['FAKE_SLURM_KILLS_PARENT'] = 'after'",
-    "before any pickle has its name": "sbatch.write_pickle = die_at(1)",
-    "after a part of the pickles": "sbatch.write_pickle = die_at(5)",
     "before the record has the job": "submit.store = die_at(2)",
     "between two arrays": "submit.store = die_at(3)",
 }
@@ -440,14 +448,13 @@ def die(*args, **named):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def die_at(number, counted=[]):
-    real = submit.store if 'store' in HOW else sbatch.write_pickle
+    real = submit.store
     def call(*args, **named):
         counted.append(1)
         return die() if len(counted) == number else real(*args, **named)
     return call
 
-HOW = sys.argv[2]
-exec(HOW)
+exec(sys.argv[2])
 submit.submit_missing(SweepFolder(sys.argv[1]), Cluster(), lambda pack: Need(60.0))
 """
 
@@ -466,6 +473,20 @@ def test_nothing_is_lost_or_sent_twice_when_the_submitter_is_killed(
     assert report.num_tasks == 30 - before
     assert bool(report.repaired) == (moment not in ("before the intent", "between two arrays"))
     assert submit.submit_missing(sweep.folder, Cluster(), minutes).sent == []
+
+
+def test_sbatch_that_outlives_its_submitter_is_waited_for(slurm: FakeSlurm, sweep: Sweep, monkeypatch) -> None:
+    """The controller is busy, and sbatch tries again; its job comes long after the submitter's death."""
+    death = "os.environ['FAKE_SLURM_KILLS_PARENT'] = 'while it waits'"
+    died = subprocess.run([sys.executable, "-c", SUBMITTER, str(sweep.path), death], cwd=ROOT, capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert slurm.jobs() == {}
+    monkeypatch.setattr(submit.time, "sleep", lambda seconds, real=time.sleep: [real(seconds), go.touch()])
+    go = slurm.home / "go"
+    report = send(sweep)
+    assert "its submitter died, the job is kept" in report.repaired[0]
+    assert live_packs(sweep, slurm) == Counter(f"p{n:02d}" for n in range(30))
+    assert len(slurm.jobs()) == 30
 
 
 def test_void_intent_is_sent_anew_when_its_job_was_never_there(slurm: FakeSlurm, sweep: Sweep) -> None:

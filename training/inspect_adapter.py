@@ -12,6 +12,7 @@ from adapters import BadInput, counted
 from adapters.checkpoint import Checkpoint
 from training.measure import by_block, measure, write_table
 from training.open_adapter import Opened
+from training.stop import describe_exit
 from training.store import writing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +42,8 @@ def inspect(opened: Opened, out: Path | None) -> int:
         draw = [sys.executable, "-m", "figures.checkpoint_norms", str(table.resolve()), str(out.resolve()), title]
         done = subprocess.run(draw, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
-            raise BadInput(f"the picture {out} could not be drawn: {(done.stderr.splitlines() or ['?'])[-1]}")
+            words = done.stderr.splitlines() or [f"the process that draws {describe_exit(done.returncode)}"]
+            raise BadInput(f"the picture {out} could not be drawn: {words[-1]}")
         print(out)
     return 0
 

@@ -8,12 +8,41 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+WARNINGS = (signal.SIGUSR2, signal.SIGURG)  # of a scheduler that will end the job soon
 IMPATIENT_S = 1.0  # a terminal's Ctrl-C may arrive twice, once by way of the parent
 
 
 def is_shrugged_off(number: int) -> bool:
     """Whether this is the end of a terminal, started under `nohup`: then it stops nothing."""
     return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP)
+_ENDS = {
+    signal.SIGKILL: "was killed (SIGKILL; out of memory?)",
+    signal.SIGTERM: "was asked to end (SIGTERM)",
+    signal.SIGINT: "was interrupted (SIGINT)",
+    signal.SIGQUIT: "was interrupted (SIGQUIT)",
+    signal.SIGHUP: "lost its terminal (SIGHUP)",
+    signal.SIGXCPU: "used up the CPU time that it was allowed (SIGXCPU; ulimit -t)",
+    signal.SIGXFSZ: "wrote a larger file than it was allowed (SIGXFSZ; ulimit -f)",
+    **{number: f"crashed ({number.name})" for number in _CRASHES},
+}
+
+
+def describe_exit(code: int) -> str:
+    """How a process ended, as the end of a sentence.
+
+    Args:
+        code: its exit code; of a signal the negative number, as `subprocess` and `multiprocessing` have it.
+    """
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        number = signal.Signals(-code)
+    except ValueError:
+        return f"was ended by signal {-code}"
+    return _ENDS.get(number, f"was ended by {number.name}")
 
 
 class Interrupted(Exception):
@@ -26,12 +55,16 @@ class StopSignals:
     A Ctrl-C a second after the first signal, or later, raises KeyboardInterrupt. Outside the main thread nothing is
     changed: its owner handles signals.
 
+    Args:
+        more: signals that it listens to besides `SIGNALS`.
+
     Attributes:
         received: the first signal's number, 0 before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *more: signal.Signals) -> None:
         self.received, self._at = 0, 0.0
+        self._numbers = (*SIGNALS, *more)
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
@@ -40,7 +73,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         try:
             self._before = {
-                number: signal.signal(number, self._note) for number in SIGNALS if not is_shrugged_off(number)
+                number: signal.signal(number, self._note) for number in self._numbers if not is_shrugged_off(number)
             }
         except ValueError:  # not the main thread
             self._before = {}

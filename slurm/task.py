@@ -1,0 +1,26 @@
+"""What a job starts: it listens for signals before anything slow is imported, so that no warning is lost; then `slurm.job`.
+
+python -m slurm.task --sent runs/<sweep>/submissions/<token>.json
+python -m slurm.task runs/<sweep>/packs/<pack>.json ... [--code VERSION]
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+
+from adapters.ending import end_well
+from training.stop import StopSignals
+
+
+def main(arguments: Sequence[str]) -> int:
+    """As `slurm.job.main`, with ears."""
+    with StopSignals(signal.SIGURG) as stop:
+        from slurm import job  # torch, diffusers: seconds, on a busy node a minute
+
+        return job.main(arguments, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(end_well(lambda: main(sys.argv[1:])))
