@@ -247,7 +247,7 @@ def test_job_that_died_before_it_could_say_why_is_quoted_from_its_log(claimed: b
     assert is_trouble(pack)
     if not claimed:
         (pack,) = survey(sweep.folder, Slurm())
-        assert pack.error == "job 12_0: is gone: ImportError: no module named torch", "SLURM has forgotten it"
+        assert pack.error == "job 12_0: gone: ImportError: no module named torch", "SLURM has forgotten it"
     log.unlink()
     assert survey(sweep.folder, Slurm({"12_0": Job("FAILED")}))[0].error == "job 12_0: FAILED"
 

@@ -243,6 +243,17 @@ def test_warning_does_not_end_a_shell_that_has_not_come_to_python_yet(tmp_path: 
     assert (done.returncode, done.stdout.split()[-1]) == (0, str(tmp_path / "t0k3n.json"))
 
 
+def test_task_takes_no_module_from_the_folder_that_it_starts_in(tmp_path: Path, monkeypatch) -> None:
+    """SLURM starts it in /tmp, which everybody can write to, where the checkout is missing."""
+    for name in ("checkout", "tmp"):
+        (tmp_path / name / "slurm").mkdir(parents=True)
+        (tmp_path / name / "slurm" / "task.py").write_text(f"print({name!r})")
+    monkeypatch.setattr(sbatch, "ROOT", tmp_path / "checkout")
+    text = Request(Cluster(), (("p0",),), 45, 1).text("plateau-t0k3n", open_private(tmp_path / "submissions"))
+    done = subprocess.run(["bash", "-c", text], cwd=tmp_path / "tmp", capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("checkout\n", "")
+
+
 def test_what_is_sent_is_the_text_that_is_shown(slurm: FakeSlurm, sweep: Sweep) -> None:
     (_, request), *_ = send(sweep).sent
     (first, *_) = records(sweep)
