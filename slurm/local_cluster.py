@@ -29,7 +29,7 @@ import tyro
 from adapters import BadInput, counted
 from slurm import local_accounting
 from slurm.local_daemons import end_processes, wait_until
-from slurm.local_files import NUM_PORTS, Cluster, Shape, find_program
+from slurm.local_files import NUM_PORTS, Cluster, Shape, find_program, program
 from training.command_line import run_program
 
 FOLDER = Path("/var/lib/plateau-slurm")
@@ -88,7 +88,11 @@ def _run(options: Options) -> int:
     if options.action == "up":
         require_packages(options)
     with locked(folder):
-        print(up(folder, options.shape()) if options.action == "up" else down(folder, options.keep))
+        if options.action == "down":
+            print(down(folder, options.keep))
+            return 0
+        with starting_alone():
+            print(up(folder, options.shape()))
     return 0
 
 
@@ -155,6 +159,17 @@ def locked(folder: Path) -> Iterator[None]:
                 return
         finally:
             os.close(handle)
+
+
+@contextlib.contextmanager
+def starting_alone() -> Iterator[None]:
+    """Let only one cluster of this machine start at a time: ports are free until the daemons that they were chosen for run."""
+    handle = os.open(program("slurmctld"), os.O_RDONLY)  # a file that all clusters share
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 # Up.

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,20 @@ def test_up_again_changes_nothing_and_starts_what_was_killed(slurm_cluster: Clus
 def test_other_options_are_refused_while_it_runs(slurm_cluster: Cluster, capsys: pytest.CaptureFixture) -> None:
     assert local_cluster.main(["up", "--folder", str(slurm_cluster.folder), "--cpus", "3"]) == 2
     assert f"cpus is {make_cluster.CPUS}, not 3" in capsys.readouterr().err
+
+
+@slurm_only
+def test_clusters_that_start_at_once_have_ports_of_their_own(slurm_cluster: Cluster) -> None:
+    folders = [make_cluster.name_folder(f"twin{number}") for number in range(2)]
+    try:
+        with ThreadPoolExecutor(2) as team:
+            done = list(team.map(lambda folder: make_cluster.run_local_cluster("up", "--folder", str(folder)), folders))
+        assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
+        found = [*map(Cluster.read, folders), slurm_cluster]
+        assert len({port for cluster in found if cluster is not None for port in cluster.ports}) == 3 * 4
+    finally:
+        for folder in folders:
+            make_cluster.run_local_cluster("down", "--folder", str(folder))
 
 
 @slurm_only

@@ -247,6 +247,7 @@ def test_task_takes_no_module_from_the_folder_that_it_starts_in(tmp_path: Path, 
     """SLURM starts it in /tmp, which everybody can write to, where the checkout is missing."""
     for name in ("checkout", "tmp"):
         (tmp_path / name / "slurm").mkdir(parents=True)
+        (tmp_path / name / "slurm" / "__init__.py").touch()
         (tmp_path / name / "slurm" / "task.py").write_text(f"print({name!r})")
     monkeypatch.setattr(sbatch, "ROOT", tmp_path / "checkout")
     text = Request(Cluster(), (("p0",),), 45, 1).text("plateau-t0k3n", open_private(tmp_path / "submissions"))
