@@ -182,8 +182,8 @@ def reasons(packs: Iterable[PackState]) -> list[str]:
     waits = Counter(pack.error for pack in packs if pack.state == "queued" and pack.error and not pack.stuck)
     unseen = Counter((pack.state, pack.unseen) for pack in packs if pack.unseen)
     return [
-        *(f"{counted(count, 'pack')} waiting: {reason}" for reason, count in waits.most_common(3)),
-        *(f"{counted(n, 'pack')} {state}, but not seen: {why}" for (state, why), n in unseen.most_common(3)),
+        *(f"{counted(count, 'pack')} waiting: {printable(reason)}" for reason, count in waits.most_common(3)),
+        *(f"{counted(n, 'pack')} {state}, but not seen: {printable(why)}" for (state, why), n in unseen.most_common(3)),
     ]
 
 
