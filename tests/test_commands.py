@@ -113,7 +113,9 @@ def fill_placeholders(home: Path, pocket: Path) -> None:
     """What the documents leave to the user: FILE, PATH, RUN, a method of one's own, weights from the hub, a cluster."""
     make_pipeline(home / "PATH_OR_HUB_ID")
     dino, clip = make_scorers(home)
-    for place, source in (("facebook/dino-vits16", dino), ("openai/clip-vit-large-patch14", clip)):
+    hub = {"facebook/dino-vits16": dino, "openai/clip-vit-large-patch14": clip,
+           "stable-diffusion-v1-5/stable-diffusion-v1-5": home / "PATH_OR_HUB_ID"}  # fmt: skip
+    for place, source in hub.items():
         (home / place).parent.mkdir()
         (home / place).symlink_to(source)
     make_dreambench(home / "PATH")
