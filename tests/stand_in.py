@@ -29,6 +29,7 @@ from slurm.ended import write_ended
 from slurm.forecast import Cost
 from slurm.pack import list_runs, read_contents
 from slurm.sweep_folder import PackFiles
+from sweeps import rates
 from tests.make_runs import BASE_SCORE, GAIN, MATRICES, PROMPTS, matrix_names, norms_columns, steps_columns
 from training import command_line
 from training.cell import BASE
@@ -51,6 +52,7 @@ def stand_in(only: str = "") -> None:
     os.fsync = lambda _: None  # type: ignore[assignment]
     calibrate._measure_elsewhere = lambda setting, cell: {n: Cost(0.01, 500.0) for n in (1, 16)}  # type: ignore[assignment]
     expect.rehearse = lambda *_: {}  # type: ignore[assignment]
+    rates.write_rates.__defaults__ = (Path("base_rates.toml").absolute(),)  # not into the checkout
     inline.run_inline = stop if only == "plan" else make_results  # type: ignore[assignment]
     if only == "parse":
         command_line.run_program = parse_only  # type: ignore[assignment]

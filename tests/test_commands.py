@@ -99,7 +99,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "plateau"
     home.mkdir()
     for path in ROOT.iterdir():
-        if path.name not in ("docs", "runs", ".git", ".venv") and not path.name.startswith(".pytest"):
+        if path.name not in ("docs", "runs", "logs", ".git", ".venv") and not path.name.startswith(".pytest"):
             (home / path.name).symlink_to(path)
     shutil.copytree(ROOT / "docs", home / "docs", ignore=shutil.ignore_patterns("*.png", "*.pdf"))
     (home / ".venv" / "bin").mkdir(parents=True)
