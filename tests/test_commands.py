@@ -150,7 +150,9 @@ def type_bare(command: Command, home: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("command", BARE, ids=lambda command: Path(command.words[0]).stem)
 def test_driver_typed_without_a_flag_plans_runs_and_shows_its_result(command: Command, folder: Path) -> None:
+    rates = (ROOT / "sweeps" / "base_rates.toml").read_bytes()
     done = type_bare(command, folder)
+    assert (ROOT / "sweeps" / "base_rates.toml").read_bytes() == rates, "only the user's own search writes there"
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     name = Path(command.words[0]).stem
