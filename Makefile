@@ -73,7 +73,7 @@ evidence: $(VENV)/.plateau-run ## docs/results: every driver on the pocket, hour
 		--method lora dora delora etherplus oft --multipliers 0.25 1 4 16 --subjects crab fish guitar trophy $(ARGS)
 	$(MAKE) figures
 
-# PYTHON=... uses that interpreter as it is; it needs no torch: pandas, pyarrow, matplotlib, scipy and duckdb are enough.
+# PYTHON=... uses that interpreter as it is; it needs no torch: pandas, pyarrow, matplotlib, seaborn, scipy and duckdb are enough.
 DRAWN_BY := $(if $(filter environment command,$(word 1,$(origin PYTHON))),given,)
 figures: $(if $(DRAWN_BY),,$(VENV)/.plateau-run) ## draw docs/results again from its data (PYTHON=NAME: by that one, torch or not)
 	$(if $(DRAWN_BY),$(PYTHON),$(BIN)/python) -m figures all --results docs/results --out docs/results --format png \

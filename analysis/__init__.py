@@ -21,7 +21,7 @@ from analysis.pictures import pictures
 from analysis.plateau import TOLERANCE, find_plateau, joint_plateau, plateau
 from analysis.power import detectable_difference
 from analysis.selection import best_settings, best_table, tried_settings
-from analysis.settings import plateau_by_setting
+from analysis.settings import plateau_by_setting, scores_by_setting
 from analysis.summary import Robustness, plateau_sentence, robustness, summary, unfit_subjects
 from analysis.tables import format_table, to_latex, to_markdown, write_tables
 from analysis.variance import split_variance, variance_table
@@ -60,6 +60,7 @@ __all__ = [
     "run_scores",
     "score_curve",
     "score_vs_distance",
+    "scores_by_setting",
     "sign_flip",
     "split_variance",
     "subject_distances",

@@ -94,6 +94,25 @@ class Results:
         scores = self._gather(lambda source, _: source.scores(), self.base_runs).drop(columns="step")
         return scores.merge(self.base_runs[["run_id", *BASE_KEY]], on="run_id")
 
+    def table(self) -> pd.DataFrame:
+        """Every score with the run that it belongs to: what seaborn takes as `data`.
+
+        Returns:
+            One row a run, step and metric: series ("untouched base" for the base, whose method is "base", and whose multiplier
+            and seed are missing), method, multiplier, subject, seed, step, metric, value (the mean over its pictures), run_id.
+            A run that goes by several names or multipliers has rows for each.
+        """
+        scores = self._gather(lambda source, _: source.scores(), self.all_runs)
+        keys = ["run_id", "step", "metric"]
+        values = scores.groupby(keys, sort=False, observed=True)["value"].mean().reset_index()
+        runs = self.all_runs[~is_absent(self.all_runs)]
+        is_base = runs["method"] == BASE
+        runs = runs.assign(series=runs["series"].mask(is_base, "untouched base"), seed=runs["seed"].mask(is_base))
+        named = runs[["series", "method", "multiplier", "subject", "seed", "run_id"]].drop_duplicates()
+        joined = named.merge(values, on="run_id")
+        front = ["series", "method", "multiplier", "subject", "seed", "step", "metric", "value"]
+        return joined[[*front, "run_id"]]
+
     @cached_property
     def matrices(self) -> pd.DataFrame:
         """Rows run_id, matrix, block, kind, attention, num_out, num_in, base_norm of every run."""

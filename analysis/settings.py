@@ -5,13 +5,13 @@ Settings are varied one at a time around a default, so each is looked at among t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.curves import subject_scores
+from analysis.curves import score_curve, subject_scores
 from analysis.load import Results
 from analysis.plateau import TOLERANCE, plateau
 from analysis.series import name_methods
@@ -34,13 +34,29 @@ def plateau_by_setting(
     Raises:
         BadInput: as `plateau`, or if no run has all other settings at their defaults.
     """
+    return _by_setting(results, defaults, lambda kept: plateau(subject_scores(kept), tolerance))
+
+
+def scores_by_setting(results: Results, defaults: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """The rows of `score_curve` of every method at every value of every setting, with setting and value in front.
+
+    Raises:
+        BadInput: as `plateau_by_setting`.
+    """
+    return _by_setting(results, defaults, score_curve)
+
+
+def _by_setting(
+    results: Results, defaults: Mapping[str, Sequence[Any]], measure: Callable[[Results], pd.DataFrame]
+) -> pd.DataFrame:
+    """A measure of the runs that have all other settings at their defaults, for every setting."""
     frames = []
     for setting in defaults:
         others = {name: _as_stored(values) for name, values in defaults.items() if name != setting}
         kept = results.select(**others)
         runs = kept.runs.drop_duplicates("series").set_index("series")
-        table = subject_scores(kept)
-        rows = plateau(table[table["series"].map(runs[setting]).notna()], tolerance)
+        rows = measure(kept)
+        rows = rows[rows["series"].map(runs[setting]).notna()].copy()
         rows.insert(0, "value", rows["series"].map(runs[setting]).astype(float))
         rows.insert(0, "setting", setting)
         names = rows["series"].map(name_methods(runs))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -68,12 +68,14 @@ def name_multipliers(after: pd.DataFrame) -> pd.DataFrame:
     return after.assign(series=after["series"].where(~several, names))
 
 
-def kind_colors() -> dict[str, tuple[float, float, float, float]]:
+def kind_colors() -> dict[str, tuple[float, float, float]]:
     """Four shades that grey print keeps apart."""
-    return {
-        kind: colormaps["cividis"](shade)
-        for kind, shade in zip(("Q", "K", "V", "Out"), (0.05, 0.38, 0.68, 0.97), strict=True)
-    }
+    return dict(zip(("Q", "K", "V", "Out"), sns.color_palette("cividis", 4), strict=True))
+
+
+def short_block(block: str) -> str:
+    """`down_blocks.0` as `down.0`."""
+    return block.replace("_blocks", "").replace("_block", "")
 
 
 def _slots(frame: pd.DataFrame, blocks: list[str], kind: str) -> tuple[np.ndarray, pd.DataFrame]:
@@ -126,7 +128,7 @@ def _draw_change(ax: Axes, after: pd.DataFrame, blocks: list[str], styles: dict[
 
 
 def _name_blocks(ax: Axes, blocks: list[str]) -> None:
-    ax.set_xticks(range(len(blocks)), [block.replace("_blocks", "").replace("_block", "") for block in blocks])
+    ax.set_xticks(range(len(blocks)), [short_block(block) for block in blocks])
     ax.set_xlim(-0.6, len(blocks) - 0.4)
     ax.grid(False, axis="x")
     ax.tick_params(axis="x", length=0)

@@ -30,6 +30,7 @@ from analysis import (
     robustness,
     score_curve,
     score_vs_distance,
+    scores_by_setting,
     subject_scores,
     summary,
     variance_table,
@@ -52,9 +53,11 @@ def draw_lr_robustness(results: Results, behind: Results | None = None) -> Drawn
     """
     drawn = Drawn.of(results)
     curves = add_curves(drawn, results, "fig2_lr_robustness", behind)
+    scores = subject_scores(results)
+    drawn.add("scores_by_subject", figures.scores_by_subject.draw(scores), scores)
     several, subjects = results.runs["series"].nunique() > 1, results.runs["subject"].nunique()
     if several and subjects > 2:
-        drawn.tables["comparisons"] = compare(subject_scores(results), ("at_best", "area"))
+        drawn.tables["comparisons"] = compare(scores, ("at_best", "area"))
         drawn.tables["early_warning"] = early_warning(results)
         over = score_vs_distance(results)
         drawn.add("score_vs_distance", figures.score_vs_distance.draw(over), over.runs)
@@ -103,6 +106,7 @@ def draw_norms(norms: pd.DataFrame, axis: str = "columns") -> Drawn:
     """Fig. 4 of a frame in `analysis.weight_norms`' columns."""
     drawn = Drawn(tables={"weight_norms": norms})
     drawn.add("fig4_weight_norms", figures.fig4_weight_norms.draw(norms, axis=axis), norms)
+    drawn.add("norms_by_block", figures.norms_by_block.draw(norms), norms)
     return drawn
 
 
@@ -182,16 +186,20 @@ def draw_rank_robustness(results: Results) -> Drawn:
     """Curves at every rank, and the plateau against the rank."""
     drawn = Drawn.of(results)
     add_curves(drawn, results, "rank_robustness")
-    ranks = plateau_by_setting(results, {"rank": sorted(results.runs["rank"].unique())})
+    settings = {"rank": sorted(results.runs["rank"].unique())}
+    ranks, rates = plateau_by_setting(results, settings), scores_by_setting(results, settings)
     drawn.add("plateau_vs_rank", figures.plateau_vs_setting.draw(ranks), ranks)
+    drawn.add("rate_by_rank", figures.rate_by_setting.draw(rates), rates)
     drawn.tables["plateau_vs_rank"] = ranks
     return drawn
 
 
 def draw_setting_robustness(results: Results) -> Drawn:
     """The plateau against every setting that was varied."""
-    drawn, frame = Drawn.of(results), plateau_by_setting(results, find_defaults(results))
+    drawn, defaults = Drawn.of(results), find_defaults(results)
+    frame, rates = plateau_by_setting(results, defaults), scores_by_setting(results, defaults)
     drawn.add("plateau_vs_setting", figures.plateau_vs_setting.draw(frame), frame)
+    drawn.add("rate_by_setting", figures.rate_by_setting.draw(rates), rates)
     drawn.tables["plateau_vs_setting"] = frame
     return drawn
 

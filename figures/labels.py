@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import os
 from collections.abc import Sequence
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
@@ -92,9 +93,8 @@ def width_pt(text: str, size_pt: float, *, bold: bool = False) -> float:
     return HINTING * size_pt * float(font.get_width_height()[0]) / 64 / 100
 
 
-@functools.cache
 def _font(bold: bool) -> str:
-    return font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal"))
+    return os.path.join(mpl.get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' if bold else ''}.ttf")
 
 
 def wrap(text: str, most_pt: float, size_pt: float, *, bold: bool = False) -> list[str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from figures.labels import wrap
-from figures.style import MUTED, pt, settings
+from figures.style import MUTED, drawing, pt
 
 SIZE_PT, MARGIN_PT, SPACING = 7.0, 5.0, 1.25
 
@@ -25,7 +24,7 @@ def add_note(figure: Figure, sentences: Sequence[str]) -> None:
     height = figure.get_figheight() + more
     figure.set_figheight(height)
     engine.set(rect=(0, more / height, 1, 1 - more / height))
-    with mpl.rc_context(settings()):
+    with drawing():
         figure.text(
             pt(MARGIN_PT) / 72 / figure.get_figwidth(), pt(MARGIN_PT) / 72 / height, "\n".join(lines), fontsize=pt(SIZE_PT),
             linespacing=SPACING, color=MUTED, va="bottom", parse_math=False,

@@ -69,7 +69,7 @@ def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
 
 def _draw_measure(ax: Axes, rows: pd.DataFrame, measure: str, styles: Mapping[str, Look]) -> None:
     """One measure of every series over the values' places, with bars, and a triangle where a width is a lower bound."""
-    places = {value: place for place, value in enumerate(_in_order(rows["setting"].iloc[0], rows["value"]))}
+    places = {value: place for place, value in enumerate(in_order(rows["setting"].iloc[0], rows["value"]))}
     names = list(rows["series"].unique())
     stem = measure.removesuffix("_octaves")
     for number, name in enumerate(names):
@@ -96,15 +96,19 @@ def _as_curve(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     return rows[["series"]].assign(mean=rows[measure], low=rows[f"{measure}_low"], high=rows[f"{measure}_high"])
 
 
-def _in_order(setting: str, values: pd.Series) -> list[float]:
+def in_order(setting: str, values: pd.Series) -> list[float]:
     """The values, increasing; no limit on the number of pictures, which is stored as 0, comes last."""
     unlimited = setting == "num_instance_images"
     return sorted(map(float, values.unique()), key=lambda value: np.inf if unlimited and value == 0 else value)
 
 
+def value_name(setting: str, value: float) -> str:
+    """A setting's value in words: all pictures, which are stored as 0, are all."""
+    return "all" if setting == "num_instance_images" and value == 0 else f"{value:g}"
+
+
 def _name_values(ax: Axes, setting: str, values: pd.Series) -> None:
-    ordered = _in_order(setting, values)
-    names = ["all" if setting == "num_instance_images" and value == 0 else f"{value:g}" for value in ordered]
-    ax.set_xticks(range(len(ordered)), names)
+    ordered = in_order(setting, values)
+    ax.set_xticks(range(len(ordered)), [value_name(setting, value) for value in ordered])
     ax.set_xlim(-0.5, len(ordered) - 0.5)
     ax.set_xlabel(TITLES.get(setting, setting.replace("_", " ")))

@@ -1,4 +1,4 @@
-"""One look for all figures: Okabe and Ito's palette, markers and line styles that stay apart in grey print."""
+"""One look for all figures: seaborn's theme, Okabe and Ito's palette, marks and lines that stay apart in grey print."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
@@ -25,7 +26,7 @@ from adapters import METHODS, BadInput
 from analysis.tables import rounded
 from training.store import writing
 
-INK = "#222222"
+INK = "#262626"  # the theme's
 MUTED = "#6b6b6b"
 GRID = "#e3e3e3"
 BACKGROUND = "#a8a8a8"
@@ -38,11 +39,8 @@ VARIANT_COLORS = ("#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#00000
 MARGIN_OCTAVES = 0.35  # between the outermost multipliers and the axis' ends
 DPI = 180
 
-RC = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": INK,
+RC = sns.axes_style("ticks") | {
     "axes.grid": True,
-    "axes.labelcolor": INK,
     "axes.labelsize": 9,
     "axes.linewidth": 0.8,
     "axes.spines.right": False,
@@ -51,8 +49,8 @@ RC = {
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "figure.dpi": 100,
-    "figure.facecolor": "white",
     "font.family": "DejaVu Sans",
+    "font.fantasy": ["Plateau"],  # no such font: matplotlib caches what it finds by these lists, and ours stay apart so
     "font.size": 9,
     "grid.color": GRID,
     "grid.linewidth": 0.7,
@@ -62,11 +60,8 @@ RC = {
     "lines.markersize": 5.5,
     "pdf.fonttype": 42,
     "svg.hashsalt": "plateau",
-    "text.color": INK,
     "text.parse_math": False,  # a name may hold dollars; what is mathematics says so
-    "xtick.color": INK,
     "xtick.labelsize": 8.5,
-    "ytick.color": INK,
     "ytick.labelsize": 8.5,
 }
 
@@ -130,15 +125,26 @@ def pt(length: float) -> float:
 P = ParamSpec("P")
 
 
-def prefer_bundled_fonts() -> None:
-    """Put matplotlib's own fonts first, so that every machine draws the same bytes, whatever its fonts and caches are."""
+@contextmanager
+def drawing() -> Iterator[None]:
+    """This module's settings and matplotlib's own fonts, whatever the caller's and the machine's are, for as long as it lasts."""
+    manager = font_manager.fontManager
+    fonts = manager.ttflist
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(settings())
+        manager.ttflist = [*_bundled_fonts(), *fonts]
+        try:
+            yield
+        finally:
+            manager.ttflist = fonts
+
+
+@cache
+def _bundled_fonts() -> list[font_manager.FontEntry]:
+    """The fonts that come with matplotlib, which are the same everywhere."""
     folder = Path(mpl.get_data_path()) / "fonts" / "ttf"
-    bundled = [font_manager.ttfFontProperty(font_manager.get_font(str(path))) for path in sorted(folder.glob("*.ttf"))]
-    others = [font for font in font_manager.fontManager.ttflist if Path(font.fname).parent != folder]
-    font_manager.fontManager.ttflist = [*bundled, *others]
-
-
-prefer_bundled_fonts()
+    return [font_manager.ttfFontProperty(font_manager.get_font(str(path))) for path in sorted(folder.glob("*.ttf"))]
 
 
 class Look(NamedTuple):
@@ -159,9 +165,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @wraps(draw)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context():
-            mpl.rcdefaults()
-            mpl.rcParams.update(settings())
+        with drawing():
             return draw(*rounded(args), **rounded(kwargs))
 
     return wrapped
@@ -305,7 +309,7 @@ def save(figure: Figure, stem: Path | str, formats: Sequence[str] = ("png", "pdf
     for suffix in formats:
         path = Path(f"{os.fspath(stem)}.{suffix}")
         content = io.BytesIO()
-        with mpl.rc_context(settings()):
+        with drawing():
             figure.savefig(content, format=suffix, dpi=DPI, metadata=METADATA[suffix])
         with writing(path) as aside:
             aside.write_bytes(content.getvalue())

@@ -7,6 +7,8 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -20,9 +22,32 @@ from training.store import COLUMNS
 
 def test_page_shows_what_comes_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
+    plt.switch_backend("agg")
     failed, tried = doctest.testfile(str(root / "docs" / "api.md"), module_relative=False)
     assert tried > 8
     assert not failed
+    curves, heatmap, subjects = (plt.figure(number).axes[0] for number in plt.get_fignums())
+    plt.close("all")
+    assert len([line for line in curves.lines if len(line.get_xdata())]) == 7
+    assert len(heatmap.texts) == 7 * 8
+    assert [len(points.get_offsets()) for points in subjects.collections] == [24] * 7
+
+
+def test_table_joins_every_score_with_its_run(runs: Path) -> None:
+    results = load(runs)
+    table = results.table()
+    assert table.columns.to_list() == [
+        "series", "method", "multiplier", "subject", "seed", "step", "metric", "value", "run_id",
+    ]  # fmt: skip
+    own = table[table["method"] != "base"]
+    means = results.scores.groupby(["run_id", "step", "metric"], observed=True)["value"].mean()
+    np.testing.assert_allclose(own["value"], [means[row.run_id, row.step, row.metric] for row in own.itertuples()])
+    assert len(own) == len(means), "every evaluation, once"
+    assert own.groupby("multiplier")["run_id"].nunique().to_dict() == {1.0: 1, 4.0: 1}
+    base = table[table["method"] == "base"]
+    assert set(base["series"]) == {"untouched base"}
+    assert base[["multiplier", "seed"]].isna().all(axis=None)
+    assert base["value"].mean() == pytest.approx(results.base["value"].mean())
 
 
 def test_page_names_every_column(root: Path) -> None:

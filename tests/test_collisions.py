@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import combinations
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from analysis import load, robustness
+import figures
+from analysis import (
+    base_line,
+    gauge_curve,
+    load,
+    magnitude_direction,
+    magnitude_direction_correlation,
+    paired_curve,
+    pictures,
+    plateau_by_setting,
+    robustness,
+    score_curve,
+    score_vs_distance,
+    scores_by_setting,
+    subject_scores,
+    weight_norms,
+)
 from analysis.load import Results
 from analysis.notes import notes
-from figures import fig2_lr_robustness
+from figures.gallery import GAUGES
 from figures.note import add_note
+from figures.plateau_vs_setting import TITLES
 from figures.style import STYLES, use_style
 from tests.make_runs import Shape, make_runs
 
@@ -45,7 +65,7 @@ def boxes_of(figure: Figure) -> Iterator[tuple[str, Bbox]]:
     for text in figure.findobj(Text):
         shown = text.get_visible() and text.get_text().strip() and text not in hidden
         if shown and text.get_text() not in ("untouched base", "never above the base"):
-            yield text.get_text(), text.get_window_extent()
+            yield text.get_text(), Text.get_window_extent(text)  # without the line that leads to it
 
 
 def _hidden_ticks(ax: Axes) -> Iterator[Text]:
@@ -72,19 +92,87 @@ def assert_apart(figure: Figure, width_in: float) -> None:
 
 
 def draw_fig2(results: Results) -> Figure:
-    return fig2_lr_robustness.draw(robustness(results))
+    return figures.fig2_lr_robustness.draw(robustness(results))
 
 
-@pytest.mark.parametrize("draw", [draw_fig2])
-@pytest.mark.parametrize("width_in", WIDTHS)
-@pytest.mark.parametrize("style", STYLES)
-def test_long_names_meet_nothing(
-    draw: Callable[[Results], Figure], width_in: float, style: str, results: Results
-) -> None:
+def draw_fig3(results: Results) -> Figure:
+    gauges = [gauge_curve(results, name) for name in ("distance_rel", "lambda")]
+    return figures.fig3_prolonged_training.draw(score_curve(results, x="step"), *gauges, base_line(results))
+
+
+def draw_fig5(results: Results) -> Figure:
+    pair = results.select(method=["lora", "dora"])
+    difference = paired_curve(subject_scores(pair), NAMES["lora"], NAMES["dora"])
+    return figures.fig5_dora_magnitude.draw(robustness(pair), difference)
+
+
+def draw_fig6(results: Results) -> Figure:
+    return figures.fig6_boundary_paths.draw(
+        {name: gauge_curve(results.select(method="delora"), name, by_multiplier=True) for name in GAUGES}
+    )
+
+
+def draw_directions(results: Results) -> Figure:
+    points = magnitude_direction(results)
+    return figures.magnitude_direction.draw(points, magnitude_direction_correlation(points))
+
+
+def draw_distances(results: Results) -> Figure:
+    distances = robustness(results).distances
+    return figures.ether_fig4_distances.draw(distances, distances)
+
+
+def draw_settings(results: Results) -> Figure:
+    ranks = plateau_by_setting(results, {"rank": sorted(results.runs["rank"].unique())})
+    others = [ranks.assign(setting=name, value=value) for name in TITLES for value in (1.0, 16.0, 0.001)]
+    return figures.plateau_vs_setting.draw(pd.concat(others, ignore_index=True))
+
+
+def draw_rates(results: Results) -> Figure:
+    ranks = scores_by_setting(results, {"rank": sorted(results.runs["rank"].unique())})
+    return figures.rate_by_setting.draw(pd.concat([ranks.assign(value=value) for value in (2.0, 4.0, 8.0)]))
+
+
+FIGURES: dict[str, Callable[[Results], Figure]] = {
+    "fig2_lr_robustness": draw_fig2,
+    "fig3_prolonged_training": draw_fig3,
+    "fig4_weight_norms": lambda results: figures.fig4_weight_norms.draw(weight_norms(results)),
+    "fig5_dora_magnitude": draw_fig5,
+    "fig6_boundary_paths": draw_fig6,
+    "magnitude_direction": draw_directions,
+    "ether_fig4_distances": draw_distances,
+    "plateau_vs_setting": draw_settings,
+    "rate_by_setting": draw_rates,
+    "norms_by_block": lambda results: figures.norms_by_block.draw(weight_norms(results)),
+    "scores_by_subject": lambda results: figures.scores_by_subject.draw(subject_scores(results)),
+    "score_vs_distance": lambda results: figures.score_vs_distance.draw(score_vs_distance(results)),
+    "picture_sheet": lambda results: figures.picture_sheet.draw(pictures(results, step=-1), rows="series"),
+}
+
+
+def test_every_figure_is_tried() -> None:
+    assert set(FIGURES) == set(figures.FIGURES)
+
+
+def assert_meets_nothing(name: str, width_in: float, style: str, results: Results) -> None:
     with use_style(style, width_in):
-        figure = draw(results)
+        figure = FIGURES[name](results)
         add_note(figure, notes(results))
+    if folder := os.environ.get("PLATEAU_LOOK"):
+        figures.save(figure, Path(folder) / f"{name}-{style}-{width_in}", ["png"])
     assert_apart(figure, width_in)
+
+
+@pytest.mark.parametrize("width_in", WIDTHS)
+@pytest.mark.parametrize("name", FIGURES)
+def test_long_names_meet_nothing_on_paper(name: str, width_in: float, results: Results) -> None:
+    assert_meets_nothing(name, width_in, "paper", results)
+
+
+@pytest.mark.parametrize("width_in", WIDTHS)
+@pytest.mark.parametrize("style", sorted(set(STYLES) - {"paper"}))
+def test_long_names_meet_nothing_in_other_styles(style: str, width_in: float, results: Results) -> None:
+    assert_meets_nothing("fig2_lr_robustness", width_in, style, results)
 
 
 @pytest.mark.parametrize("style", STYLES)

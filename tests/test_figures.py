@@ -286,9 +286,10 @@ from matplotlib import font_manager
 manager = font_manager.fontManager
 manager.ttflist = [f for f in manager.ttflist if not f.fname.startswith(matplotlib.get_data_path())]
 import figures.style
-for family in ("DejaVu Sans", "DejaVu Sans Display", "cmr10", "cmti10"):
-    found = font_manager.findfont(family, fallback_to_default=False)
-    assert found.startswith(matplotlib.get_data_path()), found
+with figures.style.drawing():
+    for family in ("DejaVu Sans", "DejaVu Sans Display", "cmr10", "cmti10"):
+        found = font_manager.findfont(family, fallback_to_default=False)
+        assert found.startswith(matplotlib.get_data_path()), found
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -308,6 +309,39 @@ figures.save(figures.fig2_lr_robustness.draw(robustness(load({str(root)!r}))), {
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "fig.png").stat().st_size > 10_000
+
+
+def test_drawing_changes_nothing_of_the_callers_own(results: Results, tmp_path: Path) -> None:
+    """Settings, fonts, units, seaborn's and pandas' options: the same before and after the import, drawing and saving."""
+    root = Path(results.runs["path"].iloc[0]).parents[1]
+    code = f"""
+import copy, warnings
+import matplotlib, numpy, pandas, seaborn
+from matplotlib import font_manager, units
+from pandas._config import config
+matplotlib.rcParams["lines.linewidth"] = 7
+font_manager.fontManager.ttflist.reverse()
+pandas.set_option("display.precision", 3)
+def state():
+    return (
+        dict(matplotlib.rcParams), [font.fname for font in font_manager.fontManager.ttflist], dict(units.registry),
+        seaborn.axes_style(), seaborn.plotting_context(), list(seaborn.color_palette()),
+        copy.deepcopy(config._global_config), list(warnings.filters), numpy.geterr(), str(numpy.random.get_state()),
+    )
+before = state()
+import figures
+from analysis import load, robustness
+from figures.note import add_note
+figures.style, figures.gallery
+assert state() == before, "the import"
+figure = figures.fig2_lr_robustness.draw(robustness(load({str(root)!r})))
+add_note(figure, ["A sentence."])
+assert state() == before, "drawing"
+figures.save(figure, {str(tmp_path / "fig")!r})
+assert state() == before, "saving"
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_drift_stands_under_the_prompt_where_it_was_measured(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""The subjects behind every mean: each subject's score at its method's best rate, with the spread of all of them."""
+
+from __future__ import annotations
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from adapters import BadInput
+from figures.labels import fit_text, wrap
+from figures.style import INK, METRIC_TITLES, looks, multiplier_text, new_figure, pt, room_in, styled
+
+WIDTH_IN = 7.0
+LEAST_BOXEN = 8  # fewer subjects than that are points alone
+
+
+@styled
+def draw(scores: pd.DataFrame, metric: str = "dino") -> Figure:
+    """One row a series at the multiplier with its best mean: a point a subject, letter-value boxes, a bar at the mean.
+
+    Args:
+        scores: `analysis.subject_scores(results)`.
+        metric: the score.
+
+    Raises:
+        BadInput: if there is nothing to draw.
+    """
+    rows = at_best(scores[scores["metric"] == metric])
+    if rows.empty:
+        raise BadInput("no finished run to draw: run python sweeps/lr_robustness.py first")
+    most_pt = 72 * pt(min(2.6, 0.3 * room_in(WIDTH_IN)))
+    names = {name: "\n".join(wrap(name, most_pt, pt(8.5))) for name in rows["row"].unique()}
+    colors = {names[row]: looks(rows)[series].color for row, series in zip(rows["row"], rows["series"], strict=True)}
+    lines = sum(max(2, name.count("\n") + 1) for name in names.values())
+    figure = new_figure(WIDTH_IN, 0.9 + 0.22 * lines)
+    ax = figure.add_subplot(label=metric)
+    rows = rows.assign(row=rows["row"].map(names))
+    place = {"data": rows, "x": "value", "y": "row", "hue": "row", "palette": colors, "ax": ax, "legend": False}
+    if rows.groupby("row").size().min() >= LEAST_BOXEN:
+        sns.boxenplot(**place, alpha=0.25, showfliers=False, linewidth=pt(0.6))
+    sns.stripplot(**place, jitter=False, alpha=0.7, size=pt(5))
+    means = rows.groupby("row", sort=False)["value"].mean()
+    ax.plot(means, means.index, ls="none", marker="|", ms=pt(17), mew=pt(2), color=INK, zorder=5, label="_means")
+    ax.set(xlabel=f"{METRIC_TITLES.get(metric, metric)} at the best multiplier; bar: mean", ylabel="")
+    ax.set_title("Every point is a subject")
+    fit_text(figure)
+    return figure
+
+
+def at_best(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows of every series' multiplier with the best mean, `row` being the series with that multiplier and its n."""
+    means = scores.groupby(["series", "multiplier"], sort=False, observed=True)["value"].mean()
+    best = {series: part.idxmax()[1] for series, part in means.groupby(level="series", sort=False)}
+    kept = scores[scores["multiplier"] == scores["series"].map(best)]
+    counts = kept.groupby("series")["subject"].transform("nunique")
+    row = [
+        f"{series}, ×{multiplier_text(best[series])} (n = {count})"
+        for series, count in zip(kept["series"], counts, strict=True)
+    ]
+    return kept.assign(row=row)
