@@ -58,6 +58,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, required=True, help="folder of sweeps, or one sweep")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is drawn")
     parser.add_argument("--style", default="screen", help=f"one of: {', '.join(STYLES)}")
+    parser.add_argument("--width", type=float, help="of every figure, in inches; panels then stand below each other")
     parser.add_argument(
         "--claims", type=Path, help="file of claims to judge: the verdicts go into OUT/verdicts.md, .tex, .csv"
     )
@@ -185,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _draw(arguments: Sequence[str] | None) -> int:
     read = read_arguments(arguments)
-    with use_style(read.style):
+    with use_style(read.style, read.width):
         claims = read_claims(read.claims) if read.claims else []
         paths, lines = draw_all(read.names, read.results, read.out, read.format)
     if claims:

@@ -96,6 +96,7 @@ def draw_fig2(results: Results) -> Figure:
 
 
 def draw_fig3(results: Results) -> Figure:
+    results = results.select(multiplier=1)
     gauges = [gauge_curve(results, name) for name in ("distance_rel", "lambda")]
     return figures.fig3_prolonged_training.draw(score_curve(results, x="step"), *gauges, base_line(results))
 

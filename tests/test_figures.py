@@ -71,7 +71,7 @@ def test_fig2_draws_the_curves_that_the_analysis_found(results: Results) -> None
         ax = axes_of(figure, metric)
         for series in ("LoRA", "DeLoRA", "DoRA"):
             rows = curves.scores[(curves.scores["series"] == series) & (curves.scores["metric"] == metric)]
-            np.testing.assert_allclose(line_of(ax, series), rows[["multiplier", "mean"]].astype(float))
+            np.testing.assert_allclose(line_of(ax, series), rows[["multiplier", "mean"]].astype(float), rtol=1e-6)
         base = line_of(ax, "_base")[:, 1]
         assert base == pytest.approx(BASE_SCORE[metric], abs=0.05)
     assert "n = 3" in words_of(figure)
@@ -112,7 +112,9 @@ def test_fig2_background_is_named_and_not_repeated(results: Results) -> None:
     assert lines["_LoRA"].get_color() == lines["_DoRA"].get_color() == BACKGROUND
     assert lines["_LoRA"].get_linestyle() != lines["_DoRA"].get_linestyle()
     rows = every.scores.query("series == 'LoRA' and metric == 'dino'")
-    np.testing.assert_allclose(line_of(axes_of(figure, "dino"), "_LoRA"), rows[["multiplier", "mean"]].astype(float))
+    np.testing.assert_allclose(
+        line_of(axes_of(figure, "dino"), "_LoRA"), rows[["multiplier", "mean"]].astype(float), rtol=1e-6
+    )
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert [name for name in named if "LoRA (n" in name or "DoRA (n" in name] == [
         "DeLoRA (n = 3)", "LoRA (n = 3)", "DoRA (n = 3)",
@@ -151,7 +153,7 @@ def test_fig2_a_series_of_one_point_has_a_bar_for_its_band(results: Results) -> 
     figure = figures.fig2_lr_robustness.draw(curves)
     (bar,) = [c for c in axes_of(figure, "dino").collections if c.get_label() == "_bar DeLoRA"]
     row = curves.scores[curves.scores["metric"] == "dino"].iloc[0]
-    np.testing.assert_allclose(bar.get_segments()[0], [(1.0, row["low"]), (1.0, row["high"])])
+    np.testing.assert_allclose(bar.get_segments()[0], [(1.0, row["low"]), (1.0, row["high"])], rtol=1e-6)
 
 
 def test_fig2_refuses_nothing(results: Results) -> None:
@@ -169,9 +171,13 @@ def test_fig3_draws_scores_distance_and_lambda_against_steps(tmp_path: Path) -> 
     scores, distances, lambdas = score_curve(results, "step"), gauge_curve(results), gauge_curve(results, "lambda")
     figure = figures.fig3_prolonged_training.draw(scores, distances, lambdas, base_line(results))
     rows = scores[(scores["series"] == "LoRA") & (scores["metric"] == "dino")]
-    np.testing.assert_allclose(line_of(axes_of(figure, "dino"), "LoRA"), rows[["step", "mean"]].astype(float))
+    np.testing.assert_allclose(
+        line_of(axes_of(figure, "dino"), "LoRA"), rows[["step", "mean"]].astype(float), rtol=1e-6
+    )
     rows = distances[distances["series"] == "LoRA"]
-    np.testing.assert_allclose(line_of(axes_of(figure, "distance"), "LoRA"), rows[["step", "mean"]].astype(float))
+    np.testing.assert_allclose(
+        line_of(axes_of(figure, "distance"), "LoRA"), rows[["step", "mean"]].astype(float), rtol=1e-6
+    )
     assert {line.get_label() for line in axes_of(figure, "lambda").lines if line.get_label()[0] != "_"} == {"DeLoRA"}
     assert line_of(axes_of(figure, "dino"), "_base")[:, 1] == pytest.approx(BASE_SCORE["dino"], abs=0.05)
     assert {"LoRA (n = 3)", "DeLoRA (n = 3)", "untouched base"} <= set(words_of(figure).split(" | "))
@@ -220,9 +226,11 @@ def test_fig5_draws_paired_differences(tmp_path: Path) -> None:
     figure = figures.fig5_dora_magnitude.draw(curves, difference)
     bars = axes_of(figure, "difference").containers
     assert [bar.get_label() for bar in bars] == ["DINO", "CLIP-I", "CLIP-T"]
-    np.testing.assert_allclose(np.concatenate([bar.lines[0].get_ydata(orig=False) for bar in bars]), difference["mean"])
+    np.testing.assert_allclose(
+        np.concatenate([bar.lines[0].get_ydata(orig=False) for bar in bars]), difference["mean"], rtol=1e-5
+    )
     ends = np.concatenate([bar.lines[2][0].get_segments() for bar in bars])[:, :, 1]
-    np.testing.assert_allclose(ends, difference[["low", "high"]].astype(float), atol=1e-9)
+    np.testing.assert_allclose(ends, difference[["low", "high"]].astype(float), rtol=1e-5, atol=1e-9)
     assert "paired difference [95 %]: n = 3 pairs" in words_of(figure)
 
 

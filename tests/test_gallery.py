@@ -108,6 +108,13 @@ def test_all_draws_what_is_there_and_says_what_is_not(runs: Path, front: Run, tm
     assert f"mine, which is no driver's name: python -m figures NAME --results {runs / 'mine'}" in missing
 
 
+def test_a_width_that_is_none_is_one_line(runs: Path, front: Run, tmp_path: Path) -> None:
+    code, lines, errors = front("lr_robustness", "--results", runs, "--out", tmp_path / "out", "--width", 1)
+    assert (code, lines) == (2, [])
+    assert "the width of figures is 1 inches; allowed: 2 to 40" in errors
+    assert not (tmp_path / "out").exists()
+
+
 def test_further_results_of_a_driver_are_drawn_beside_its_own(runs: Path, front: Run, tmp_path: Path) -> None:
     """Test subjects, say, in a folder of their own that bears the driver's name."""
     for name in ("lr_robustness", "lr_robustness-other-subjects"):
