@@ -1,4 +1,4 @@
-"""The norms of Fig. 4 as heatmaps, kinds down and blocks across, and beside them what training changed."""
+"""The norms of Fig. 4 as heatmaps, kinds down and blocks across, and below them what training changed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 
 from adapters import BadInput
 from figures.fig4_weight_norms import ATTENTIONS, BEFORE, KINDS, name_multipliers, short_block
-from figures.labels import fit_text
+from figures.labels import fit_text, wrap
 from figures.style import new_figure, pt, room_in, styled
 
-PANEL_IN = 4.2
+WIDTH_IN = 6.4
 
 
 @styled
 def draw(norms: pd.DataFrame) -> Figure:
-    """One heatmap an attention of the base's mean norms, and one for every series of their change in percent.
+    """One heatmap an attention of the base's mean norms, and one of their change by series, mean over kinds.
 
     Args:
         norms: what `analysis.weight_norms` returned.
@@ -30,32 +30,35 @@ def draw(norms: pd.DataFrame) -> Figure:
     before, after = norms[norms["series"] == BEFORE], name_multipliers(norms[norms["series"] != BEFORE])
     if before.empty:
         raise BadInput("no weight norms of the untouched base: run python sweeps/weight_norms.py first")
-    after = after.assign(change=100 * after["change"])
-    panels = [(BEFORE, *part) for part in before.groupby("attention", sort=False)]
-    panels += [
-        (name, *part) for name, rows in after.groupby("series", sort=False) for part in rows.groupby("attention")
+    most_pt = 72 * pt(min(2.6, 0.35 * room_in(WIDTH_IN)))
+    names = {name: "\n".join(wrap(str(name), most_pt, pt(8.5))) for name in after["series"].unique()}
+    lines = 1 + max((name.count("\n") for name in names.values()), default=0)
+    before = before.assign(kind=before["kind"].map(lambda kind: KINDS.get(kind, kind)))
+    after = after.assign(change=100 * after["change"], row=after["series"].map(names))
+    attentions = list(dict.fromkeys(before["attention"]))
+    shown = [(BEFORE, before, "kind", "mean"), *([("change in %", after, "row", "change")] if len(after) else [])]
+    heights = [
+        1.0 + 0.2 * rows[down].nunique() * (lines if down == "row" else 1)
+        for _, rows, down, _ in shown
+        for _ in attentions
     ]
-    beside = max(1, min(2, int(room_in(2 * PANEL_IN) / 3.4)))
-    down = -(-len(panels) // beside)
-    figure = new_figure(2 * PANEL_IN, 0.3 + 1.9 * down)
-    axes = figure.subplots(down, beside, squeeze=False).ravel()
+    figure = new_figure(WIDTH_IN, sum(heights))
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights).ravel()
     reach = float(after["change"].abs().max()) if len(after) else 0.0
-    for ax, (series, attention, rows) in zip(axes, panels, strict=False):
-        ax.set_label(f"{series} {attention}")
-        is_base = series == BEFORE
-        limits = {"cmap": "cividis"} if is_base else {"cmap": "vlag", "vmin": -reach, "vmax": reach}
-        _draw_blocks(ax, rows, "mean" if is_base else "change", limits)
-        where = ATTENTIONS.get(attention, attention)
-        ax.set_title(f"{where}: mean norm, {series}" if is_base else f"{where}: change in %, {series}")
-    for ax in axes[len(panels) :]:
-        ax.remove()
+    panels = [(*one, name) for one in shown for name in attentions]
+    for ax, (title, rows, down, measure, attention) in zip(axes, panels, strict=True):
+        ax.set_label(f"{title} {attention}")
+        limits = {"cmap": "cividis"} if down == "kind" else {"cmap": "vlag", "vmin": -reach, "vmax": reach}
+        _draw_blocks(ax, rows[rows["attention"] == attention], down, measure, limits)
+        words = "mean norm, untouched base" if down == "kind" else "its change by training in %, mean over kinds"
+        ax.set_title(f"{ATTENTIONS.get(attention, attention)}: {words}")
     fit_text(figure)
     return figure
 
 
-def _draw_blocks(ax: Axes, rows: pd.DataFrame, measure: str, limits: dict[str, Any]) -> None:
-    rows = rows.assign(kind=rows["kind"].map(lambda kind: KINDS.get(kind, kind)), block=rows["block"].map(short_block))
-    table = rows.pivot_table(measure, "kind", "block", sort=False, observed=True)
+def _draw_blocks(ax: Axes, rows: pd.DataFrame, down: str, measure: str, limits: dict[str, Any]) -> None:
+    rows = rows.assign(block=rows["block"].map(short_block))
+    table = rows.pivot_table(measure, down, "block", sort=False, observed=True)
     sns.heatmap(
         table, ax=ax, annot=True, fmt=".3g", cbar=False, linewidths=pt(0.5), annot_kws={"fontsize": pt(7)}, **limits
     )
