@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -62,5 +64,12 @@ def _draw_table(ax: Axes, table: pd.DataFrame, limits: dict[str, float]) -> None
     ax.tick_params(length=0, rotation=0)
     ax.grid(False)
     row, column = np.unravel_index(np.nanargmax(table.to_numpy(dtype=float)), table.shape)
-    frame = {"fill": False, "edgecolor": ALARM, "lw": pt(2.2), "zorder": 4, "label": "_best", "clip_on": False}
+    frame: dict[str, Any] = {
+        "fill": False,
+        "edgecolor": ALARM,
+        "lw": pt(2.2),
+        "zorder": 4,
+        "label": "_best",
+        "clip_on": False,
+    }
     ax.add_patch(Rectangle((int(column), int(row)), 1, 1, **frame))

@@ -142,7 +142,7 @@ FIGURES: dict[str, Callable[[Results], Figure]] = {
     "ether_fig4_distances": draw_distances,
     "plateau_vs_setting": draw_settings,
     "rate_by_setting": draw_rates,
-    "norms_by_block": lambda results: figures.norms_by_block.draw(weight_norms(results)),
+    "norms_by_block": lambda results: figures.norms_by_block.draw(weight_norms(results.select(multiplier=[1, 8]))),
     "scores_by_subject": lambda results: figures.scores_by_subject.draw(subject_scores(results)),
     "score_vs_distance": lambda results: figures.score_vs_distance.draw(score_vs_distance(results)),
     "picture_sheet": lambda results: figures.picture_sheet.draw(pictures(results, step=-1), rows="series"),
