@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from adapters.documents import OBJECT, read_json
 from adapters.peft_format import OWN_FILE, PEFT_FILE
 
@@ -34,7 +34,7 @@ def find_file(path: Path) -> Path:
             return _whole(found[0])
         if found:
             raise BadInput(
-                f"{path} holds {len(found)} files of safetensors: name the one to read, {found[0].name} or another"
+                f"{path} holds {counted(len(found), 'safetensors file')}: name the one to read, {found[0].name} or another"
             )
         pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
         if not pickles:

@@ -51,7 +51,7 @@ def _is_place(value: Any) -> bool:
 ANY = Form("anything", lambda value: True)
 NUMBER = Form("a finite number", _is_number)
 REAL = Form("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value == value)
-COUNT = Form("a whole number", lambda value: _is_number(value) and isinstance(value, int) and abs(value) < 2**53)
+COUNT = Form("a whole number", lambda value: _is_number(value) and isinstance(value, int) and abs(value) < 2**63)
 FLAG = Form("true or false", lambda value: isinstance(value, bool))
 TEXT = Form("text", lambda value: isinstance(value, str))
 NAME = Form("a name in one line", _is_name)

@@ -1,4 +1,4 @@
-"""Numbers in prose, taken from the data: `<!--ID: VERDICT-->0.08 [0.05, 0.12]<!--/-->` holds what is measured of a claim.
+"""Numbers in prose, taken from the data: `<!-- ID: VERDICT -->0.08 [0.05, 0.12]<!-- end -->` holds what is measured of a claim.
 
 A sentence stands only while the verdict that it was written for does.
 """
@@ -11,7 +11,7 @@ import pandas as pd
 
 from adapters import BadInput
 
-MARKER = re.compile(r"<!--(?P<id>[\w-]+): (?P<verdict>[a-z ]+)-->(?P<text>.*?)<!--/-->", re.DOTALL)
+MARKER = re.compile(r"<!-- (?P<id>[\w-]+): (?P<verdict>[a-z ]+) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
 
 
 def fill(text: str, verdicts: pd.DataFrame, where: str = "the page") -> str:
@@ -37,7 +37,7 @@ def fill(text: str, verdicts: pd.DataFrame, where: str = "the page") -> str:
             raise BadInput(
                 f"{where}: {found['id']} is {row['verdict']!r}, the sentence says {found['verdict']!r}: rewrite it"
             )
-        return f"<!--{found['id']}: {found['verdict']}-->{with_interval(row)}<!--/-->"
+        return f"<!-- {found['id']}: {found['verdict']} -->{with_interval(row)}<!-- end -->"
 
     return MARKER.sub(number, text)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from adapters.documents import COUNT, NAME, REAL, TEXT, Form, check_form, read_toml
 from analysis.load import Results, load
 from analysis.measures import MEASURES
@@ -111,7 +111,9 @@ def unreachable(claim: Claim, num_subjects: int) -> str:
     if can_be_met(num_subjects):
         return ""
     enough = next((num for num in range(num_subjects, 1000) if can_be_met(num)), None)
-    return f"no outcome of {num_subjects} subjects can meet its criterion" + (f"; {enough} can" if enough else "")
+    return f"no outcome of {counted(num_subjects, 'subject')} can meet its criterion" + (
+        f"; {enough} can" if enough else ""
+    )
 
 
 def judge_claims(folder: Path, claims: list[Claim]) -> pd.DataFrame:

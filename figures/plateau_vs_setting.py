@@ -59,8 +59,9 @@ def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
     open_mark = Line2D(
         [], [], ls="none", marker="^", ms=pt(7), mfc="none", color=MUTED, label="at least so wide: an end is open"
     )
-    several = rows["num_subjects"].max() > 2
-    text = "Bars: 95 % intervals over subjects" if several else "Fewer than 3 subjects: no interval"
+    most = rows["num_subjects"].max()
+    few = "One subject: no interval" if most < 2 else "Two subjects: no interval"
+    text = "Bars: 95 % intervals over subjects" if most > 2 else few
     draw_legend(
         figure, rows, styles, marks=[open_mark] if rows[["open_low", "open_high"]].any(axis=None) else [], title=text
     )

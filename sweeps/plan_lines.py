@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from adapters import counted
 from analysis.series import method_label
 from slurm.forecast import Cost
 from sweeps.grid import Planned
@@ -42,7 +43,7 @@ def describe_load(costs: Mapping[int, Cost], now: float | None, again: Path, cor
     if not costs:
         return []
     loads = [cost.load for cost in costs.values() if cost.load is not None]
-    on = f"on {cores} core{'s' if cores > 1 else ''}"
+    on = f"on {counted(cores, 'core')}"
     if not loads:
         lines = [f"measured under a load that was not noted; remove {again} to measure again"]
     elif max(loads) <= BUSY * cores:

@@ -62,8 +62,8 @@ def _fewer(planned: Sequence[Planned], kinds: Sequence[str]) -> Iterator[tuple[l
     while SUBJECTS in kinds and len(subjects) > 1:
         subjects = subjects[: len(subjects) // 2]
         yield subjects, multipliers
-    while MULTIPLIERS in kinds and len(multipliers) > 2:
-        multipliers = sorted({*multipliers[::2], multipliers[-1]}) if len(multipliers) > 3 else multipliers[::2]
+    while MULTIPLIERS in kinds and len(multipliers) > 3:
+        multipliers = sorted({*multipliers[::2], multipliers[-1]})
         yield subjects, multipliers
 
 

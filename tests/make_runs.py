@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from training.cell import Cell
@@ -230,3 +231,8 @@ def steps_columns(steps: Sequence[int], multiplier: float) -> dict[str, Any]:
         "lr": rate,
         "seconds": np.full(len(step), 0.1, dtype=np.float32),
     }
+
+
+def assert_drawn(drawn: ArrayLike, wanted: ArrayLike) -> None:
+    """Whether a figure shows numbers: what is drawn has six digits (`analysis.tables.rounded`)."""
+    np.testing.assert_allclose(np.asarray(drawn, dtype=float), np.asarray(wanted, dtype=float), rtol=5.1e-6, atol=1e-12)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,7 +13,7 @@ from analysis import export_compact, gauge_curve, load, robustness, score_curve
 from sweeps import boundary_and_angle
 from sweeps.driver import relabel
 from tests.make_driver import drive_studio
-from tests.make_runs import Shape, make_runs
+from tests.make_runs import Shape, assert_drawn, make_runs
 from tests.make_studio import Studio
 from tests.test_figures import axes_of, line_of, words_of
 
@@ -90,7 +89,7 @@ def test_paths_have_a_column_for_each_scale_and_a_curve_for_each_multiplier(tmp_
     for name, frame in paths.items():
         for (series, multiplier), rows in frame.groupby(["series", "multiplier"]):
             points = line_of(axes_of(figure, f"{series} {name}"), f"{multiplier:g}×")
-            np.testing.assert_allclose(points, rows[["step", "mean"]].astype(float))
+            assert_drawn(points, rows[["step", "mean"]].astype(float))
     assert {"1× (n = 3)", "4× (n = 3)"} <= set(words_of(figure).split(" | "))
     with pytest.raises(BadInput, match="no run with a lambda"):
         figures.fig6_boundary_paths.draw({name: frame[:0] for name, frame in paths.items()})
@@ -106,14 +105,14 @@ def test_driver_trains_multiplier_1_once_and_draws_it_in_every_curve(studio: Stu
     at_one = summary[summary["multiplier"] == 1].assign(start=lambda rows: rows["series"].str.split(", ").str[-1])
     assert at_one.groupby("start")["dino"].nunique().eq(1).all()
     for series, rows in summary.groupby("series"):
-        np.testing.assert_allclose(line_of(ax, str(series)), rows[["multiplier", "dino"]], rtol=1e-6)
+        assert_drawn(line_of(ax, str(series)), rows[["multiplier", "dino"]])
     runs = load(driven.folder).runs.query("multiplier == 4 and boundary == 4").drop_duplicates("scale")
     base = load(driven.folder).runs.query("multiplier == 1 and boundary == 4").iloc[0]
     times = {row.scale: (row.lr / base["lr"], row.lr_lambda / base["lr_lambda"]) for row in runs.itertuples()}
     assert times == {"lambda": (1, 4), "factors": (4, 1), "both": (4, 4)}
     for start in (4, 16):
         paths = driven.table(f"fig6_boundary_paths_{start}").query("panel == 'lambda' and step == 0")
-        np.testing.assert_allclose(paths["mean"], start)
+        assert_drawn(paths["mean"], start)
         assert f"fig6_boundary_paths_{start}" in driven.drawn
 
 

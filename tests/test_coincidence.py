@@ -22,7 +22,7 @@ from analysis.coincidence import (
     run_ends,
     score_vs_distance,
 )
-from tests.make_runs import Shape, make_runs
+from tests.make_runs import Shape, assert_drawn, make_runs
 from tests.test_figures import axes_of, line_of, words_of
 
 
@@ -48,7 +48,7 @@ def test_basis_is_that_of_natural_cubic_splines(num_knots: int, seed: int) -> No
     x = np.linspace(-3, 4, 50)
     design = np.column_stack([np.ones(50), natural_spline(x, knots)])
     fit = design @ np.linalg.lstsq(design, spline(x), rcond=None)[0]
-    np.testing.assert_allclose(fit, spline(x), atol=1e-8)
+    assert_drawn(fit, spline(x), atol=1e-8)
 
 
 def test_curves_coincide_over_the_axis_that_explains_them() -> None:
@@ -83,7 +83,7 @@ def test_offsets_of_subjects_do_not_matter() -> None:
     runs = make_ends("distance_rel")
     moved = runs.assign(value=runs["value"] + 10.0 * runs["subject"])
     numbers = ["common", "separate", "ratio", "unshared"]
-    np.testing.assert_allclose(coincidence(runs)[numbers], coincidence(moved)[numbers], rtol=1e-6, atol=1e-9)
+    assert_drawn(coincidence(runs)[numbers], coincidence(moved)[numbers], rtol=1e-6, atol=1e-9)
 
 
 def test_run_ends_are_the_scores_and_distances(tmp_path: Path) -> None:
@@ -93,10 +93,10 @@ def test_run_ends_are_the_scores_and_distances(tmp_path: Path) -> None:
     scores, distances = subject_scores(results), subject_distances(results)
     keys = ["series", "multiplier", "subject"]
     expected = scores[scores["metric"] == "dino"].set_index(keys)["value"]
-    np.testing.assert_allclose(ends.set_index(keys)["value"].sort_index(), expected.sort_index())
+    assert_drawn(ends.set_index(keys)["value"].sort_index(), expected.sort_index())
     expected = distances.set_index(keys)["value"].sort_index()
-    np.testing.assert_allclose(ends.set_index(keys)["distance_rel"].sort_index(), expected, rtol=1e-6)
-    np.testing.assert_allclose(ends["lr"], 1e-3 * ends["multiplier"])
+    assert_drawn(ends.set_index(keys)["distance_rel"].sort_index(), expected)
+    assert_drawn(ends["lr"], 1e-3 * ends["multiplier"])
     with pytest.raises(BadInput, match="no scores of metric 'fid'"):
         run_ends(results, "fid")
 
@@ -121,13 +121,13 @@ def test_figure_draws_the_same_scores_over_rate_and_distance(tmp_path: Path) -> 
             left, right = (
                 line_of(axes_of(figure, f"{metric} {axis}"), series) for axis in ("multiplier", "distance_rel")
             )
-            np.testing.assert_allclose(left, own[["multiplier", "mean"]].astype(float))
-            np.testing.assert_allclose(right, np.column_stack([distance["mean"], own["mean"]]).astype(float))
+            assert_drawn(left, own[["multiplier", "mean"]].astype(float))
+            assert_drawn(right, np.column_stack([distance["mean"], own["mean"]]).astype(float))
             dots = line_of(axes_of(figure, f"{metric} distance_rel"), f"_runs {series}")
             assert len(dots) == 3 * 7
     common = line_of(axes_of(figure, "dino distance_rel"), "_common")
     expected = data.common[(data.common["metric"] == "dino") & (data.common["axis"] == "distance_rel")]
-    np.testing.assert_allclose(common, expected[["x", "value"]])
+    assert_drawn(common, expected[["x", "value"]])
     row = data.coincidences.query("metric == 'dino' and axis == 'distance_rel'").iloc[0]
     words = words_of(figure)
     assert f"{row['common']:.3f} with one curve, {row['separate']:.3f} with one a method" in words

@@ -71,7 +71,7 @@ def test_runs_of_another_reading_are_trained_again(own: Path, studio: Studio, tm
     """As the earlier code left them: named by the bytes of the pictures alone, trained on what lay sideways in the file."""
 
     def drive() -> Driven:
-        rates = ("--method", "lora", "--multipliers", "1", "--base-lr", "1e-3")
+        rates = ("--method", "lora", "--multipliers", "1")
         return drive_studio(studio, lr_robustness, tmp_path / "runs", *rates, "--subjects", str(own), "mug", "cup")
 
     with mock.patch.object(Subject, "content_hash", old_hash):

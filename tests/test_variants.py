@@ -15,7 +15,7 @@ from analysis.load import Results
 from figures.style import looks
 from sweeps import design_ablation, lr_robustness, rank_robustness, start_robustness
 from tests.make_driver import Driven, drive_studio
-from tests.make_runs import Shape, make_runs
+from tests.make_runs import Shape, assert_drawn, make_runs
 from tests.make_studio import Studio
 from tests.test_figures import axes_of, line_of, words_of
 
@@ -27,7 +27,7 @@ def assert_fig2_shows_the_table(driven: Driven, name: str) -> None:
     ax = axes_of(driven.drawn[name], "dino")
     summary = driven.table("summary").query("series != 'untouched base'")
     for series, rows in summary.groupby("series"):
-        np.testing.assert_allclose(line_of(ax, str(series)), rows[["multiplier", "dino"]], rtol=1e-6)
+        assert_drawn(line_of(ax, str(series)), rows[["multiplier", "dino"]])
     assert (driven.folder / f"{name}.png").stat().st_size > 10_000
 
 
@@ -45,7 +45,7 @@ def test_ablation_compares_each_row_of_table_1_with_the_one_before(studio: Studi
     steps = driven.table("differences").query("measure == 'area'")
     assert list(zip(steps["b"], steps["a"])) == list(zip(rows, rows[1:]))
     area = driven.table("plateau").query("metric == 'dino'").set_index("series")["area"]
-    np.testing.assert_allclose(steps["mean"], [area[a] - area[b] for b, a in zip(rows, rows[1:])], atol=1e-9)
+    assert_drawn(steps["mean"], [area[a] - area[b] for b, a in zip(rows, rows[1:])], atol=1e-9)
     assert set(steps["num_subjects"]) == {2}
 
 
@@ -73,7 +73,7 @@ def test_ranks_have_a_plateau_each(studio: Studio, tmp_path: Path) -> None:
     for row in table.to_dict("records"):
         assert row["peak"] == pytest.approx(whole["peak"][f"{row['series']}, rank {row['value']:g}"])
     drawn = line_of(axes_of(driven.drawn["plateau_vs_rank"], "rank peak"), "LoRA")[:, 1]
-    np.testing.assert_allclose(drawn, table.query("series == 'LoRA'")["peak"])
+    assert_drawn(drawn, table.query("series == 'LoRA'")["peak"])
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_plateau_by_setting_is_the_plateau_of_those_runs(ranked: Results) -> Non
         found = frame[frame["value"] == rank].drop(columns=["setting", "value", "series"])
         pd.testing.assert_frame_equal(found.reset_index(drop=True), own)
     width = frame.query("series == 'DeLoRA' and metric == 'dino'")["width_octaves"].to_numpy()
-    np.testing.assert_allclose(np.diff(width), 1.0, atol=1e-6)
+    assert_drawn(np.diff(width), 1.0, atol=1e-6)
 
 
 def test_other_settings_are_kept_at_their_defaults(ranked: Results) -> None:
@@ -122,7 +122,7 @@ def test_other_settings_are_kept_at_their_defaults(ranked: Results) -> None:
     lambdas = frame.query("setting == 'boundary'")
     assert set(lambdas["series"]) == {"DeLoRA"}, "LoRA has no lambda, and so no row"
     own = plateau(subject_scores(ranked.select(rank=2, method="delora")))
-    np.testing.assert_allclose(lambdas["width_octaves"], own["width_octaves"])
+    assert_drawn(lambdas["width_octaves"], own["width_octaves"])
     with pytest.raises(BadInput, match="rank="):
         plateau_by_setting(ranked, {"rank": [4], "boundary": [0.5]})
 
@@ -135,10 +135,10 @@ def test_figure_draws_every_plateau_with_its_interval(ranked: Results) -> None:
         ax = axes_of(figure, f"rank {measure}")
         for series in ("LoRA", "DeLoRA"):
             rows = dino[dino["series"] == series]
-            np.testing.assert_allclose(line_of(ax, series)[:, 1], rows[measure])
+            assert_drawn(line_of(ax, series)[:, 1], rows[measure])
             (bars,) = [part for part in ax.collections if part.get_label() == f"_bar {series}"]
             ends = np.array(bars.get_segments())[:, :, 1]
-            np.testing.assert_allclose(ends, rows[[f"{stem}_low", f"{stem}_high"]], atol=1e-9)
+            assert_drawn(ends, rows[[f"{stem}_low", f"{stem}_high"]], atol=1e-9)
     assert [text.get_text() for text in axes_of(figure, "rank width_octaves").get_xticklabels()] == ["1", "2", "3"]
     assert line_of(axes_of(figure, "rank peak"), "_base")[0, 1] == pytest.approx(dino["base"].mean())
     assert "DeLoRA (n = 3)" in words_of(figure)
@@ -154,7 +154,7 @@ def test_open_plateaus_are_marked_and_all_pictures_come_last(ranked: Results) ->
     ax = axes_of(figure, "num_instance_images width_octaves")
     assert [text.get_text() for text in ax.get_xticklabels()] == ["2", "4", "all"]
     widths = frame.query("series == 'DeLoRA' and value == 0")["width_octaves"]
-    np.testing.assert_allclose(line_of(ax, "_open DeLoRA")[:, 1], widths)
+    assert_drawn(line_of(ax, "_open DeLoRA")[:, 1], widths)
     assert "at least so wide" in words_of(figure)
 
 

@@ -171,14 +171,14 @@ def test_a_sentence_holds_what_is_measured_or_is_refused(folder: Path) -> None:
     )
     verdicts = judge_claims(folder, [claim])
     row = verdicts.iloc[0]
-    text = fill("It loses less (<!--keeps: agrees-->9 [8, 7]<!--/-->).", verdicts)
+    text = fill("It loses less (<!-- keeps: agrees -->9 [8, 7]<!-- end -->).", verdicts)
     assert text == (
-        f"It loses less (<!--keeps: agrees-->{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]<!--/-->)."
+        f"It loses less (<!-- keeps: agrees -->{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]<!-- end -->)."
         if abs(row["mean"]) >= 0.1
-        else f"It loses less (<!--keeps: agrees-->{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]<!--/-->)."
+        else f"It loses less (<!-- keeps: agrees -->{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]<!-- end -->)."
     )
     assert fill(text, verdicts) == text
     with pytest.raises(BadInput, match="keeps is 'agrees', the sentence says 'cannot be told'"):
-        fill("<!--keeps: cannot be told--><!--/-->", verdicts)
+        fill("<!-- keeps: cannot be told --><!-- end -->", verdicts)
     with pytest.raises(BadInput, match="no claim 'luck'"):
-        fill("<!--luck: agrees--><!--/-->", verdicts)
+        fill("<!-- luck: agrees --><!-- end -->", verdicts)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import csv
 import random
+import sys
 from pathlib import Path
 
+from adapters.ending import end_well
 from training.pocket.pictures import read_classes
 from training.pocket.subjects import SPLITS
 
@@ -37,6 +39,12 @@ def draw_split(seed: int = SEED) -> dict[str, str]:
     return split
 
 
+def main() -> int:
+    """Draw the split and write its table."""
+    write_split()
+    return 0
+
+
 def write_split(path: Path = SPLIT_CSV) -> None:
     """Write the table, in the order of classes.csv."""
     split = draw_split()
@@ -47,4 +55,4 @@ def write_split(path: Path = SPLIT_CSV) -> None:
 
 
 if __name__ == "__main__":
-    write_split()
+    sys.exit(end_well(main))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
+from adapters.ending import end_well
 from training.pocket.linear_code import LinearCode, psnr_db
 from training.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures, load_pictures, read_classes
 from training.pocket.runs import checkpoint_path, read_counters, read_group
@@ -100,7 +102,7 @@ def report(work: Path, out: Path) -> dict[str, object]:
     return found
 
 
-def main() -> None:
+def main() -> int:
     """Report on the newest autoencoder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -109,7 +111,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for figures, sheet and weights")
     arguments = parser.parse_args()
     print(json.dumps(report(arguments.work.expanduser(), arguments.out.expanduser()), indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_well(main))

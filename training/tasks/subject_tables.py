@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from string import Formatter
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from adapters.documents import Form, read_json
 from training.tasks import dreambench
 
@@ -72,7 +72,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise BadInput(f"{path}: column {twice[0]!r} stands there twice")
     for line, row in rows:
         if len(row) > len(header):
-            raise BadInput(f"{path}, line {line}: {len(row)} cells under {len(header)} columns")
+            raise BadInput(f"{path}, line {line}: {counted(len(row), 'cell')} under {counted(len(header), 'column')}")
     return [(line, dict(zip(header, row + [""] * len(header)))) for line, row in rows[1:]]
 
 
