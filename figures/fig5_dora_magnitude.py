@@ -13,8 +13,9 @@ from matplotlib.lines import Line2D
 
 from adapters import BadInput
 from analysis import Robustness
+from figures.labels import fit_text
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means, plain_log_axis
-from figures.style import INK, METRIC_TITLES, looks, multiplier_axis, new_figure, pt, styled
+from figures.style import INK, METRIC_TITLES, looks, multiplier_axis, new_figure, pt, room_in, styled
 
 DIFFERENCE_STYLES = {"dino": ("#222222", "o"), "clip_i": ("#6f6f6f", "s"), "clip_t": ("#a0a0a0", "D")}
 
@@ -40,9 +41,11 @@ def draw(
     if curves.scores.empty or differences.empty:
         raise BadInput("no finished run to draw: run python sweeps/dora_magnitude.py first")
     styles = looks(curves.scores)
-    figure = new_figure(11.0, 4.0)
+    beside = room_in(11.0) >= 8.4
+    figure = new_figure(11.0, 4.0 if beside else 8.6)
+    shape = (1, 3) if beside else (3, 1)
     score, distance, paired = (
-        figure.add_subplot(1, 3, i + 1, label=name) for i, name in enumerate(("dino", "distance", "difference"))
+        figure.add_subplot(*shape, i + 1, label=name) for i, name in enumerate(("dino", "distance", "difference"))
     )
     for ax in (score, distance, paired):
         multiplier_axis(ax, curves.scores["multiplier"])
@@ -57,6 +60,7 @@ def draw(
     distance.set_title("distance ‖Wₜ − W₀‖ / ‖W₀‖")
     marks = _draw_differences(paired, differences, first, second)
     draw_legend(figure, curves.scores, styles, marks=marks)
+    fit_text(figure)
     return figure
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from adapters import BadInput
+from figures.labels import fit_text
 from figures.panels import draw_curves, draw_legend, limit_to_means
 from figures.style import LINE_STYLES, SPARE_MARKERS, Look, multiplier_text, new_figure, styled
 
@@ -54,6 +55,7 @@ def draw(paths: Mapping[str, pd.DataFrame]) -> Figure:
     for ax in grid[-1]:
         _name_steps(ax)
     draw_legend(figure, every, looks, base=False)
+    fit_text(figure)
     return figure
 
 
