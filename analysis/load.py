@@ -215,7 +215,7 @@ def load(*roots: Path | str, model: str | None = None) -> Results:
         raise BadInput("no results folder given; allowed: one or more runs folders")
     runs = _with_defaults(_stack([source.runs.assign(source=number) for number, source in enumerate(sources)]))
     there = runs.assign(absent=is_absent(runs)).sort_values(["absent", "source"], kind="stable")
-    first = there.groupby("run_id", sort=False)["source"].transform("first")
+    first = there.groupby("run_id", sort=False)["source"].transform("first").reindex(runs.index)
     return Results(_scored_alike(_one_model(runs[runs["source"] == first].reset_index(drop=True), model)), sources)
 
 

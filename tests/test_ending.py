@@ -36,8 +36,8 @@ def endless():
         print("line", n)
 
 def waits():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(30)
     finally:
         open("unwound", "w").close()
@@ -134,7 +134,7 @@ def test_signal_unwinds_it(number: int, code: int, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_end_of_the_terminal_reaches_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def work(paths: list[str], worker: int, events: Any) -> None:
+    def work(paths: list[str], worker: int, events: Any, driver: Any) -> None:
         with StopSignals() as stop:
             events.put(inline.Event("progress", worker, None))
             while not stop():

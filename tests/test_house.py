@@ -21,7 +21,14 @@ ARROWS = {
     "adapters": ["adapters"],
     "training": ["adapters", "training"],
     "slurm": ["adapters", "training", "slurm"],
-    "analysis": ["adapters", "training.store", "training.command_line", "training.read_picture", "analysis"],
+    "analysis": [
+        "adapters",
+        "training.store",
+        "training.command_line",
+        "training.planned",
+        "training.read_picture",
+        "analysis",
+    ],
     "figures": ["adapters", "training.store", "training.command_line", "training.read_picture", "analysis", "figures"],
     "sweeps": ["adapters", "training", "slurm", "analysis", "figures", "sweeps"],
 }
@@ -262,7 +269,7 @@ def test_documents_name_flags_that_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--help"}
     offered: set[str] = set()
-    for program in (["sweeps/lr_robustness.py"], ["-m", "figures"]):
+    for program in (["sweeps/lr_robustness.py"], ["-m", "figures"], ["-m", "training.export"]):
         done = subprocess.run([sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True)
         offered |= set(re.findall(r"--[a-z][a-z-]+", done.stdout))
     assert named <= offered, f"{document} names flags that no program has: {sorted(named - offered)}"
