@@ -156,7 +156,6 @@ OPEN = {
     "ether_fig4_distances",
     "plateau_vs_setting",
     "score_vs_distance",
-    "norms_by_block",
 }
 
 
