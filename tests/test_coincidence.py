@@ -48,7 +48,7 @@ def test_basis_is_that_of_natural_cubic_splines(num_knots: int, seed: int) -> No
     x = np.linspace(-3, 4, 50)
     design = np.column_stack([np.ones(50), natural_spline(x, knots)])
     fit = design @ np.linalg.lstsq(design, spline(x), rcond=None)[0]
-    assert_drawn(fit, spline(x), atol=1e-8)
+    np.testing.assert_allclose(fit, spline(x), atol=1e-8)
 
 
 def test_curves_coincide_over_the_axis_that_explains_them() -> None:
@@ -83,7 +83,7 @@ def test_offsets_of_subjects_do_not_matter() -> None:
     runs = make_ends("distance_rel")
     moved = runs.assign(value=runs["value"] + 10.0 * runs["subject"])
     numbers = ["common", "separate", "ratio", "unshared"]
-    assert_drawn(coincidence(runs)[numbers], coincidence(moved)[numbers], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(coincidence(runs)[numbers], coincidence(moved)[numbers], rtol=1e-6, atol=1e-9)
 
 
 def test_run_ends_are_the_scores_and_distances(tmp_path: Path) -> None:

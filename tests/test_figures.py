@@ -301,8 +301,11 @@ def test_figures_and_analysis_work_where_there_is_no_torch(results: Results, tmp
     root = Path(results.runs["path"].iloc[0]).parents[1]
     code = f"""
 import sys
-for name in ("torch", "diffusers", "transformers", "safetensors", "peft", "accelerate"):
-    sys.modules[name] = None
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "diffusers", "transformers", "safetensors", "peft", "accelerate"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
 import figures
 from analysis import load, robustness
 figures.save(figures.fig2_lr_robustness.draw(robustness(load({str(root)!r}))), {str(tmp_path / "fig")!r})

@@ -167,7 +167,8 @@ def test_missing_specification_is_one_line(tmp_path: Path) -> None:
 def test_job_waits_for_a_specification_that_is_not_visible_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packs, "SETTLE_S", 20.0)
     spec = tmp_path / "sweep" / "packs" / "late.json"
-    timer = threading.Timer(0.3, write_json, (spec, {"pack": "late", "setting": {}, "runs": []}))
+    run = {"run_id": "a", "cell": {"method": "lora", "steps": 1}}
+    timer = threading.Timer(0.3, write_json, (spec, {"pack": "late", "setting": {}, "runs": [run]}))
     timer.start()
     assert packs.read_contents(spec)["pack"] == "late"
     timer.join()
