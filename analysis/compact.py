@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -10,11 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from adapters import BadInput
-from analysis.folders import dynamics_columns
-from training.store import SCHEMA, read_table, writing
+from analysis.folders import NUMBERS, RUN_COLUMNS, dynamics_columns
+from training.store import COLUMNS, SCHEMA, read_table, write_table
 
 if TYPE_CHECKING:
     from analysis.load import Results
@@ -23,6 +23,29 @@ TABLES = ("runs", "scores", "matrices", "dynamics_final", "trajectories", "norms
 MAX_POINTS = 200  # steps of a run that a trajectory keeps
 PICTURES = "pictures"  # a table that may be missing
 THUMBNAIL_PX = 128
+COPY = "plateau_copy"  # in every table's footer: which runs were copied
+_KEYS = {"run_id!": "text", "step!": "whole", "matrix!": "text"}
+_GAUGES = dict.fromkeys((*COLUMNS["dynamics"][2:], "distance_rel"), "number")
+_LISTS = ("eval_steps",)
+_NOT_TEXT = ("rank", "seed", "steps", "resolution", "num_prompts", "num_images", "num_inference_steps")
+# What the tables' columns hold; a copy may be a stranger's.
+FORMS = {
+    "runs": {
+        "run_id!": "text", "method!": "text", "subject!": "text", "model_hash!": "text", "status!": "text",
+        **{
+            name: "number" if name in (*NUMBERS, *_NOT_TEXT) else "text"
+            for name in RUN_COLUMNS
+            if name not in ("run_id", "method", "subject", "model_hash", "status", *_LISTS)
+        },
+    },
+    "scores": {"run_id!": "text", "step!": "whole", "metric!": "text", "prompt!": "text", "value!": "number"},
+    "matrices": {"run_id!": "text", "matrix!": "text", "block": "text", "kind": "text", "attention": "text",
+                 "num_out": "number", "num_in": "number", "base_norm": "number"},
+    "dynamics_final": _KEYS | _GAUGES,
+    "trajectories": _KEYS | _GAUGES,
+    "norms": _KEYS | dict.fromkeys(COLUMNS["norms"][2:], "number"),
+    PICTURES: {"run_id!": "text", "step!": "whole", "prompt!": "text", "seed!": "whole", "subject!": "text", "png!": "bytes"},
+}  # fmt: skip
 OWN = ""  # in place of a run's id: a subject's own photograph
 
 
@@ -69,7 +92,8 @@ def export_compact(
         tables[PICTURES] = _thumbnails(shown, results)
     else:
         (Path(folder) / f"{PICTURES}.parquet").unlink(missing_ok=True)
-    return [_write(Path(folder) / f"{name}.parquet", frame) for name, frame in tables.items()]
+    copy = hashlib.sha256(" ".join(sorted(results.all_runs["run_id"])).encode()).hexdigest()[:16]
+    return [_write(Path(folder) / f"{name}.parquet", frame, copy) for name, frame in tables.items()]
 
 
 def _thumbnails(shown: pd.DataFrame, results: Results) -> pd.DataFrame:
@@ -126,17 +150,13 @@ def thin(frame: pd.DataFrame, max_points: int = MAX_POINTS) -> pd.DataFrame:
     return frame[(count <= max_points) | (cell != before)].reset_index(drop=True)
 
 
-def _write(path: Path, frame: pd.DataFrame) -> Path:
+def _write(path: Path, frame: pd.DataFrame, copy: str) -> Path:
     text = [name for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)]
     frame = frame.assign(**{name: frame[name].astype(object) for name in text})
     table = pa.Table.from_pandas(frame, preserve_index=False)
     table = table.replace_schema_metadata({b"plateau_schema": str(SCHEMA).encode()})
-    measured = {field.name for field in table.schema if field.type == pa.float32()}
-    with writing(path) as aside:
-        pq.write_table(
-            table, aside, compression="zstd", compression_level=12, column_encoding=dict.fromkeys(measured, "BYTE_STREAM_SPLIT"),
-            use_dictionary=[name for name in table.column_names if name not in measured],
-        )  # fmt: skip
+    repeated = [field.name for field in table.schema if field.type != pa.float32()]
+    write_table(path, table, place=f"copy/{path.name}", text=repeated, level=12, also={COPY: copy})
     return path
 
 
@@ -147,12 +167,19 @@ class CompactSource:
         if missing := [name for name in TABLES if not (folder / f"{name}.parquet").is_file()]:
             raise BadInput(f"{folder} is no whole compact copy: {missing[0]}.parquet is missing; export it again")
         self.folder = folder
-        self.runs = self._table("runs")
+        self._copy = ""
+        runs = self._table("runs")
+        self.runs = runs.assign(**{name: None for name in RUN_COLUMNS if name not in runs})
         self.matrices = self._table("matrices")
 
     def _table(self, name: str) -> pd.DataFrame:
         path = self.folder / f"{name}.parquet"
-        frame: pd.DataFrame = read_table(path).to_pandas()
+        table = read_table(path, form=FORMS[name])
+        copy = (table.schema.metadata or {}).get(COPY.encode(), b"").decode()
+        if (self._copy or copy) != copy:
+            raise BadInput(f"damaged file {path}: it is of another copy than runs.parquet; export it again")
+        self._copy = copy
+        frame: pd.DataFrame = table.to_pandas()
         check_names(frame, path)
         return frame
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from adapters import BadInput
 from training.planned import PlannedRun, planned_runs
-from training.store import COLUMNS, RunFolder, find_runs, join_inside, read_table
+from training.store import COLUMNS, RunFolder, find_runs, join_inside, read_part
 
 OWN_PICTURES = "subjects"  # folder of a sweep with `<subject>.png`
 ENDED = ("finished", "diverged")
@@ -156,7 +156,7 @@ def concat_runs(names: Sequence[str], frames: Sequence[pd.DataFrame]) -> pd.Data
 def last_part(folder: RunFolder, columns: list[str]) -> pd.DataFrame:
     """The last part of a run's dynamics, which holds its last step."""
     parts = folder.parts("dynamics")
-    frame: pd.DataFrame = read_table(parts[-1], columns).to_pandas() if parts else folder.read_dynamics(columns)
+    frame: pd.DataFrame = read_part(parts[-1], columns).to_pandas() if parts else folder.read_dynamics(columns)
     return frame
 
 

@@ -12,6 +12,8 @@ dynamics (final_dynamics), the thinned trajectories and norms. `docs/api.md` lis
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,9 +24,10 @@ import tyro
 
 from adapters import BadInput, printable
 from analysis.compact import CompactSource
-from analysis.folders import FolderSource
+from analysis.folders import NUM_READERS, FolderSource
 from analysis.load import Results, load
 from training.command_line import run_program
+from training.store import check_part
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ def query(sql: str, *roots: Path | str) -> pd.DataFrame:
     """
     results = load(*roots)
     with duckdb.connect() as database:
-        register(database, results)
         try:
+            register(database, results, sql)
             return database.sql(sql).df()
         except duckdb.Error as error:
             raise BadInput(f"the query is refused: {' '.join(str(error).split())}") from None
@@ -60,8 +63,14 @@ def query(sql: str, *roots: Path | str) -> pd.DataFrame:
             return pd.DataFrame()
 
 
-def register(database: duckdb.DuckDBPyConnection, results: Results) -> None:
-    """Make every frame of results a table; run folders' Parquet files are read by DuckDB itself, when they are asked for."""
+def register(database: duckdb.DuckDBPyConnection, results: Results, sql: str) -> None:
+    """Make every frame of results a table; run folders' Parquet files are read by DuckDB itself, when they are asked for.
+
+    DuckDB does not look at checksums: files of the tables that the question names are held to theirs before.
+
+    Raises:
+        DamagedFile: naming the first file that is not as it was written.
+    """
     frames = {"runs": results.runs, "scores": results.scores, "base": results.base, "matrices": results.matrices}
     folders = [
         folder for source in results.sources if isinstance(source, FolderSource) for folder in source.folders.values()
@@ -76,13 +85,19 @@ def register(database: duckdb.DuckDBPyConnection, results: Results) -> None:
         text = {c: frame[c].astype(object) for c in frame if isinstance(frame[c].dtype, pd.CategoricalDtype)}
         database.register(name, frame.assign(**text))
     for kind in ("dynamics", "norms", "steps"):
-        if files := [str(part) for folder in folders for part in folder.parts(kind)]:
+        if files := [part for folder in folders for part in folder.parts(kind)]:
+            if kind in sql.lower():
+                with ThreadPoolExecutor(NUM_READERS) as readers:
+                    list(readers.map(check_part, files))
+            else:
+                files = files[:1]  # enough to say what columns there are
+                check_part(files[0])
             database.execute(f"CREATE VIEW {kind} AS {view_of(kind, files)}")
 
 
-def view_of(kind: str, files: list[str]) -> str:
+def view_of(kind: str, files: Sequence[Path]) -> str:
     """The SELECT that reads one kind of table of all runs, `run_id` in front, and the distance relative to W0 behind."""
-    names = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+    names = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
     run_id, read = (
         "split_part(filename, '/', -3) AS run_id",
         f"read_parquet([{names}], filename = true, union_by_name = true)",

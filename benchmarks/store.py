@@ -90,7 +90,7 @@ def measure_writing(root: Path, options: Options) -> list[Row]:
         shutil.rmtree(folder.path)
     count = len(originals) * (options.steps + 1) * len(names)
     return [
-        Row("dynamics on disk, bytes for each step and matrix", once(size / count), 10.0, unit="B"),
+        Row("dynamics on disk, bytes for each step and matrix", once(size / count), 32.0, unit="B"),
         Row(
             f"writing them, share of a run's step of {STEP_S:g} s", mean_of(np.array(seconds) / STEP_S), 0.01, unit="%"
         ),

@@ -28,7 +28,7 @@ from slurm.pack import Setting
 from slurm.too_large import describe_too_large
 from training.cell import Cell
 from training.stop import describe_exit
-from training.store import StoreError, write_json
+from training.store import StoreError, write_signed
 
 MEASURED = 2  # changes with what is measured: older caches are left alone
 WITHIN = 1.02
@@ -108,7 +108,7 @@ def keep_calibration(sweep: Path, setting: Setting, cell: Cell, found: Calibrati
     """Store the calibration that a sweep was planned with, unless it holds one for this shape."""
     shape, stored = _shape(setting, cell), read_costs(sweep / NAME)
     if found.costs and shape not in stored:
-        write_json(sweep / NAME, {name: to_json(costs) for name, costs in (stored | {shape: found.costs}).items()})
+        write_signed(sweep / NAME, {name: to_json(costs) for name, costs in (stored | {shape: found.costs}).items()})
 
 
 def _of_machine(setting: Setting, cell: Cell, known: dict[int, Cost]) -> dict[int, Cost]:
@@ -121,7 +121,7 @@ def _of_machine(setting: Setting, cell: Cell, known: dict[int, Cost]) -> dict[in
         return known
     costs = _measure_elsewhere(setting, cell)
     with contextlib.suppress(StoreError):  # measured again next time
-        write_json(path, {key: to_json(costs)})
+        write_signed(path, {key: to_json(costs)})
     return costs
 
 

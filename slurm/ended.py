@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from slurm.sweep_folder import PackFiles
 from training.forms import ENDED
 from training.store import RunFolder
-from training.whole_files import DamagedFile, write_json
+from training.whole_files import DamagedFile, write_signed
 from training.whole_files import read_json as read_file
 
 
@@ -43,7 +43,7 @@ def write_ended(
     """
     records = {run.run_id: run.read() if run.exists() else {"status": "planned"} for run in runs}
     errors = {run_id: last_line(r["error"]) for run_id, r in records.items() if r.get("error")}
-    write_json(
+    write_signed(
         pack.ended,
         {
             "pack": pack.name,

@@ -19,14 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapters import counted
+from adapters import BadInput, counted
+from adapters.documents import NUMBER, SCALAR
 from adapters.own_method import is_own, source
 from slurm.calibrate import Calibration, cache_folder, has_device, hash_with_machine
 from slurm.forecast import PASSES, Need, Pack
 from slurm.pack import Setting
 from slurm.sweep_time import ROWS, SAMPLER_STEPS, STEPS, Kind, KindCost, choose_kinds, find_cost, makespan
 from training.cell import BASE, Cell
-from training.store import StoreError, method_file, write_json
+from training.store import StoreError, method_file, read_json, write_json, write_signed
 
 WORTH_S, DRY_RUN_WORTH_S = 300.0, 60.0  # a shorter sweep is not rehearsed before it runs, or is only shown
 SHORT_S, SHARE = 120.0, 0.02  # a rehearsal may take so long, or such a share of the sweep
@@ -110,7 +111,7 @@ def expect(
         for clock, found in rehearse([kinds[kind] for kind in wanted], setting, team).items():
             costs[clock] |= found
         with contextlib.suppress(StoreError):  # measured again next time
-            write_json(path, to_json(costs))
+            write_signed(path, to_json(costs))
     return Expected(coarse, workers, costs["wall"], costs["processor"])
 
 
@@ -136,9 +137,9 @@ def _remembered(setting: Setting, cell: Cell, team: int) -> Path:
 def read_costs(path: Path) -> dict[str, dict[Kind, KindCost]]:
     """What was rehearsed before, by clock; what is missing or damaged is left out, and measured again."""
     try:
-        rows = json.loads(path.read_text())["costs"]
+        rows = read_json(path, {"costs!": [{"kind!": {"*": SCALAR}, "*": {"*": NUMBER}}]})["costs"]
         return {clock: {Kind(**row["kind"]): KindCost(**row[clock]) for row in rows} for clock in CLOCKS}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, BadInput):
         return {clock: {} for clock in CLOCKS}
 
 

@@ -7,15 +7,16 @@ training keeps of the runs' own values.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from adapters import PEFT, BadInput
+from adapters.documents import NUMBER
 from slurm.sweep_folder import read_spec_file
 from training.cell import BASE, Cell
+from training.store import read_json
 
 START_S = 8.0  # seconds until a worker has loaded everything
 PASSES = 3.0  # a training step costs about three forward passes
@@ -186,9 +187,9 @@ def predict_by(sweep: Path) -> Predict:
 def read_costs(path: Path) -> dict[str, dict[int, Cost]]:
     """Costs by shape and pack size from a file; what is missing or damaged is left out, and measured again."""
     try:
-        stored = json.loads(path.read_text())
+        stored = read_json(path, {"*": {"*": {"*": NUMBER}}})
         return {shape: {int(n): Cost(**cost) for n, cost in costs.items()} for shape, costs in stored.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, BadInput):
         return {}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from slurm.sweep_folder import PackFiles, read_spec_file
 from training import forms
-from training.whole_files import read_json, write_json
+from training.whole_files import read_json, write_signed
 
 
 def spec_id(run_ids: Sequence[str]) -> str:
@@ -54,7 +54,7 @@ def split_off(pack: PackFiles, lost: Collection[str]) -> str:
     name = _store(pack.spec, contents, rows, "trained again")
     runs = {run_id: status for run_id, status in ending["runs"].items() if run_id not in lost}
     replaced_by = list(dict.fromkeys((*ending["replaced_by"], name)))
-    write_json(pack.ended, ending | {"runs": runs, "replaced_by": replaced_by})
+    write_signed(pack.ended, ending | {"runs": runs, "replaced_by": replaced_by})
     return name
 
 
@@ -62,5 +62,5 @@ def _store(spec: Path, contents: dict, rows: list[dict], reason: str) -> str:
     """Store a part of a pack beside it; returns its name."""
     name = f"{contents['pack'].rpartition('-')[0]}-{spec_id([row['run_id'] for row in rows])}"
     more = {"pack": name, "runs": rows, "part_of": contents["pack"], "reason": reason}
-    write_json(spec.with_name(f"{name}.json"), contents | more)
+    write_signed(spec.with_name(f"{name}.json"), contents | more)
     return name

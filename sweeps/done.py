@@ -6,6 +6,7 @@ The runs themselves are read of packs that were begun and have no ending; their 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from slurm.halve import split_off
@@ -14,7 +15,7 @@ from slurm.sweep_folder import PackFiles
 from slurm.sweep_reader import SweepReader
 from sweeps.plan import Plan
 from training.cell import BASE
-from training.store import ENDED, RunFolder, StoreError
+from training.store import ENDED, OtherVersion, RunFolder, StoreError
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Done:
 
 
 def check_ended(done: Done, wanted: Iterable[str]) -> None:
-    """Read the tables' footers of ended runs, before figures are drawn of them.
+    """Hold every file of ended runs to its checksum, before figures are drawn of them.
 
     A run that is damaged or gone is set aside and its pack reopened, to be trained again; `done` says so afterwards.
 
@@ -98,8 +99,11 @@ def check_ended(done: Done, wanted: Iterable[str]) -> None:
         StoreError: for a table or run of another version, which stays where it is.
     """
     ids, again = done.plan.run_ids(), set()
-    for run_id in [ids[identity] for identity in wanted if done.has(identity)]:
-        if line := _damage(done.plan.run(run_id)):
+    ended = [ids[identity] for identity in wanted if done.has(identity)]
+    with ThreadPoolExecutor() as readers:  # files are read, and their checksums made, outside Python's lock
+        lines = list(readers.map(lambda run_id: _damage(done.plan.run(run_id)), ended))
+    for run_id, line in zip(ended, lines, strict=True):
+        if line:
             done.lines.append(line)
             done.statuses[run_id] = "planned"
             again.add(run_id)
@@ -137,6 +141,6 @@ def set_aside(run: RunFolder, error: StoreError) -> str:
     Raises:
         StoreError: the same error, if the run is of another version.
     """
-    if "version" in str(error) or "schema" in str(error):
+    if isinstance(error, OtherVersion):
         raise error
     return f"{error}: run {run.run_id} is trained again; what is left of it is kept in {run.set_aside().name}"

@@ -24,8 +24,17 @@ from sweeps.grid import Planned, Scene, name_scorers
 from training import forms
 from training.cell import BASE, Cell, by_pack_key
 from training.many_files import write_texts
-from training.store import RunFolder, join_inside, method_file, read_json, start_file, store_error, write_json, writing
-from training.whole_files import create_json
+from training.store import (
+    RunFolder,
+    join_inside,
+    method_file,
+    read_json,
+    start_file,
+    store_error,
+    write_signed,
+    writing,
+)
+from training.whole_files import create_json, sign
 
 SCHEMA = 1
 BASE_PACK = 8  # subjects of the untouched base that are scored together
@@ -145,7 +154,7 @@ class Plan:
             specs[path] = {"schema": SCHEMA, "pack": pack, "setting": shared, "runs": runs}
             num_packs, num_runs = num_packs + 1, num_runs + len(runs)
         write_texts({path: spec_text(spec) for path, spec in specs.items()})
-        write_json(self.folder / "plan.json", {"schema": SCHEMA, "packs": num_packs, "runs": num_runs})
+        write_signed(self.folder / "plan.json", {"schema": SCHEMA, "packs": num_packs, "runs": num_runs})
         for path, spec in specs.items():
             self._keep(path.stem, path, spec)
 
@@ -175,6 +184,7 @@ class Plan:
 
 def spec_text(spec: dict) -> str:
     """A specification as JSON, one line a run: the encoder that indents is many times slower."""
+    spec = sign(spec)
     head = json.dumps({key: value for key, value in spec.items() if key != "runs"}, indent=1, allow_nan=False)
     rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in spec["runs"])
     return f'{head[:-2]},\n "runs": [\n  {rows}\n ]\n}}\n'
@@ -242,7 +252,7 @@ def open_sweep(runs: Path, sweep: str, scene: Scene) -> Path:
         (folder / "packs").mkdir(exist_ok=True)
         path = folder / "sweep.json"
         if not path.exists():
-            create_json(path, {"schema": SCHEMA} | own)
+            create_json(path, sign({"schema": SCHEMA} | own))
         stored = read_json(path, forms.SWEEP)
         if "scorer_hash" not in stored:
             stored |= _scorers_of_packs(folder)

@@ -46,8 +46,23 @@ class Disk:
         """Give it space again."""
         assert self._resize(64 * 2**20) == 0
 
+    def limit_files(self) -> None:
+        """Allow not one file more than there are."""
+        for _ in range(100):  # one that is made meanwhile would be too many, and the system refuses
+            facts = os.statvfs(self.path)
+            if self._remount(f"nr_inodes={facts.f_files - facts.f_ffree}") == 0:
+                return
+        raise AssertionError(f"{self.path} could not be made small: {facts}")
+
+    def allow_files(self) -> None:
+        """Allow enough files again."""
+        assert self._remount("nr_inodes=100000") == 0
+
     def _resize(self, size: int) -> int:
-        return subprocess.run(["mount", "-o", f"remount,size={size}", str(self.path)], capture_output=True).returncode
+        return self._remount(f"size={size}")
+
+    def _remount(self, option: str) -> int:
+        return subprocess.run(["mount", "-o", f"remount,{option}", str(self.path)], capture_output=True).returncode
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from sweeps.options import run_driver
 from tests.make_dreambench import make_dreambench, published_text
 from tests.make_driver import drive_studio
 from tests.make_studio import Studio
+from training.store import DamagedFile, RunFolder, read_json
 from training.tasks.dreambench import check_named
 
 Front = Callable[..., str]
@@ -231,7 +232,7 @@ def test_runs_folder_of_other_scorers(studio: Studio, trained: Path, tmp_path: P
     config = json.loads((dino / "preprocessor_config.json").read_text())
     (dino / "preprocessor_config.json").write_text(json.dumps(config | {"image_mean": [0.4] * 3}))
     path = runs / "lr_robustness" / "sweep.json"
-    stored = json.loads(path.read_text())
+    stored = read_json(path)
     for written in (stored, {name: value for name, value in stored.items() if not name.startswith("scorer")}):
         path.write_text(json.dumps(written))
         line = refused(*ONE_CELL, "--dino", str(dino), runs=runs)
@@ -296,6 +297,33 @@ def test_damaged_parquet_is_named_set_aside_and_recomputed(studio: Studio, train
     assert len(list(runs.glob(f"lr_robustness/.{run.name}.damaged-*"))) == 1
 
 
+def test_one_wrong_bit_of_rows_weights_or_description_is_found_and_the_run_recomputed(
+    studio: Studio, trained: Path, tmp_path: Path
+) -> None:
+    runs, one = copy_of(trained, tmp_path)
+    two = sorted(runs.glob("lr_robustness/lora-*"))[1]
+    base = sorted(runs.glob("lr_robustness/base-*"))[0]
+    harmed = [next(one.glob("steps/*.parquet")), next(two.glob("adapter/*.safetensors")), base / "scores.parquet"]
+    whole = [path.read_bytes() for path in harmed]
+    for path, content in zip(harmed, whole, strict=True):
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        with pytest.raises(DamagedFile, match=path.name):
+            RunFolder(find_run(path)).verify()
+    done = drive_studio(studio, lr_robustness, runs, *ONE_CELL)
+    assert done.code == 0, done.err
+    for path in harmed:
+        assert f"damaged file {path}" in done.out + done.err
+        RunFolder(find_run(path)).verify()
+    assert harmed[1].read_bytes() == whole[1], "the run trained again differs"
+    assert drive_studio(studio, lr_robustness, runs, *ONE_CELL).code == 0
+
+
+def find_run(path: Path) -> Path:
+    """The run's folder that a file lies in."""
+    return next(folder for folder in path.parents if (folder / "run.json").exists())
+
+
 def test_unknown_column_version(trained: Path, tmp_path: Path, refused: Front) -> None:
     runs, run = copy_of(trained, tmp_path)
     (part,) = (run / "steps").glob("*.parquet")
@@ -309,8 +337,7 @@ def test_unknown_column_version(trained: Path, tmp_path: Path, refused: Front) -
 
 def test_unknown_run_schema(trained: Path, tmp_path: Path, refused: Front) -> None:
     runs, run = copy_of(trained, tmp_path)
-    record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | {"schema": 99}))
+    RunFolder(run).update(schema=99)
     line = refused(*ONE_CELL, runs=runs)
     assert str(run / "run.json") in line
     assert "99" in line

@@ -14,7 +14,8 @@ from tests.test_job import at_step, raiser
 from tests.test_loop import make_cell, parts, studio, train
 from training import loop
 from training.cell import Cell
-from training.store import DamagedFile, RunFolder
+from training.store import DamagedFile, RunFolder, check_part
+from training.whole_tables import CRC_MARK
 
 __all__ = ["parts", "studio"]  # fixtures
 
@@ -101,15 +102,17 @@ def test_rows_without_their_checkpoint_are_not_doubled(studio: Path, parts: tupl
     assert_same(undisturbed, resumed)
 
 
-def test_one_wrong_byte_of_a_table_is_noticed(tmp_path: Path) -> None:
+def test_one_wrong_byte_of_a_table_from_before_whole_checksums_is_noticed(tmp_path: Path) -> None:
     """What cannot be compressed is stored as it is: a wrong byte there is no error of the compression, and still a number."""
     run, bits = RunFolder(tmp_path), np.random.default_rng(0).integers(2**32, size=1000, dtype=np.uint32)
     losses = bits.view(np.float32)
     run.append("steps", {"step": np.arange(1000, dtype=np.int32), "loss": losses}, 1000)
     (part,) = run.parts("steps")
-    whole = bytearray(part.read_bytes())
+    whole = bytearray(part.read_bytes().replace(CRC_MARK, CRC_MARK.upper()))  # only the pages' own are left
     lowest = losses.view(np.uint8)[0::4]  # bytes of one weight lie side by side
     whole[whole.index(lowest[500:516].tobytes())] ^= 0xFF
     part.write_bytes(whole)
     with pytest.raises(DamagedFile, match=f"damaged file {part}"):
         run.read_steps()
+    with pytest.raises(DamagedFile, match=f"damaged file {part}"):
+        check_part(part)

@@ -28,7 +28,7 @@ from sweeps.grid import Planned
 from sweeps.plan import Plan
 from tests.make_runs import Maker
 from training.cell import Cell
-from training.store import find_runs
+from training.store import find_runs, read_json
 
 SETTING = Setting("model", "dino", "clip", "subjects", "sks", "a photo", "runs")
 
@@ -244,7 +244,7 @@ def test_halved_pack_gives_its_open_cells_to_the_smaller_ones(folder: Path) -> N
     cells = make_cells(4)
     plan.add(cells, SETTING, 4, 1)
     ((whole, rows),) = plan.packs.items()
-    spec = json.loads(plan.spec(whole).read_text())
+    spec = read_json(plan.spec(whole))
     for name, part in (("lora-a", spec["runs"][1:3]), ("lora-b", spec["runs"][3:])):
         (folder / "packs" / f"{name}.json").write_text(
             json.dumps(spec | {"pack": name, "runs": part, "part_of": whole})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ from tests.make_adapters import (
     reference_state,
 )
 from tests.reference import reference_gauges, reference_num_parameters
+from training.dynamics import Dynamics
+from training.store import RunFolder
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=("float64", "float32"))
@@ -208,6 +211,27 @@ def test_rows_and_columns_of_zeros_in_the_base_harm_nothing(variant: str) -> Non
 
 
 # Gauges.
+
+
+@every_variant
+def test_gauges_are_read_back_to_the_bit(variant: str, tmp_path: Path) -> None:
+    _, attached = make_pack(variant, dtype=torch.float32, moved=0.3)
+    dynamics, logged = Dynamics(attached), []
+    dynamics.remember()
+    for step in range(3):
+        dynamics.record(step)
+        logged.append(dynamics._rows[-1][1])
+        attached.flat.data.mul_(1 + 1e-4)  # a step so small that eight bits do not show it
+    folders = [RunFolder(tmp_path / f"run{replica}") for replica in range(len(SEEDS))]
+    dynamics.flush(folders, 2)
+    for replica, folder in enumerate(folders):
+        frame = folder.read_dynamics()
+        assert set(logged[0]) == {name for name in dynamics.columns if frame[name].notna().any()}
+        for name in logged[0]:
+            table = frame.pivot(index="step", columns="matrix", values=name)[dynamics.paths]
+            stored = torch.tensor(table.to_numpy(dtype="float32"))
+            exact = torch.stack([row[name][replica] for row in logged])
+            torch.testing.assert_close(stored, exact, rtol=0, atol=0, equal_nan=True)
 
 
 @every_variant

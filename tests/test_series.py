@@ -16,6 +16,7 @@ from adapters import METHODS, BadInput
 from analysis import distance_curve, gauge_curve, load, pictures, score_curve, subject_distances, subject_scores
 from analysis.series import base_rates, method_label
 from tests.make_runs import BASE_SCORE, GAIN, Shape, make_runs
+from training.store import RunFolder
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -82,9 +83,8 @@ def test_a_run_is_renamed_when_it_goes_by_another_multiplier(tmp_path: Path) -> 
     """A cell at 1x of 2e-3 is the cell at 2x of 1e-3: relabelled, both belong to one curve."""
     root = make_runs(tmp_path, multipliers=(1.0, 2.0), dynamics=False)
     for path in root.glob("lr_robustness/*-x2-*/run.json"):
-        run = json.loads(path.read_text())
-        run["labels"] |= {"multiplier": 1.0, "base_lr": 2e-3}
-        path.write_text(json.dumps(run))
+        run = RunFolder(path.parent)
+        run.update(labels=run.read()["labels"] | {"multiplier": 1.0, "base_lr": 2e-3})
     results = load(root)
     assert len(set(results.runs["series"])) == 2
     assert all("base rate" in name for name in results.runs["series"])
@@ -139,8 +139,7 @@ def test_a_diverged_run_without_pictures_scores_as_the_base(tmp_path: Path) -> N
 
 def test_unfinished_runs_are_left_out_and_the_count_says_so(tmp_path: Path) -> None:
     root = make_runs(tmp_path, multipliers=(1.0, 2.0), dynamics=False)
-    first = sorted(root.glob("lr_robustness/*-x2-*/run.json"))[0]
-    first.write_text(json.dumps(json.loads(first.read_text()) | {"status": "running"}))
+    RunFolder(sorted(root.glob("lr_robustness/*-x2-*"))[0]).update(status="running")
     curve = score_curve(load(root))
     assert curve.groupby("multiplier")["num_subjects"].unique().map(list).to_dict() == {1.0: [3], 2.0: [2]}
 
@@ -175,7 +174,7 @@ def test_one_picture_of_several_is_taken_by_its_number(tmp_path: Path) -> None:
     results = load(make_runs(tmp_path, multipliers=(1.0,), subjects=("cat",), pictures=True))
     for path in results.all_runs["path"]:
         index = Path(path) / "images" / "index.json"
-        rows = json.loads(index.read_text())
+        rows = RunFolder(path).images()
         again = [row | {"file": row["file"].replace(".png", "-again.png")} for row in rows]
         index.write_text(json.dumps([row for pair in zip(rows, again, strict=True) for row in pair]))
     names = [[Path(file).name for file in pictures(results, prompt=1, image=image)["file"]] for image in (0, 1)]

@@ -17,6 +17,7 @@ STATUSES = ("planned", "running", "finished", "diverged", "preempted", "failed")
 _OF_TYPE = {
     "int": COUNT, "float": NUMBER, "float | None": NUMBER, "str": NAME, "bool": FLAG, "tuple[int, ...]": [COUNT],
 }  # fmt: skip
+_SEED = Form("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))  # of any size
 _PROCESS = Form("the number of a process", lambda value: COUNT.fits(value) and 0 < value < 2**31)
 _JOB = Form(
     "a job of SLURM", lambda value: isinstance(value, str) and bool(re.fullmatch(r"(\d+(_\d+)?)?", value, re.ASCII))
@@ -35,9 +36,9 @@ MATRIX = {
 RUN = {
     "run_id": NAME, "sweep": NAME, "status": one_of(*STATUSES), "cell": CELL, "labels": LABELS, "matrices": [MATRIX],
     "diverged_step": COUNT, "num_parameters": COUNT, "seconds": NUMBER, "pack_seconds": NUMBER, "error": TEXT,
-    "provenance": {"commit": NAME, "dirty": FLAG, "*": Form("anything", lambda value: True)},
+    "adapter": {"*": NAME}, "provenance": {"commit": NAME, "dirty": FLAG, "*": Form("anything", lambda value: True)},
 }  # fmt: skip
-IMAGES = [{"file!": PLACE, "step!": COUNT, "prompt!": TEXT, "seed!": COUNT}]
+IMAGES = {"run_id": NAME, "images!": [{"file!": PLACE, "step!": COUNT, "prompt!": TEXT, "seed!": _SEED}]}
 SETTING = {
     "model": NAME, "dino": NAME, "clip": NAME, "subjects": NAME, "token": NAME, "instance_prompt": NAME, "runs": NAME,
     "device": one_of("cpu", "cuda"), "threads": COUNT, "checkpoint_every_s": NUMBER,

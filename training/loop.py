@@ -285,6 +285,7 @@ def _finish(
                 "num_parameters": attached.num_parameters() if attached is not None else 0,
                 "pack_seconds": seconds,
                 "seconds": seconds / len(runs),
+                "adapter": folder.seal_adapter(),
             }
         )
     for run in runs:

@@ -69,6 +69,7 @@ def open_adapter(path: Path, model: str | None) -> Opened:
         if model:
             raise
         base = None
+    folder.check_adapter()
     checkpoint = _read_run(folder, record)
     if base is not None:
         _check_norms(checkpoint, base, record["matrices"])

@@ -9,106 +9,40 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from adapters.documents import ANY
 from training import forms
+from training.columns import COLUMNS, ENDED, GAUGES, KINDS, SCHEMA, schema
+from training.forms import STATUSES
+from training.run_tables import RunTables, check_part, last_step_of, read_part
 from training.whole_files import (
     DamagedFile,
     StoreError,
     check_stored,
+    crc_of_file,
     join_inside,
     read_json,
     remove_asides,
     remove_quietly,
     store_error,
     write_json,
+    write_signed,
     writing,
 )
+from training.whole_tables import OtherVersion, is_moved, read_table, write_table
 
-SCHEMA = 1
-STATUSES = forms.STATUSES
-ENDED = ("finished", "diverged")
-KINDS = ("dynamics", "steps", "norms")
-GAUGES = (
-    "lambda", "bound", "saturation", "transform_distance", "orthogonality", "norm_a", "norm_b", "angle_a", "angle_b",
-)  # fmt: skip
-COLUMNS = {
-    "dynamics": ("step", "matrix", "distance", *GAUGES),
-    "steps": ("step", "loss", "grad_norm", "lr", "lr_lambda", "seconds", "sharpness"),
-    "norms": (
-        "step", "matrix", "colnorm_mean", "colnorm_sd", "rownorm_mean", "rownorm_sd",
-        "dm_rows", "dd_rows", "dm_cols", "dd_cols",
-    ),
-    "scores": ("step", "metric", "prompt", "value"),
-}  # fmt: skip
-TEXT_COLUMNS = ("matrix", "metric", "prompt")
-GAUGE_BITS = 8  # explicit bits kept of a gauge's mantissa: it is stored to within 0.2 % of itself, the distance exactly
+__all__ = [
+    "COLUMNS", "ENDED", "GAUGES", "KINDS", "SCHEMA", "STATUSES", "DamagedFile", "OtherVersion", "RunFolder",
+    "StoreError", "check_part", "find_runs", "join_inside", "method_file", "read_json", "read_part", "read_table", "schema",
+    "start_file", "store_error", "write_json", "write_signed", "write_table", "writing",
+]  # fmt: skip
 
 
-def schema(kind: str) -> pa.Schema:
-    """The Arrow schema of one kind of table: `step` int32, names dictionary-encoded, every measurement float32."""
-
-    def dtype(name: str) -> pa.DataType:
-        text = pa.dictionary(pa.int32(), pa.string())
-        return pa.int32() if name == "step" else text if name in TEXT_COLUMNS else pa.float32()
-
-    return pa.schema(
-        [(name, dtype(name)) for name in COLUMNS[kind]], metadata={b"plateau_schema": str(SCHEMA).encode()}
-    )
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write one zstd Parquet file atomically, the bytes of numbers sorted by their weight, which halves its size."""
-    dtypes = {field.name: field.type for field in table.schema}
-    encoding = {name: "BYTE_STREAM_SPLIT" for name, dtype in dtypes.items() if dtype == pa.float32()}
-    encoding |= {name: "DELTA_BINARY_PACKED" for name, dtype in dtypes.items() if dtype == pa.int32()}
-    with writing(path) as aside:
-        pq.write_table(
-            table, aside, compression="zstd", use_dictionary=list(TEXT_COLUMNS), column_encoding=encoding,
-            write_page_checksum=True,
-        )  # fmt: skip
-
-
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one Parquet file.
-
-    Raises:
-        DamagedFile: if the file is damaged; the message names it.
-        StoreError: if it was written in another schema version.
-    """
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        table = file.read(columns=list(columns) if columns else None)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DamagedFile(f"damaged file {path}: {(str(error).splitlines() or ['?'])[0]}") from None
-    check_version(table.schema, path)
-    return table
-
-
-def check_version(found: pa.Schema, path: Path) -> None:
-    """Refuse a table of another schema version.
-
-    Raises:
-        StoreError: naming the file, its version and the known one.
-    """
-    version = (found.metadata or {}).get(b"plateau_schema", b"missing").decode()
-    if version != str(SCHEMA):
-        raise StoreError(f"{path}: unknown column version {version}; this Plateau reads version {SCHEMA}")
-
-
-class RunFolder:
-    """One run on disk. The only class that knows the names of the files in it."""
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+class RunFolder(RunTables):
+    """One run on disk. With its tables, the only class that knows the names of the files in it."""
 
     @property
     def run_id(self) -> str:
@@ -147,13 +81,15 @@ class RunFolder:
         path = self.path / "run.json"
         run: dict = read_json(path, {"schema!": ANY, "status!": ANY})
         if run["schema"] != SCHEMA:
-            raise StoreError(f"{path}: unknown schema {run['schema']!r}; this Plateau reads {SCHEMA}")
+            raise OtherVersion(f"{path}: unknown schema {run['schema']!r}; this Plateau reads {SCHEMA}")
         check_stored(run, forms.RUN, path)
+        if is_moved(run.get("run_id") or self.run_id, self.run_id):
+            raise DamagedFile(f"damaged file {path}: it describes the run {run['run_id']}")
         return run
 
     def write(self, run: Mapping) -> None:
         """Replace run.json."""
-        write_json(self.path / "run.json", {"schema": SCHEMA, "run_id": self.run_id, **run})
+        write_signed(self.path / "run.json", {"schema": SCHEMA, "run_id": self.run_id, **run})
 
     def update(self, **changes: Any) -> None:
         """Change some fields of run.json."""
@@ -180,63 +116,6 @@ class RunFolder:
             return f"{error}: run {self.run_id} goes on from its last checkpoint"
         return None
 
-    # Tables
-
-    def append(self, kind: str, columns: Mapping[str, Any], last_step: int) -> None:
-        """Write one part of a table of `KINDS`, holding the rows up to `last_step`; missing columns become null.
-
-        Gauges are rounded to `GAUGE_BITS`. Rows of the dynamics are stored matrix by matrix: neighbours are then alike.
-        """
-        table = _table(kind, columns)
-        if kind == "dynamics":
-            codes = table["matrix"].combine_chunks().indices.to_numpy()
-            table = table.take(np.argsort(codes, kind="stable"))  # rows of a matrix stay in the order of their steps
-            for name in GAUGES:
-                number = table.schema.get_field_index(name)
-                table = table.set_column(number, table.field(number), round_gauge(table[name]))
-        write_table(self._part(kind, last_step), table)
-
-    def _part(self, kind: str, last_step: int) -> Path:
-        return self.path / kind / f"part-{last_step:08d}.parquet"
-
-    def parts(self, kind: str) -> list[Path]:
-        """The parts of one table, oldest first."""
-        return sorted((self.path / kind).glob("part-*.parquet"))
-
-    def read_table(self, kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """All rows of one table of `KINDS`, part after part."""
-        known = schema(kind).empty_table()  # older parts may lack columns
-        tables = [read_table(part, columns) for part in self.parts(kind)]
-        whole = [known.select(list(columns)) if columns else known, *tables]
-        return pa.concat_tables(whole, promote_options="permissive").to_pandas()
-
-    def read_dynamics(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Rows (step, matrix) with the distance and the gauges; within a part matrix by matrix."""
-        return self.read_table("dynamics", columns)
-
-    def read_norms(self) -> pd.DataFrame:
-        """Rows (step, matrix) with the weight norms at the snapshots."""
-        return self.read_table("norms")
-
-    def read_steps(self) -> pd.DataFrame:
-        """Rows (step) with loss, gradient norm and rates."""
-        return self.read_table("steps")
-
-    def write_scores(self, rows: pd.DataFrame) -> None:
-        """Replace the scores; `rows` has the columns step, metric, prompt, value."""
-        write_table(self.path / "scores.parquet", _table("scores", {c: rows[c].to_numpy() for c in COLUMNS["scores"]}))
-
-    def read_scores(self) -> pd.DataFrame:
-        """The scores, empty if there are none yet."""
-        path = self.path / "scores.parquet"
-        return (read_table(path) if path.exists() else schema("scores").empty_table()).to_pandas()
-
-    def add_scores(self, rows: pd.DataFrame, step: int) -> None:
-        """Add the scores of one evaluation in place of any earlier ones of that step or a later one."""
-        kept = self.read_scores()
-        kept = kept[kept["step"] < step]
-        self.write_scores(pd.concat([kept, rows], ignore_index=True) if len(kept) else rows)
-
     # Pictures
 
     def add_images(self, step: int, pictures: Iterable[tuple[str, int, Callable[[Path], None]]]) -> None:
@@ -247,12 +126,20 @@ class RunFolder:
             with writing(self.path / file) as aside:
                 save(aside)
             index.append({"file": file, "step": step, "prompt": prompt, "seed": seed})
-        write_json(self.path / "images/index.json", index)
+        write_signed(self.path / "images/index.json", {"run_id": self.run_id, "images": index})
 
     def images(self) -> list[dict]:
         """Rows {file, step, prompt, seed} of every picture that was made."""
         path = self.path / "images/index.json"
-        rows: list[dict] = read_json(path, forms.IMAGES) if path.exists() else []
+        if not path.exists():
+            return []
+        found = read_json(path)
+        if isinstance(found, list):  # as it was before it had a checksum
+            found = {"images": found}
+        check_stored(found, forms.IMAGES, path)
+        if is_moved(found.get("run_id") or self.run_id, self.run_id):
+            raise DamagedFile(f"damaged file {path}: it lists the pictures of {found['run_id']}")
+        rows: list[dict] = found["images"]
         return rows
 
     # Checkpoints
@@ -295,8 +182,8 @@ class RunFolder:
         """
         last = max((step for steps in expected.values() for step in steps), default=-1)  # parts end at checkpoints
         for kind, steps in expected.items():
-            parts = [part for part in self.parts(kind) if _last_step(part) <= last]
-            found = Counter(step for part in parts for step in read_table(part)["step"].to_pylist())
+            parts = [part for part in self.parts(kind) if last_step_of(part) <= last]
+            found = Counter(step for part in parts for step in read_part(part)["step"].to_pylist())
             if found.keys() != steps or len(set(found.values())) > 1:
                 raise DamagedFile(f"damaged table {self.path / kind}: rows are missing or doubled")
         if evaluated and not evaluated <= {row["step"] for row in self.images()}:
@@ -311,7 +198,7 @@ class RunFolder:
             remove_asides(folder, all_writers=True)
         for kind in KINDS:
             for part in self.parts(kind):
-                if _last_step(part) > step:
+                if last_step_of(part) > step:
                     part.unlink(missing_ok=True)
         try:
             scores = self.read_scores()
@@ -325,55 +212,36 @@ class RunFolder:
             remove_quietly(self.path / "images/index.json")
 
     def verify(self) -> None:
-        """Read the footers of every table of an ended run.
+        """Hold every file of an ended run to its checksum, the pictures and checkpoints left out.
 
         Raises:
-            DamagedFile: naming the first damaged file.
-            StoreError: naming one of another schema version.
+            DamagedFile: naming the first that is damaged or missing.
+            OtherVersion: naming one of another schema version.
         """
         for path in [*(part for kind in KINDS for part in self.parts(kind)), self.path / "scores.parquet"]:
-            try:
-                check_version(pq.read_schema(path), path)
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise DamagedFile(f"damaged file {path}: {(str(error).splitlines() or ['?'])[0]}") from None
+            check_part(path)
+        self.images()
+        self.check_adapter()
+
+    def seal_adapter(self) -> dict[str, str]:
+        """The checksums of the adapter's weights, for run.json."""
+        return {path.name: crc_of_file(path) for path in sorted(self.adapter.glob("*.safetensors"))}
+
+    def check_adapter(self) -> None:
+        """Hold the adapter's weights to the checksums in run.json; what is not there is not missed.
+
+        Raises:
+            DamagedFile: naming the file.
+        """
+        for name, crc in (self.read().get("adapter") or {}).items():
+            path = self.adapter / Path(name).name
+            if path.exists() and crc_of_file(path) != crc:
+                raise DamagedFile(f"damaged file {path}: its checksum is another than when it was written")
 
     def set_aside(self) -> Path:
         """Rename the folder out of the way, keeping what is in it; returns the new path."""
         number = next(n for n in range(1, 1000) if not self.path.with_name(f".{self.run_id}.damaged-{n}").exists())
         return self.path.rename(self.path.with_name(f".{self.run_id}.damaged-{number}"))
-
-
-def round_gauge(values: pa.ChunkedArray) -> pa.Array:
-    """Float32 values rounded to the nearest with `GAUGE_BITS` explicit bits of mantissa; nulls and non-finite ones stay."""
-    if values.null_count == len(values):
-        return values.combine_chunks()
-    exact = values.to_numpy().astype("float32")
-    drop = 23 - GAUGE_BITS
-    bits = (exact.view("uint32") + np.uint32(1 << (drop - 1))) & ~np.uint32((1 << drop) - 1)
-    rounded = bits.view("float32")
-    return pa.array(
-        np.where(np.isfinite(exact) & np.isfinite(rounded), rounded, exact), mask=values.is_null().to_numpy()
-    )
-
-
-def _last_step(part: Path) -> int:
-    return int(part.stem.removeprefix("part-"))
-
-
-def _table(kind: str, columns: Mapping[str, Any]) -> pa.Table:
-    """Columns (numpy arrays or Arrow dictionaries) as a table of the kind's schema; NaN stays NaN, missing is null."""
-    wanted = schema(kind)
-    length = len(next(iter(columns.values())))
-    arrays = []
-    for field in wanted:
-        values = columns.get(field.name)
-        if values is None:
-            arrays.append(pa.nulls(length, field.type))
-        else:
-            arrays.append(
-                values if isinstance(values, pa.Array) else pa.array(values, type=field.type, from_pandas=False)
-            )
-    return pa.Table.from_arrays(arrays, schema=wanted)
 
 
 def method_file(sweep: Path, method: str) -> Path:

@@ -13,13 +13,15 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from adapters import BadInput, documents
 
+CRC = "crc32"  # the key of the checksum of a JSON object
 _ASIDE = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)(-link)?\.tmp")
 
 
@@ -95,16 +97,36 @@ def write_json(path: Path, value: Any) -> None:
         aside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def write_signed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with a checksum, which `read_json` looks at, as `write_json` does."""
+    write_json(path, sign(value))
+
+
+def sign(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the CRC-32 of what it says."""
+    said = json.loads(json.dumps(value, allow_nan=False))
+    return {**said, CRC: _crc_of(said)}
+
+
+def _crc_of(said: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in said.items() if key != CRC}
+    return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
+
+
 def read_json(path: Path, form: Any = documents.ANY) -> Any:
     """Read JSON of a form (`adapters.documents`).
 
     Raises:
         FileNotFoundError: if there is no file.
-        DamagedFile: if it is no JSON, or has another form; the message names the file.
+        DamagedFile: if it is no JSON, has another form, or a checksum of something else; the message names the file.
         StoreError: if it cannot be opened.
     """
     try:
-        return documents.read_json(path, form)
+        found = documents.read_json(path)
+        if isinstance(found, dict) and found.pop(CRC, crc := _crc_of(found)) != crc:
+            raise BadInput(f"damaged file {path}: its checksum is another than when it was written")
+        documents.check_form(found, form, f"damaged file {path}")
+        return found
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -146,6 +168,22 @@ def is_inside(path: Path, folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return whole.startswith(os.path.join(above, ""))
+
+
+def crc_of_file(path: Path) -> str:
+    """The CRC-32 of a file's bytes.
+
+    Raises:
+        StoreError: if it cannot be read.
+    """
+    crc = 0
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                crc = zlib.crc32(block, crc)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+    return f"{crc:08x}"
 
 
 def create_json(path: Path, value: Any) -> bool:

@@ -1,0 +1,249 @@
+"""Any damage to a file of a runs folder or of a compact copy: the right answer all the same, or one line; never another number.
+
+Bits are flipped, files cut, emptied, swapped with their like of another run, and replaced by foreign ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters import BadInput
+from analysis import export_compact, load
+from analysis.compact import TABLES
+from analysis.query import main as ask
+from slurm.claims import Holder
+from slurm.forecast import read_costs, to_json
+from slurm.status import Options
+from slurm.status import main as status
+from tests.make_runs import Shape, make_runs
+from tests.make_sweep import FAR, Sweep
+from training.command_line import end_well
+from training.store import StoreError, find_runs, read_json, write_signed
+from training.whole_files import sign
+
+FILES = {
+    "run.json": "run.json", "scores": "scores.parquet", "dynamics": "dynamics/*.parquet", "steps": "steps/*.parquet",
+    "norms": "norms/*.parquet", "pictures": "images/index.json",
+}  # fmt: skip
+DAMAGES = ("flip", "flip", "flip", "cut", "empty", "swap", "foreign")
+FOREIGN_JSON = (
+    "[]",
+    "{}",
+    "null",
+    "[" * 5000,
+    '{"schema": 1, "status": ["finished"]}',
+    '{"runs": 3}',
+    '"\\u001b[31m"',
+    "\ufeff",
+)
+often = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+damages = st.tuples(st.sampled_from(DAMAGES), st.floats(0, 1, exclude_max=True))
+
+
+def harm(path: Path, other: Path, how: str, where: float) -> None:
+    """Damage one file; `where` from 0 to 1 says at which bit, or how."""
+    whole = bytearray(path.read_bytes())
+    bit = int(where * 8 * len(whole))
+    if how == "flip":
+        whole[bit // 8] ^= 1 << bit % 8
+    elif how == "swap":
+        whole = bytearray(other.read_bytes())
+    elif how == "foreign":
+        whole = bytearray(make_foreign(path, where))
+    path.write_bytes(whole[: bit // 8] if how == "cut" else b"" if how == "empty" else whole)
+
+
+def make_foreign(path: Path, where: float) -> bytes:
+    """A file of the same kind with other content."""
+    if path.suffix == ".json":
+        return FOREIGN_JSON[int(where * len(FOREIGN_JSON))].encode()
+    table, kinds = pq.read_table(path), [pa.string(), pa.int64(), pa.list_(pa.int8()), pa.timestamp("s")]
+    number = int(where * table.num_columns)
+    other = pa.nulls(table.num_rows, kinds[int(where * 997) % len(kinds)])
+    changed = table.set_column(number, table.schema.names[number] + "x" * (int(where * 13) % 2), other)
+    sink = pa.BufferOutputStream()
+    pq.write_table(changed.replace_schema_metadata({b"plateau_schema": b"1"}), sink)
+    return bytes(sink.getvalue())
+
+
+@contextmanager
+def harmed(path: Path, other: Path, how: str, where: float) -> Iterator[None]:
+    """A damaged file inside the block."""
+    whole = path.read_bytes()
+    try:
+        harm(path, other, how, where)
+        yield
+    finally:
+        path.write_bytes(whole)
+
+
+def assert_right_or_one_line(answer: Callable[[], object], right: str) -> None:
+    """The answer in text is the right one, or an error of one line."""
+    try:
+        found = answer()
+    except BadInput as error:
+        line = str(error)
+        assert line
+        assert line.isprintable(), line
+    else:
+        assert found == right
+
+
+def show_frames(root: Path) -> str:
+    """Everything that is read of a folder, in text."""
+    results = load(root)
+    frames = [results.runs, results.scores, results.base, results.matrices, results.final_dynamics,
+              results.trajectories("mean"), results.norms(), results.images()]  # fmt: skip
+    if (root / "lr_robustness").is_dir():
+        frames += [results.dynamics(), results.steps()]
+    frames = [frame.drop(columns="path", errors="ignore") for frame in frames]
+    return "".join(frame.astype({n: str for n in frame if frame[n].dtype == "category"}).to_csv() for frame in frames)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four runs and their base, and beside them what is read of them undamaged."""
+    folder = tmp_path_factory.mktemp("damage") / "runs"
+    shapes = {"lora": Shape(), "delora": Shape()}
+    make_runs(folder, shapes=shapes, multipliers=(1.0, 2.0), subjects=("cat",), steps=4, pictures=True)
+    (folder.parent / "right.txt").write_text(show_frames(folder))
+    return folder
+
+
+@given(kind=st.sampled_from(sorted(FILES)), damage=damages)
+@often
+def test_damaged_file_of_a_run_changes_no_number(kind: str, damage: tuple[str, float], runs: Path) -> None:
+    one, other = (next(run.path.glob(FILES[kind])) for run in find_runs(runs / "lr_robustness")[1:3])
+    with harmed(one, other, *damage):
+        assert_right_or_one_line(lambda: show_frames(runs), (runs.parent / "right.txt").read_text())
+
+
+SUMS = {
+    "dynamics": "SELECT run_id, sum(distance) FROM dynamics GROUP BY ALL ORDER BY ALL",
+    "steps": "SELECT run_id, sum(loss), max(step) FROM Steps GROUP BY ALL ORDER BY ALL",
+    "norms": "SELECT run_id, sum(colnorm_mean) FROM norms GROUP BY ALL ORDER BY ALL",
+    "scores": "SELECT run_id, sum(value) FROM scores GROUP BY ALL ORDER BY ALL",
+}
+
+
+@pytest.mark.parametrize("kind", SUMS)
+def test_damaged_file_changes_no_answer_in_sql(kind: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask([SUMS[kind], str(runs)]) == 0
+    answer = capsys.readouterr().out
+
+    @given(damage=damages)
+    @settings(often, max_examples=15)
+    def holds(damage: tuple[str, float]) -> None:
+        one, other = (next(run.path.glob(FILES[kind])) for run in find_runs(runs / "lr_robustness")[1:3])
+        with harmed(one, other, *damage):
+            code = ask([SUMS[kind], str(runs)])
+        said = capsys.readouterr()
+        assert (code == 0 and said.out == answer) or (code == 2 and re.fullmatch(r"error: .+\n", said.err)), said
+
+    holds()
+
+
+@given(name=st.sampled_from([*TABLES, "pictures"]), damage=damages)
+@often
+def test_damaged_table_of_a_compact_copy_changes_no_number(name: str, damage: tuple[str, float], copy: Path) -> None:
+    right = (copy / "right.txt").read_text()
+    with harmed(copy / f"{name}.parquet", copy / "other" / f"{name}.parquet", *damage):
+        assert_right_or_one_line(lambda: show_frames(copy), right)
+
+
+@pytest.fixture(scope="module")
+def copy(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compact copy, what is read of it, and below it another one."""
+    folder = tmp_path_factory.mktemp("copy")
+    results = load(runs)
+    export_compact(results, folder, shown=results.images())
+    some = results.select(multiplier=1.0)
+    export_compact(some, folder / "other", shown=some.images())
+    (folder / "right.txt").write_text(show_frames(folder))
+    return folder
+
+
+def test_verify_finds_one_bit_anywhere(runs: Path) -> None:
+    run = find_runs(runs / "lr_robustness")[0]
+    run.verify()
+    for path in [*run.path.glob("*/*.parquet"), run.path / "scores.parquet"]:
+        for where in np.linspace(0, 1, 20, endpoint=False):
+            with harmed(path, path, "flip", where):
+                try:
+                    run.verify()
+                except StoreError as error:
+                    assert str(path) in str(error)  # noqa: PT017 (a bit of the mark alone is no damage)
+                else:
+                    pd.testing.assert_frame_equal(run.read_scores(), run.read_scores())
+                    assert b"crc32 over this file: " not in path.read_bytes()
+
+
+# A sweep's own files.
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ended packs, one that is held, one that was sent."""
+    made = Sweep(tmp_path_factory.mktemp("sweep") / "lr_robustness")
+    for name in ("ended", "ended2", "held", "sent"):
+        made.pack(name)
+    for name in ("ended", "ended2"):
+        made.claim(name, Holder.me(), outcome="done")
+        made.end(name, ["finished", "diverged"])
+    made.claim("held", FAR)
+    made.beat("held", step=3)
+    made.send("17", [["sent"]], folder="/nowhere", workers=[])
+    for path in made.path.rglob("*.json"):
+        write_signed(path, read_json(path))
+    return made.path
+
+
+SWEEP_FILES = (
+    "packs/sent.json", "packs/ended.claim-000001.json", "packs/held.beat.json", "packs/ended.ended.json",
+    "submissions/*.json",
+)  # fmt: skip
+
+
+@given(pattern=st.sampled_from(SWEEP_FILES), damage=damages)
+@often
+def test_damaged_file_of_a_sweep_ends_status_well(pattern: str, damage: tuple[str, float], sweep: Path) -> None:
+    path = next(sweep.glob(pattern))
+    other = path.with_name(path.name.replace("ended.", "ended2.").replace("sent", "held"))
+    out, err = io.StringIO(), io.StringIO()
+    here = harmed(path, other if other.exists() else path, *damage)
+    with here, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = end_well(lambda: status(Options(sweep, once=True)))
+    assert "Traceback" not in err.getvalue()
+    assert code == 0 or (code == 2 and err.getvalue().splitlines()[-1].startswith("error: ")), err.getvalue()
+    assert all(line.isprintable() for line in (out.getvalue() + err.getvalue()).splitlines())
+
+
+@given(damage=damages)
+@often
+def test_damaged_calibration_is_measured_again(
+    damage: tuple[str, float], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "calibration.json"
+    stored = {"cpu-shape": {"1": {"step_s": 0.5, "peak_mib": 900.0}}}
+    path.write_text(json.dumps(sign(stored), indent=1))
+    whole = read_costs(path)
+    with harmed(path, path, *damage):
+        assert read_costs(path) in (whole, {})
+    assert whole
+    assert to_json(whole["cpu-shape"]).keys() == {"1"}
+    assert math.isfinite(whole["cpu-shape"][1].step_s)

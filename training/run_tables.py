@@ -1,0 +1,103 @@
+"""The tables of one run: parts named by their last step, and scores. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from training.columns import COLUMNS, FORMS, TEXT_COLUMNS, schema, to_table
+from training.whole_files import DamagedFile
+from training.whole_tables import check_table, read_table, write_table
+
+
+class RunTables:
+    """The tables in one run's folder."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def append(self, kind: str, columns: Mapping[str, Any], last_step: int) -> None:
+        """Write one part of a table of `KINDS`, holding the rows up to `last_step`; missing columns become null.
+
+        Rows of the dynamics are stored matrix by matrix: neighbours are then alike.
+        """
+        table = to_table(kind, columns)
+        if kind == "dynamics":
+            codes = table["matrix"].combine_chunks().indices.to_numpy()
+            table = table.take(np.argsort(codes, kind="stable"))  # rows of a matrix stay in the order of their steps
+        self._write_table(self._part(kind, last_step), table)
+
+    def _write_table(self, path: Path, table: pa.Table) -> None:
+        write_table(path, table, place=f"{self.path.name}/{path.relative_to(self.path)}", text=TEXT_COLUMNS)
+
+    def _part(self, kind: str, last_step: int) -> Path:
+        return self.path / kind / f"part-{last_step:08d}.parquet"
+
+    def parts(self, kind: str) -> list[Path]:
+        """The parts of one table, oldest first."""
+        return sorted((self.path / kind).glob(f"part-{8 * '[0-9]'}.parquet"))
+
+    def read_table(self, kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """All rows of one table of `KINDS`, part after part."""
+        known = schema(kind).empty_table()  # older parts may lack columns
+        tables = [read_part(part, columns) for part in self.parts(kind)]
+        whole = [known.select(list(columns)) if columns else known, *tables]
+        return pa.concat_tables(whole, promote_options="permissive").to_pandas()
+
+    def read_dynamics(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Rows (step, matrix) with the distance and the gauges; within a part matrix by matrix."""
+        return self.read_table("dynamics", columns)
+
+    def read_norms(self) -> pd.DataFrame:
+        """Rows (step, matrix) with the weight norms at the snapshots."""
+        return self.read_table("norms")
+
+    def read_steps(self) -> pd.DataFrame:
+        """Rows (step) with loss, gradient norm and rates."""
+        return self.read_table("steps")
+
+    def write_scores(self, rows: pd.DataFrame) -> None:
+        """Replace the scores; `rows` has the columns step, metric, prompt, value."""
+        table = to_table("scores", {c: rows[c].to_numpy() for c in COLUMNS["scores"]})
+        self._write_table(self.path / "scores.parquet", table)
+
+    def read_scores(self) -> pd.DataFrame:
+        """The scores, empty if there are none yet."""
+        path = self.path / "scores.parquet"
+        return (read_part(path) if path.exists() else schema("scores").empty_table()).to_pandas()
+
+    def add_scores(self, rows: pd.DataFrame, step: int) -> None:
+        """Add the scores of one evaluation in place of any earlier ones of that step or a later one."""
+        kept = self.read_scores()
+        kept = kept[kept["step"] < step]
+        self.write_scores(pd.concat([kept, rows], ignore_index=True) if len(kept) else rows)
+
+
+def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one file of a run's tables (`training.whole_tables.read_table`), with the types of this version's schema."""
+    kind = _kind(path)
+    table = read_table(path, columns, FORMS[kind])
+    known = schema(kind)
+    try:
+        return table.cast(pa.schema([known.field(f.name) if f.name in known.names else f for f in table.schema]))
+    except pa.ArrowException as error:
+        raise DamagedFile(f"damaged file {path}: {(str(error).splitlines() or ['?'])[0]}") from None
+
+
+def check_part(path: Path) -> None:
+    """Hold one file of a run's tables to its checksum and its columns (`training.whole_tables.check_table`)."""
+    check_table(path, FORMS[_kind(path)])
+
+
+def _kind(path: Path) -> str:
+    return path.parent.name if path.name.startswith("part-") else "scores"
+
+
+def last_step_of(part: Path) -> int:
+    """The step that a part's name bears."""
+    return int(part.stem.removeprefix("part-"))
