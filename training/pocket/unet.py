@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -98,12 +99,12 @@ def load_frozen(work: Path) -> tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizer
 def view_cache(
     studio: Studio, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, work: Path, *, seed: int
 ) -> Views:
-    """``encode_views``, made once and kept at ``work/views.pt``."""
-    path = work / "views.pt"
+    """``encode_views``, made once and kept at ``work/views.safetensors``."""
+    path = work / "views.safetensors"
     if not path.exists():
-        torch.save(vars(encode_views(studio, vae, text, tokenizer, seed)), path.with_suffix(".partial"))
+        save_file(vars(encode_views(studio, vae, text, tokenizer, seed)), path.with_suffix(".partial"))
         path.with_suffix(".partial").rename(path)
-    return Views(**torch.load(path, weights_only=True))
+    return Views(**load_file(path))
 
 
 def draw_batch(views: Views, size: int, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
