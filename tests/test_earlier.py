@@ -74,7 +74,7 @@ def test_the_record_names_what_all_runs_were_trained_with(studio: Studio, copy: 
     runs = load(copy).runs
     assert (runs["commit"] != "").all()
     mixed = runs.assign(commit=["aaaa", *["bbbb with changes"] * (len(runs) - 1)])
-    assert trained_at(mixed) == f"bbbb with changes ({len(runs) - 1} runs), aaaa (1 runs)"
+    assert trained_at(mixed) == f"bbbb with changes ({len(runs) - 1} runs), aaaa (1 run)"
     docs = tmp_path / "docs"
     driven = drive(studio, tmp_path / "runs", "--method", "lora", "--results", str(copy), "--docs", str(docs))
     assert driven.code == 0, driven.err

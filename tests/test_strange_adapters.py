@@ -292,7 +292,7 @@ def test_what_is_no_whole_adapter_is_refused(factors: Factors, tmp_path: Path, r
     assert "part 1 of 2" in line(plain, "adapter_model-00001-of-00002.safetensors")
     (tmp_path / "empty.safetensors").touch()
     assert "damaged or no safetensors file" in refused("--inspect", tmp_path / "empty.safetensors")
-    assert "files of safetensors: name the one" in refused("--inspect", tmp_path)
+    assert "safetensors files: name the one" in refused("--inspect", tmp_path)
     alpha = first.removesuffix("lora_A.weight") + "alpha"
     assert "alpha of" in line(plain | {alpha: torch.ones(3)})
 
