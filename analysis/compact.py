@@ -31,7 +31,7 @@ _NOT_TEXT = ("rank", "seed", "steps", "resolution", "num_prompts", "num_images",
 # What the tables' columns hold; a copy may be a stranger's.
 FORMS = {
     "runs": {
-        "run_id!": "text", "method!": "text", "subject!": "text", "model_hash!": "text", "status!": "text",
+        "run_id!": "text", "method!": "text", "subject!": "text", "model_hash": "text", "status!": "text",
         **{
             name: "number" if name in (*NUMBERS, *_NOT_TEXT) else "text"
             for name in RUN_COLUMNS
