@@ -148,7 +148,9 @@ def test_unknown_cluster_lists_the_known_ones(slurm: FakeSlurm, tmp_path: Path) 
 
 def test_broken_clusters_file_is_named_with_its_line(slurm: FakeSlurm, tmp_path: Path) -> None:
     (tmp_path / "clusters.toml").write_text('[here]\npartition = "gpu\n')
-    assert "clusters.toml cannot be read as TOML: Illegal character '\\n' (at line 2" in refusal(tmp_path, "--cluster", "here")
+    assert "clusters.toml cannot be read as TOML: Illegal character '\\n' (at line 2" in refusal(
+        tmp_path, "--cluster", "here"
+    )
 
 
 @pytest.mark.parametrize(
