@@ -146,7 +146,7 @@ def _thin_ticks(ax: Axes, width_pt_: float) -> None:
     if not isinstance(formatter, FixedFormatter) or not any(formatter.seq):
         return
     labels = [str(label) for label in formatter.seq]
-    size = float(pt(8.5))
-    widest = max(width_pt(label, size) for label in labels) + 0.6 * size
+    size = max(float(pt(8.5)), *(float(text.get_fontsize()) for text in ax.get_xticklabels()))
+    widest = max(width_pt(label, size) for label in labels) + 0.8 * size
     step = max(1, -(-int(widest * len(labels)) // max(1, int(width_pt_))))
     ax.set_xticklabels([label if number % step == 0 else "" for number, label in enumerate(labels)])
