@@ -134,7 +134,7 @@ class RunFolder(RunTables):
         if not path.exists():
             return []
         found = read_json(path)
-        if isinstance(found, list):  # as it was before it had a checksum
+        if isinstance(found, list) and found:  # as it was before it had a checksum; nobody wrote an empty one
             found = {"images": found}
         check_stored(found, forms.IMAGES, path)
         if is_moved(found.get("run_id") or self.run_id, self.run_id):
