@@ -79,14 +79,12 @@ def read_claims(path: Path) -> list[Claim]:
     try:
         tables = read_toml(path)[0]
         check_form(tables, {"claim": [FORM]}, str(path))
-        rows = tables.get("claim", [])
-        claims = [Claim(**row) for row in rows]
+        claims = [Claim(**row) for row in tables.get("claim", [])]
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from None
     except TypeError as error:
         allowed = ", ".join(f.name for f in fields(Claim))
         raise BadInput(f"{path}: {str(error).removeprefix('Claim.__init__() ')}; keys are {allowed}") from None
-    check_form(rows, [FORM], str(path))
     for claim in claims:
         if claim.measure not in MEASURES:
             raise BadInput(f"{path}: unknown measure {claim.measure!r} of {claim.id}; allowed: {', '.join(MEASURES)}")
@@ -106,7 +104,8 @@ def unreachable(claim: Claim, num_subjects: int) -> str:
         return ""
 
     def can_be_met(num: int) -> bool:
-        return any(judge(rate_interval(k, num), claim.low, claim.high) == AGREES for k in range(num + 1))
+        inside = [k for k in range(num + 1) if claim.low <= k / num <= claim.high]  # a share lies in its own interval
+        return any(judge(rate_interval(k, num), claim.low, claim.high) == AGREES for k in inside)
 
     if can_be_met(num_subjects):
         return ""
