@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -101,6 +102,12 @@ def find_states(job: str) -> dict[str, str]:
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     return dict(line.split(" ", 1) for line in listed.stdout.splitlines())
+
+
+def count_restarts(job: str) -> int:
+    """How often SLURM has started tasks of a job again, all tasks together."""
+    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60).stdout
+    return sum(map(int, re.findall(r"\bRestarts=(\d+)", shown)))
 
 
 def wait_for(condition: Callable[[], bool], wait_s: float, what: str) -> float:

@@ -6,6 +6,7 @@ has disturbed, and no cell trained twice.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from slurm.local_files import Cluster
 from tests import make_cluster
-from tests.make_cluster import call, find_states, wait_for
+from tests.make_cluster import call, count_restarts, find_states, wait_for
 from tests.make_grid import MULTIPLIERS, STEPS, Grid, cells
 from training.store import read_json
 
@@ -87,7 +88,7 @@ def test_time_limit_of_a_minute_is_continued_by_requeue(grid: Grid, undisturbed:
     grid.mood(sleep_s=1.2)
     grid.submit("--time-min", "1")
     (job,) = grid.jobs()
-    wait_for(lambda: any("BeginTime" in text for text in find_states(job).values()), 90, "a requeue")
+    wait_for(lambda: count_restarts(job) > 0, 90, "a requeue")
     grid.mood()
     assert grid.settle() == {"ended": 3}
     assert {tuple(outcomes) for outcomes in grid.outcomes().values()} == {("stopped", "done")}
@@ -96,10 +97,6 @@ def test_time_limit_of_a_minute_is_continued_by_requeue(grid: Grid, undisturbed:
     grid.assert_same_as(undisturbed, 2)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="warned without a pause, a task showed neither requeue nor claim within 120 s; not understood yet",
-)
 def test_warning_before_python_listens_does_not_end_the_task(grid: Grid, undisturbed: Path) -> None:
     with make_cluster.closed_partition():
         grid.submit()
@@ -107,8 +104,12 @@ def test_warning_before_python_listens_does_not_end_the_task(grid: Grid, undistu
     wait_for(lambda: any(s.startswith("RUNNING") for s in find_states(job).values()), 30, "the start of a task")
 
     def is_heard() -> bool:
-        subprocess.run(["scancel", "--signal=URG", "--batch", job], capture_output=True)
-        return any(grid.claims().values()) or any("BeginTime" in text for text in find_states(job).values())
+        with contextlib.suppress(
+            subprocess.TimeoutExpired
+        ):  # scancel waits 11 s for a task that is just being requeued:
+            # by then the next starts would have been warned too, and three that do no step are given up
+            subprocess.run(["scancel", "--signal=URG", "--batch", job], capture_output=True, timeout=1)
+        return any(grid.claims().values()) or count_restarts(job) > 0
 
     wait_for(is_heard, 120, "a requeue or a claim")  # shell and imports come first
     assert grid.settle() == {"ended": 3}
