@@ -104,10 +104,8 @@ def test_warning_before_python_listens_does_not_end_the_task(grid: Grid, undistu
     wait_for(lambda: any(s.startswith("RUNNING") for s in find_states(job).values()), 30, "the start of a task")
 
     def is_heard() -> bool:
-        with contextlib.suppress(
-            subprocess.TimeoutExpired
-        ):  # scancel waits 11 s for a task that is just being requeued:
-            # by then the next starts would have been warned too, and three that do no step are given up
+        # scancel waits 11 s for a task that is being requeued; it would warn the next starts too, and three are given up.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(["scancel", "--signal=URG", "--batch", job], capture_output=True, timeout=1)
         return any(grid.claims().values()) or count_restarts(job) > 0
 
