@@ -187,6 +187,6 @@ def _start(sweep: Path, packs: Sequence[Pack], setting: Setting) -> subprocess.P
         if is_own(method := pack.cells[0].method):
             method_file(sweep, method).parent.mkdir(exist_ok=True)
             method_file(sweep, method).write_bytes(source(method).read_bytes())
-    command = [sys.executable, "-m", "slurm.rehearse", repr(time.time()), *map(str, specs)]
+    command = [sys.executable, "-m", "slurm.rehearse", repr(time.monotonic()), *map(str, specs)]
     root = Path(__file__).resolve().parents[1]
     return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -49,7 +49,7 @@ def start_local(sweep: SweepFolder, packs: Sequence[str] | None, num_workers: in
         tasks = [names[first:] + names[:first] for first in (len(names) * n // count for n in range(count))]
         private = open_private(sweep.submissions)
         cluster = Cluster("local", gpus="1" if _needs_gpu(missing) else "0")
-        path = store(sweep, make_record(cluster, "local", private) | {"tasks": tasks, "workers": []})
+        path = store(sweep, make_record(sweep, cluster, "local", private) | {"tasks": tasks, "workers": []})
         return _launch(path)
 
 

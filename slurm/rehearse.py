@@ -37,7 +37,7 @@ def measure(specs: Sequence[Path], began: float) -> list[dict[str, dict[str, flo
 
     Args:
         specs: the packs.
-        began: when the process was started, in seconds since 1970.
+        began: when the process was started, by `time.monotonic`, which all processes of a machine share and nobody sets.
     """
     quiet_libraries()
     keep_freed_memory()
@@ -45,7 +45,7 @@ def measure(specs: Sequence[Path], began: float) -> list[dict[str, dict[str, flo
     if setting.threads:
         torch.set_num_threads(setting.threads)
     make_task(setting, shorten(specs[0], "loading")[:1])
-    start_s = np.array([time.time() - began, time.process_time()])
+    start_s = np.array([time.monotonic() - began, time.process_time()])
     _rehearse(setting, shorten(specs[0], "first")[:1])  # what is slow for the first time
     costs = [[start_s, *_rehearse(setting, shorten(spec, spec.stem))] for spec in specs]
     names = [field.name for field in dataclasses.fields(KindCost)]

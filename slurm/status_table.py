@@ -68,12 +68,12 @@ class SweepState:
         """Expected seconds until all is done by as many workers as there are now, from what was measured; None if unknown."""
         running = [pack for pack in self.packs if pack.state == "running"]
         rated = [pack for pack in running if pack.rate]
-        costs = [pack.seconds for pack in self.packs if pack.seconds] or [p.steps / p.rate for p in rated if p.rate]
+        costs = [pack.seconds for pack in self.packs if pack.seconds > 0] or [p.steps / p.rate for p in rated if p.rate]
         waiting = sum(pack.state == "queued" or pack.is_missing for pack in self.packs)
         if not running or not costs:
             return None if running or waiting else 0.0
         each = sum(costs) / len(costs)
-        left = [(p.steps - p.step) / p.rate if p.rate else each for p in running]
+        left = [max(0, p.steps - p.step) / p.rate if p.rate else each for p in running]
         return max(max(left), (sum(left) + waiting * each) / len(running))
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """What was sent to a cluster, as its records say: `<sweep>/submissions/<token>.json`, one for each job array.
 
-A record: {"token", "user", "host", "made", "cluster", "executor": "slurm" | "local" | "export", "code", "folder", "job",
-"tasks": [[pack names of task 0], ...], "time_min", "state": "intent" | "sent" | "refused", "error"}, and "workers", the
-processes, for `local`. It is written as an intent before `sbatch`, whose job is called `plateau-<token>`, and gets its
-job's id afterwards. Imports no torch.
+A record: {"token", "number", "user", "host", "made", "cluster", "executor": "slurm" | "local" | "export", "code", "folder",
+"job", "tasks": [[pack names of task 0], ...], "time_min", "state": "intent" | "sent" | "refused", "error"}, and "workers",
+the processes, for `local`. Its number says which of a sweep's records is the newest: clocks are set back. It is written as
+an intent before `sbatch`, whose job is called `plateau-<token>`, and gets its job's id afterwards. Imports no torch.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Submissions:
     def refresh(self) -> None:
         """Read what is new."""
         self._read = {path: entry for path in self.sweep.submissions.glob("[!.]*.json") if (entry := self._look(path))}
-        self.records = sorted((record for _, record in self._read.values()), key=lambda r: str(r.get("made", "")))
+        self.records = sorted((record for _, record in self._read.values()), key=_age)
 
     def _look(self, path: Path) -> tuple[tuple[int, int], dict] | None:
         """A record with the time and inode of its file; None if it cannot be read now."""
@@ -151,6 +151,11 @@ class Submissions:
         sent = [r for r in self.records if r.get("executor") == "slurm" and r.get("state") != "refused"]
         holding = [r for r in sent if any(not packs.isdisjoint(task) for task in r.get("tasks", []))]
         return {str(r.get("job") or f"plateau-{r.get('token')}") for r in holding}
+
+
+def _age(record: dict) -> tuple[int, str]:
+    """What sorts records, the oldest first; those from before they were numbered by their clocks."""
+    return record.get("number") or 0, str(record.get("made", ""))
 
 
 def workers_of(record: dict) -> list[Holder]:

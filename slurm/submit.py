@@ -143,7 +143,7 @@ def _send(sweep: SweepFolder, private: Path, request: Request, scheduler: Schedu
     Returns:
         The job's id, "" if it was refused; what was taken; SLURM's words if that is not everything.
     """
-    record = make_record(request.cluster, "slurm", private) | {"time_min": request.time_min}
+    record = make_record(sweep, request.cluster, "slurm", private) | {"time_min": request.time_min}
     refusal = ""
     while True:
         record = record | {"tasks": [list(task) for task in request.tasks]}
@@ -166,12 +166,18 @@ def _send(sweep: SweepFolder, private: Path, request: Request, scheduler: Schedu
         return job, request, refusal
 
 
-def make_record(cluster: Cluster, executor: str, folder: Path) -> dict[str, Any]:
-    """An intent: what is about to be sent. `PRIVATE` settings are left out: they are read again from the user's file."""
+def make_record(sweep: SweepFolder, cluster: Cluster, executor: str, folder: Path) -> dict[str, Any]:
+    """An intent: what is about to be sent. `PRIVATE` settings are left out: they are read again from the user's file.
+
+    Only while nobody else can be submitting this sweep.
+    """
+    submissions = Submissions(sweep)
+    submissions.refresh()
+    number = 1 + max((record.get("number") or 0 for record in submissions.records), default=0)
     left_out = ("name", *PRIVATE)
     settings = {name: value for name, value in dataclasses.asdict(cluster).items() if name not in left_out}
     return {
-        "token": secrets.token_hex(5), "user": user_name(), "host": socket.gethostname(),
+        "token": secrets.token_hex(5), "number": number, "user": user_name(), "host": socket.gethostname(),
         "made": datetime.now().astimezone().isoformat(timespec="milliseconds"),
         "cluster": cluster.name, "settings": settings, "executor": executor, "code": code_version(),
         "folder": str(folder.absolute()), "job": None, "tasks": [], "state": "intent", "error": None,

@@ -127,7 +127,7 @@ class Surveyor:
         self.me = Holder.me()
         self.doubts: dict[str, tuple[int, float]] = {}
         self.silent: set[str] = set()
-        self._watch, self._pace = Watch(), Pace()
+        self._watch = Watch()
 
     def gather(self) -> set[str]:
         """List the sweep and read what is new; returns the SLURM jobs (or names of arrays) that its packs depend on."""
@@ -205,10 +205,10 @@ class Surveyor:
     def _running(self, pack: PackFiles, claim: dict, unseen: str) -> PackState:
         spec, holder, beat = self.files.spec(pack), holder_of(claim), read_beat(pack)
         beat = beat if beat.get("turn") == pack.turn else {}
-        diverged = int(beat.get("diverged") or 0)
+        diverged, rate = int(beat.get("diverged") or 0), beat.get("rate") or 0.0
         return PackState(
             pack.name, "running", len(spec.runs), {"running": len(spec.runs)}, str(beat.get("phase", "starting")),
-            int(beat.get("step") or 0), int(beat.get("steps") or spec.steps), self._pace.measure(pack, beat),
+            int(beat.get("step") or 0), int(beat.get("steps") or spec.steps), rate if rate > 0 else None,
             f"{diverged} diverged" if diverged else "", job=holder.job if holder else "",
             host=holder.host if holder else "", unseen=unseen,
         )  # fmt: skip
@@ -284,22 +284,3 @@ def _when(beat: dict) -> str:
         return f"of {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(float(beat['time'])))}"
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return "not there"
-
-
-class Pace:
-    """Measures the steps a second of packs by their holders' own clocks: from the first heartbeat seen to the newest."""
-
-    def __init__(self) -> None:
-        self._first: dict[str, tuple[int, float, int]] = {}
-
-    def measure(self, pack: PackFiles, beat: dict) -> float | None:
-        """Steps a second; None before anything was measured."""
-        if not beat.get("step") or "time" not in beat:
-            return None
-        now = (pack.turn, float(beat["time"]), int(beat["step"]))
-        turn, then, step = self._first.setdefault(pack.name, now)
-        if turn != pack.turn:
-            self._first[pack.name] = now
-        elif now[1] > then and now[2] > step:
-            return (now[2] - step) / (now[1] - then)
-        return float(beat["rate"]) if beat.get("rate") else None

@@ -26,8 +26,8 @@ from tests.make_studio import Studio
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk")]
 TIMES = int(os.environ.get("PLATEAU_FAULTS", "1"))
 CELLS = (
-    "--method", "lora", "dora", "--base-lr", "1e-3", "--multipliers", "0.5", "1", "--steps", "60", "--eval-steps", "20",
-    "--pack-size", "1", "--workers", "2",
+    "--method", "lora", "dora", "--base-lr", "1e-3", "--base-lr-for-all", "--multipliers", "0.5", "1", "--steps", "60",
+    "--eval-steps", "20", "--pack-size", "1", "--workers", "2",
 )  # fmt: skip
 Injected = Callable[[Disk], contextlib.AbstractContextManager[None]]
 

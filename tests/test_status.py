@@ -13,7 +13,7 @@ from slurm import claims
 from slurm import survey as surveying
 from slurm.claims import Holder
 from slurm.status import PackState, Surveyor, survey
-from slurm.status_table import is_trouble
+from slurm.status_table import SweepState, is_trouble
 from tests.make_sweep import FAR, Job, Slurm, Sweep
 
 
@@ -34,6 +34,23 @@ def dead_here() -> Holder:
 
 
 # States.
+
+
+def test_pace_hangs_on_no_clock_that_can_be_set(sweep: Sweep) -> None:
+    sweep.pack("running")
+    sweep.claim("running")
+    looks = Surveyor(sweep.folder)
+    for time, step, rate in ((1e9, 38, 2.0), (1e9 + 3600, 40, 2.0), (0.0, 120, 2.0), (1.0, 50, -3.0)):
+        sweep.beat("running", step, rate=rate, time=time)
+        looks.gather()
+        (found,) = looks.judge(None)
+        assert found.rate == (rate if rate > 0 else None)
+        assert SweepState(sweep.path, [found]).time_left() in (
+            "31 s left",
+            "30 s left",
+            "0 s left",
+            "time left not measured yet",
+        )
 
 
 def test_states_follow_from_files_alone(sweep: Sweep) -> None:

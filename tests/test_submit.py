@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -292,6 +294,17 @@ def test_what_the_limits_keep_out_goes_later(slurm: FakeSlurm, sweep: Sweep) -> 
     slurm.forget()
     assert send(sweep).num_tasks == 12
     assert send(sweep, Cluster(max_submit=3)).num_tasks == 0
+
+
+def test_clock_that_is_set_back_sends_nothing_twice(slurm: FakeSlurm, sweep: Sweep, monkeypatch) -> None:
+    times = iter(datetime(2026, 1, day) for day in (2, 2, 1, 1))
+    with monkeypatch.context() as clock:
+        clock.setattr(submit, "datetime", SimpleNamespace(now=lambda: next(times)))
+        assert send(sweep).num_tasks == 30
+        slurm.forget()
+        assert send(sweep).num_tasks == 30
+    assert send(sweep).num_tasks == 0
+    assert states(sweep) == {"queued": 30}
 
 
 def test_limit_that_only_sbatch_knows_is_found_by_halving(slurm: FakeSlurm, sweep: Sweep) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from slurm import expect as expecting
+from slurm import rehearse as rehearsing
 from slurm.calibrate import Calibration
 from slurm.expect import CLOCKS, Expected, expect, read_costs
 from slurm.forecast import START_S, Cost, Pack
@@ -174,3 +177,21 @@ def test_rehearsed_pack_is_the_real_one_made_shorter(studio: Studio, tmp_path: P
     parts = _rehearse(setting, runs)
     assert all((part >= 0).all() for part in parts)
     assert all(part[0] > 0 for part in parts[1:])
+
+
+def test_start_of_a_worker_hangs_on_no_clock_that_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(expecting.subprocess, "Popen", lambda command, **_: called.append(command))
+    before = time.monotonic()
+    expecting._start(tmp_path / "rehearsal", [], Setting("model", "dino", "clip", "subjects", "sks", "", str(tmp_path)))
+    ((*_, began),) = called
+    assert before <= float(began) <= time.monotonic()
+    for name in ("quiet_libraries", "keep_freed_memory"):
+        monkeypatch.setattr(rehearsing, name, lambda: None)
+    monkeypatch.setattr(rehearsing, "read_spec_file", lambda spec: {})
+    monkeypatch.setattr(rehearsing.Setting, "read", lambda *_: SimpleNamespace(threads=0))
+    monkeypatch.setattr(rehearsing, "make_task", lambda *_: None)
+    monkeypatch.setattr(rehearsing, "shorten", lambda *_: [])
+    monkeypatch.setattr(rehearsing, "_rehearse", lambda *_: np.zeros((4, 2)))
+    (cost,) = rehearsing.measure([Path("spec")], float(began))
+    assert 0 <= cost["wall"]["start_s"] <= time.monotonic() - before

@@ -64,7 +64,7 @@ ENDED = {
     "reason": TEXT, "errors": {"*": TEXT},
 }  # fmt: skip
 SUBMISSION = {
-    "token!": PART, "user": TEXT, "host": TEXT, "made": TEXT, "cluster": NAME, "settings": {}, "executor": NAME,
+    "token!": PART, "number": COUNT, "user": TEXT, "host": TEXT, "made": TEXT, "cluster": NAME, "settings": {}, "executor": NAME,
     "code": TEXT, "folder": NAME, "job": _JOB, "tasks": [[PART]], "state": NAME, "error": TEXT, "workers": [HOLDER],
     "time_min": NUMBER,
 }  # fmt: skip
