@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from adapters.option_values import Options, OptionValue, describe_allowed, format_value, parse_number
 from adapters.plain_text import printable
 from adapters.words import counted, plural
 
@@ -38,9 +38,6 @@ __all__ = [
 ]
 
 PEFT = "peft:"  # what the name of a method begins with that is HF PEFT's
-
-OptionValue = str | int | float | None
-Options = Mapping[str, tuple[OptionValue | type, ...]]
 
 
 class BadInput(ValueError):
@@ -187,7 +184,7 @@ class MethodSpec:
     @property
     def canonical(self) -> str:
         """``key=value,...`` of all options, sorted by key, defaults filled in: one text for one setting."""
-        return ",".join(f"{key}={_format(value)}" for key, value in sorted(self.options.items()))
+        return ",".join(f"{key}={format_value(value)}" for key, value in sorted(self.options.items()))
 
     @property
     def label(self) -> str:
@@ -196,7 +193,7 @@ class MethodSpec:
             return str(self.words["label"])
         defaults = _find_method(self.name).defaults
         return name_method(
-            self.name, {key: _format(value) for key, value in self.options.items() if value != defaults.get(key)}
+            self.name, {key: format_value(value) for key, value in self.options.items() if value != defaults.get(key)}
         )
 
 
@@ -283,26 +280,7 @@ def _parse_option(name: str, method: Method, key: str, text: str) -> OptionValue
         raise BadInput(f"method {name!r} has no option {key!r} (options: {known})")
     allowed = method.options[key]
     for choice in allowed:
-        value = _parse_number(choice, text) if isinstance(choice, type) else choice
-        if value is not None and (isinstance(choice, type) or _format(value) == text):
+        value = parse_number(choice, text) if isinstance(choice, type) else choice
+        if value is not None and (isinstance(choice, type) or format_value(value) == text):
             return value
-    raise BadInput(f"option {key!r} of method {name!r} is {text!r}, not one of: {_describe(allowed)}")
-
-
-def _parse_number(kind: type, text: str) -> int | float | None:
-    try:
-        value = kind(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and value > 0 else None
-
-
-def _describe(allowed: tuple[OptionValue | type, ...]) -> str:
-    names = {float: "a positive number", int: "a positive whole number"}
-    return ", ".join(names[choice] if isinstance(choice, type) else _format(choice) for choice in allowed)
-
-
-def _format(value: OptionValue) -> str:
-    """As short as may be, and exact: two settings never share a text."""
-    short = f"{value:g}" if isinstance(value, float) else str(value)
-    return repr(value) if isinstance(value, float) and float(short) != value else short
+    raise BadInput(f"option {key!r} of method {name!r} is {text!r}, not one of: {describe_allowed(allowed)}")

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from adapters import BadInput
+from analysis.grid import Grid, subject_grid
 from analysis.load import ANY, RANGES
 from analysis.permutation import holm, sign_flip
-from analysis.plateau import TOLERANCE, Grid, find_plateaus, mean_over_octaves, subject_grid
+from analysis.plateau import TOLERANCE, find_plateaus, mean_over_octaves
 from analysis.power import detectable_difference
 from analysis.statistics import Floats, interquartile_interval, studentised_bootstrap, t_interval
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from adapters import BadInput
+from analysis.grid import Grid, subject_grid
 from analysis.inversion import edge_intervals, max_interval
 from analysis.load import ANY, DRIFT, RANGES
 from analysis.statistics import Bools, Floats, Ints, t_interval
@@ -207,34 +208,6 @@ def _check(table: pd.DataFrame, tolerance: float) -> None:
         )
 
 
-class Grid(NamedTuple):
-    """One series and metric: scores `[subject, point]` with subjects and points, base `[subject]`, diverged runs `[point]`."""
-
-    scores: pd.DataFrame
-    base: Floats
-    num_diverged: Ints
-
-    @property
-    def points(self) -> Floats:
-        """The grid, increasing."""
-        result: Floats = self.scores.columns.to_numpy(dtype=float)
-        return result
-
-    @property
-    def values(self) -> Floats:
-        """Scores `[subject, point]`."""
-        result: Floats = self.scores.to_numpy(dtype=float)
-        return result
-
-
-def subject_grid(group: pd.DataFrame, x: str) -> Grid:
-    """The grid of one series and metric, from the rows that `subject_scores` has of it."""
-    values = complete_subjects(group.pivot(index="subject", columns=x, values="value").sort_index(axis=1))
-    base = group.groupby("subject", observed=True)["base"].mean().loc[values.index].to_numpy(dtype=float)
-    diverged = group.groupby(x)["num_diverged"].sum().reindex(values.columns).to_numpy()
-    return Grid(values, base, diverged)
-
-
 def _kept(dino: Grid, clip_t: Grid, prompt_loss: float) -> Floats:
     """How much more CLIP-T each subject has at each of DINO's points than the least that is wanted; NaN where there is none."""
     spare = clip_t.scores.sub((1 - prompt_loss) * clip_t.base, axis=0)
@@ -248,7 +221,11 @@ def _row(key: tuple[str, str, str], grid: Grid, tolerance: float, kept: Floats |
     found = find_plateaus(grid.points, _mean(scores)[None], grid.base.mean(keepdims=True), diverged, tolerance, spare)
     octaves = np.log2(grid.points)
     edges = edge_intervals(octaves, scores, grid.base, ~diverged, tolerance, kept)
-    ends = {"width": edges[:2], "low_edge": _exp2(edges[2:4]), "high_edge": _exp2(edges[4:])}
+    ends: dict[str, Sequence[float] | Floats] = {
+        "width": edges[:2],
+        "low_edge": np.exp2(edges[2:4]),
+        "high_edge": np.exp2(edges[4:]),
+    }
     ends |= _other_ends(octaves, scores, grid.base, ~diverged, RANGES.get(key[2], ANY))
     if np.isnan(found["sensitivity"][0]):
         ends["sensitivity"] = (np.nan, np.nan)
@@ -264,14 +241,9 @@ def _row(key: tuple[str, str, str], grid: Grid, tolerance: float, kept: Floats |
     }
 
 
-def _exp2(ends: tuple[float, ...]) -> tuple[float, float]:
-    low, high = np.exp2(ends)
-    return low, high
-
-
 def _other_ends(
     octaves: Floats, scores: Floats, base: Floats, alive: Bools, limits: tuple[float, float]
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, Floats]:
     """The intervals of peak, gain, sensitivity, area and worst case, inside the limits of the score."""
     span = limits[1] - limits[0]
     clipped = np.where(_mean(scores) < base.mean(), base[:, None], scores)
@@ -280,22 +252,12 @@ def _other_ends(
     area = t_interval(mean_over_octaves(octaves, scores - base[:, None]))
     gain = max_interval(scores[:, alive] - base[:, None])
     return {
-        "peak": _inside(max_interval(scores[:, alive]), *limits),
-        "gain": _inside(gain, -span, span),
-        "sensitivity": _inside(lost, 0.0, span),
-        "area": _inside((area.low, area.high), -span, span),
-        "worst": _inside((-worst[1], -worst[0]), *limits),
+        "peak": np.clip(max_interval(scores[:, alive]), *limits),
+        "gain": np.clip(gain, -span, span),
+        "sensitivity": np.clip(lost, 0.0, span),
+        "area": np.clip((area.low, area.high), -span, span),
+        "worst": np.clip((-worst[1], -worst[0]), *limits),
     }
-
-
-def _inside(ends: tuple[float, float], low: float, high: float) -> tuple[float, float]:
-    return float(np.clip(ends[0], low, high)), float(np.clip(ends[1], low, high))
-
-
-def complete_subjects(values: pd.DataFrame) -> pd.DataFrame:
-    """Keep the subjects (rows) that have every point of the grid (columns); if none has, keep all."""
-    complete = values.dropna()
-    return complete if len(complete) else values
 
 
 def mean_over_octaves(octaves: Floats, gains: Floats) -> Floats:

@@ -6,11 +6,10 @@ import os
 import signal
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Protocol
 
 from adapters import counted
-from slurm.claims import Holder, holder_of
+from slurm.claims import Holder, holder_of, read_stat
 from slurm.submissions import workers_of
 from slurm.survey import PackState, Surveyor
 
@@ -60,7 +59,4 @@ def _stop(holders: set[Holder], workers: set[Holder]) -> list[str]:
 
 
 def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
+    return int((read_stat(pid) or ["0", "0"])[1])

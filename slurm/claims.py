@@ -330,11 +330,16 @@ def user_name() -> str:
         return str(os.getuid())
 
 
-def _started(pid: int) -> int:
+def read_stat(pid: int) -> list[str]:
+    """What Linux says of a process, from its state on; empty where there is none, or nobody says."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return 0
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _started(pid: int) -> int:
+    return int((read_stat(pid) or ["0"] * 20)[19])
 
 
 def _is_alive(pid: int, started: int) -> bool:
@@ -342,7 +347,4 @@ def _is_alive(pid: int, started: int) -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (OSError, IndexError):
-        return False
+    return read_stat(pid)[:1] == ["Z"]

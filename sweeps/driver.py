@@ -18,7 +18,7 @@ from slurm.arrays import MEMORY_MARGIN
 from slurm.calibrate import Calibration, calibrate, keep_calibration, machine_load, measured_file
 from slurm.ended import last_line
 from slurm.expect import DRY_RUN_WORTH_S, WORTH_S, expect
-from slurm.forecast import Need, Pack, count_values, state_mib
+from slurm.forecast import Need, Pack, state_mib
 from slurm.job import Setting
 from sweeps import jobs
 from sweeps.done import Done, check_ended
@@ -27,12 +27,11 @@ from sweeps.grid import Planned, Scene, base_cells
 from sweeps.jobs import Sender, describe_states
 from sweeps.options import Options, Stopped
 from sweeps.plan import Plan, is_packable, keep_method_files, keep_own_pictures, keep_start, name_pack, open_sweep
-from sweeps.plan_lines import describe_load, describe_rates
+from sweeps.plan_lines import describe_load, describe_memory, describe_rates
 from sweeps.progress import ProgressDisplay, duration
 from sweeps.remarks import describe_scene
 from sweeps.smaller import LONG_S, offer_smaller
-from training.cell import BASE, Cell
-from training.tasks.pipeline import attention_shapes
+from training.cell import BASE
 
 RENAMED = ("multiplier", "scale", "label", "rate_source")  # what a run goes by in a call, whatever it was trained as
 
@@ -256,28 +255,6 @@ def _show_plan(
             print(f"{where} on {scene.setting.device}")
         for line in describe_memory([p.cell for p in todo], Path(scene.setting.model), measured.pack_size):
             print(line)
-
-
-def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[str]:
-    """A line for each method that trains about as many values as the matrices themselves have: what a pack of it holds.
-
-    HF PEFT's tuners are left out: they hold no pack.
-
-    Args:
-        cells: what is to be trained.
-        model: the pipeline's folder.
-        pack_size: runs in a pack.
-    """
-    shapes, lines = attention_shapes(model).values(), []
-    for kind in dict.fromkeys((str(model), cell.method, cell.options, cell.rank) for cell in cells):
-        method, count = kind[1], count_values(*kind)
-        if count > sum(num_out * num_in for num_out, num_in in shapes) / 2:
-            each = state_mib(*kind)
-            lines.append(
-                f"{method}: {counted(count, 'trained value', ',')} a run; with gradients, moments and copies {each:,.0f} MiB, "
-                f"{each * pack_size:,.0f} MiB in a pack of {pack_size}"
-            )
-    return lines
 
 
 def _run(plan: Plan, packs: Sequence[str], workers: int, num_done: int, estimate: float | None, device: str) -> None:

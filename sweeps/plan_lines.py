@@ -1,4 +1,4 @@
-"""What a plan says beside cells and time: each method's base rate, and the load under which the machine was measured.
+"""What a plan says beside cells and time: base rates, the load under which the machine was measured, memory.
 
 On a busy machine packs come out too small, and times too long.
 """
@@ -11,8 +11,10 @@ from pathlib import Path
 
 from adapters import counted
 from analysis.series import method_label
-from slurm.forecast import Cost
+from slurm.forecast import Cost, count_values, state_mib
 from sweeps.grid import Planned
+from training.cell import Cell
+from training.tasks.pipeline import attention_shapes
 
 BUSY = 0.25  # of the cores
 
@@ -55,4 +57,26 @@ def describe_load(costs: Mapping[int, Cost], now: float | None, again: Path, cor
         ]
     if now is not None and now > BUSY * cores:
         lines.append(f"the load is {now:.1f} {on} now: while it is, all takes longer than that")
+    return lines
+
+
+def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[str]:
+    """A line for each method that trains about as many values as the matrices themselves have: what a pack of it holds.
+
+    HF PEFT's tuners are left out: they hold no pack.
+
+    Args:
+        cells: what is to be trained.
+        model: the pipeline's folder.
+        pack_size: runs in a pack.
+    """
+    shapes, lines = attention_shapes(model).values(), []
+    for kind in dict.fromkeys((str(model), cell.method, cell.options, cell.rank) for cell in cells):
+        method, count = kind[1], count_values(*kind)
+        if count > sum(num_out * num_in for num_out, num_in in shapes) / 2:
+            each = state_mib(*kind)
+            lines.append(
+                f"{method}: {counted(count, 'trained value', ',')} a run; with gradients, moments and copies {each:,.0f} MiB, "
+                f"{each * pack_size:,.0f} MiB in a pack of {pack_size}"
+            )
     return lines

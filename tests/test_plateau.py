@@ -11,7 +11,8 @@ from scipy import stats
 
 from adapters import BadInput
 from analysis import find_plateau, plateau_sentence
-from analysis.plateau import complete_subjects, doubt, find_plateaus, joint_plateau, plateau
+from analysis.grid import complete_subjects
+from analysis.plateau import doubt, find_plateaus, joint_plateau, plateau
 from tests.make_runs import Shape
 
 GRID = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
