@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from slurm.forecast import NAME, Cost, Forecast, read_costs, shape_of, to_json
 from slurm.inline import num_workers
 from slurm.measure_packs import Load, total_gib
 from slurm.pack import Setting
+from slurm.telling import hear, telling
 from slurm.too_large import describe_too_large
 from training.cell import Cell
 from training.stop import describe_exit
@@ -168,7 +170,7 @@ def cache_folder(name: str) -> Path:
 
 def _lines(path: str) -> list[str]:
     try:
-        return Path(path).read_text().splitlines()
+        return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
 
@@ -182,16 +184,21 @@ def _measure_elsewhere(setting: Setting, cell: Cell) -> dict[int, Cost]:
     load = Load.of(setting, cell)
     command = [sys.executable, "-m", "slurm.measure_packs", json.dumps(asdict(load))]
     root = Path(__file__).resolve().parents[1]
-    print(f"measuring the model's speed and memory on {load.device}, once on this machine", file=sys.stderr, flush=True)
+    what = f"measuring the model's speed and memory on {load.device}, once on this machine"
     busy = machine_load()
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    with telling() as tell, tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
+        tell(what)
+        done = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=complaints, text=True)
+        said = hear(done, lambda line: tell(f"{what}: {line}"))
+        complaints.seek(0)
+        words = complaints.read().strip().splitlines()
     if done.returncode == -signal.SIGKILL:  # what the system does with a process that takes too much
         raise BadInput(describe_too_large(cell, load.checkpointing, f"this machine's {total_gib():.0f} GiB", None))
     if done.returncode:
-        words = done.stderr.strip().splitlines() if done.returncode > 0 else []
-        last = (words or [f"the process that measures it {describe_exit(done.returncode)}"])[-1]
+        ended = f"the process that measures it {describe_exit(done.returncode)}"
+        last = (words if done.returncode > 0 and words else [ended])[-1]
         raise BadInput(f"cannot measure the model's speed: {last}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    found = json.loads(said)
     if not found["costs"]:
         place = f"the GPU's {found['total_gib']:.0f} GiB" if load.device == "cuda" else "memory"
         raise BadInput(describe_too_large(cell, load.checkpointing, place, found["fits"]))

@@ -26,6 +26,7 @@ from slurm.calibrate import Calibration, cache_folder, has_device, hash_with_mac
 from slurm.forecast import PASSES, Need, Pack
 from slurm.pack import Setting
 from slurm.sweep_time import ROWS, SAMPLER_STEPS, STEPS, Kind, KindCost, choose_kinds, find_cost, makespan
+from slurm.telling import hear, telling
 from training.cell import BASE, Cell
 from training.store import StoreError, method_file, read_json, write_json, write_signed
 
@@ -103,11 +104,6 @@ def expect(
     rough = coarse.seconds([cell for pack in packs for cell in pack.cells], coarse.pack_size, workers) or 0.0
     short = rehearsal_s(wanted, coarse) <= max(SHORT_S, SHARE * rough)
     if wanted and (worth_s is None or (rough >= worth_s and short)):
-        print(
-            f"measuring {counted(len(wanted), 'kind')} of packs on this machine, once, for a better forecast",
-            file=sys.stderr,
-            flush=True,
-        )
         for clock, found in rehearse([kinds[kind] for kind in wanted], setting, team).items():
             costs[clock] |= found
         with contextlib.suppress(StoreError):  # measured again next time
@@ -156,17 +152,28 @@ def rehearse(packs: Sequence[Pack], setting: Setting, team: int) -> dict[str, di
     Returns:
         The processes' means, by clock and kind.
     """
-    with tempfile.TemporaryDirectory(prefix="plateau-rehearsal-") as folder:
+    what = f"measuring {counted(len(packs), 'kind')} of packs on this machine, once, for a better forecast"
+
+    def name(number: str) -> str:
+        cell, size = packs[int(number)].cells[0], len(packs[int(number)].cells)
+        return f"{int(number) + 1}/{len(packs)}, {counted(size, 'run')} of {cell.method}"
+
+    with telling() as tell, tempfile.TemporaryDirectory(prefix="plateau-rehearsal-") as folder:
+        tell(what)
         processes = [_start(Path(folder) / f"runs-{n}" / "rehearsal", packs, setting) for n in range(team)]
+        first, *others = processes  # one tells for all
         try:
-            said = [process.communicate()[0] for process in processes]
+            said = [
+                hear(first, lambda number: tell(f"{what}: {name(number)}")),
+                *(hear(p, lambda _: None) for p in others),
+            ]
         finally:  # after Ctrl-C nobody would wait for them
             for process in processes:
                 process.kill()
                 process.wait()
     if any(process.returncode for process in processes):
         return {}
-    parts = [json.loads(text.strip().splitlines()[-1]) for text in said]
+    parts = [json.loads(found) for found in said]
     return {
         clock: {Kind.of(pack): _mean([part[n][clock] for part in parts]) for n, pack in enumerate(packs)}
         for clock in CLOCKS

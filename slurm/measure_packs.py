@@ -1,6 +1,6 @@
 """Seconds and memory of packs of growing size on this machine: the frozen U-Net with LoRA, training and making pictures.
 
-python -m slurm.measure_packs LOAD     the fields of a `Load` as JSON; prints what was measured as one line of JSON
+python -m slurm.measure_packs LOAD     the fields of a `Load` as JSON; prints what it begins with, then what it found as JSON
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from slurm.forecast import PASSES, Cost, Forecast, to_json
 from slurm.inline import USABLE, machine_mib
 from slurm.pack import Setting
+from slurm.telling import Tell
 from slurm.too_large import list_smaller
 from training.cell import Cell
 
@@ -70,8 +71,9 @@ def measure_or_fit(load: Load) -> dict[str, Any]:
     """Costs by pack size; where not even one run fits, which smaller loads do, by their flags, in MiB."""
     import torch
 
-    costs, fits = measure(load), {}
+    costs, fits = measure(load, tell=_say), {}
     for flags, changes in [] if costs else list_smaller(load.resolution, load.checkpointing):
+        _say(f"does {flags} fit?")
         if smaller := measure(dataclasses.replace(load, **changes), sizes=(1,)):
             fits[flags] = smaller[1].gpu_mib or smaller[1].peak_mib
     on_gpu = torch.cuda.is_available() and load.device == "cuda"
@@ -79,10 +81,14 @@ def measure_or_fit(load: Load) -> dict[str, Any]:
     return {"costs": to_json(costs), "fits": fits, "total_gib": total}
 
 
-def measure(load: Load, sizes: Sequence[int] = SIZES) -> dict[int, Cost]:
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def measure(load: Load, sizes: Sequence[int] = SIZES, tell: Tell = lambda line: None) -> dict[int, Cost]:
     """Median seconds of a training step, and the peaks of memory, on one thread of a CPU, or a GPU.
 
-    Stops growing when a size is no longer worth it, or memory would end.
+    Stops growing when a size is no longer worth it, or memory would end; `tell` hears of each size as it begins.
     """
     import torch
 
@@ -131,6 +137,7 @@ def measure(load: Load, sizes: Sequence[int] = SIZES) -> dict[int, Cost]:
     for size in sizes:
         if len(costs) > 1 and Forecast(costs).peak_mib(size) > machine_mib():
             break
+        tell(f"packs of {size}")
         pack, laps = None, []
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()

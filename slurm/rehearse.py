@@ -1,6 +1,6 @@
 """A rehearsal: a few steps and pictures of one pack of each kind, as a worker runs them; one worker's part of it.
 
-    python -m slurm.rehearse TIME SPEC.json ...     prints what each pack cost as one line of JSON
+    python -m slurm.rehearse TIME SPEC.json ...     prints each pack's number as it begins, then the costs as a line of JSON
 
 `slurm/expect.py` starts it, as often as the sweep will have workers.
 """
@@ -47,7 +47,10 @@ def measure(specs: Sequence[Path], began: float) -> list[dict[str, dict[str, flo
     make_task(setting, shorten(specs[0], "loading")[:1])
     start_s = np.array([time.monotonic() - began, time.process_time()])
     _rehearse(setting, shorten(specs[0], "first")[:1])  # what is slow for the first time
-    costs = [[start_s, *_rehearse(setting, shorten(spec, spec.stem))] for spec in specs]
+    costs = []
+    for number, spec in enumerate(specs):
+        print(number, flush=True)  # whoever waits knows what it is
+        costs.append([start_s, *_rehearse(setting, shorten(spec, spec.stem))])
     names = [field.name for field in dataclasses.fields(KindCost)]
     return [
         {clock: dict(zip(names, (float(part[n]) for part in cost))) for n, clock in enumerate(("wall", "processor"))}

@@ -20,6 +20,7 @@ from slurm.forecast import NAME, Cost, Forecast, Need, Pack, predict_by, read_co
 from slurm.measure_packs import Load, measure_or_fit
 from slurm.pack import Setting
 from slurm.sweep_folder import SweepFolder
+from tests.make_process import pretend_process
 from tests.make_studio import ROOT, Studio
 from tests.test_loop import make_cell
 from training.store import write_json
@@ -101,7 +102,7 @@ SETTING = Setting("model", "", "", "subjects", "sks", "a {token} {cls}", "runs")
 def pretend_limit(monkeypatch: pytest.MonkeyPatch, limit_mib: float) -> None:
     """Let a run take as many MiB as its picture has thousand pixels, and half of that with checkpointing."""
 
-    def measure(load: Load, sizes: tuple[int, ...] = (1, 2)) -> dict[int, Cost]:
+    def measure(load: Load, sizes: tuple[int, ...] = (1, 2), tell: object = None) -> dict[int, Cost]:
         each = load.resolution**2 / 1000 / (2 if load.checkpointing else 1)
         return {size: Cost(1.0, size * each) for size in sizes if size * each <= limit_mib}
 
@@ -137,14 +138,31 @@ def test_what_takes_less_is_tried_when_not_even_one_run_fits(monkeypatch: pytest
     ],
 )  # fmt: skip
 def test_too_little_memory_for_one_run_is_one_line_that_says_what_fits(
-    code: int, out: dict | None, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    code: int,
+    out: dict | None,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said = subprocess.CompletedProcess([], code, json.dumps(out), "")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
+    pretend_process(monkeypatch, "echo packs of 1; " + ("kill -9 $$" if code else f"echo '{json.dumps(out)}'"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(BadInput, match=line if code else f"^{re.escape(line)}$"):
         calibrate.calibrate(SETTING, CELL, "auto")
     assert not list(tmp_path.rglob("*.json")), "it is asked again next time"
+    first, second = capsys.readouterr().err.splitlines()
+    assert second == f"{first}: packs of 1"
+
+
+def test_what_goes_wrong_while_packs_are_measured_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for script, words in (
+        ("echo a warning >&2; echo no such model >&2; exit 1", "no such model"),
+        ("kill -15 $$", "the process that measures it "),
+    ):
+        pretend_process(monkeypatch, script)
+        with pytest.raises(BadInput, match=f"cannot measure the model's speed: {words}"):
+            calibrate.calibrate(SETTING, CELL, "auto")
 
 
 def test_control_groups_limit_the_memory_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from adapters import counted
 from slurm import expect as expecting
 from slurm import rehearse as rehearsing
 from slurm.calibrate import Calibration
@@ -19,6 +23,8 @@ from slurm.forecast import START_S, Cost, Pack
 from slurm.pack import Setting, read_spec
 from slurm.rehearse import Watch, _rehearse, shorten
 from slurm.sweep_time import STEPS, Kind, KindCost, choose_kinds, find_cost, makespan
+from slurm.telling import telling
+from tests.make_process import pretend_process
 from tests.make_studio import Studio, make_pack
 from tests.test_loop import make_cell
 from training.cell import Cell
@@ -80,7 +86,7 @@ def test_pack_costs_its_steps_its_pictures_and_a_fixed_part() -> None:
     assert TRUE.seconds(base) == 3 + 6 * (2 * 10 * 0.25 + 2)
 
 
-def test_forecast_of_known_costs_is_exact(rehearsed: list[Kind], capsys: pytest.CaptureFixture[str]) -> None:
+def test_forecast_of_known_costs_is_exact(rehearsed: list[Kind]) -> None:
     packs = [pack_of(f"r{rank}", 4, rank=rank, steps=1000) for rank in (2, 4, 8, 64)]
     packs += [pack_of("small", 3, rank=64, steps=1000), pack_of("other", 4, rank=2, steps=500, mixed_precision="bf16")]
     expected = expect(packs, SETTING, COARSE, workers=2)
@@ -89,11 +95,9 @@ def test_forecast_of_known_costs_is_exact(rehearsed: list[Kind], capsys: pytest.
     assert expected.processor_s(packs) == pytest.approx(2 * 10 + sum(each))
     assert expected.need(packs[1]).seconds == pytest.approx(10 + each[1])
     assert {(kind.rank, kind.size) for kind in rehearsed} == {(2, 4), (64, 4)}, "what lies between is not measured"
-    assert "measuring 3 kinds of packs on this machine, once" in capsys.readouterr().err
     again = expect(packs, SETTING, COARSE, workers=2)
     assert again.seconds(packs) == expected.seconds(packs)
     assert len(rehearsed) == 3
-    assert capsys.readouterr().err == ""
 
 
 def test_other_workers_and_other_settings_are_measured_anew(rehearsed: list[Kind]) -> None:
@@ -117,6 +121,34 @@ def test_short_sweeps_and_failed_rehearsals_are_foreseen_coarsely(
     assert expect(packs, SETTING, COARSE, workers=2, worth_s=None).seconds(packs) == coarse
     assert np.isnan(expect(packs, SETTING, COARSE, workers=2, worth_s=None).processor_s(packs))
     assert Expected(COARSE, 2).need(packs[0]) == COARSE.need(packs[0])
+
+
+def test_rehearsal_tells_what_it_measures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    said = json.dumps([{clock: dataclasses.asdict(TRUE) for clock in CLOCKS}] * 2)
+    pretend_process(monkeypatch, f"echo 0; echo 1; echo '{said}'")
+    packs = [pack_of("p", steps=10), pack_of("q", rank=16, steps=10)]
+    found = expecting.rehearse(packs, SETTING, team=2)
+    assert found["wall"] == {Kind.of(pack): TRUE for pack in packs}
+    what = "measuring 2 kinds of packs on this machine, once, for a better forecast"
+    words = [f": {n}/2, {counted(len(pack.cells), 'run')} of lora" for n, pack in enumerate(packs, 1)]
+    assert capsys.readouterr().err.splitlines() == [what, *(f"{what}{word}" for word in words)], (
+        "one process tells for all"
+    )
+
+
+def test_long_work_tells_in_one_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with telling() as tell:
+        tell("[first]")
+        tell("second")
+    written = terminal.getvalue()
+    assert "[first]" in written
+    assert "second" in written
+    assert written.count("\n") == 1, "the end of the last line, which is then erased"
+    assert written.count("\x1b[2K") >= 2
 
 
 def test_rehearsal_is_left_out_where_it_would_take_long(rehearsed: list[Kind]) -> None:
