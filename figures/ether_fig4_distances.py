@@ -10,10 +10,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from adapters import BadInput
-from figures.labels import label_ends
+from figures.labels import fit_text
+from figures.looks import looks
 from figures.panels import draw_curves, draw_legend, limit_to_means, plain_log_axis
-from figures.style import looks, multiplier_axis, new_figure, styled
+from figures.style import multiplier_axis, new_figure, num_beside, styled
 
+WIDTH_IN = 8.6
 TITLES = {
     "transform": "transformation ‖H − I‖",
     "distance": "weights ‖Wₜ − W₀‖ / ‖W₀‖",
@@ -37,9 +39,10 @@ def draw(transform: pd.DataFrame, distance: pd.DataFrame) -> Figure:
         )
     shown = distance[distance["series"].isin(set(transform["series"]))]
     styles = looks(transform)
-    figure = new_figure(8.6, 3.9, wspace=0.06)
+    beside = num_beside(2, WIDTH_IN, 3.0) == 2
+    figure = new_figure(WIDTH_IN, 3.9 if beside else 6.8, wspace=0.06)
     for place, (name, curves) in enumerate({"transform": transform, "distance": shown}.items()):
-        ax = figure.add_subplot(1, 2, place + 1, label=name)
+        ax = figure.add_subplot(*((1, 2) if beside else (2, 1)), place + 1, label=name)
         multiplier_axis(ax, curves["multiplier"])
         plain_log_axis(ax, curves["mean"])
         draw_curves(ax, curves, "multiplier", styles)
@@ -48,5 +51,5 @@ def draw(transform: pd.DataFrame, distance: pd.DataFrame) -> Figure:
     draw_legend(figure, transform, styles, base=False)
     last = shown.sort_values("multiplier").groupby("series", sort=False).tail(1)
     ends = [(row.multiplier, row.mean, str(row.series), styles[str(row.series)].color) for row in last.itertuples()]
-    label_ends(figure.axes[-1], ends)
+    fit_text(figure, {figure.axes[-1]: ends} if beside else None)
     return figure

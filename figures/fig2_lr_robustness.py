@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from adapters import BadInput
 from analysis import Robustness
-from figures.labels import fit_text, label_ends
+from figures.labels import End, fit_text
+from figures.looks import Look, looks
 from figures.panels import (
     draw_background,
     draw_base_line,
@@ -23,7 +23,7 @@ from figures.panels import (
     limit_to_means,
     plain_log_axis,
 )
-from figures.style import METRIC_TITLES, MUTED, Look, looks, multiplier_axis, new_figure, pt, room_in, styled
+from figures.style import METRIC_TITLES, MUTED, multiplier_axis, new_figure, pt, room_in, styled
 
 WIDTH_IN = 11.0
 
@@ -57,12 +57,7 @@ def draw(curves: Robustness, background: Robustness | None = None, *, tolerance:
         axes[metric].set_xlabel("")
     _draw_distances(axes["distance"], curves, behind, styles)
     draw_legend(figure, curves.scores, styles, behind=behind.scores if behind else None)
-    named = _label_series(axes["distance"], curves, behind, styles) if _num_columns() == 3 else []
-    fit_text(figure)
-    if named:  # again, where the curves' ends are now
-        for mark in named:
-            mark.remove()
-        _label_series(axes["distance"], curves, behind, styles)
+    fit_text(figure, {axes["distance"]: _ends(curves, behind, styles)} if _num_columns() == 3 else None)
     return figure
 
 
@@ -151,8 +146,8 @@ def _on_grid(frame: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["multiplier"].between(low / 1.2, high * 1.2)]
 
 
-def _label_series(ax: Axes, curves: Robustness, behind: Robustness | None, styles: dict[str, Look]) -> list[Text]:
-    """Every series' name at the right end of its distance, the ones behind in grey."""
+def _ends(curves: Robustness, behind: Robustness | None, styles: dict[str, Look]) -> list[End]:
+    """Every series' right end of its distance, with its name and colour, the ones behind in grey."""
     ends = [
         (*_last(curve), str(series), styles[str(series)].color)
         for series, curve in curves.distances.groupby("series", sort=False)
@@ -160,7 +155,7 @@ def _label_series(ax: Axes, curves: Robustness, behind: Robustness | None, style
     if behind is not None:
         shown = _on_grid(behind.distances, curves.distances)
         ends += [(*_last(curve), str(series), MUTED) for series, curve in shown.groupby("series", sort=False)]
-    return label_ends(ax, ends[::-1])  # ends that meet are labelled from above in the legend's order
+    return ends[::-1]  # those that meet are labelled from above in the legend's order
 
 
 def _last(curve: pd.DataFrame) -> tuple[float, float]:

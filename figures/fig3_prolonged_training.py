@@ -16,9 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from adapters import BadInput
-from figures.labels import fit_text, label_ends
+from figures.labels import End, fit_text
+from figures.looks import Look, looks
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means
-from figures.style import METRIC_TITLES, MUTED, Look, looks, new_figure, pt, room_in, styled
+from figures.style import METRIC_TITLES, MUTED, new_figure, pt, room_in, styled
 
 WIDTH_IN = 9.2
 
@@ -56,8 +57,10 @@ def draw(
     distance = figure.add_subplot(places["distance"], label="distance")
     _draw_gauge(distance, distances, styles, f"distance ‖Wₜ − W₀‖ / ‖W₀‖, {matrix}")
     distance.set_ylim(bottom=0)
+    gauges = {distance: distances}
     if lambdas is not None and has_lambda:
-        _draw_gauge(figure.add_subplot(places["lambda"], label="lambda"), lambdas, styles, f"λ, {matrix}")
+        gauges[figure.add_subplot(places["lambda"], label="lambda")] = lambdas
+        _draw_gauge(figure.axes[-1], lambdas, styles, f"λ, {matrix}")
     last = float(max(scores["step"].max(), distances["step"].max() if len(distances) else 0))
     for ax in figure.axes:
         ax.set_xlim(-0.02 * last, 1.02 * last)
@@ -67,11 +70,8 @@ def draw(
         [], [], ls="none", marker="o", ms=pt(10), mfc="none", mew=pt(1.3), color=MUTED, label="best step by DINO"
     )
     draw_legend(figure, scores, styles, marks=[ring] if scores["step"].nunique() > 1 else [])
-    fit_text(figure)
-    if beside:
-        label_ends(distance, _ends(distances, styles))
-    if beside and lambdas is not None and has_lambda:
-        label_ends(figure.axes[-1], _ends(lambdas, styles))
+    named = {ax: _ends(curves, styles) for ax, curves in gauges.items()}
+    fit_text(figure, named if beside else None)
     return figure
 
 
@@ -127,7 +127,7 @@ def _draw_gauge(ax: Axes, curve: pd.DataFrame, styles: dict[str, Look], title: s
     ax.set_title(title)
 
 
-def _ends(curves: pd.DataFrame, styles: dict[str, Look]) -> list[tuple[float, float, str, str]]:
+def _ends(curves: pd.DataFrame, styles: dict[str, Look]) -> list[End]:
     """Where every series' curve ends, with its name and colour."""
     return [
         (*_last(curve), str(name), styles[str(name)].color) for name, curve in curves.groupby("series", sort=False)

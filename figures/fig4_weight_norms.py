@@ -8,12 +8,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from adapters import BadInput, counted
-from figures.panels import by_row, legend_columns, make_room, series_handle
-from figures.style import INK, MUTED, Look, looks, new_figure, pt, styled
+from figures.labels import fit_text
+from figures.looks import Look, looks
+from figures.panels import place_legend, series_handle
+from figures.style import INK, MUTED, new_figure, num_beside, pt, styled
 
 KINDS = {"to_q": "Q", "to_k": "K", "to_v": "V", "to_out": "Out", "to_out.0": "Out"}
 ATTENTIONS = {"attn1": "self-attention (attn1)", "attn2": "cross-attention (attn2)"}
@@ -39,25 +43,30 @@ def draw(norms: pd.DataFrame, *, axis: str = "columns") -> Figure:
     attentions = [
         name for name in dict.fromkeys(["attn1", "attn2", *before["attention"]]) if name in set(before["attention"])
     ]
-    figure = new_figure(10.4 if len(after) else 6.2, 1.0 + 2.3 * len(attentions))
-    grid = figure.add_gridspec(len(attentions), 2 if len(after) else 1)
+    parts = 2 if len(after) else 1
+    width_in = 10.4 if parts == 2 else 6.2
+    beside = num_beside(parts, width_in, 4.2)
+    down = parts * len(attentions) // beside
+    figure = new_figure(width_in, 1.0 + 2.3 * down)
+    grid = figure.add_gridspec(down, beside)
     styles = looks(after) if len(after) else {}
     blocks = list(dict.fromkeys(before["block"]))
     tops = []
     for i, attention in enumerate(attentions):
-        bars = figure.add_subplot(grid[i, 0], label=f"{attention} before")
+        bars = figure.add_subplot(grid[divmod(parts * i, beside)], label=f"{attention} before")
         _draw_bars(bars, before[before["attention"] == attention], blocks)
         bars.set_title(ATTENTIONS.get(attention, attention))
         bars.set_ylabel(f"mean {axis.removesuffix('s')} norm")
         tops.append(bars)
         if len(after):
-            dots = figure.add_subplot(grid[i, 1], label=f"{attention} after")
+            dots = figure.add_subplot(grid[divmod(parts * i + 1, beside)], label=f"{attention} after")
             _draw_change(dots, after[after["attention"] == attention], blocks, styles)
-            dots.set_title("change by training" if i == 0 else "")
+            dots.set_title("change by training" if i == 0 or beside == 1 else "")
     top = max(ax.get_ylim()[1] for ax in tops)
     for ax in tops:
         ax.set_ylim(0, top)
-    _draw_legends(figure, tops[0], after, styles)
+    _place_legend(figure, after, styles)
+    fit_text(figure)
     return figure
 
 
@@ -136,16 +145,13 @@ def _name_blocks(ax: Axes, blocks: list[str]) -> None:
         ax.axvline(edge - 0.5, color="#eeeeee", lw=pt(0.8), zorder=0)
 
 
-def _draw_legends(figure: Figure, bars: Axes, after: pd.DataFrame, styles: dict[str, Look]) -> None:
-    handles, labels = bars.get_legend_handles_labels()
+def _place_legend(figure: Figure, after: pd.DataFrame, styles: dict[str, Look]) -> None:
+    handles: list[Artist] = [
+        Patch(facecolor=color, edgecolor=INK, linewidth=pt(0.5), label=kind) for kind, color in kind_colors().items()
+    ]
     for series, rows in after.groupby("series", sort=False):
-        runs = int(rows["num_runs"].max())
-        handles.append(series_handle("", styles[str(series)]._replace(line_style="none")))
-        labels.append(f"{series} (n = {counted(runs, 'run')})")
-    columns = legend_columns(labels, figure.get_figwidth())
-    make_room(figure, len(labels), columns)
-    figure.legend(
-        by_row(handles, columns), by_row(labels, columns), loc="outside upper left", ncols=columns, alignment="left",
-        title_fontsize=pt(8.5),
-        title="Bars: untouched base; whiskers: s.d. inside a matrix, mean over the block's matrices",
-    )  # fmt: skip
+        label = f"{series} (n = {counted(int(rows['num_runs'].max()), 'run')})"
+        handles.append(series_handle(label, styles[str(series)]._replace(line_style="none")))
+    place_legend(
+        figure, handles, "Bars: untouched base; whiskers: s.d. inside a matrix, mean over the block's matrices"
+    )

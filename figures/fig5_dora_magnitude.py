@@ -14,8 +14,9 @@ from matplotlib.lines import Line2D
 from adapters import BadInput
 from analysis import Robustness
 from figures.labels import fit_text
+from figures.looks import looks
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means, plain_log_axis
-from figures.style import INK, METRIC_TITLES, looks, multiplier_axis, new_figure, pt, room_in, styled
+from figures.style import INK, METRIC_TITLES, multiplier_axis, new_figure, num_beside, pt, styled
 
 DIFFERENCE_STYLES = {"dino": ("#222222", "o"), "clip_i": ("#6f6f6f", "s"), "clip_t": ("#a0a0a0", "D")}
 
@@ -41,7 +42,7 @@ def draw(
     if curves.scores.empty or differences.empty:
         raise BadInput("no finished run to draw: run python sweeps/dora_magnitude.py first")
     styles = looks(curves.scores)
-    beside = room_in(11.0) >= 8.4
+    beside = num_beside(3, 11.0, 2.8) == 3
     figure = new_figure(11.0, 4.0 if beside else 8.6)
     shape = (1, 3) if beside else (3, 1)
     score, distance, paired = (

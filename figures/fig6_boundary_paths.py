@@ -17,8 +17,9 @@ from matplotlib.ticker import MaxNLocator
 
 from adapters import BadInput
 from figures.labels import fit_text
+from figures.looks import LINE_STYLES, SPARE_MARKERS, Look
 from figures.panels import draw_curves, draw_legend, limit_to_means
-from figures.style import LINE_STYLES, SPARE_MARKERS, Look, multiplier_text, new_figure, styled
+from figures.style import multiplier_text, new_figure, styled
 
 ROWS = {
     "lambda": "λ",

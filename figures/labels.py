@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -11,18 +11,20 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedLocator
 
-from figures.style import pt
+from figures.style import MUTED, pt
 
 MOST_LETTERS, LEAST_LETTERS = 24, 12
 HINTING = 1.05  # what rounding to pixels may add to a width
+MOST_ROUNDS = 4  # of laying a figure out; two are enough but where a broken line moves others
+SUBTITLE = "subtitle"  # what marks it
 SHARE = 0.3  # of a figure's width that names at its right may take
 
+End = tuple[float, float, str, str]  # of a curve: x, y, name, colour
 
-def label_ends(
-    ax: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap_pt: float = 10.5, fontsize: float = 8.5
-) -> list[Text]:
+
+def label_ends(ax: Axes, ends: Sequence[End], *, gap_pt: float = 10.5, fontsize: float = 8.5) -> list[Text]:
     """Write names at the right ends of curves, moved apart where they would overlap; returns what was written.
 
     Args:
@@ -118,35 +120,88 @@ def _pieces(word: str, most_pt: float, size_pt: float, bold: bool) -> list[str]:
     return pieces
 
 
-def fit_text(figure: Figure) -> None:
-    """Break titles and axis labels that are wider than their panels, and leave out tick labels that would touch.
+def fit_text(figure: Figure, ends: Mapping[Axes, Sequence[End]] | None = None) -> None:
+    """Break titles and axis labels that are wider than their panels, leave out tick labels that would touch, name curves.
 
     Call it when everything else is drawn: it lays the figure out to know the panels' widths.
+
+    Args:
+        figure: the figure.
+        ends: the curves' ends to be named at the right of some panels (`label_ends`); None for none.
     """
-    for _ in range(2):  # broken lines make panels a little narrower or wider
+    written = {
+        text: text.get_text() for ax in figure.axes for text in (*_titles(ax), *_subtitles(ax), *_axis_labels(ax))
+    }
+    for title in (title for ax in figure.axes for title in _titles(ax)):
+        title.set_text("")  # a long one would make its panel narrow before it is broken
+    named = [
+        mark for ax, own in (ends or {}).items() for mark in label_ends(ax, own)
+    ]  # as would names that are missing
+    before: list[str] = []
+    for _ in range(MOST_ROUNDS):  # broken lines make panels a little narrower or wider
         figure.draw_without_rendering()
         for ax in figure.axes:
-            width = ax.get_window_extent().width * 72 / figure.dpi
-            height = ax.get_window_extent().height * 72 / figure.dpi
-            titles = [text for text in ax.get_children() if isinstance(text, Text) and text not in ax.texts]
-            for text in (*titles, ax.xaxis.label):
-                _break(text, width)
-            _break(ax.yaxis.label, height)
-            _thin_ticks(ax, width)
+            width, height = (72 / figure.dpi * size for size in ax.get_window_extent().size)
+            for text in (*_titles(ax), *_subtitles(ax), ax.xaxis.label):
+                _break(text, written[text], width)
+            _break(ax.yaxis.label, written[ax.yaxis.label], height)
+            for text in _subtitles(ax):
+                ax.set_title(ax.get_title("left"), pad=pt(6) + text.get_window_extent().height * 72 / figure.dpi)
+            _thin_ticks(ax, 72 / figure.dpi)
+        if before == (now := [text.get_text() for text in written]):
+            break
+        before = now
+    for mark in named:
+        mark.remove()
+    for ax, own in (ends or {}).items():
+        label_ends(ax, own)  # again, where the curves end now
 
 
-def _break(text: Text, most_pt: float) -> None:
-    lines = wrap(text.get_text(), most_pt, float(text.get_fontsize()), bold=text.get_fontweight() == "bold")
+def _titles(ax: Axes) -> list[Text]:
+    return [text for text in ax.get_children() if isinstance(text, Text) and text not in ax.texts]
+
+
+def _subtitles(ax: Axes) -> list[Text]:
+    return [text for text in ax.texts if text.get_gid() == SUBTITLE]
+
+
+def _axis_labels(ax: Axes) -> tuple[Text, Text]:
+    return ax.xaxis.label, ax.yaxis.label
+
+
+def _break(text: Text, words: str, most_pt: float) -> None:
+    """Write words into a text, every line of theirs broken where it is wider than that."""
+    size, bold = float(text.get_fontsize()), text.get_fontweight() == "bold"
+    lines = [line for given in words.split("\n") for line in wrap(given, most_pt, size, bold=bold)]
     text.set_text("\n".join(lines))
 
 
-def _thin_ticks(ax: Axes, width_pt_: float) -> None:
+def add_subtitle(ax: Axes, text: str) -> None:
+    """Write a small grey text between a panel and its title; `fit_text` breaks it and lifts the title above it."""
+    ax.annotate(
+        text, (0, 1), (0, pt(3)), xycoords="axes fraction", textcoords="offset points", fontsize=pt(7.5), color=MUTED,
+        va="bottom", annotation_clip=False, gid=SUBTITLE, in_layout=False,  # the title above it is
+    )  # fmt: skip
+
+
+def _thin_ticks(ax: Axes, pt_per_px: float) -> None:
     """Keep every n-th label of an axis whose ticks were set by hand, so that none touches the next."""
-    formatter = ax.xaxis.get_major_formatter()
-    if not isinstance(formatter, FixedFormatter) or not any(formatter.seq):
+    if not isinstance(ax.xaxis.get_major_locator(), FixedLocator):
         return
-    labels = [str(label) for label in formatter.seq]
-    size = max(float(pt(8.5)), *(float(text.get_fontsize()) for text in ax.get_xticklabels()))
-    widest = max(width_pt(label, size) for label in labels) + 0.8 * size
-    step = max(1, -(-int(widest * len(labels)) // max(1, int(width_pt_))))
-    ax.set_xticklabels([label if number % step == 0 else "" for number, label in enumerate(labels)])
+    texts = ax.get_xticklabels()
+    labels = [text.get_text() for text in texts]
+    if not any(labels):
+        return
+    size = max(float(text.get_fontsize()) for text in texts)
+    centres = [pt_per_px * float(ax.transData.transform((x, 0))[0]) for x in ax.get_xticks()]
+    halves = [width_pt(label, size) / 2 + 0.2 * size for label in labels]
+    step = next(n for n in range(1, len(labels) + 1) if _stand_apart(centres[::n], halves[::n]))
+    if step > 1:
+        ax.set_xticklabels([label if number % step == 0 else "" for number, label in enumerate(labels)])
+
+
+def _stand_apart(centres: Sequence[float], halves: Sequence[float]) -> bool:
+    """Whether boxes with those centres and half widths leave their neighbours alone."""
+    rights = [centre + half for centre, half in zip(centres, halves, strict=True)]
+    lefts = [centre - half for centre, half in zip(centres, halves, strict=True)]
+    return all(right <= left for right, left in zip(rights, lefts[1:], strict=False))

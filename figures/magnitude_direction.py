@@ -11,10 +11,13 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from adapters import BadInput
-from figures.style import INK, MUTED, SPARE_MARKERS, new_figure, pt, styled
+from figures.labels import add_subtitle, fit_text
+from figures.looks import SPARE_MARKERS
+from figures.panels import place_legend
+from figures.style import INK, new_figure, num_beside, pt, styled
 
 MARKERS = ("o", "s", "^", "D", *SPARE_MARKERS)
 
@@ -36,9 +39,14 @@ def draw(points: pd.DataFrame, correlations: pd.DataFrame, axis: str = "rows") -
     names, steps = list(dict.fromkeys(points["series"])), sorted(points["step"].unique())
     shades = dict(zip(steps, colormaps["viridis"](np.linspace(0, 0.88, len(steps))), strict=True))
     marks = dict(zip(steps, MARKERS, strict=False))
-    figure = new_figure(0.6 + 2.6 * len(names), 3.6)
-    grid = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
-    for ax, name in zip(grid, names, strict=True):
+    width_in = 0.6 + 2.6 * len(names)
+    beside = num_beside(len(names), width_in, 2.1)
+    down = -(-len(names) // beside)
+    figure = new_figure(width_in, 0.8 + 2.8 * down)
+    grid = figure.subplots(down, beside, squeeze=False, sharey=True)
+    for ax in grid.ravel()[len(names) :]:
+        ax.remove()
+    for ax, name in zip(grid.ravel(), names, strict=False):
         ax.set_label(name)
         own = points[points["series"] == name]
         means = own.groupby(["step", "matrix"], observed=True)[["dm", "dd"]].mean().reset_index()
@@ -46,26 +54,17 @@ def draw(points: pd.DataFrame, correlations: pd.DataFrame, axis: str = "rows") -
             look = {"color": shades[step], "marker": marks.get(step, "o")}
             ax.plot(rows["dd"], rows["dm"], ls="none", ms=pt(4), mew=0, alpha=0.8, label=f"step {step}", **look)
         ax.set_title(name)
-        ax.text(
-            0,
-            1.02,
-            correlation_text(correlations, name),
-            transform=ax.transAxes,
-            fontsize=pt(7.5),
-            color=MUTED,
-            va="bottom",
-        )
-        _name_axes(ax, axis)
-    grid[0].set_ylabel(f"ΔM: mean change of the {axis.removesuffix('s')} norms")
+        add_subtitle(ax, correlation_text(correlations, name))
+        _name_axes(ax)
+    for first in grid[:, 0]:
+        first.set_ylabel(f"ΔM: mean change of the {axis.removesuffix('s')} norms")
     handles = [
         Line2D([], [], ls="none", color=shades[step], marker=marks.get(step, "o"), ms=pt(5), label=f"step {step}")
         for step in steps
     ]
     subjects = points["subject"].nunique()
-    figure.legend(
-        handles=handles, loc="outside upper left", ncols=max(1, min(len(steps), int(figure.get_figwidth() / pt(1.0)))),
-        title=f"Points: matrices, means over subjects (n = {subjects})", title_fontsize=pt(8.5), alignment="left",
-    )  # fmt: skip
+    place_legend(figure, handles, f"Points: matrices, means over subjects (n = {subjects})")
+    fit_text(figure)
     return figure
 
 
@@ -79,10 +78,10 @@ def correlation_text(correlations: pd.DataFrame, series: str) -> str:
     return f"correlation {row['rho']:.2f}{interval}"
 
 
-def _name_axes(ax: Axes, axis: str) -> None:
-    ax.title.set_position((0, 1))
-    ax.set_title(ax.get_title("left"), pad=pt(15))
+def _name_axes(ax: Axes) -> None:
     ax.set_xlabel("ΔD: mean of 1 − cos")
     ax.xaxis.set_major_locator(MaxNLocator(4))
+    for side in (ax.xaxis, ax.yaxis):  # a power of ten at an axis' end would stand in the subtitle
+        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("-", "−")))
     ax.margins(0.06)
     ax.axhline(0, color=INK, lw=pt(0.6), zorder=1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,7 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis.plateau import doubt
 from figures.labels import width_pt, wrap
-from figures.style import ALARM, BACKGROUND, INK, MARGIN_OCTAVES, MUTED, Look, count_text, pt
+from figures.looks import Look
+from figures.style import ALARM, BACKGROUND, INK, MARGIN_OCTAVES, MUTED, count_text, pt
 
 BASE_DASHES = (0, (6, 2.2))
 LEGEND_ROW_IN = 0.18
@@ -107,15 +109,16 @@ TICKS = (((1.0,), 2.5), ((1.0, 2.0, 5.0), 0.8), ((1.0, 1.5, 2.0, 3.0, 5.0, 7.0),
 NARROW_TICKS = (1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0, 2.2, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
 
 
-def plain_log_axis(ax: Axes, values: pd.Series) -> None:
-    """A log y axis with ticks in plain numbers, the more of them in a decade the narrower the values lie."""
-    ax.set_yscale("log")
-    places = _shown(ax.yaxis.get_transform(), values)
+def plain_log_axis(ax: Axes, values: pd.Series, side: str = "y") -> None:
+    """A log axis with ticks in plain numbers, the more of them in a decade the narrower the values lie."""
+    ax.set(**{f"{side}scale": "log"})
+    axis = {"x": ax.xaxis, "y": ax.yaxis}[side]
+    places = _shown(axis.get_transform(), values)
     span = float(np.ptp(places)) if len(places) else 1.0
     subs = next((ticks for ticks, least in TICKS if span > least), NARROW_TICKS)
-    ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}" if value < 1e5 else f"{value:.0e}"))
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}" if value < 1e5 else f"{value:.0e}"))
 
 
 def draw_background(ax: Axes, frame: pd.DataFrame | None, x: str, styles: Mapping[str, Look]) -> None:
@@ -223,7 +226,7 @@ def draw_legend(
     place_legend(figure, handles, text)
 
 
-def place_legend(figure: Figure, handles: Sequence[Line2D], title: str) -> None:
+def place_legend(figure: Figure, handles: Sequence[Artist], title: str) -> None:
     """Put entries above the panels in as many columns as fit; what is wider than the figure is broken into lines."""
     size, title_size = pt(8.5), pt(8.5)
     room = figure.get_figwidth() * 72 - pt(LEGEND_EDGES_PT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from adapters import BadInput
+from figures.labels import fit_text
+from figures.looks import Look, looks
 from figures.panels import BASE_DASHES, draw_legend, limit_to_means
-from figures.style import INK, METRIC_TITLES, MUTED, Look, looks, new_figure, pt, styled
+from figures.style import INK, METRIC_TITLES, MUTED, new_figure, num_beside, pt, styled
 
 ROWS = {"peak": "peak of {}", "area": "mean gain in {}", "width_octaves": "plateau in octaves"}
 TITLES = {
@@ -41,21 +43,19 @@ def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
     if rows.empty:
         raise BadInput("no finished run to draw: run python sweeps/setting_robustness.py first")
     styles, settings, base = looks(rows), list(rows["setting"].unique()), float(rows["base"].mean())
-    figure = new_figure(max(5.5, 0.9 + 2.7 * len(settings)), 5.8)
-    grid = figure.subplots(len(ROWS), len(settings), squeeze=False, sharex="col", sharey="row")
-    for number, (column, setting) in enumerate(zip(grid.T, settings, strict=True)):
+    names = [title.format(METRIC_TITLES.get(metric, metric)) for title in ROWS.values()]
+    figure, columns = _new_panels(len(settings), names)
+    for column, setting in zip(columns, settings, strict=True):
         part = rows[rows["setting"] == setting]
-        for ax, (measure, title) in zip(column, ROWS.items(), strict=True):
+        for ax, measure in zip(column, ROWS, strict=True):
             ax.set_label(f"{setting} {measure}")
             _draw_measure(ax, part, measure, styles)
-            if number == 0:
-                ax.set_ylabel(title.format(METRIC_TITLES.get(metric, metric)))
+        column[0].axhline(base, color=INK, ls=BASE_DASHES, lw=pt(1.1), zorder=2, label="_base")
         _name_values(column[-1], setting, part["value"])
-    for ax in grid[0]:
-        ax.axhline(base, color=INK, ls=BASE_DASHES, lw=pt(1.1), zorder=2, label="_base")
-    limit_to_means(grid[0, 0], [_as_curve(rows, "peak")], base)
-    limit_to_means(grid[1, 0], [_as_curve(rows, "area")])
-    grid[2, 0].set_ylim(bottom=-0.06 * grid[2, 0].get_ylim()[1])
+    peak, area, width = columns[0]
+    limit_to_means(peak, [_as_curve(rows, "peak")], base)
+    limit_to_means(area, [_as_curve(rows, "area")])
+    width.set_ylim(bottom=-0.06 * width.get_ylim()[1])
     open_mark = Line2D(
         [], [], ls="none", marker="^", ms=pt(7), mfc="none", color=MUTED, label="at least so wide: an end is open"
     )
@@ -65,7 +65,27 @@ def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
     draw_legend(
         figure, rows, styles, marks=[open_mark] if rows[["open_low", "open_high"]].any(axis=None) else [], title=text
     )
+    fit_text(figure)
     return figure
+
+
+def _new_panels(num_settings: int, names: Sequence[str]) -> tuple[Figure, list[list[Axes]]]:
+    """The figure and every setting's column of panels; columns that do not fit beside the others stand below them."""
+    width_in = max(5.5, 0.9 + 2.7 * num_settings)
+    beside = num_beside(num_settings, width_in, 1.75)
+    figure = new_figure(width_in, 0.4 + 5.4 * -(-num_settings // beside))
+    grid = figure.add_gridspec(len(ROWS) * -(-num_settings // beside), beside)
+    columns: list[list[Axes]] = []
+    for number in range(num_settings):
+        first, shared = columns[0] if columns else [None] * len(ROWS), None
+        columns.append([])
+        for row, other in enumerate(first):
+            place = grid[number // beside * len(ROWS) + row, number % beside]
+            shared = figure.add_subplot(place, sharex=shared, sharey=other)
+            shared.tick_params(labelleft=number % beside == 0, labelbottom=row == len(ROWS) - 1)
+            shared.set_ylabel(names[row] if number % beside == 0 else "")
+            columns[-1].append(shared)
+    return figure, columns
 
 
 def _draw_measure(ax: Axes, rows: pd.DataFrame, measure: str, styles: Mapping[str, Look]) -> None:

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from adapters import BadInput
 from figures.labels import fit_text
 from figures.plateau_vs_setting import TITLES, in_order, value_name
-from figures.style import ALARM, METRIC_TITLES, multiplier_text, new_figure, pt, room_in, styled
+from figures.style import ALARM, METRIC_TITLES, multiplier_text, new_figure, num_beside, pt, styled
 
 PANEL_IN, ROW_IN = 4.2, 0.34
 
@@ -35,7 +35,7 @@ def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
         raise BadInput("no finished run to draw: run python sweeps/rank_robustness.py first")
     tables = {key: _table(part) for key, part in rows.groupby(["setting", "series"], sort=False)}
     wanted = min(3, len(tables))
-    beside = max(1, min(wanted, int(room_in(PANEL_IN * wanted) / 3.6)))
+    beside = num_beside(wanted, PANEL_IN * wanted, 3.6)
     down = -(-len(tables) // beside)
     figure = new_figure(PANEL_IN * wanted, 0.5 + down * (1.0 + ROW_IN * max(map(len, tables.values()))))
     axes = figure.subplots(down, beside, squeeze=False).ravel()

@@ -5,18 +5,22 @@ Where curves that lie apart on the left fall together on the right, the distance
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from adapters import BadInput
 from analysis.coincidence import ScoreVsDistance
-from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means
-from figures.style import INK, METRIC_TITLES, MUTED, Look, looks, multiplier_axis, new_figure, pt, styled
+from figures.labels import add_subtitle, fit_text
+from figures.looks import Look, looks
+from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means, plain_log_axis
+from figures.style import INK, METRIC_TITLES, multiplier_axis, new_figure, num_beside, pt, styled
 
+WIDTH_IN = 9.0
 COMMON_DASHES = (0, (1, 1.4))
 AXES = {"multiplier": "over the learning rate", "distance_rel": "over the distance"}
 DISTANCE_LABEL = "distance ‖Wₜ − W₀‖ / ‖W₀‖ at the end"
@@ -39,16 +43,18 @@ def draw(data: ScoreVsDistance) -> Figure:
         raise BadInput("no finished run to draw: run python sweeps/lr_robustness.py with several methods first")
     metrics = [name for name in METRIC_TITLES if name in set(data.runs["metric"])]
     styles = looks(data.curves.scores)
-    figure = new_figure(9.0, 0.6 + 3.2 * len(metrics), wspace=0.05)
-    grid = figure.add_gridspec(len(metrics), 2)
-    for row, metric in enumerate(metrics):
-        for column, axis in enumerate(AXES):
-            ax = figure.add_subplot(grid[row, column], label=f"{metric} {axis}")
-            _draw_panel(ax, data, metric, axis, styles)
-            if row < len(metrics) - 1:
-                ax.set_xlabel("")
+    beside = num_beside(2, WIDTH_IN, 3.0)
+    down = 2 * len(metrics) // beside
+    figure = new_figure(WIDTH_IN, 0.6 + 3.2 * down, wspace=0.05)
+    grid = figure.add_gridspec(down, beside)
+    for place, (metric, axis) in enumerate(product(metrics, AXES)):
+        ax = figure.add_subplot(grid[place // beside, place % beside], label=f"{metric} {axis}")
+        _draw_panel(ax, data, metric, axis, styles)
+        if beside == 2 and metric != metrics[-1]:
+            ax.set_xlabel("")
     common = Line2D([], [], color=INK, ls=COMMON_DASHES, lw=pt(2), label="one curve for all methods")
     draw_legend(figure, data.curves.scores, styles, marks=[common])
+    fit_text(figure)
     return figure
 
 
@@ -59,7 +65,8 @@ def _draw_panel(ax: Axes, data: ScoreVsDistance, metric: str, axis: str, styles:
     if axis == "multiplier":
         multiplier_axis(ax, scores["multiplier"])
     else:
-        _distance_axis(ax)
+        plain_log_axis(ax, scores[axis], "x")
+        ax.set_xlabel(DISTANCE_LABEL)
     for series, group in runs.groupby("series", sort=False):
         ax.plot(
             group[axis], group["value"], ls="none", marker=".", ms=pt(3.5), mew=0, alpha=0.35, color=styles[str(series)].color,
@@ -71,8 +78,8 @@ def _draw_panel(ax: Axes, data: ScoreVsDistance, metric: str, axis: str, styles:
     ax.plot(curve["x"], curve["value"], color=INK, ls=COMMON_DASHES, lw=pt(2), zorder=2.8, label="_common")
     limit_to_means(ax, [scores], float(data.curves.base.set_index("metric")["mean"].get(metric, np.nan)))
     found = data.coincidences[(data.coincidences["metric"] == metric) & (data.coincidences["axis"] == axis)]
-    ax.set_title(f"{METRIC_TITLES[metric]} {AXES[axis]}", pad=pt(25))
-    ax.text(0, 1.02, residual_text(found.iloc[0]), transform=ax.transAxes, fontsize=pt(7.5), color=MUTED, va="bottom")
+    ax.set_title(f"{METRIC_TITLES[metric]} {AXES[axis]}")
+    add_subtitle(ax, residual_text(found.iloc[0]))
 
 
 def mean_curves(data: ScoreVsDistance, metric: str) -> pd.DataFrame:
@@ -88,11 +95,3 @@ def residual_text(row: pd.Series) -> str:
     if np.isfinite(row["ratio_low"]):
         text += f"one curve's variance over the rate's: {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
     return text
-
-
-def _distance_axis(ax: Axes) -> None:
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
-    ax.set_xlabel(DISTANCE_LABEL)

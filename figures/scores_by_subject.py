@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from adapters import BadInput
 from figures.labels import fit_text, wrap
-from figures.style import INK, METRIC_TITLES, looks, multiplier_text, new_figure, pt, room_in, styled
+from figures.looks import looks
+from figures.style import INK, METRIC_TITLES, multiplier_text, new_figure, pt, room_in, styled
 
 WIDTH_IN = 7.0
 LEAST_BOXEN = 8  # fewer subjects than that are points alone
@@ -31,7 +32,7 @@ def draw(scores: pd.DataFrame, metric: str = "dino") -> Figure:
     most_pt = 72 * pt(min(2.6, 0.3 * room_in(WIDTH_IN)))
     names = {name: "\n".join(wrap(name, most_pt, pt(8.5))) for name in rows["row"].unique()}
     colors = {names[row]: looks(rows)[series].color for row, series in zip(rows["row"], rows["series"], strict=True)}
-    lines = sum(max(2, name.count("\n") + 1) for name in names.values())
+    lines = len(names) * max(2, *(name.count("\n") + 1 for name in names.values()))  # rows are equally high
     figure = new_figure(WIDTH_IN, 0.9 + 0.22 * lines)
     ax = figure.add_subplot(label=metric)
     rows = rows.assign(row=rows["row"].map(names))
@@ -41,6 +42,7 @@ def draw(scores: pd.DataFrame, metric: str = "dino") -> Figure:
     sns.stripplot(**place, jitter=False, alpha=0.7, size=pt(5))
     means = rows.groupby("row", sort=False)["value"].mean()
     ax.plot(means, means.index, ls="none", marker="|", ms=pt(17), mew=pt(2), color=INK, zorder=5, label="_means")
+    ax.set_ylim(len(names) - 0.5, -0.5)  # as much room at both ends as between rows
     ax.set(xlabel=f"{METRIC_TITLES.get(metric, metric)} at the best multiplier; bar: mean", ylabel="")
     ax.set_title("Every point is a subject")
     fit_text(figure)

@@ -1,4 +1,4 @@
-"""One look for all figures: seaborn's theme, Okabe and Ito's palette, marks and lines that stay apart in grey print."""
+"""One style for all figures: seaborn's theme, sizes for screen, paper and slides, axes of multipliers, files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -18,11 +18,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from adapters import METHODS, BadInput
+from adapters import BadInput
 from analysis.tables import rounded
 from training.store import writing
 
@@ -32,10 +31,6 @@ GRID = "#e3e3e3"
 BACKGROUND = "#a8a8a8"
 ALARM = "#b00020"  # divergence
 METRIC_TITLES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "drift": "drift"}
-LINE_STYLES = ("-", "--", "-.", ":")
-SPARE_COLORS = ("#56B4E9", "#000000", "#8C6D31", "#7A5195", "#999933")
-SPARE_MARKERS = ("P", "X", "h", "*", "p")
-VARIANT_COLORS = ("#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#009E73")
 MARGIN_OCTAVES = 0.35  # between the outermost multipliers and the axis' ends
 DPI = 180
 
@@ -147,19 +142,6 @@ def _bundled_fonts() -> list[font_manager.FontEntry]:
     return [font_manager.ttfFontProperty(font_manager.get_font(str(path))) for path in sorted(folder.glob("*.ttf"))]
 
 
-class Look(NamedTuple):
-    """How one series is drawn."""
-
-    color: str
-    line_style: str
-    marker: str
-    face: str  # marker's face: the colour, or white for a method's further variants
-
-    def marks(self) -> dict[str, Any]:
-        """The marker's arguments of matplotlib's `plot`."""
-        return {"marker": self.marker, "markerfacecolor": self.face, "markeredgecolor": self.color}
-
-
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw rounded numbers under this module's settings, whatever the caller's own are (`analysis.tables.rounded`)."""
 
@@ -184,48 +166,6 @@ def _is_in_points(name: str) -> bool:
     return name == "legend.fontsize" or (group in POINT_GROUPS and name.endswith(("size", "width", "pad")))
 
 
-def looks(frame: pd.DataFrame) -> dict[str, Look]:
-    """The look of every series of a frame with the columns series and method.
-
-    A method has the colour, line style and marker of `METHODS`, a name that is not registered there spare ones. Further
-    series of one method (options, ranks) take hollow markers, the next line styles, and lighter tints of its colour, or
-    colours of their own where the frame has no other method.
-    """
-    result: dict[str, Look] = {}
-    seen: dict[str, int] = {}
-    pairs = frame[["series", "method"]].drop_duplicates()
-    counts = pairs["method"].value_counts()
-    for series, method in pairs.itertuples(index=False):
-        variant = seen[method] = seen.get(method, -1) + 1
-        color, line_style, marker = _method_look(method, len(seen) - 1)
-        style = LINE_STYLES[(LINE_STYLES.index(line_style) + variant) % len(LINE_STYLES)]
-        marker = marker if variant < 2 else SPARE_MARKERS[variant % len(SPARE_MARKERS)]
-        if variant:
-            color = _variant_color(color, variant) if len(counts) == 1 else _tint(color, variant / counts[method])
-        result[series] = Look(color, style, marker, "white" if variant else color)
-    return result
-
-
-def _variant_color(color: str, variant: int) -> str:
-    """One of the palette's other colours."""
-    others = [other for other in VARIANT_COLORS if other != color]
-    return others[(variant - 1) % len(others)]
-
-
-def _tint(color: str, share: float) -> str:
-    """A colour mixed with white, up to 70 % of it."""
-    return to_hex([1 - (1 - part) * (1 - 0.7 * share) for part in to_rgb(color)])
-
-
-def _method_look(method: str, number: int) -> tuple[str, str, str]:
-    """Colour, line style and marker of a method; a spare set, by its number, for one that is not registered."""
-    if method in METHODS:
-        registered = METHODS[method]
-        return registered.color, registered.line_style, registered.marker
-    spare = number % len(SPARE_COLORS)
-    return SPARE_COLORS[spare], LINE_STYLES[number % len(LINE_STYLES)], SPARE_MARKERS[spare]
-
-
 def new_figure(width_in: float, height_in: float, wspace: float = 0.03) -> Figure:
     """An empty figure that lays itself out, of that size on the screen; `wspace` is the gap between columns as a share of one."""
     engine = ConstrainedLayoutEngine(w_pad=pt(0.05), h_pad=pt(0.05), wspace=wspace, hspace=0.03)
@@ -244,6 +184,11 @@ def fit_size(width_in: float, height_in: float) -> tuple[float, float]:
 def room_in(width_in: float) -> float:
     """How wide a figure of that width on the screen is in the style in use, in the screen's inches: what its text leaves it."""
     return fit_size(width_in, 1.0)[0] / _style.get().zoom
+
+
+def num_beside(wanted: int, width_in: float, least_in: float) -> int:
+    """How many of the panels stand beside each other in a figure of that width on the screen, each with at least so much."""
+    return max(1, min(wanted, int(room_in(width_in) / least_in)))
 
 
 def forced_width_in() -> float | None:

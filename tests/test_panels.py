@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from figures.labels import shorten, spread
+from figures.looks import looks
 from figures.panels import (
     MOST_BANDS,
     band_text,
@@ -19,7 +20,7 @@ from figures.panels import (
     legend_columns,
     limit_to_means,
 )
-from figures.style import looks, multiplier_text
+from figures.style import multiplier_text
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=9))

@@ -12,7 +12,7 @@ import figures
 from adapters import BadInput
 from analysis import load, plateau, plateau_by_setting, subject_scores
 from analysis.load import Results
-from figures.style import looks
+from figures.looks import looks
 from sweeps import design_ablation, lr_robustness, rank_robustness, start_robustness
 from tests.make_driver import Driven, drive_studio
 from tests.make_runs import Shape, assert_drawn, make_runs
