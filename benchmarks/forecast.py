@@ -182,7 +182,7 @@ def run(options: Options) -> int:
     text = f"{to_markdown(rows)}\n\n{describe_run('benchmarks.forecast')}"
     print(text)
     if options.json is not None:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
     if options.docs is not None:
         write_part(options.docs / "speed.md", "forecast", text)
     return 0

@@ -223,7 +223,9 @@ def write(folder: Path, scale: Scale, rows: Sequence[Row], command: str) -> None
     device = torch.device(scale.device)
     page = {"model": str(scale), "machine": describe_machine(device), "command": command}
     with writing(folder / "gpu.json") as aside:
-        aside.write_text(json.dumps(page | {"rows": [to_record(row) for row in rows]}, indent=1) + "\n")
+        aside.write_text(
+            json.dumps(page | {"rows": [to_record(row) for row in rows]}, indent=1) + "\n", encoding="utf-8"
+        )
     write_page(folder, [to_markdown(rows)], command, device, str(scale), name="gpu")
 
 

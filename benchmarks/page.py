@@ -22,7 +22,7 @@ def write_part(page: Path, name: str, text: str) -> None:
     """
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     try:
-        before = page.read_text()
+        before = page.read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{page} cannot be read: {error.strerror}") from None
     after, count = re.subn(
@@ -31,9 +31,9 @@ def write_part(page: Path, name: str, text: str) -> None:
     if count != 1:
         raise BadInput(f"{page} has {counted(count, 'part')} between {begin!r} and {end!r}; it needs one")
     with writing(page) as aside:
-        aside.write_text(after)
+        aside.write_text(after, encoding="utf-8")
 
 
 def list_parts(page: Path) -> list[str]:
     """Names of a document's parts, in order."""
-    return re.findall(r"^<!-- begin (\S+) -->$", page.read_text(), re.M)
+    return re.findall(r"^<!-- begin (\S+) -->$", page.read_text(encoding="utf-8"), re.M)

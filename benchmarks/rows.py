@@ -94,7 +94,7 @@ def describe_run(module: str) -> str:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -115,5 +115,5 @@ def write_page(
         *(f"\n{table}" for table in tables),
     ]
     with writing(path) as aside:
-        aside.write_text("\n".join(text) + "\n")
+        aside.write_text("\n".join(text) + "\n", encoding="utf-8")
     return path

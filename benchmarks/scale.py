@@ -57,8 +57,8 @@ def run(options: Options) -> int:
     print(text)
     if options.docs is not None:
         path = options.docs / "scale.md"
-        head, mark, _ = path.read_text().partition(MARK)
-        path.write_text(f"{head}{mark or MARK}\n\n{text}\n")
+        head, mark, _ = path.read_text(encoding="utf-8").partition(MARK)
+        path.write_text(f"{head}{mark or MARK}\n\n{text}\n", encoding="utf-8")
         print(path)
     return 0
 
@@ -158,16 +158,16 @@ def _pretend(sweep: Any, packs: list[str]) -> None:
     for number, name in enumerate(packs[: half + RUNNING]):
         claim = {"holder": holder, "began": 0.0}
         if number < half:
-            rows = json.loads(files[name].spec.read_text())["runs"]
+            rows = json.loads(files[name].spec.read_text(encoding="utf-8"))["runs"]
             ending = {
                 "pack": name, "runs": {row["run_id"]: "finished" for row in rows}, "turns": 1, "seconds": 100.0,
                 "replaced_by": [], "reason": None, "errors": {},
             }  # fmt: skip
-            files[name].ended.write_text(json.dumps(ending))
+            files[name].ended.write_text(json.dumps(ending), encoding="utf-8")
             claim["outcome"] = "done"
-        files[name].claim(1).write_text(json.dumps(claim))
+        files[name].claim(1).write_text(json.dumps(claim), encoding="utf-8")
         beat = {"turn": 1, "count": 1, "time": time.time(), "phase": "training", "step": 100, "steps": 500, "rate": 2.0}
-        files[name].beat.write_text(json.dumps(beat))
+        files[name].beat.write_text(json.dumps(beat), encoding="utf-8")
 
 
 def _count_files(folder: Path) -> int:
@@ -206,7 +206,7 @@ def describe_machine() -> str:
 
 
 def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 def plan_table(rows: list[dict[str, Any]]) -> str:

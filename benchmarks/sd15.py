@@ -48,7 +48,7 @@ def make_sd15(
         steps_offset=1,
     ).save_pretrained(folder / "scheduler")  # fmt: skip
     shutil.copytree(POCKET_MODEL / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
-    (folder / "model_index.json").write_text(json.dumps(INDEX, indent=1))
+    (folder / "model_index.json").write_text(json.dumps(INDEX, indent=1), encoding="utf-8")
     return folder
 
 

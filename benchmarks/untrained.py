@@ -34,7 +34,7 @@ def make_untrained(folder: Path) -> Path:
         part.save_pretrained(pipeline / name)
     tokenizer.save_pretrained(pipeline / "tokenizer")
     make_scheduler().save_pretrained(pipeline / "scheduler")
-    (pipeline / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    (pipeline / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}), encoding="utf-8")
     _make_subjects(folder / "subjects")
     return folder
 
@@ -46,6 +46,6 @@ def _make_subjects(folder: Path) -> None:
         for number in range(5):
             pixels = draw.integers(0, 255, (64, 64, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number:02d}.png")
-    with open(folder / "subjects.csv", "w", newline="") as file:
+    with open(folder / "subjects.csv", "w", encoding="utf-8", newline="") as file:
         rows = [(name, name, "object", "evidence") for name in SUBJECTS]
         csv.writer(file).writerows([("subject", "class", "kind", "split"), *rows])

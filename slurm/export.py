@@ -112,4 +112,4 @@ def export_text(request: Request, sweep: str, name: str) -> str:
 
 def _write(path: Path, text: str) -> None:
     with writing(path) as aside:
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8")

@@ -61,7 +61,7 @@ def machine_mib() -> float:
     """Memory that workers may take together: most of the machine's, or of what its control group is allowed."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError):  # no such limit
-        total = min(total, int(MEMORY_LIMIT.read_text()))
+        total = min(total, int(MEMORY_LIMIT.read_text(encoding="utf-8")))
     return USABLE * total / 2**20
 
 

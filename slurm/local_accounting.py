@@ -43,7 +43,7 @@ def start(cluster: Cluster) -> None:
     if not (data / "mysql").exists():
         _make_database(data)
     mariadb(cluster).start(lambda: cluster.ask("mariadb-admin", "--no-defaults", socket, "ping") is not None)
-    password = (cluster.folder / "slurmdbd.conf").read_text().partition("StoragePass=")[2].split()[0]
+    password = (cluster.folder / "slurmdbd.conf").read_text(encoding="utf-8").partition("StoragePass=")[2].split()[0]
     if cluster.ask("mariadb", "--no-defaults", socket, "-e", SQL.format(password=password)) is None:
         raise BadInput(f"mariadbd takes no orders (log: {mariadb(cluster).log})")
     cluster.slurmdbd.start(lambda: cluster.ask("sacctmgr", "--noheader", "list", "cluster") is not None)

@@ -105,7 +105,7 @@ def wait_until(condition: Callable[[], bool], wait_s: float) -> bool:
 def last_error(log: Path) -> str:
     """The last line of a log that tells of an error, or its last line."""
     try:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     except OSError:
         lines = []
     errors = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()]

@@ -114,7 +114,7 @@ class Cluster:
     def read(cls, folder: Path) -> Cluster | None:
         """The cluster of a folder, running or not; None if there is none."""
         try:
-            found = json.loads((folder / "cluster.json").read_text())
+            found = json.loads((folder / "cluster.json").read_text(encoding="utf-8"))
             return cls(folder, Shape(**found["shape"]), tuple(found["ports"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -124,7 +124,7 @@ class Request:
         """
         path = text_path(private, name)
         with writing(path) as aside:
-            aside.write_text(self.text(name, private))
+            aside.write_text(self.text(name, private), encoding="utf-8")
         with sbatch_environment(self.cluster):
             done = run_sbatch(path)
         said = in_one_line(done.stderr or done.stdout)

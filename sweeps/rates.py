@@ -229,7 +229,7 @@ def write_rates(name: str, table: dict, path: Path = RATES) -> None:
             lines += ["", f"[{key}.methods.{_toml_key(method)}]", *(f"{k} = {_toml(v)}" for k, v in row.items())]
         lines.append("")
     with writing(path) as aside:
-        aside.write_text("\n".join(lines))
+        aside.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _toml_key(key: str) -> str:

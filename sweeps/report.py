@@ -183,7 +183,7 @@ def write_record(docs: Path, results: Results) -> None:
         "Drawn again from the Parquet files beside this, without training anything, by `python -m figures`.",
     ]  # fmt: skip
     with writing(docs / "RECORD.md") as aside:
-        aside.write_text("\n".join(lines) + "\n")
+        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def trained_at(runs: pd.DataFrame) -> str:
@@ -205,7 +205,7 @@ def command() -> str:
 def processor() -> str:
     """Name, cores and instruction set of the CPU."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

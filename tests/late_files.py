@@ -141,7 +141,7 @@ def main(server: str, mine: str, machine: str, log: str, spec: str, delay_s: str
     losses = SubjectTask.losses
 
     def noted(self: SubjectTask, step: int, micro: int = 0) -> Any:
-        with open(log, "a") as file:
+        with open(log, "a", encoding="utf-8") as file:
             file.write(f"{machine} {step}\n")
         return losses(self, step, micro)
 

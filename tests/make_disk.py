@@ -99,7 +99,7 @@ def why_no_quota() -> str:
     """Why no folder with a quota can be made here; "" if one can."""
     if not (shutil.which("mkfs.btrfs") and shutil.which("btrfs")):
         return "the package btrfs-progs is not installed"
-    return "" if "btrfs" in Path("/proc/filesystems").read_text().split() else "this Linux has no btrfs"
+    return "" if "btrfs" in Path("/proc/filesystems").read_text(encoding="utf-8").split() else "this Linux has no btrfs"
 
 
 @contextlib.contextmanager

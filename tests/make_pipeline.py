@@ -99,7 +99,7 @@ def make_subjects(folder: Path, names: tuple[str, ...] = ("dog", "dog2", "cup", 
             pixels = np.clip(colour + draw.integers(-20, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number:02d}.png")
     splits = ["tuning"] * 2 + ["evidence"] * (len(names) - 3) + ["test"]
-    with open(folder / "subjects.csv", "w", newline="") as file:
+    with open(folder / "subjects.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["subject", "class", "kind", "split"])
         table.writerows([n, n.rstrip("0123456789"), "object", s] for n, s in zip(names, splits, strict=True))

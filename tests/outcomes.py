@@ -43,4 +43,4 @@ def pytest_sessionfinish() -> None:
     """Write the file."""
     ours = [module for name, module in sys.modules.items() if name.partition(".")[0] in ROOMS]
     files = sorted(str(module.__file__) for module in ours if getattr(module, "__file__", None))
-    Path(os.environ["PLATEAU_OUTCOMES"]).write_text(json.dumps({"tests": _tests, "modules": files}))
+    Path(os.environ["PLATEAU_OUTCOMES"]).write_text(json.dumps({"tests": _tests, "modules": files}), encoding="utf-8")

@@ -56,7 +56,7 @@ class Protection:
 
 def read_list(path: Path = LIST) -> tuple[dict[str, str], list[Protection]]:
     """The faults by their keys, and the protections."""
-    found = tomllib.loads(path.read_text())
+    found = tomllib.loads(path.read_text(encoding="utf-8"))
     made = [
         Protection(name, **entry | {"tests": tuple(entry["tests"])}) for name, entry in found["protections"].items()
     ]
@@ -75,7 +75,7 @@ def write_docs(path: Path, faults: dict[str, str], known: Sequence[Protection], 
         known: all protections, also those that were not taken out now: their rows stay if nothing changed.
         said: what a test said without a protection, by the protection's name.
     """
-    head, mark, table = path.read_text().partition(MARK)
+    head, mark, table = path.read_text(encoding="utf-8").partition(MARK)
     stood = dict(line.rpartition(" | ")[::2] for line in table.splitlines() if line.startswith("| "))
     rows = []
     for fault in faults:
@@ -90,7 +90,7 @@ def write_docs(path: Path, faults: dict[str, str], known: Sequence[Protection], 
     lines = (
         f"{len(rows)} of {len(known)} protections, {date.today().isoformat()}; `python -m tests.take_out --docs docs`."
     )
-    path.write_text("\n".join([f"{head}{mark or MARK}", "", lines, "", HEAD, *rows, ""]))
+    path.write_text("\n".join([f"{head}{mark or MARK}", "", lines, "", HEAD, *rows, ""]), encoding="utf-8")
 
 
 def row_of(protection: Protection, faults: dict[str, str]) -> str:

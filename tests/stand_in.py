@@ -172,4 +172,4 @@ def _type(command: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(type_all(json.loads(Path(sys.argv[1]).read_text()))))
+    print(json.dumps(type_all(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))

@@ -37,8 +37,8 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def change(path: Path, **fields: Any) -> None:
     """Change fields of a configuration file; None takes one out."""
-    config = json.loads(path.read_text()) | fields
-    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    config = json.loads(path.read_text(encoding="utf-8")) | fields
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}), encoding="utf-8")
 
 
 def rename(folder: Path) -> None:

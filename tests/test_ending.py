@@ -172,7 +172,7 @@ def test_end_of_the_terminal_is_shrugged_off_under_nohup(tmp_path: Path) -> None
 
 def test_terminal_that_is_gone_ends_it_without_a_traceback(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    with open(tmp_path / "err", "w") as err:
+    with open(tmp_path / "err", "w", encoding="utf-8") as err:
         process = start("endless", tmp_path, stdin=theirs, stdout=theirs, stderr=err)
     os.close(theirs)
     os.read(ours, 10)

@@ -170,7 +170,7 @@ def test_code_changed_after_submission_is_refused_with_both_versions(grid: Grid,
 
     with make_cluster.closed_partition():
         submit()
-        with open(copy / "training" / "loop.py", "a") as file:
+        with open(copy / "training" / "loop.py", "a", encoding="utf-8") as file:
             file.write("# edited after the submission\n")
     grid.settle()
     states = {name: state for name, state in grid.states().items() if name in grid.packs()}

@@ -101,6 +101,18 @@ def test_arrows_never_point_back(room: str) -> None:
     assert not wrong, f"{room} may import {ARROWS[room]} only:\n" + "\n".join(wrong)
 
 
+def test_text_files_name_their_encoding() -> None:
+    """Which else is the machine's; ruff's PLW1514 sees it only where it knows that a name is a path."""
+    unnamed = []
+    for name in list_modules(*ROOMS, "benchmarks"):
+        for call in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                is_text = call.func.attr in ("read_text", "write_text")
+                if is_text and "encoding" not in {keyword.arg for keyword in call.keywords}:
+                    unnamed.append(f"{name}:{call.lineno}")
+    assert not unnamed
+
+
 def test_torch_is_not_imported_when_only_reading_results() -> None:
     wrong = [
         f"{name}:{line}: imports {module}"

@@ -457,7 +457,7 @@ def test_requeue_says_when_slurm_refuses(
     assert capsys.readouterr().err == ""
     job.requeue("2")
     assert "job 2 is not requeued: Requests not allowed" in capsys.readouterr().err
-    assert Path(f"{scontrol}.called").read_text().splitlines() == ["requeue 1", "requeue 2"]
+    assert Path(f"{scontrol}.called").read_text(encoding="utf-8").splitlines() == ["requeue 1", "requeue 2"]
 
 
 # Code, other tasks.

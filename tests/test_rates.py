@@ -92,7 +92,7 @@ def test_tuning_one_method_keeps_the_others_of_the_same_model(tables: Path) -> N
     assert base_rates(parse_method("oft"), "mine", "abc", tables).lr == 1e-4
     assert base_rates(parse_method("etherplus"), "mine", "abc", tables).lr == 0.002
     write_rates("mine", {"model_hash": "trained longer", "methods": {"lora": {"lr": 1e-3}}}, tables)
-    kept = tomllib.loads(tables.read_text())["mine"]["methods"]
+    kept = tomllib.loads(tables.read_text(encoding="utf-8"))["mine"]["methods"]
     assert kept == {"lora": {"lr": 1e-3}}, "rates of other weights say nothing"
 
 

@@ -132,7 +132,7 @@ def test_table_shows_every_state_and_limits_its_rows(sweep: Sweep) -> None:
 
     packs = [PackState(f"p{n}", "running", 2, {"running": 2}, "training", n, 100, 1.5, host="node") for n in range(30)]
     packs += [PackState("bad", "preempted", 2, {"preempted": 2}, error="job 3_1: CANCELLED")]
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=120, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
     console.print(draw([SweepState(sweep.path, packs)], "a note", 10))
     console.file.close()
     text = console.export_text()

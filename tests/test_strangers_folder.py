@@ -44,8 +44,8 @@ def sweep(tmp_path: Path) -> Sweep:
 
 def change(path: Path, **fields: Any) -> None:
     """Change some fields of a file as somebody does who knows of its checksum."""
-    said = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in said.items() if key != CRC} | fields))
+    said = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({key: value for key, value in said.items() if key != CRC} | fields), encoding="utf-8")
 
 
 def spec_with(sweep: Sweep, **fields: Any) -> Path:

@@ -78,7 +78,7 @@ def live_packs(sweep: Sweep, slurm: FakeSlurm) -> Counter:
         if state == "PENDING" and name.startswith("plateau-"):
             number = int(job.partition("_")[2] or 0)
             text = (slurm.home / f"sbatch-{job.partition('_')[0]}.sh").read_text()
-            record = json.loads(Path(shlex.split(text.splitlines()[-1])[-1]).read_text())
+            record = json.loads(Path(shlex.split(text.splitlines()[-1])[-1]).read_text(encoding="utf-8"))
             found.update(record["tasks"][number] if record["state"] != "refused" else ())
     return found
 

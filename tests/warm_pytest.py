@@ -49,7 +49,7 @@ def run(nodes: list[str], outcomes: str, log: str) -> None:
 
     os.setsid()
     os.environ["PLATEAU_OUTCOMES"] = outcomes
-    with open(os.devnull) as nothing, open(log, "w") as said:
+    with open(os.devnull, encoding="utf-8") as nothing, open(log, "w", encoding="utf-8") as said:
         os.dup2(nothing.fileno(), 0)
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)

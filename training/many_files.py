@@ -29,7 +29,7 @@ def write_texts(texts: Mapping[Path, str]) -> None:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         for at, text in texts.items():
-            asides[at].write_text(text)
+            asides[at].write_text(text, encoding="utf-8")
         with ThreadPoolExecutor(FLUSHES) as pool:
             list(pool.map(flush, asides.values()))
         for at, aside in asides.items():

@@ -37,7 +37,7 @@ class DamagedFile(StoreError):
 def machine() -> str:
     """This machine's boot and process-id namespace: equal only where process ids mean the same."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
@@ -94,7 +94,7 @@ def store_error(error: OSError, path: Path) -> StoreError:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a mixture."""
     with writing(path) as aside:
-        aside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+        aside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_signed(path: Path, value: Mapping[str, Any]) -> None:

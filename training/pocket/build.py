@@ -61,14 +61,18 @@ def record_versions(work: Path, stage: str, seed: int, num_steps: int) -> None:
     }
     row |= {name: version(name) for name in ("torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow")}
     row |= {"python": platform.python_version(), "packages": PACKAGES}
-    with (work / "provenance.jsonl").open("a") as file:
+    with (work / "provenance.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        [
+            line.split(":")[1].strip()
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
         if info.exists()
         else []
     )

@@ -78,7 +78,7 @@ def export(work: Path, target: Path = HERE) -> dict[str, float]:
     dino_stage.image_processor().save_pretrained(target / "dino")
     load_as_float32(target)
     drop_local_paths(target)
-    (target / "defaults.json").write_text(json.dumps(DEFAULTS, indent=1) + "\n")
+    (target / "defaults.json").write_text(json.dumps(DEFAULTS, indent=1) + "\n", encoding="utf-8")
     return weigh(target)
 
 
@@ -86,19 +86,19 @@ def load_as_float32(target: Path) -> None:
     """Say float32 in the configs of transformers' models, so that they load in float32 from the float16 file."""
     for part in ("pipeline/text_encoder", "clip", "dino"):
         path = target / part / "config.json"
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         for section in (config, config.get("text_config"), config.get("vision_config")):
             if section is not None:
                 section["dtype"] = "float32"
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def drop_local_paths(target: Path) -> None:
     """Take out of the configs where on this machine a part came from."""
     for path in target.rglob("*config.json"):
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def weigh(target: Path) -> dict[str, float]:

@@ -53,7 +53,7 @@ class Pictures:
 
 def read_classes() -> dict[str, tuple[str, str]]:
     """classes.csv as ``{code: (class, kind)}``; kind is ``live`` or ``object``."""
-    with CLASSES_CSV.open() as file:
+    with CLASSES_CSV.open(encoding="utf-8") as file:
         return {row["code"]: (row["class"], row["kind"]) for row in csv.DictReader(file)}
 
 
@@ -132,7 +132,7 @@ def _nouns(google: Path) -> dict[str, str]:
     classes = read_classes()
     taken = {name for name, _ in classes.values()}
     nouns = {}
-    for entry in json.loads((google / "emoji.json").read_text()):
+    for entry in json.loads((google / "emoji.json").read_text(encoding="utf-8")):
         code, noun = bare_code(entry["image"]), clean_name(entry["name"])
         if code in classes:
             nouns[code] = classes[code][0]

@@ -151,7 +151,7 @@ def draw_class_sheet(docs: Path) -> None:
     save_sheet(to_bytes(generate(captions, seed=1)), 13, docs / "base.png")
     rows = [", ".join(names[i : i + 13]) for i in range(0, len(names), 13)]
     (docs / "base_key.md").write_text(
-        "Row by row, what base.png was asked for:\n\n" + "\n".join(f"1. {r}" for r in rows) + "\n"
+        "Row by row, what base.png was asked for:\n\n" + "\n".join(f"1. {r}" for r in rows) + "\n", encoding="utf-8"
     )
 
 
@@ -180,7 +180,7 @@ def main() -> int:
     }
     text = json.dumps(found, indent=1)
     print(text)
-    (HERE / "qualities.json").write_text(text + "\n")
+    (HERE / "qualities.json").write_text(text + "\n", encoding="utf-8")
     save_sheet(to_bytes(photographs), 4 * PHOTOGRAPHS, arguments.docs / "subjects.png")
     save_sheet(side_by_side(photographs[::PHOTOGRAPHS], decoded[::PHOTOGRAPHS]), 12, arguments.docs / "vae.png")
     save_sheet(to_bytes(images), 16, arguments.docs / "compositions.png")

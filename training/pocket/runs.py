@@ -99,7 +99,7 @@ class Run:
         row = {"step": self.step, "minute": round(self.elapsed_s / 60, 2)} | {
             k: round(float(v), 6) for k, v in values.items()
         }
-        with (self.folder / "log.jsonl").open("a") as file:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(self.folder.name, row, flush=True)
 

@@ -48,7 +48,7 @@ def main() -> int:
 def write_split(path: Path = SPLIT_CSV) -> None:
     """Write the table, in the order of classes.csv."""
     split = draw_split()
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("class", "kind", "split"))
         writer.writerows((name, kind, split[name]) for name, kind in read_classes().values())

@@ -129,12 +129,12 @@ def write_subjects(pictures: Pictures, folder: Path, seed: int = 0) -> None:
         for i, image in enumerate(to_bytes(photograph_class(pictures, name, seed))):
             Image.fromarray(image).save(folder / name / f"{i:02d}.png", optimize=True)
     _write_table(rows, folder / "subjects.csv")
-    (folder / "prompts.json").write_text(json.dumps(PROMPTS, indent=1) + "\n")
+    (folder / "prompts.json").write_text(json.dumps(PROMPTS, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_table(rows: list[tuple[str, str]], path: Path) -> None:
     kinds = dict(read_classes().values())
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("subject", "class", "kind", "split", "order", "group", "base_dino"))
         for name, split in rows:

@@ -98,7 +98,7 @@ def report(work: Path, out: Path) -> dict[str, object]:
     shown = first_edition[:: len(first_edition) // SHOWN][:SHOWN]
     draw_sheet(shown, round_trip(vae, shown), out / "vae_4x.png")
     vae.half().save_pretrained(out / "vae")
-    (out / "vae.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / "vae.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 

@@ -166,12 +166,12 @@ def _file_hash(path: Path) -> str:
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plateau" / "hashes"
     key = hashlib.sha256(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
     if (home / key).exists():
-        return (home / key).read_text()
+        return (home / key).read_text(encoding="utf-8")
     with open(path, "rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        (home / key).write_text(value)
+        (home / key).write_text(value, encoding="utf-8")
     except OSError:
         pass  # a cache that cannot be written costs time, never a result
     return value
