@@ -39,7 +39,7 @@ class Daemon:
         alike = [pid for pid, command in list_processes() if command == self.command]
         return [pid for pid in alike if set(self.environment) <= set(read_environment(pid))]
 
-    def start(self, is_ready: Callable[[], bool], wait_s: float = 30.0) -> None:
+    def start(self, is_ready: Callable[[], bool], wait_s: float = 120.0) -> None:
         """Start it, unless it runs, and wait until it is ready.
 
         Raises:

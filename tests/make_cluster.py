@@ -7,8 +7,7 @@ import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from adapters import BadInput
 from slurm import local_cluster
 from slurm.local_cluster import Options, check, require_packages
 from slurm.local_files import Cluster
+from tests.waiting import HANG_S, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = "PLATEAU_REQUIRE_SLURM"
@@ -84,7 +84,7 @@ def closed_partition() -> Iterator[None]:
 
 def call(*command: str | Path) -> str:
     """The output of a command that must succeed."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, f"{command}: {done.stderr}{done.stdout}"
     return done.stdout.strip()
 
@@ -99,38 +99,26 @@ def find_states(job: str) -> dict[str, str]:
     """State and reason of a job's tasks, such as `RUNNING None`, as squeue shows them; empty when it has forgotten it."""
     listed = subprocess.run(
         ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T %r", f"--jobs={job}"],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=HANG_S,
     )  # fmt: skip
     return dict(line.split(" ", 1) for line in listed.stdout.splitlines())
 
 
 def count_restarts(job: str) -> int:
     """How often SLURM has started tasks of a job again, all tasks together."""
-    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60).stdout
+    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=HANG_S).stdout
     return sum(map(int, re.findall(r"\bRestarts=(\d+)", shown)))
 
 
-def wait_for(condition: Callable[[], bool], wait_s: float, what: str) -> float:
-    """Wait until a condition holds, and fail after `wait_s`; returns the seconds that it took."""
-    began = time.monotonic()
-    while not condition():
-        if time.monotonic() - began > wait_s:
-            raise AssertionError(f"not within {wait_s:g} s: {what}")
-        time.sleep(0.1)
-    return time.monotonic() - began
-
-
-def wait_for_state(job: str, state: str, wait_s: float = 30.0) -> float:
+def wait_for_state(job: str, state: str) -> None:
     """Wait until every task of a job is in a state."""
-    began = time.monotonic()
-    while not (found := find_states(job)) or not all(text.startswith(state) for text in found.values()):
-        if time.monotonic() - began > wait_s:
-            raise AssertionError(f"job {job} is not {state} after {wait_s:g} s: {found}")
-        time.sleep(0.1)
-    return time.monotonic() - began
+    wait_for(
+        lambda: bool(found := find_states(job)) and all(text.startswith(state) for text in found.values()),
+        f"job {job} {state}",
+    )
 
 
 def run_local_cluster(*words: str, **options: object) -> subprocess.CompletedProcess:
     """`python -m slurm.local_cluster ...`."""
     command = [sys.executable, "-m", "slurm.local_cluster", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, **options)  # type: ignore[call-overload]

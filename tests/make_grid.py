@@ -112,7 +112,7 @@ class Grid:
         """The same command, to its end."""
         arguments = self.studio.arguments(self.runs, *self.words("--cluster", cluster, *more))
         return subprocess.run(
-            arguments, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=600, **options
+            arguments, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=HANG_S, **options
         )
 
     def submit(self, *more: str, **options: Any) -> str:
@@ -128,11 +128,11 @@ class Grid:
             arguments, cwd=ROOT, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def status(self, *words: str, wait_s: float = 600.0) -> subprocess.CompletedProcess:
-        """`python -m slurm.status`, which has to end within `wait_s`."""
+    def status(self, *words: str) -> subprocess.CompletedProcess:
+        """`python -m slurm.status`."""
         command = [sys.executable, "-m", "slurm.status", str(self.sweep.path), "--every-s", "0.5", *words]
         return subprocess.run(
-            command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=wait_s
+            command, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=HANG_S
         )  # fmt: skip
 
     def mood(self, **wishes: float | list[int]) -> None:
@@ -166,18 +166,18 @@ class Grid:
         """Packs by state."""
         return Counter(state.state for state in self.states().values())
 
-    def settle(self, wait_s: float = 150.0) -> Counter[str]:
+    def settle(self) -> Counter[str]:
         """Wait until nobody works on the sweep or means to."""
-        wait_for(lambda: not {"running", "queued"} & self.count().keys(), wait_s, "the end of all packs")
+        wait_for(lambda: not {"running", "queued"} & self.count().keys(), "the end of all packs")
         live = ("PENDING", "RUNNING", "COMPLETING")
         for job in self.jobs():  # a process may still write how its turn ended
-            wait_for(lambda: not any(s.startswith(live) for s in find_states(job).values()), 30, "the end of all jobs")  # noqa: B023
+            wait_for(lambda: not any(s.startswith(live) for s in find_states(job).values()), "the end of all jobs")  # noqa: B023
         return self.count()
 
-    def wait_for_step(self, names: Iterable[str], step: int, wait_s: float = 90.0) -> None:
+    def wait_for_step(self, names: Iterable[str], step: int) -> None:
         """Wait until each of these packs has done so many steps in its present turn."""
         files = [self.sweep.scan()[name] for name in names]
-        wait_for(lambda: all(find_step(each) >= step for each in files), wait_s, f"step {step} of {sorted(names)}")
+        wait_for(lambda: all(find_step(each) >= step for each in files), f"step {step} of {sorted(names)}")
 
     def claims(self) -> dict[str, list[dict]]:
         """Every turn at every pack, the oldest first."""

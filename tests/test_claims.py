@@ -18,6 +18,7 @@ import pytest
 from slurm import claims, sweep_folder
 from slurm.claims import Claim, Heart, Holder, TurnLost, Watch, exclusive, read_beat, read_claims, take
 from slurm.sweep_folder import PackFiles
+from tests.waiting import HANG_S, wait_for
 from training import whole_files
 from training.whole_files import StoreError, create_json, name_aside, remove_asides, write_json
 
@@ -69,7 +70,7 @@ def test_turns_never_overlap_when_many_processes_want_them(pack: PackFiles) -> N
     team = [context.Process(target=take_many, args=(str(pack.folder), 6, out)) for _ in range(4)]
     for process in team:
         process.start()
-    turns = sorted(out.get(timeout=60) for _ in range(24))
+    turns = sorted(out.get(timeout=HANG_S) for _ in range(24))
     for process in team:
         process.join()
     assert [turn for turn, *_ in turns] == list(range(1, 25))
@@ -164,10 +165,7 @@ def test_holder_that_was_thought_dead_notices_before_it_writes(pack: PackFiles) 
     with Heart(claim, every_s=0.02) as heart:
         claim.check()
         write_json(pack.claim(2), {})  # somebody took over
-        end = time.monotonic() + 5
-        while not heart.lost and time.monotonic() < end:
-            time.sleep(0.01)
-        assert heart.lost
+        wait_for(lambda: heart.lost, "the notice")
         with pytest.raises(TurnLost, match="turn 1 at pack"):
             claim.check()
 
@@ -261,9 +259,7 @@ def test_heart_goes_on_over_a_full_disk(pack: PackFiles, monkeypatch: pytest.Mon
             patch.setattr(os, "fsync", raiser(errno.ENOSPC))
             time.sleep(0.05)
         heart.tell(phase="training", step=3)
-        end = time.monotonic() + 5
-        while read_beat(pack).get("step") != 3 and time.monotonic() < end:
-            time.sleep(0.01)
+        wait_for(lambda: read_beat(pack).get("step") == 3, "the beat")
     assert read_beat(pack)["step"] == 3
 
 

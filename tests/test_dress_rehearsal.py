@@ -31,7 +31,7 @@ from tests.make_rehearsal import Rehearsal, drive_rehearsal, make_rehearsal, pla
 from tests.make_runs import assert_drawn
 from tests.test_export import export, open_pipeline
 from tests.test_figures import axes_of, line_of, words_of
-from tests.test_sweep import wait_for
+from tests.waiting import wait_for
 from training.store import RunFolder, find_runs
 
 SUBJECTS = ("dog6", "duck_toy")  # a live one and an object
@@ -56,7 +56,7 @@ def drawn(rehearsal: Rehearsal, tmp_path_factory: pytest.TempPathFactory) -> Dri
     assert planned.code == 0, planned.err
     assert "8 cells: 0 done, 8 to train, 6 steps each" in planned.out
     with rehearsal.start(runs, *GRID) as process:
-        wait_for(lambda: is_half_done(runs), process, seconds=600)
+        wait_for(lambda: is_half_done(runs), "checkpoints", process)
         os.killpg(process.pid, signal.SIGKILL)
     again = drive_rehearsal(rehearsal, runs, *GRID)
     assert again.code == 0, again.err

@@ -30,6 +30,7 @@ PROGRAM = """
 import signal, sys, time
 from adapters import BadInput
 from adapters.ending import end_well
+from tests.waiting import HANG_S
 
 def endless():
     for n in range(10**6):
@@ -65,7 +66,9 @@ def command(what: str, *, shell: str = "") -> list[str]:
 
 def call(what: str, folder: Path, *, shell: str = "", **environment: str) -> subprocess.CompletedProcess:
     env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(command(what, shell=shell), cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command(what, shell=shell), cwd=folder, env=env, capture_output=True, text=True, timeout=HANG_S
+    )
 
 
 def start(what: str, folder: Path, **more: object) -> subprocess.Popen:
@@ -127,7 +130,7 @@ def test_signal_unwinds_it(number: int, code: int, tmp_path: Path) -> None:
     with start("waits", tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=HANG_S)
     assert (process.returncode, err) == (code, "")
     assert (tmp_path / "unwound").exists()
 
@@ -177,5 +180,5 @@ def test_terminal_that_is_gone_ends_it_without_a_traceback(tmp_path: Path) -> No
     os.close(theirs)
     os.read(ours, 10)
     os.close(ours)
-    assert process.wait(timeout=20) == 141
+    assert process.wait(timeout=HANG_S) == 141
     assert (tmp_path / "err").read_text() == ""

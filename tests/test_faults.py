@@ -15,8 +15,9 @@ import pytest
 
 from slurm.local_files import Cluster
 from tests import make_cluster
-from tests.make_cluster import call, count_restarts, find_states, wait_for
+from tests.make_cluster import call, count_restarts, find_states
 from tests.make_grid import MULTIPLIERS, STEPS, Grid, cells
+from tests.waiting import wait_for
 from training.store import read_json
 
 pytestmark = pytest.mark.slurm
@@ -54,7 +55,7 @@ def test_preempted_with_user_signal_goes_on_by_itself(
     grid.submit()
     grid.wait_for_step(grid.packs(), 3)
     job = preempt(slurm_cluster, tmp_path)
-    make_cluster.wait_for_state(job, "COMPLETED", 25)  # well before the grace of 30 s is over
+    make_cluster.wait_for_state(job, "COMPLETED")
     grid.mood()
     assert grid.settle() == {"ended": 3}
     assert {tuple(outcomes) for outcomes in grid.outcomes().values()} == {("stopped", "done")}
@@ -74,7 +75,7 @@ def test_preempted_without_user_signal_goes_on_by_itself(
         grid.submit()
         grid.wait_for_step(grid.packs(), 3)
         job = preempt(silent, tmp_path)
-        make_cluster.wait_for_state(job, "COMPLETED", 40)
+        make_cluster.wait_for_state(job, "COMPLETED")
         grid.mood()
         assert grid.settle() == {"ended": 3}
         assert len(grid.jobs()) == 1
@@ -88,7 +89,7 @@ def test_time_limit_of_a_minute_is_continued_by_requeue(grid: Grid, undisturbed:
     grid.mood(sleep_s=1.2)
     grid.submit("--time-min", "1")
     (job,) = grid.jobs()
-    wait_for(lambda: count_restarts(job) > 0, 90, "a requeue")
+    wait_for(lambda: count_restarts(job) > 0, "a requeue")
     grid.mood()
     assert grid.settle() == {"ended": 3}
     assert {tuple(outcomes) for outcomes in grid.outcomes().values()} == {("stopped", "done")}
@@ -101,7 +102,7 @@ def test_warning_before_python_listens_does_not_end_the_task(grid: Grid, undistu
     with make_cluster.closed_partition():
         grid.submit()
     (job,) = grid.jobs()
-    wait_for(lambda: any(s.startswith("RUNNING") for s in find_states(job).values()), 30, "the start of a task")
+    wait_for(lambda: any(s.startswith("RUNNING") for s in find_states(job).values()), "the start of a task")
 
     def is_heard() -> bool:
         # scancel waits 11 s for a task that is being requeued; it would warn the next starts too, and three are given up.
@@ -109,7 +110,7 @@ def test_warning_before_python_listens_does_not_end_the_task(grid: Grid, undistu
             subprocess.run(["scancel", "--signal=URG", "--batch", job], capture_output=True, timeout=1)
         return any(grid.claims().values()) or count_restarts(job) > 0
 
-    wait_for(is_heard, 120, "a requeue or a claim")  # shell and imports come first
+    wait_for(is_heard, "a requeue or a claim")  # shell and imports come first
     assert grid.settle() == {"ended": 3}
     assert grid.jobs() == [job]
     grid.assert_same_as(undisturbed, 2)
@@ -123,14 +124,14 @@ def test_cancelled_tasks_are_seen_at_once_and_resumed(grid: Grid, undisturbed: P
     (job,) = grid.jobs()
     first = next(name for name, state in grid.states().items() if state.job == f"{job}_1")
     call("scancel", f"{job}_1")
-    make_cluster.wait_for(lambda: not find_states(job)[f"{job}_1"].startswith("R"), 10, "scancel")
+    wait_for(lambda: not find_states(job)[f"{job}_1"].startswith("R"), "scancel")
     state = grid.states()[first]
     assert state.state in ("preempted", "failed", "running"), state  # COMPLETING: its processes may still write
-    wait_for(lambda: find_states(job)[f"{job}_1"].startswith("CANCELLED"), 15, "the end of the cancelled task")
+    wait_for(lambda: find_states(job)[f"{job}_1"].startswith("CANCELLED"), "the end of the cancelled task")
     assert grid.states()[first].state == "preempted"  # one refresh
     assert grid.count()["running"] == 2
     call("scancel", job)
-    wait_for(lambda: set(find_states(job).values()) <= {"CANCELLED None", "COMPLETED None"}, 15, "the array's end")
+    wait_for(lambda: set(find_states(job).values()) <= {"CANCELLED None", "COMPLETED None"}, "the array's end")
     assert grid.count() == {"ended": 1, "preempted": 3}
     assert grid.status("--wait").returncode == 3
     grid.mood()

@@ -21,10 +21,11 @@ from slurm.local_files import Cluster
 from slurm.sweep_folder import PackFiles
 from tests import make_cluster
 from tests.compare_runs import assert_same, assert_same_results, rows
-from tests.make_cluster import find_states, wait_for
+from tests.make_cluster import find_states
 from tests.make_disk import make_disk, make_quota, read_only, why_no_quota
 from tests.make_grid import MULTIPLIERS, NAN_STEP, STEPS, Grid, cells, copy_plan, write_method
 from tests.make_studio import Studio
+from tests.waiting import wait_for
 from training.store import RunFolder, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +43,7 @@ def train_until_it_holds(grid: Grid) -> None:
     grid.mood(sleep_s=0.8)
     grid.submit()
     grid.wait_for_step(grid.packs(), 3)
-    wait_for(lambda: grid.count()["ended"] == 1, 30, "the base's pack")
+    wait_for(lambda: grid.count()["ended"] == 1, "the base's pack")
 
 
 def assert_failed(grid: Grid, reason: str) -> None:
@@ -179,7 +180,7 @@ def test_same_plan_gives_the_same_results_inline_locally_and_on_slurm(
     for grid in (local, remote):
         assert grid.settle() == {"ended": 3}
         assert grid.sweep.scan().keys() == planned.sweep.scan().keys()
-        wait_for(lambda: set(map(tuple, grid.outcomes().values())) == {("done",)}, 10, "one turn at each pack")  # noqa: B023
+        wait_for(lambda: set(map(tuple, grid.outcomes().values())) == {("done",)}, "one turn at each pack")  # noqa: B023
         assert_same_results(planned.runs, grid.runs)
     assert not local.jobs()
     holders = [claim["holder"]["job"] for claims in remote.claims().values() for claim in claims]
@@ -284,12 +285,12 @@ def test_files_seen_late_bring_no_double_training_and_no_false_start(
     machines = LateMachines(tmp_path, grid, files := find_pack(grid, "patient"))
     grid.mood(sleep_s=0.15)
     job = machines.start()
-    wait_for(lambda: len(machines.steps()) >= 20, 90, "twenty steps")
+    wait_for(lambda: len(machines.steps()) >= 20, "twenty steps")
     first, *_ = (machine for machine, _ in machines.steps())
     second = {"machine-0": "machine-1", "machine-1": "machine-0"}[first]
     os.kill(grid.claims()[files.name][0]["holder"]["pid"], signal.SIGKILL)
     grid.mood()
-    wait_for(lambda: not find_states(job)[f"{job}_{second[-1]}"].startswith("RUNNING"), 120, "the end of the other")
+    wait_for(lambda: not find_states(job)[f"{job}_{second[-1]}"].startswith("RUNNING"), "the end of the other")
     states = {task[-1]: text for task, text in find_states(job).items()}
     assert states[first[-1]].startswith("FAILED"), states
     assert states[second[-1]].startswith("COMPLETED"), states

@@ -19,9 +19,9 @@ import pytest
 from slurm.claims import read_claims
 from slurm.sweep_folder import SweepFolder
 from tests.compare_runs import assert_same_results
-from tests.make_cluster import wait_for
 from tests.make_disk import Disk, make_disk, read_only
 from tests.make_studio import Studio
+from tests.waiting import HANG_S, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk")]
 TIMES = int(os.environ.get("PLATEAU_FAULTS", "1"))
@@ -75,7 +75,7 @@ def test_disk_fails_in_the_middle_of_a_sweep(
     with make_disk(tmp_path / "disk", "64m") as disk:
         runs = disk.path / "runs"
         with studio.start(runs, *flags) as sweep:
-            wait_for(lambda: sweep.poll() is not None or any(runs.glob("*/*/checkpoint/*")), 600, "a checkpoint")
+            wait_for(lambda: sweep.poll() is not None or any(runs.glob("*/*/checkpoint/*")), "a checkpoint")
             time.sleep(random.uniform(0, 2))
             assert sweep.poll() is None, sweep.communicate()
             with inject(disk):
@@ -94,7 +94,7 @@ def test_disk_fails_in_the_middle_of_a_sweep(
 
 def assert_one_line(sweep: subprocess.Popen) -> None:
     """The sweep ends by itself with one line of the fault, or it was done."""
-    out, err = sweep.communicate(timeout=300)
+    out, err = sweep.communicate(timeout=HANG_S)
     lines = [line for line in err.strip().splitlines() if line.startswith("error: ")]
     print(sweep.returncode, lines)
     assert sweep.returncode == 2, out + err

@@ -19,8 +19,9 @@ from slurm.scheduler import Scheduler
 from slurm.submissions import Submissions
 from slurm.sweep_folder import SweepFolder
 from tests import make_cluster
-from tests.make_cluster import call, find_states, wait_for
+from tests.make_cluster import call, find_states
 from tests.make_grid import MULTIPLIERS, Grid, cells, copy_plan, count_jobs
+from tests.waiting import HANG_S, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slurm
@@ -85,7 +86,7 @@ def test_submitter_killed_anywhere_loses_nothing_and_sends_nothing_twice(
 
     def submit(moment: str, death: str = "") -> subprocess.CompletedProcess:
         command = [sys.executable, "-c", SUBMITTER, str(grids[moment].sweep.path), death]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANG_S)
 
     for each in grids.values():
         copy_plan(source, each.sweep, (base, last))
@@ -106,7 +107,7 @@ def test_submitter_killed_anywhere_loses_nothing_and_sends_nothing_twice(
 def test_two_users_at_once_and_the_same_command_while_jobs_run(grid: Grid, undisturbed: Path) -> None:
     grid.mood(sleep_s=0.3)
     pair = [grid.start(), grid.start()]
-    said = [process.communicate(timeout=120) for process in pair]
+    said = [process.communicate(timeout=HANG_S) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], said
     assert count_tasks(grid) == 3, said
     grid.wait_for_step(grid.packs(), 1)
@@ -142,7 +143,7 @@ def test_daemons_restart_and_the_node_goes_down_and_up(grid: Grid, slurm_cluster
     # The node is lost while its processes live: SLURM gives the jobs to whoever comes, and each cell is trained once.
     slurm_cluster.slurmd.stop()
     call("scontrol", "update", f"nodename={os.uname().nodename.partition('.')[0]}", "state=down", "reason=test")
-    wait_for(lambda: not any(s.startswith("RUNNING") for s in find_states(job).values()), 20, "the node's loss")
+    wait_for(lambda: not any(s.startswith("RUNNING") for s in find_states(job).values()), "the node's loss")
     assert grid.status("--once").returncode == 0
     start(slurm_cluster)
     grid.mood()
@@ -165,7 +166,7 @@ def test_code_changed_after_submission_is_refused_with_both_versions(grid: Grid,
     def submit() -> None:
         words = grid.studio.arguments(grid.runs, *grid.words("--cluster", "slurm"))
         words[1] = words[1].replace(str(ROOT), str(copy))
-        done = subprocess.run(words, cwd=copy, env=grid.environment(), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(words, cwd=copy, env=grid.environment(), capture_output=True, text=True, timeout=HANG_S)
         assert done.returncode == 0, done.stderr
 
     with make_cluster.closed_partition():
@@ -198,7 +199,7 @@ def test_waiting_ends_when_a_job_is_held(grid: Grid) -> None:
         grid.submit()
         (job,) = grid.jobs()
         call("scontrol", "hold", job)
-    waited = grid.status("--wait", wait_s=90.0)
+    waited = grid.status("--wait")
     assert waited.returncode == 3, waited.stdout + waited.stderr
     assert "Held" in waited.stdout
     assert grid.status("--cancel").returncode == 0
@@ -213,7 +214,7 @@ def test_accounting_hangs_nothing_and_its_limits_hold(grid: Grid, undisturbed: P
         assert grid.status("--wait").returncode == 0
         assert grid.settle() == {"ended": 3}
         call("sacctmgr", "--immediate", "modify", "user", "root", "set", "MaxSubmitJobs=2")
-        wait_for(lambda: Scheduler().limits().max_submit == 2, 30, "the database's limit")
+        wait_for(lambda: Scheduler().limits().max_submit == 2, "the database's limit")
         tight = Grid(grid.studio, tmp_path / "tight", grid.flags)
         said = tight.submit()
         assert "1 pack still planned, there is no room in the queue" in said, said
@@ -231,7 +232,7 @@ def test_driver_costs_less_than_a_twentieth_of_a_pack_when_cells_are_small(grid:
     began = time.monotonic()
     grid.submit()
     driver_s = time.monotonic() - began
-    wait_for(lambda: grid.count().keys() == {"ended"}, 500, "200 cells")
+    wait_for(lambda: grid.count().keys() == {"ended"}, "200 cells")
     seconds = [json.loads(files.ended.read_text())["seconds"] for files in grid.packs().values()]
     share = driver_s / 200 / (sum(seconds) / len(seconds))
     print(

@@ -285,3 +285,16 @@ def test_documents_name_flags_that_exist(document: str) -> None:
         done = subprocess.run([sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True)
         offered |= set(re.findall(r"--[a-z][a-z-]+", done.stdout))
     assert named <= offered, f"{document} names flags that no program has: {sorted(named - offered)}"
+
+
+def test_no_test_ends_because_a_machine_is_busy() -> None:
+    """A wait that ends a test is `HANG_S` long; three that end nothing are shorter."""
+    limits = re.compile(r"(timeout=\d|wait_s=[1-9]|monotonic\(\) \+ \d).*")
+    found = {
+        f"{path.name}: {line.strip()}" for path in (ROOT / "tests").glob("*.py") for line in path.read_text().splitlines()
+        if limits.search(line) and "limits.search" not in line and "re.compile" not in line
+    }  # fmt: skip
+    assert {line.split(":")[0] for line in found} == {"test_claims.py", "test_faults.py", "test_local_cluster.py"}, (
+        found
+    )
+    assert len(found) == 3, found

@@ -33,6 +33,7 @@ from slurm.sweep_folder import PackFiles
 from tests.compare_runs import assert_same, assert_same_results
 from tests.make_studio import ROOT, Studio, make_pack
 from tests.test_loop import make_cell
+from tests.waiting import HANG_S, wait_for
 from training import loop
 from training.cell import Cell
 from training.loop import Interrupted
@@ -626,9 +627,7 @@ def test_damaged_files_of_a_pack_lose_nothing(
     path = {"beat": files.beat, "claim": files.claim(1), "ended": files.ended}[name]
     damage_half(path)
     monkeypatch.setattr(job, "_WATCH", claims.Watch(stale_s=0.0))
-    end = time.monotonic() + 20
-    while run_pack(spec) != "done" and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_for(lambda: run_pack(spec) == "done", "its end")
     assert {run.path: run.read() for run in find_runs(tmp_path)} == before, "something was trained again"
     assert read_ended(PackFiles.of(spec)) is not None
 
@@ -686,7 +685,9 @@ def test_kill_9_at_random_moments_changes_nothing(studio: Studio, tmp_path: Path
     chance, at = random.Random(), []
     for number in range(1, 3):
         process, files = worker(spec), PackFiles.of(spec)
-        wait_until(lambda n=number, f=files: read_beat(f).get("turn") == n and "step" in read_beat(f), process)
+        wait_for(
+            lambda n=number, f=files: read_beat(f).get("turn") == n and "step" in read_beat(f), "a step", process, 0.005
+        )
         time.sleep(chance.uniform(0, 0.3))
         process.kill()
         process.wait()
@@ -694,15 +695,6 @@ def test_kill_9_at_random_moments_changes_nothing(studio: Studio, tmp_path: Path
     assert run_pack(spec) == "done"
     assert outcomes(spec) == ["killed", "killed", "done"], f"killed at {at}"
     assert_same_results(tmp_path / "whole", tmp_path / "killed")
-
-
-def wait_until(holds: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
-    """Wait until something holds while a process runs."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert process.poll() is None, f"ended too early: {process.communicate()}"
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_interrupted_before_it_starts_leaves_no_run(studio: Studio, tmp_path: Path) -> None:
@@ -733,16 +725,16 @@ def test_late_files_bring_no_double_training_and_no_false_failure(studio: Studio
         return [(line.split()[0], int(line.split()[1])) for line in lines]
 
     team = {name: start(name) for name in ("one", "two")}
-    wait_until(lambda: len(steps()) >= 12, team["one"])
+    wait_for(lambda: len(steps()) >= 12, "twelve steps", team["one"], 0.005)
     first = steps()[0][0]
     team[first].send_signal(signal.SIGTERM)
     for process in team.values():
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=HANG_S)
         assert process.returncode == 0, errors
     assert [step for _, step in steps()] == list(range(1, 61)), "a step was trained twice, or left out"
     assert len({machine for machine, _ in steps()}) == 2
     last = start("three")
-    _, errors = last.communicate(timeout=120)
+    _, errors = last.communicate(timeout=HANG_S)
     assert last.returncode == 0, errors
     assert len(steps()) == 60
     assert_same_results(tmp_path / "whole", server)

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from slurm.claims import Holder
 from tests.make_slurm import FakeSlurm, make_slurm
 from tests.make_studio import ROOT, Studio
+from tests.waiting import wait_for
 from training.store import find_runs
 
 TWO_CELLS = (
@@ -95,10 +95,7 @@ def test_local_workers_outlive_the_driver(slurm: FakeSlurm, studio: Studio, tmp_
     (record,) = (json.loads(path.read_text()) for path in (runs / "lr_robustness" / "submissions").glob("*.json"))
     workers = [Holder(**worker) for worker in record["workers"]]
     assert len(workers) == 2
-    end = time.monotonic() + 120
-    while not all(worker.is_dead(Holder.me()) for worker in workers):
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    wait_for(lambda: all(worker.is_dead(Holder.me()) for worker in workers), "the end of its workers")
     assert statuses(runs) == {"finished"}
     assert_no_secret(runs)
     assert not slurm.jobs()

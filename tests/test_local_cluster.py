@@ -18,6 +18,7 @@ from slurm.local_cluster import Options, check, find_ports, require_fit, require
 from slurm.local_daemons import Daemon, last_error, list_processes
 from slurm.local_files import Cluster, program
 from tests import make_cluster
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 slurm_only = pytest.mark.slurm
@@ -205,9 +206,8 @@ def test_sacct_answers_when_accounting_is_on(tmp_path: Path) -> None:
     folder = make_cluster.name_folder("accounting")
     with make_cluster.make_cluster(folder, "--accounting", "--cpus", "2"):
         job = make_cluster.submit(tmp_path, "hostname")
-        make_cluster.wait_for(
+        wait_for(
             lambda: "COMPLETED" in make_cluster.call("sacct", "-X", "-n", "-j", job, "-o", "state"),
-            60,
             "sacct's answer",
         )
         assert program("slurmdbd")

@@ -32,6 +32,7 @@ from slurm.survey import survey
 from slurm.sweep_folder import SweepFolder
 from tests.make_slurm import FakeSlurm, make_slurm
 from tests.make_sweep import Sweep
+from tests.waiting import HANG_S
 from training.cell import Cell
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -201,7 +202,7 @@ def run_job(home: Path, *setup: str) -> subprocess.CompletedProcess[str]:
     )
     text = "\n".join([*sbatch.set_up(setup), 'exec /bin/echo "$CUDA" "$PATH"'])
     told = {"HOME": str(home), "PATH": "/mine:/usr/bin:/bin"}
-    return subprocess.run(["bash", "-c", text], env=told, capture_output=True, text=True, timeout=60)
+    return subprocess.run(["bash", "-c", text], env=told, capture_output=True, text=True, timeout=HANG_S)
 
 
 def test_setup_has_what_a_login_shell_defines(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -13,6 +12,7 @@ import pytest
 
 from tests.compare_runs import assert_same_results
 from tests.make_studio import Studio
+from tests.waiting import HANG_S, wait_for
 from training.store import RunFolder, find_runs
 from training.tasks.pipeline import attention_shapes
 
@@ -49,23 +49,17 @@ def trained(runs: Path) -> dict[str, RunFolder]:
     return {run.run_id: run for run in find_runs(runs)}
 
 
-def wait_for(holds, process, seconds: float = 120) -> None:
-    """Wait until something holds while a program runs."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert process.poll() is None, f"ended too early: {process.communicate()}"
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
-
-
-def wait_for_end_of_group(leader: int, seconds: float = 60) -> None:
+def wait_for_end_of_group(leader: int) -> None:
     """Wait until no process lives any more that a program has started: its workers notice that it is gone, and stop."""
-    end = time.monotonic() + seconds
-    with contextlib.suppress(ProcessLookupError):
-        while time.monotonic() < end:
+
+    def has_ended() -> bool:
+        try:
             os.killpg(leader, 0)
-            time.sleep(0.05)
-        raise AssertionError("its workers go on")
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_for(has_ended, "the end of its workers")
 
 
 def some_steps_done(runs: Path) -> bool:
@@ -136,7 +130,7 @@ def test_plan_says_what_full_finetuning_keeps_in_memory(studio: Studio, tmp_path
 def test_kill_9_and_the_same_command_again(victims: str, studio: Studio, undisturbed: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with studio.start(runs, *LONG) as process:
-        wait_for(lambda: some_steps_done(runs), process)
+        wait_for(lambda: some_steps_done(runs), "a checkpoint", process)
         time.sleep(0.3)
         if victims == "everything":
             os.killpg(process.pid, signal.SIGKILL)
@@ -153,9 +147,9 @@ def test_kill_9_and_the_same_command_again(victims: str, studio: Studio, undistu
 def test_ctrl_c_says_how_to_go_on(studio: Studio, undisturbed: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with studio.start(runs, *LONG) as process:
-        wait_for(lambda: some_steps_done(runs), process)
+        wait_for(lambda: some_steps_done(runs), "a checkpoint", process)
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=HANG_S)
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1].startswith("stopped; everything computed is checkpointed: the same command")
     assert "Traceback" not in errors
@@ -169,7 +163,7 @@ def test_two_at_once_share_the_work(studio: Studio, undisturbed: Path, tmp_path:
     runs = tmp_path / "runs"
     both = [studio.start(runs, *LONG) for _ in range(2)]
     for process in both:
-        out, errors = process.communicate(timeout=240)
+        out, errors = process.communicate(timeout=HANG_S)
         assert process.returncode == 0, errors
         assert "fig2_lr_robustness.png" in out
     assert_same_results(undisturbed, runs)
