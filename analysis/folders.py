@@ -53,7 +53,10 @@ class FolderSource:
     def scores(self) -> pd.DataFrame:
         """Rows run_id, step, metric, prompt, value."""
         if self._scores is None:
-            self._scores = self._read(self.folders, RunFolder.read_scores, COLUMNS["scores"])
+            ended = set(self.runs.loc[self.runs["status"].isin(ENDED), "run_id"])
+            self._scores = self._read(
+                self.folders, lambda folder: folder.read_scores(folder.run_id in ended), COLUMNS["scores"]
+            )
         return self._scores
 
     def dynamics(self, run_ids: Collection[str], columns: Sequence[str] | None) -> pd.DataFrame:

@@ -33,7 +33,6 @@ from adapters import BadInput
 from slurm.sweep_folder import PackFiles
 from training import forms
 from training.whole_files import (
-    DamagedFile,
     StoreError,
     create_json,
     is_running,
@@ -280,7 +279,7 @@ class Heart:
 
 def read_beat(pack: PackFiles) -> dict:
     """The newest heartbeat; empty if there is none to be read."""
-    return _read_quietly(pack.beat, forms.BEAT)
+    return read_quietly(pack.beat, forms.BEAT)
 
 
 def read_claims(pack: PackFiles) -> list[dict]:
@@ -289,18 +288,19 @@ def read_claims(pack: PackFiles) -> list[dict]:
 
 
 def _read_claim(pack: PackFiles, turn: int) -> dict:
-    return _read_quietly(pack.claim(turn), forms.CLAIM)
+    return read_quietly(pack.claim(turn), forms.CLAIM)
 
 
-def _read_quietly(path: Path, form: Any) -> dict:
+def read_quietly(path: Path, form: Any) -> dict:
+    """A JSON file's object; empty if it is not there, or if it cannot be read, which is said once."""
     try:
         found: dict = read_json(path, form)
-    except DamagedFile as error:
+    except FileNotFoundError:
+        return {}
+    except StoreError as error:
         if path not in _named:
             _named.add(path)
             print(f"{error}: going on without it", file=sys.stderr)
-        return {}
-    except (StoreError, OSError):
         return {}
     return found
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slurm.code_version import code_version
-from slurm.sbatch import ROOT, Request, set_up
+from slurm.sbatch import ROOT, Request, literal, set_up
 from slurm.sweep_folder import SweepFolder, read_spec_file
 from training.store import writing
 
@@ -46,13 +46,14 @@ Where they are others on the cluster, put them right in `{sweep}/packs/`:
 `find {sweep}/packs -name '*.json' -exec sed -i 's#OLD#NEW#' {{}} +`. The code must be version {code}, the one that planned this.
 """
 COMMAND = """\
-PLATEAU="${{PLATEAU:-{root}}}"
+PLATEAU_HERE={root} PYTHON_HERE={python}
+PLATEAU="${{PLATEAU:-$PLATEAU_HERE}}"
 cd "${{SLURM_SUBMIT_DIR:-$PWD}}" && [ -f {listing} ] || {{ echo "submit this from the runs folder" >&2; exit 1; }}
 cd {sweep}
 mapfile -t TASKS < export/{name}.txt
-read -ra SPECS <<< "${{TASKS[${{SLURM_ARRAY_TASK_ID:-0}}]}}"
+IFS=$'\t' read -ra SPECS <<< "${{TASKS[${{SLURM_ARRAY_TASK_ID:-0}}]}}"
 export PYTHONPATH="$PLATEAU${{PYTHONPATH:+:$PYTHONPATH}}"
-exec "${{PLATEAU_PYTHON:-{python}}}" -P -u -m slurm.task "${{SPECS[@]/#/$PWD/}}" --code {code}"""
+exec "${{PLATEAU_PYTHON:-$PYTHON_HERE}}" -P -u -m slurm.task "${{SPECS[@]/#/$PWD/}}" --code {code}"""
 
 
 def export(sweep: SweepFolder, requests: Sequence[Request]) -> Path:
@@ -76,7 +77,7 @@ def export(sweep: SweepFolder, requests: Sequence[Request]) -> Path:
         pack: f"packs/{files[pack].spec.relative_to(sweep.packs).as_posix()}" for r in requests for pack in r.packs
     }
     for name, request in zip(names, requests):
-        lines = "".join(" ".join(specs[pack] for pack in task) + "\n" for task in request.tasks)
+        lines = "".join("\t".join(specs[pack] for pack in task) + "\n" for task in request.tasks)
         _write(folder / f"{name}.txt", lines)
         _write(folder / f"{name}.sh", export_text(request, sweep.path.name, name))
     (folder / "logs").mkdir(exist_ok=True)
@@ -95,7 +96,7 @@ def export_text(request: Request, sweep: str, name: str) -> str:
     """The file that sbatch reads."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    logs = Path(sweep, "export", "logs")
+    logs = literal(Path(sweep, "export", "logs"))
     parameters = request.parameters(f"plateau-{name}", logs)
     more = {key: value for key, value in parameters["additional_parameters"].items() if key != "chdir"}
     more["export"] += ",PLATEAU,PLATEAU_PYTHON"
@@ -104,8 +105,8 @@ def export_text(request: Request, sweep: str, name: str) -> str:
     more |= {"output": f"{logs}/{job}.out", "error": f"{logs}/{job}.err"}
     parameters |= {"additional_parameters": more, "setup": set_up(request.cluster.setup)}
     command = COMMAND.format(
-        root=ROOT, python=sys.executable, code=code_version(), name=name, sweep=shlex.quote(sweep),
-        listing=shlex.quote(f"{sweep}/export/{name}.txt"),
+        root=shlex.quote(str(ROOT)), python=shlex.quote(sys.executable), code=code_version(), name=name,
+        sweep=shlex.quote(sweep), listing=shlex.quote(f"{sweep}/export/{name}.txt"),
     )  # fmt: skip
     return _make_sbatch_string(command, logs, map_count=count, **parameters)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from slurm.claims import read_quietly
 from slurm.sweep_folder import PackFiles
-from slurm.sweep_reader import SweepReader, read_quietly
+from slurm.sweep_reader import SweepReader
 from training import forms
 from training.store import write_json
 

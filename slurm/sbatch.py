@@ -107,7 +107,10 @@ class Request:
         record = private.parent / f"{name.removeprefix('plateau-')}.json"
         command = f"{python()} -P -u -m slurm.task --sent {shlex.quote(str(record))}"
         count = len(self.tasks) if len(self.tasks) > 1 else None
-        return _make_sbatch_string(command, private, map_count=count, **self.parameters(name, private))
+        parameters, job = self.parameters(name, private), "%A_%a" if count else "%j"
+        logs = {"output": f"{literal(private)}/{job}_0_log.out", "error": f"{literal(private)}/{job}_0_log.err"}
+        parameters["additional_parameters"] |= logs
+        return _make_sbatch_string(command, private, map_count=count, **parameters)
 
     def send(self, name: str, private: Path, find: Callable[[], str]) -> str:
         """Hand the array to sbatch; returns the job's id.
@@ -137,6 +140,11 @@ class Request:
             )
         path.replace(private / f"{job}_submission.sh")
         return job
+
+
+def literal(path: Path) -> Path:
+    """A path as sbatch reads those of logs, in which a percent sign begins a pattern."""
+    return Path(str(path).replace("%", "%%"))
 
 
 def text_path(private: Path, name: str) -> Path:

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from slurm.claims import Holder, holder_of
+from slurm.claims import Holder, holder_of, read_quietly
 from slurm.sweep_folder import SweepFolder
 from training.forms import SUBMISSION
-from training.store import StoreError, read_json
 from training.whole_files import is_inside
 
 # States in which SLURM still means to do something about a job, and those of them in which its processes may live.
@@ -117,9 +116,11 @@ class Submissions:
         try:
             stat = path.stat()
             sign, known = (stat.st_mtime_ns, stat.st_ino), self._read.get(path)
-            return known if known is not None and known[0] == sign else (sign, read_json(path, SUBMISSION))
-        except (StoreError, OSError):
+        except OSError:
             return None
+        if known is not None and known[0] == sign:
+            return known
+        return (sign, record) if (record := read_quietly(path, SUBMISSION)) else None
 
     def tasks(self, jobs: Jobs | None) -> dict[str, Task]:
         """The newest task that each pack was sent in, by the pack's name."""

@@ -8,13 +8,12 @@ Imports no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from slurm.claims import read_quietly
 from slurm.submissions import Submissions
 from slurm.sweep_folder import PackFiles, SweepFolder, read_spec_file
 from training import forms
-from training.store import RunFolder, StoreError, join_inside, read_json
+from training.store import RunFolder, join_inside
 
 
 @dataclass(frozen=True)
@@ -105,12 +104,3 @@ class SweepReader:
             self._unbegun.add(pack.name)  # whoever begins it now makes a claim
             return {}
         return {path.rpartition("/")[2]: RunFolder(join_inside(self.sweep.path, path)).status() for path in paths}
-
-
-def read_quietly(path: Path, form: Any) -> dict[str, Any]:
-    """A JSON file's object; empty if it cannot be read or has another form."""
-    try:
-        found: dict[str, Any] = read_json(path, form)
-    except (StoreError, OSError):
-        return {}
-    return found

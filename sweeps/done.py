@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from slurm.ended import write_ended
 from slurm.halve import split_off
 from slurm.reopen import reopen, reopen_failed
 from slurm.sweep_folder import PackFiles
@@ -51,6 +52,7 @@ class Done:
                 done.statuses |= {run_id: status for run_id, status in runs.items() if whole or status in ENDED}
             elif files.claims.get(pack) or plan.run(rows[0][1]).exists():
                 done.statuses |= {run_id: done._status(plan.run(run_id)) for _, run_id in rows}
+                done._write_ending_anew(pack)
         return done
 
     def has(self, identity: str) -> bool:
@@ -78,6 +80,13 @@ class Done:
         for failed in reopen_failed(self.files, {ids[identity] for identity in wanted if identity in ids}).values():
             self.lines += [f"run {run_id} failed before: it is tried again" for run_id in failed]
             self.statuses |= dict.fromkeys(failed, "planned")
+
+    def _write_ending_anew(self, pack: str) -> None:
+        """Where the file that says how a pack ended is damaged, and all of its runs have ended."""
+        files, runs = self.files.packs[pack], [self.plan.run(run_id) for _, run_id in self.plan.packs[pack]]
+        if files.has_ended and all(self.statuses[run.run_id] in ENDED for run in runs):
+            write_ended(files, runs, files.turn)
+            self.lines.append(f"{files.ended} was written anew from the pack's runs")
 
     def _status(self, run: RunFolder) -> str:
         if line := run.mend():

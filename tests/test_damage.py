@@ -30,10 +30,14 @@ from slurm.claims import Holder
 from slurm.forecast import read_costs, to_json
 from slurm.status import Options
 from slurm.status import main as status
+from sweeps.done import Done
+from sweeps.plan import Plan
 from tests.make_runs import Shape, make_runs
 from tests.make_sweep import FAR, Sweep
+from training.cell import Cell
 from training.command_line import end_well
-from training.store import StoreError, find_runs, read_json, write_signed
+from training.planned import planned_runs
+from training.store import RunFolder, StoreError, find_runs, read_json, write_signed
 from training.whole_files import sign
 
 FILES = {
@@ -231,6 +235,50 @@ def test_damaged_file_of_a_sweep_ends_status_well(pattern: str, damage: tuple[st
     assert "Traceback" not in err.getvalue()
     assert code == 0 or (code == 2 and err.getvalue().splitlines()[-1].startswith("error: ")), err.getvalue()
     assert all(line.isprintable() for line in (out.getvalue() + err.getvalue()).splitlines())
+
+
+@pytest.mark.parametrize("text", ["", "3", "[]", '{"runs": 3}', "folder"])
+def test_damaged_ending_is_named_and_written_anew(text: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    made = Sweep(tmp_path / "runs" / "lr_robustness")
+    made.pack("p")
+    made.claim("p", Holder.me(), outcome="done")
+    for name, status_of in (("p-run0", "finished"), ("p-run1", "diverged")):
+        RunFolder(made.path / name).write(
+            {"status": status_of, "cell": Cell("lora", "", 4, "dog", 0, 9, 1.0).to_dict()}
+        )
+    path = made.files("p").ended
+    path.mkdir() if text == "folder" else path.write_text(text)
+    assert end_well(lambda: status(Options(made.path, once=True))) == 0
+    assert str(path) in capsys.readouterr().err
+    with pytest.raises(StoreError, match=path.name):
+        planned_runs(made.path)
+    if text == "folder":
+        path.rmdir()
+        path.write_text("{}")
+    done = Done.look(Plan.read(made.path))
+    assert done.lines == [f"{path} was written anew from the pack's runs"]
+    assert read_json(path)["runs"] == {"p-run0": "finished", "p-run1": "diverged"}
+    assert Done.look(Plan.read(made.path)).lines == []
+
+
+@pytest.mark.parametrize("target", ["itself", "/nowhere/else"])
+def test_link_to_nothing_is_named_where_a_result_was(target: str, runs: Path) -> None:
+    run = find_runs(runs / "lr_robustness")[1]
+    for pattern, names_it in (("scores.parquet", True), ("steps/*.parquet", True), ("../plan.json", False)):
+        path = next(run.path.glob(pattern), run.path / pattern).resolve()
+        whole = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        path.symlink_to(path if target == "itself" else target)
+        try:
+            if names_it:
+                with pytest.raises(StoreError, match=re.escape(path.name)):
+                    show_frames(runs)
+            else:
+                assert show_frames(runs) == (runs.parent / "right.txt").read_text()
+        finally:
+            path.unlink()
+            if whole is not None:
+                path.write_bytes(whole)
 
 
 @given(damage=damages)

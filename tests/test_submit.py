@@ -19,9 +19,11 @@ from types import SimpleNamespace
 import pytest
 
 from adapters import BadInput
+from slurm import export as exporting
 from slurm import sbatch, submit
 from slurm.arrays import choose_time, plan_arrays
 from slurm.clusters import Cluster
+from slurm.code_version import code_version
 from slurm.forecast import Need, Pack
 from slurm.limits import Limits, Partition
 from slurm.local_daemons import list_processes
@@ -193,6 +195,42 @@ export PYTHONPATH=/opt/plateau${PYTHONPATH:+:$PYTHONPATH}
 export SUBMITIT_EXECUTOR=slurm
 exec /opt/env/bin/python -P -u -m slurm.task --sent '/runs/a b/submissions/t0k3n.json'
 """.replace("EXPORTED", ",".join(sbatch.EXPORT)).replace("SET_UP", "\n".join(sbatch.set_up(["module load cuda"])))
+
+
+STRANGE = '50%A it\'s a "pläce" of $HOME `x`'
+
+
+def test_any_folder_can_stand_in_sbatchs_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / STRANGE
+    python = root / "python"
+    root.mkdir()
+    python.write_text('#!/bin/sh\npwd; for word; do echo "$word"; done; echo "$PYTHONPATH"\n')
+    python.chmod(0o755)
+    for module in (sbatch, exporting):
+        monkeypatch.setattr(module, "ROOT", root)
+        monkeypatch.setattr(module.sys, "executable", str(python))
+    private, request = root / "submissions" / ".private-me", Request(Cluster(), (("p q",),), 45, 1)
+    private.mkdir(parents=True)
+    text = request.text("plateau-t0k3n", private)
+    logs = [
+        shlex.split(line.partition("=")[2])
+        for line in text.splitlines()
+        if line.startswith(("#SBATCH --output", "#SBATCH --error"))
+    ]
+    assert logs == [[f"{private}/%j_0_log.{kind}".replace("50%A", "50%%A")] for kind in ("err", "out")]
+    told = {"PATH": os.environ["PATH"]}
+    said = subprocess.run(["bash"], input=text, cwd=tmp_path, env=told, capture_output=True, text=True).stdout
+    assert said.splitlines()[-2:] == [f"{root}/submissions/t0k3n.json", str(root)]
+
+    made = Sweep(root / "runs" / "a wide % one")
+    for name in ("p q", "r"):
+        made.pack(name, setting=dict.fromkeys(("model", "dino", "clip", "subjects", "runs"), "there"))
+    exporting.export(made.folder, [Request(Cluster(), (("p q", "r"),), 45, 1)])
+    text = (made.path / "export" / "array-001.sh").read_text()
+    assert "#SBATCH --output='a wide %% one/export/logs/%j.out'" in text
+    said = subprocess.run(["bash"], input=text, cwd=root / "runs", env=told, capture_output=True, text=True).stdout
+    packs = [f"{made.path}/packs/{name}.json" for name in ("p q", "r")]
+    assert said.splitlines()[-6:] == ["slurm.task", *packs, "--code", code_version(), str(root)]
 
 
 def run_job(home: Path, *setup: str) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training import forms
 from training.store import ENDED, StoreError, read_json
 
 _SPEC = re.compile(
@@ -51,9 +52,9 @@ def _of_sweep(sweep: Path) -> Iterator[PlannedRun]:
         if not _SPEC.fullmatch(path.name):
             continue
         ending = path.with_name(f"{path.stem}.ended.json")
-        ended = read_json(ending).get("runs", {}) if ending.exists() else {}
+        ended = read_json(ending, forms.ENDED)["runs"] if ending.exists() else {}
         try:
-            for row in read_json(path)["runs"]:
+            for row in read_json(path, forms.SPEC)["runs"]:
                 has_ended = ended.get(row["run_id"]) in ENDED
                 yield PlannedRun(sweep, row["run_id"], dict(row["cell"]), dict(row["labels"]), has_ended)
         except (KeyError, TypeError, ValueError) as error:

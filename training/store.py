@@ -263,9 +263,13 @@ def _find_runs(folder: Path, depth: int) -> Iterator[Path]:
     """Folders with a run.json; below the second level they are looked for in numbered folders alone."""
     try:
         with os.scandir(folder) as entries:
-            below = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+            below = [
+                Path(entry.path) for entry in entries if os.path.isdir(entry.path) and not entry.name.startswith(".")
+            ]
     except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read: {error.strerror}") from None
     for path in below:
         if (path / "run.json").exists():
             yield path
