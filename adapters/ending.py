@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TextIO
 
-from adapters import BadInput
+from adapters import BadInput, printable
 
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # by their numbers
+_OF_A_DISK = (errno.ENOSPC, errno.EDQUOT)
+_OF_A_FILE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO, errno.ESTALE)
 NOBODY_READS = 128 + 13  # what a shell says of a program that SIGPIPE has ended
 
 
@@ -30,8 +32,8 @@ def end_well(program: Callable[[], int]) -> int:
         program: returns its exit code.
 
     Returns:
-        The program's own; 2 after bad input or on a full disk, which is one line on stderr; 130 after Ctrl-C; 141 where nobody
-        reads.
+        The program's own; 2 after bad input, on a full disk or for a file that cannot be read, which is one line on stderr;
+        130 after Ctrl-C; 141 where nobody reads.
     """
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -45,9 +47,10 @@ def end_well(program: Callable[[], int]) -> int:
             sys.stdout.flush()  # at the interpreter's own exit nobody could answer an error
     except OSError as error:
         lost = [_is_lost(stream) for stream in (sys.stdout, sys.stderr)]
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _OF_A_DISK or (error.errno in _OF_A_FILE and error.filename):
             with contextlib.suppress(OSError):
-                print("error:", ": ".join(filter(None, [error.filename, error.strerror])), file=sys.stderr)
+                said = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+                print("error:", printable(said), file=sys.stderr)
             return 2
         if not any(lost):
             raise

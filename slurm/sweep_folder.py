@@ -148,3 +148,5 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read: {error.strerror}") from None

@@ -30,6 +30,7 @@ from slurm.claims import Holder
 from slurm.forecast import read_costs, to_json
 from slurm.status import Options
 from slurm.status import main as status
+from slurm.sweep_folder import SweepFolder
 from sweeps.done import Done
 from sweeps.plan import Plan
 from tests.make_runs import Shape, make_runs
@@ -259,6 +260,16 @@ def test_damaged_ending_is_named_and_written_anew(text: str, tmp_path: Path, cap
     assert done.lines == [f"{path} was written anew from the pack's runs"]
     assert read_json(path)["runs"] == {"p-run0": "finished", "p-run1": "diverged"}
     assert Done.look(Plan.read(made.path)).lines == []
+
+
+def test_file_in_place_of_the_packs_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = Sweep(tmp_path / "runs" / "lr_robustness")
+    made.pack("p")
+    for path in (made.folder.packs / "p.json", made.folder.packs):
+        path.unlink() if path.is_file() else path.rmdir()
+    made.folder.packs.write_text("x")
+    assert end_well(lambda: bool(SweepFolder(made.path).scan())) == 2
+    assert capsys.readouterr().err == f"error: {made.folder.packs} cannot be read: Not a directory\n"
 
 
 @pytest.mark.parametrize("target", ["itself", "/nowhere/else"])

@@ -52,6 +52,11 @@ def opens():
 def speaks():
     print("‖W0‖")
 
+def climbs():
+    import pathlib
+    pathlib.Path("a\\nlink").symlink_to("a\\nlink")
+    open("a\\nlink")
+
 def refuses():
     raise BadInput("no ‖W0‖")
 
@@ -107,6 +112,12 @@ def test_character_that_an_encoding_lacks_is_escaped(encoding: str, said: str, t
     assert call("speaks", tmp_path, PYTHONIOENCODING=encoding).stdout == f"{said}\n"
     done = call("refuses", tmp_path, PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (2, f"error: no {said}\n")
+
+
+def test_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    done = call("climbs", tmp_path)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: a.+link: Too many levels of symbolic links\n", done.stderr), done.stderr
 
 
 def test_closed_stream_leads_to_nothing_and_not_into_a_file(tmp_path: Path) -> None:
