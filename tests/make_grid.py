@@ -22,8 +22,9 @@ from slurm.submissions import Submissions
 from slurm.survey import PackState, survey
 from slurm.sweep_folder import PackFiles, SweepFolder
 from tests.compare_runs import assert_same
-from tests.make_cluster import call, find_states, wait_for
+from tests.make_cluster import call, find_states
 from tests.make_studio import Studio
+from tests.waiting import HANG_S, wait_for
 from training.store import RunFolder, find_runs
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,6 +17,7 @@ import pytest
 
 from slurm import inline
 from tests.test_house import ROOMS, list_modules
+from tests.waiting import HANG_S
 from training.stop import StopSignals
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,6 @@ PROGRAM = """
 import signal, sys, time
 from adapters import BadInput
 from adapters.ending import end_well
-from tests.waiting import HANG_S
 
 def endless():
     for n in range(10**6):
