@@ -104,7 +104,7 @@ def _draw_scores(ax: Axes, metric: str, curves: Robustness, behind: Robustness |
     if behind is not None:
         draw_background(ax, _on_grid(behind.scores[behind.scores["metric"] == metric], scores), "multiplier", styles)
     draw_curves(ax, scores, "multiplier", styles)
-    draw_base_line(ax, curves.base, metric, label=metric == "dino")
+    draw_base_line(ax, curves.base, metric)
     grey = [behind.scores.loc[behind.scores["metric"] == metric, ["mean"]]] if behind else []
     limit_to_means(ax, [scores, *grey], float(curves.base.set_index("metric")["mean"].get(metric, np.nan)))
     meanings = {"clip_t": "likeness to the prompt", "drift": "change of other pictures"}

@@ -52,7 +52,7 @@ def draw(
         multiplier_axis(ax, curves.scores["multiplier"])
     scores = curves.scores[curves.scores["metric"] == "dino"]
     draw_curves(score, scores, "multiplier", styles)
-    draw_base_line(score, curves.base, "dino", label=True)
+    draw_base_line(score, curves.base, "dino")
     limit_to_means(score, [scores], float(curves.base.set_index("metric")["mean"].get("dino", np.nan)))
     score.set_title("DINO: likeness to the subject")
     plain_log_axis(distance, curves.distances["mean"])

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from analysis.plateau import doubt
 from figures.labels import width_pt, wrap
 from figures.looks import Look
-from figures.style import ALARM, BACKGROUND, INK, MARGIN_OCTAVES, MUTED, count_text, pt
+from figures.style import ALARM, BACKGROUND, INK, MARGIN_OCTAVES, count_text, pt
 
 BASE_DASHES = (0, (6, 2.2))
 LEGEND_ROW_IN = 0.18
@@ -133,8 +133,8 @@ def draw_background(ax: Axes, frame: pd.DataFrame | None, x: str, styles: Mappin
         )  # fmt: skip
 
 
-def draw_base_line(ax: Axes, base: pd.DataFrame, metric: str, *, label: bool = False) -> None:
-    """The untouched base's score, dashed, with its band."""
+def draw_base_line(ax: Axes, base: pd.DataFrame, metric: str) -> None:
+    """The untouched base's score, dashed, with its band; the legend names it, since a name in the panel meets the curves."""
     row = base[base["metric"] == metric]
     if row.empty:
         return
@@ -142,11 +142,6 @@ def draw_base_line(ax: Axes, base: pd.DataFrame, metric: str, *, label: bool = F
     ax.axhline(value, color=INK, ls=BASE_DASHES, lw=pt(1.1), zorder=2.5, label="_base")
     if np.isfinite(low) and row["num_subjects"].iloc[0] > 2:
         ax.axhspan(low, high, color=INK, alpha=0.06, lw=0, zorder=1)
-    if label:
-        ax.annotate(
-            "untouched base", (0, value), (pt(4), pt(3)), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
-            fontsize=pt(8), color=MUTED, va="bottom", zorder=4,
-        )  # fmt: skip
 
 
 def draw_plateaus(ax: Axes, plateaus: pd.DataFrame, styles: Mapping[str, Look]) -> None:
@@ -245,12 +240,15 @@ def place_legend(figure: Figure, handles: Sequence[Artist], title: str) -> None:
 
 
 def legend_columns(labels: Sequence[str], width_in: float) -> int:
-    """How many columns fit beside each other in a figure of that width, with their samples and gaps."""
-    columns, room = len(labels), width_in * 72 - pt(LEGEND_EDGES_PT)
+    """As few columns as the rows need that fit beside each other, with samples and gaps: no row has a single entry over."""
+    room = width_in * 72 - pt(LEGEND_EDGES_PT)
     widths = [width_pt(label, pt(8.5)) + pt(LEGEND_SAMPLE_PT) for label in labels]
-    while columns > 1 and sum(max(widths[start::columns]) for start in range(columns)) > room:
-        columns -= 1
-    return max(columns, 1)
+    fits = [
+        columns for columns in range(1, len(labels) + 1)
+        if columns == 1 or sum(max(widths[start::columns]) for start in range(columns)) <= room
+    ]  # fmt: skip
+    rows = [-(-len(labels) // columns) for columns in fits]
+    return fits[rows.index(min(rows))] if fits else 1
 
 
 def make_room(figure: Figure, num_entries: int, columns: int) -> None:

@@ -73,7 +73,7 @@ def _draw_panel(ax: Axes, data: ScoreVsDistance, metric: str, axis: str, styles:
             zorder=1.5, label=f"_runs {series}",
         )  # fmt: skip
     draw_curves(ax, scores, axis, styles)
-    draw_base_line(ax, data.curves.base, metric, label=(metric, axis) == ("dino", "multiplier"))
+    draw_base_line(ax, data.curves.base, metric)
     curve = data.common[(data.common["metric"] == metric) & (data.common["axis"] == axis)]
     ax.plot(curve["x"], curve["value"], color=INK, ls=COMMON_DASHES, lw=pt(2), zorder=2.8, label="_common")
     limit_to_means(ax, [scores], float(data.curves.base.set_index("metric")["mean"].get(metric, np.nan)))

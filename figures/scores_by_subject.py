@@ -56,7 +56,7 @@ def at_best(scores: pd.DataFrame) -> pd.DataFrame:
     kept = scores[scores["multiplier"] == scores["series"].map(best)]
     counts = kept.groupby("series")["subject"].transform("nunique")
     row = [
-        f"{series}, ×{multiplier_text(best[series])} (n = {count})"
+        f"{series}, ×{multiplier_text(best[series])} (n\u00a0=\u00a0{count})"
         for series, count in zip(kept["series"], counts, strict=True)
     ]
     return kept.assign(row=row)

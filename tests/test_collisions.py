@@ -59,12 +59,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 def boxes_of(figure: Figure) -> Iterator[tuple[str, Bbox]]:
-    """The box of every text that is shown: titles, labels, ticks, legends, notes; the base's name lies on the data."""
+    """The box of every text that is shown: titles, labels, ticks, legends, notes; but for what lies on the data."""
     figure.draw_without_rendering()
     hidden = {label for ax in figure.axes for label in _hidden_ticks(ax)}
     for text in figure.findobj(Text):
         shown = text.get_visible() and text.get_text().strip() and text not in hidden
-        if shown and text.get_text() not in ("untouched base", "never above the base"):
+        if shown and text.get_text() != "never above the base":
             yield text.get_text(), Text.get_window_extent(text)  # without the line that leads to it
 
 
