@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import venv
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -182,6 +184,34 @@ def test_code_changed_after_submission_is_refused_with_both_versions(grid: Grid,
     assert len(versions) == 2
     assert all(version in state.error for version in versions), state.error
     assert not [run for run in grid.runs_by_id().values() if run.status() != "planned"]
+    submit()
+    assert grid.settle() == {"ended": 2}
+
+
+def test_environment_that_the_node_lacks_is_named_and_the_same_command_goes_on(grid: Grid, tmp_path: Path) -> None:
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=False)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "tests.pth").write_text("\n".join([str(ROOT), *(p for p in sys.path if "site-packages" in p)]), "utf-8")
+    grid.flags = cells(MULTIPLIERS[:1])
+
+    def submit() -> None:
+        words = grid.studio.arguments(grid.runs, *grid.words("--cluster", "slurm"))
+        words[0] = str(environment / "bin" / "python")
+        told = grid.environment() | {"HOME": "/dev/null/nobody"}  # travels to the job, where it is no folder either
+        done = subprocess.run(words, cwd=ROOT, env=told, capture_output=True, text=True, timeout=HANG_S)
+        assert done.returncode == 0, done.stderr
+
+    with make_cluster.closed_partition():
+        submit()
+        environment.rename(tmp_path / "away")
+    grid.settle()
+    (state,) = (state for name, state in grid.states().items() if name in grid.packs())
+    assert state.state == "planned"  # nobody has tried it yet, but why is known
+    assert re.fullmatch(f"job \\d+_?\\d*: FAILED: .*{environment}/bin/python: .*", state.error), state.error
+    shown = grid.status("--once").stdout
+    assert state.error[:60] in shown, shown
+    (tmp_path / "away").rename(environment)
     submit()
     assert grid.settle() == {"ended": 2}
 
