@@ -53,11 +53,18 @@ class FolderSource:
     def scores(self) -> pd.DataFrame:
         """Rows run_id, step, metric, prompt, value."""
         if self._scores is None:
-            ended = set(self.runs.loc[self.runs["status"].isin(ENDED), "run_id"])
+            scored = self._must_have_scores()
             self._scores = self._read(
-                self.folders, lambda folder: folder.read_scores(folder.run_id in ended), COLUMNS["scores"]
+                self.folders, lambda folder: folder.read_scores(folder.run_id in scored), COLUMNS["scores"]
             )
         return self._scores
+
+    def _must_have_scores(self) -> set[str]:
+        """The finished runs; a diverged one may have come to no picture, and a watched loop makes none."""
+        finished = self.runs["status"] == "finished"
+        if "watched" in self.runs:
+            finished &= self.runs["watched"].isna()
+        return set(self.runs.loc[finished, "run_id"])
 
     def dynamics(self, run_ids: Collection[str], columns: Sequence[str] | None) -> pd.DataFrame:
         """Rows run_id, step, matrix and the wanted gauges, with `distance_rel` derived from the base's norm."""

@@ -6,16 +6,19 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from adapters import BadInput
 from sweeps import lr_robustness
 from sweeps.options import run_driver
 from tests.make_dreambench import make_dreambench, published_text
 from tests.make_driver import drive_studio
 from tests.make_studio import Studio
+from training.command_line import parse
 from training.store import DamagedFile, RunFolder, read_json
 from training.tasks.dreambench import check_named
 
@@ -341,3 +344,14 @@ def test_unknown_run_schema(trained: Path, tmp_path: Path, refused: Front) -> No
     line = refused(*ONE_CELL, runs=runs)
     assert str(run / "run.json") in line
     assert "99" in line
+
+
+def test_a_long_path_of_the_program_is_no_part_of_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Options:
+        steps: int = 1
+
+    monkeypatch.setattr(sys, "argv", [f"/a/{'very-long-folder-' * 12}/program.py", "--nonsense", "3"])
+    with pytest.raises(BadInput) as told:
+        parse(Options, "nothing")
+    assert str(told.value) == "Unrecognized options: --nonsense, 3"

@@ -38,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweep = root / "lr_robustness"
     runs = [json.loads(path.read_text()) | {"run_id": path.parent.name} for path in sorted(sweep.glob("*/run.json"))]
     (sweep / "packs").mkdir()
-    spec = {"runs": [{name: run[name] for name in ("run_id", "cell", "labels")} for run in runs]}
+    spec = {"setting": {}, "runs": [{name: run[name] for name in ("run_id", "cell", "labels")} for run in runs]}
     (sweep / "packs" / "lora-1.json").write_text(json.dumps(spec))
     ended = {"runs": {run["run_id"]: "finished" for run in runs[1:]}}
     (sweep / "packs" / "lora-1.ended.json").write_text(json.dumps(ended))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TypeVar
 
 from adapters import BadInput
@@ -49,5 +50,6 @@ def _one_line(box: str) -> str:
     """The text of tyro's box of an error, without frame, rules, and the pointer to the help text."""
     lines = [line.strip(" │") for line in box.splitlines()]
     text = [line for line in lines if line and not set(line) <= set("─╭╮╰╯ ") and not line.startswith("╭")]
-    kept = [line for line in text if not line.startswith(("For full helptext", "Argument helptext", "╰"))]
+    told = takewhile(lambda line: not line.startswith("For full helptext"), text)  # which a long path breaks into lines
+    kept = [line for line in told if not line.startswith(("Argument helptext", "╰"))]
     return " ".join(kept) or "the command line cannot be read; see --help"

@@ -66,10 +66,10 @@ class RunTables:
         table = to_table("scores", {c: rows[c].to_numpy() for c in COLUMNS["scores"]})
         self._write_table(self.path / "scores.parquet", table)
 
-    def read_scores(self, has_ended: bool = False) -> pd.DataFrame:
-        """The scores, empty if there are none yet; of a run that has ended, they are there, or it is damaged."""
+    def read_scores(self, must_exist: bool = False) -> pd.DataFrame:
+        """The scores, empty if there are none yet; a run that must have some is damaged without."""
         path = self.path / "scores.parquet"
-        return (read_part(path) if has_ended or path.exists() else schema("scores").empty_table()).to_pandas()
+        return (read_part(path) if must_exist or path.exists() else schema("scores").empty_table()).to_pandas()
 
     def add_scores(self, rows: pd.DataFrame, step: int) -> None:
         """Add the scores of one evaluation in place of any earlier ones of that step or a later one."""
