@@ -46,17 +46,23 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def test_ten_thousand_cells_are_planned_within_five_seconds(folder: Path) -> None:
-    """Of this process: other tests share the machine; `benchmarks/scale.py` measures the wall."""
-    cells = make_cells(10_000)
-    began = time.process_time()
-    plan = Plan.read(folder)
-    plan.add(cells, SETTING, 8, 1)
-    again = Plan.read(folder)
-    todo = Done.look(again).todo({p.cell.identity() for p in cells})
-    assert time.process_time() - began < 5
-    assert sorted(todo) == sorted(plan.packs)
-    assert len(again.run_ids()) == 10_000
+def test_ten_thousand_cells_are_planned_at_the_pace_of_a_thousand(tmp_path: Path) -> None:
+    """Ten times as many cells are about ten times the work, not a hundred times; `benchmarks/scale.py` has the seconds."""
+
+    def plan(count: int) -> float:
+        folder, cells = tmp_path / str(count), make_cells(count)
+        (folder / "packs").mkdir(parents=True)
+        began = time.process_time()
+        Plan.read(folder).add(cells, SETTING, 8, 1)
+        again = Plan.read(folder)
+        todo = Done.look(again).todo({p.cell.identity() for p in cells})
+        took_s = time.process_time() - began
+        assert sorted(todo) == sorted(again.packs)
+        assert len(again.run_ids()) == count
+        return took_s
+
+    plan(1000)  # imports
+    assert plan(10_000) < 40 * plan(1001)
 
 
 @pytest.mark.parametrize("count", [200, 400])
