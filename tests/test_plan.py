@@ -49,20 +49,21 @@ def folder(tmp_path: Path) -> Path:
 def test_ten_thousand_cells_are_planned_at_the_pace_of_a_thousand(tmp_path: Path) -> None:
     """Ten times as many cells are about ten times the work, not a hundred times; `benchmarks/scale.py` has the seconds."""
 
-    def plan(count: int) -> float:
+    def time_of(count: int) -> float:
         folder, cells = tmp_path / str(count), make_cells(count)
         (folder / "packs").mkdir(parents=True)
         began = time.process_time()
-        Plan.read(folder).add(cells, SETTING, 8, 1)
+        plan = Plan.read(folder)
+        plan.add(cells, SETTING, 8, 1)
         again = Plan.read(folder)
         todo = Done.look(again).todo({p.cell.identity() for p in cells})
         took_s = time.process_time() - began
-        assert sorted(todo) == sorted(again.packs)
+        assert sorted(todo) == sorted(plan.packs)
         assert len(again.run_ids()) == count
         return took_s
 
-    plan(1000)  # imports
-    assert plan(10_000) < 40 * plan(1001)
+    time_of(1000)  # imports
+    assert time_of(10_000) < 40 * time_of(1001)
 
 
 @pytest.mark.parametrize("count", [200, 400])
