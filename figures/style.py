@@ -20,6 +20,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.transforms import Bbox
 
 from adapters import BadInput
 from analysis.tables import rounded
@@ -166,9 +167,22 @@ def _is_in_points(name: str) -> bool:
     return name == "legend.fontsize" or (group in POINT_GROUPS and name.endswith(("size", "width", "pad")))
 
 
+class SteadyLayout(ConstrainedLayoutEngine):
+    """Constrained layout with places of 9 digits: the solver's order, and with it the last bits, hang on places in memory."""
+
+    def execute(self, fig: Figure) -> None:
+        super().execute(fig)
+        for ax in fig.axes:
+            laid_out = ax.get_in_layout()
+            for which in ("original", "active"):
+                place = ax.get_position(original=which == "original")
+                ax.set_position(Bbox(np.round(place.get_points(), 9)), which=which)
+            ax.set_in_layout(laid_out)  # set_position takes it out
+
+
 def new_figure(width_in: float, height_in: float, wspace: float = 0.03) -> Figure:
     """An empty figure that lays itself out, of that size on the screen; `wspace` is the gap between columns as a share of one."""
-    engine = ConstrainedLayoutEngine(w_pad=pt(0.05), h_pad=pt(0.05), wspace=wspace, hspace=0.03)
+    engine = SteadyLayout(w_pad=pt(0.05), h_pad=pt(0.05), wspace=wspace, hspace=0.03)
     return Figure(figsize=fit_size(width_in, height_in), layout=engine)
 
 
