@@ -204,9 +204,14 @@ def _check_shape(checkpoint: Checkpoint, path: str, shape: tuple[int, ...]) -> N
 
 
 def _filled(own: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape if not own or (0 in own and _agree(own, shape)) else own
+    return shape if not own or _agree(own, shape) else own
 
 
 def _agree(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether a shape, with 0 for what is open, is another."""
+    """Whether a shape, with 0 for what is open, is another; a matrix and a kernel of one pixel are the same."""
+    own, shape = _as_matrix(own), _as_matrix(shape)
     return len(own) == len(shape) and all(size in (0, other) for size, other in zip(own, shape))
+
+
+def _as_matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if shape[2:] == (1, 1) else shape

@@ -3,7 +3,8 @@
 - HF PEFT: ``base_model.model.<path>.lora_A.weight``; diffusers: ``unet.<path>.lora_A.weight``, older
   ``unet.<path>.lora.down.weight`` and ``unet.<attention>.processor.to_q_lora.down.weight``;
 - kohya's sd-scripts: ``lora_unet_<path with underscores>.lora_down.weight``, ``.alpha``, LyCORIS' ``.dora_scale``; for SDXL
-  with the blocks of Stability's own code, ``lora_unet_input_blocks_4_1_...`` for ``down_blocks.1.attentions.0...``;
+  with the blocks of Stability's own code, ``lora_unet_input_blocks_4_1_...`` for ``down_blocks.1.attentions.0...``; LyCORIS by
+  itself ``lycoris_<path with underscores>``;
 - ComfyUI: ``diffusion_model.<path in Stability's code>.lora_A.weight``;
 - cloneofsimo/lora: ``unet:<number>:down``, numbered in the order of the modules.
 """
@@ -102,8 +103,9 @@ _PREFIXES = {"lora_te_": TEXT_ENCODER, "lora_te1_": TEXT_ENCODER, "lora_te2_": T
 
 
 def _to_path(stem: str) -> str:
-    if stem.startswith("lora_unet_"):
-        return from_stability(_undo_underscores(stem.removeprefix("lora_unet_")))
+    for prefix in ("lora_unet_", "lycoris_"):  # kohya's, and LyCORIS' own where it wraps a U-Net alone
+        if stem.startswith(prefix):
+            return from_stability(_undo_underscores(stem.removeprefix(prefix)))
     for prefix, becomes in _PREFIXES.items():
         if stem.startswith(prefix):
             return becomes + _undo_underscores(stem.removeprefix(prefix))

@@ -88,17 +88,41 @@ def of_component(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in config.items()}
 
 
-def set_alphas(layers: Mapping[str, dict[str, Tensor]], config: Mapping[str, Any]) -> None:
-    """Give every matrix its alpha, so that the scale is alpha / r: its own tensor, else the configuration's, else r."""
+def set_alphas(layers: Mapping[str, dict[str, Tensor]], config: Mapping[str, Any], source: object) -> None:
+    """Give every matrix its alpha, so that the scale is alpha / r: its own tensor, else the configuration's, else r.
+
+    Args:
+        layers: tensors by matrix and role.
+        config: PEFT's, of a folder or of diffusers' header.
+        source: the file, for the error.
+
+    Raises:
+        BadInput: the configuration is of other tensors: of another rank, of DoRA without magnitudes, of LoRA with some.
+    """
     for path, layer in layers.items():
+        prefix = next((prefix for prefix in TEXT_ENCODERS if path.startswith(prefix)), "unet.")
+        own, inner = of_component(config, prefix), path.removeprefix(prefix)
+        _check_of_tensors(own, inner, layer, source)
         if "alpha" not in layer:
-            layer["alpha"] = torch.tensor(_find_alpha(path, layer["A"].shape[0], config), dtype=torch.float64)
+            layer["alpha"] = torch.tensor(_find_alpha(inner, layer["A"].shape[0], own), dtype=torch.float64)
 
 
-def _find_alpha(path: str, rank: int, config: Mapping[str, Any]) -> float:
-    prefix = next((prefix for prefix in TEXT_ENCODERS if path.startswith(prefix)), "unet.")
-    own = of_component(config, prefix)
-    patterns = ((unwrap(key), value) for key, value in (own.get("alpha_pattern") or {}).items())
-    matching = (value for key, value in patterns if re.fullmatch(rf"(.*\.)?({key})", path.removeprefix(prefix)))
-    alpha = float(next(matching, own.get("lora_alpha", rank)))
+def _check_of_tensors(own: Mapping[str, Any], path: str, layer: Mapping[str, Tensor], source: object) -> None:
+    rank, said = len(layer["A"]), _of_pattern(own, "rank_pattern", path, own.get("r"))
+    if said is not None and int(said) != rank:
+        raise BadInput(f"{source}: matrix {path!r} has rank {rank}, its configuration says {said}")
+    dora, magnitude = own.get("use_dora"), "magnitude" in layer
+    if dora is not None and bool(dora) != magnitude:
+        has = "holds DoRA's magnitudes" if magnitude else "lacks DoRA's magnitudes"
+        raise BadInput(f"{source}: matrix {path!r} {has}, its configuration says use_dora={str(bool(dora)).lower()}")
+
+
+def _of_pattern(own: Mapping[str, Any], name: str, path: str, default: Any) -> Any:
+    """A matrix's own value of `rank_pattern` or `alpha_pattern`; the first pattern that fits counts, as in PEFT."""
+    patterns = ((unwrap(key), value) for key, value in (own.get(name) or {}).items())
+    return next((value for key, value in patterns if re.fullmatch(rf"(.*\.)?({key})", path)), default)
+
+
+def _find_alpha(path: str, rank: int, own: Mapping[str, Any]) -> float:
+    alpha = float(_of_pattern(own, "alpha_pattern", path, own.get("lora_alpha", rank)))
     return alpha * math.sqrt(rank) if own.get("use_rslora") else alpha

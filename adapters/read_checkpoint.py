@@ -83,7 +83,7 @@ def _name_form(layers: Layers, tensors: Mapping[str, Tensor], metadata: Mapping[
         return NUMBERED
     if any("A_start" in layer for layer in layers.values()):
         return "released DeLoRA"
-    if any(key.startswith(("lora_unet_", "lora_te")) for key in tensors):
+    if any(key.startswith(("lora_unet_", "lora_te", "lycoris_")) for key in tensors):
         return "kohya"
     if any(key.startswith(("unet.", *TEXT_ENCODERS)) for key in tensors):
         return "diffusers"
@@ -141,7 +141,10 @@ def _sort(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             raise BadInput(f"{file}: tensor {key!r} belongs to none of LoRA, DoRA, DeLoRA{known}")
         if not tensor.is_floating_point() and split[1] != "alpha":
             raise BadInput(f"{file}: tensor {key!r} holds {tensor.dtype}, no floating-point numbers")
-        layers.setdefault(split[0], {})[split[1]] = tensor if tensor.dtype == torch.float64 else tensor.float()
+        layer = layers.setdefault(split[0], {})
+        if split[1] in layer:
+            raise BadInput(f"{file} holds {split[1]!r} of matrix {split[0]!r} twice, under different names ({key!r})")
+        layer[split[1]] = tensor if tensor.dtype == torch.float64 else tensor.float()
     if not layers:
         raise BadInput(f"{file} holds no adapter")
     return layers, (f"text tokens {', '.join(tokens)} are left out",) if tokens else ()
@@ -151,7 +154,7 @@ def _check_layer(file: Path, name: str, layer: Mapping[str, Tensor]) -> None:
     if missing := {"A", "B"} - layer.keys():
         raise BadInput(f"{file}: matrix {name!r} lacks factor {min(missing)}")
     a, b = layer["A"], layer["B"]
-    if a.ndim < 2 or b.ndim < 2 or a.shape[0] != b.shape[1] or b[0, 0].numel() != 1 or 0 in a.shape:
+    if min(a.ndim, b.ndim) < 2 or 0 in (*a.shape, *b.shape) or a.shape[0] != b.shape[1] or b[0, 0].numel() != 1:
         raise BadInput(f"{file}: factors of {name!r} do not multiply: {tuple(b.shape)} and {tuple(a.shape)}")
     for role in ("alpha", "lam", "magnitude", "norms"):
         if role in layer and not 1 <= layer[role].numel() <= (
@@ -258,7 +261,7 @@ def _set_alphas(file: Path, layers: Layers, config: Mapping[str, Any], metadata:
     """Give every matrix its alpha; the configuration is PEFT's, beside the file or in diffusers' header.
 
     Raises:
-        BadInput: the configuration is damaged, or the header's is of more than LoRA or DoRA.
+        BadInput: the configuration is damaged or of other tensors, or the header's is of more than LoRA or DoRA.
     """
     try:
         header = {} if config else read_header(metadata, file)
@@ -267,7 +270,7 @@ def _set_alphas(file: Path, layers: Layers, config: Mapping[str, Any], metadata:
             if not is_plain(own, file):
                 what = variant_of(own) or f"init_lora_weights={own['init_lora_weights']}"
                 raise BadInput(f"{file} has {what}: that is read from HF PEFT's own folders alone (save_pretrained)")
-        set_alphas(layers, config or header)
+        set_alphas(layers, config or header, file)
     except (ValueError, TypeError, AttributeError, re.error) as error:
         if isinstance(error, BadInput):
             raise

@@ -27,6 +27,7 @@ from adapters.starting_point import content_hash
 from tests.make_checkpoints import load_unet
 from tests.make_pipeline import make_pipeline
 from training.export import main
+from training.open_adapter import open_adapter
 
 TARGETS = rf".*({'|'.join(ATTENTION_PROJECTIONS)})"
 Factors = dict[str, tuple[Tensor, Tensor]]
@@ -123,6 +124,11 @@ READ: dict[str, tuple[Callable[[Factors], dict[str, Tensor]], dict | None, dict 
             )
         },
         None, None, 0.5,
+    ),
+    "LyCORIS by itself": (
+        lambda f: {key.replace("lora_unet_", "lycoris_"): t for key, t in named(
+            {to_kohya(path): pair for path, pair in f.items()}, "{}.", "lora_down.weight", "lora_up.weight").items()},
+        None, None, 1.0,
     ),
     "ComfyUI": (
         lambda f: {f"diffusion_model.{to_stability(key)}": t for key, t in named(f, "{}.").items()}, None, None, 1.0
@@ -288,6 +294,12 @@ def test_what_is_no_whole_adapter_is_refused(factors: Factors, tmp_path: Path, r
     assert "twice, with a wrapper" in line(plain | {first.replace("unet.", "unet._orig_mod."): plain[first].clone()})
     assert "no floating-point numbers" in line(plain | {first: plain[first].to(torch.int8)})
     assert "do not multiply" in line(plain | {first: plain[first][:0]})
+    second = first.replace("lora_A", "lora_B")
+    assert "do not multiply" in line(plain | {first: plain[first][:0], second: plain[second][:, :0]})
+    for other in ("", "base_model.model.unet."):
+        assert "twice, under different names" in line(plain | {first.replace("unet.", other, 1): plain[first] + 1})
+    kohya = to_kohya(first.removeprefix("unet.").removesuffix(".lora_A.weight")) + ".lora_down.weight"
+    assert "twice, under different names" in line(plain | {kohya: plain[first] + 1})
     assert "holds no adapter" in line({})
     assert "part 1 of 2" in line(plain, "adapter_model-00001-of-00002.safetensors")
     (tmp_path / "empty.safetensors").touch()
@@ -311,6 +323,46 @@ def test_an_adapter_that_is_not_finite_is_inspected_and_not_exported(
         assert not (tmp_path / "out").exists()
     assert main(["--inspect", str(file), "--out", str(tmp_path / "seen.png")]) == 0
     assert "note     NaN or infinity in" in capsys.readouterr().out
+
+
+def test_a_configuration_of_other_tensors_is_refused(factors: Factors, tmp_path: Path) -> None:
+    tensors, alpha = named(factors, "base_model.model.{}."), {"lora_alpha": 4}
+    path = next(iter(factors))
+    magnitudes = {
+        f"base_model.model.{path}.lora_magnitude_vector": torch.ones(len(b)) for path, (_, b) in factors.items()
+    }
+    none: dict[str, Tensor] = {}
+    cases: list[tuple[dict[str, Any], dict[str, Tensor], str]] = [
+        ({"r": 16}, none, "has rank 4, its configuration says 16"),
+        ({"r": 4, "rank_pattern": {path: 2}}, none, "has rank 4, its configuration says 2"),
+        ({"use_dora": True}, none, "lacks DoRA's magnitudes"),
+        ({"use_dora": False}, magnitudes, "holds DoRA's magnitudes"),
+        ({"r": 16, "rank_pattern": {".*": 4}}, none, ""),
+        ({}, magnitudes, ""),
+        ({"use_dora": True}, magnitudes, ""),
+    ]
+    for config, more, why in cases:
+        file = write(tmp_path, tensors | more, alpha | config)
+        if why:
+            with pytest.raises(BadInput, match=why):
+                read_checkpoint(file)
+        else:
+            assert read_checkpoint(file).rank == 4
+    with pytest.raises(BadInput, match="lacks DoRA's magnitudes"):
+        read_checkpoint(write(tmp_path / "header", named(factors, "unet.{}."), None, {"unet.use_dora": True}))
+
+
+def test_a_matrix_is_a_kernel_of_one_pixel(pipeline: Path, factors: Factors, tmp_path: Path) -> None:
+    """Programs write either for the other."""
+    kernels = {key: tensor[..., None, None] for key, tensor in named(factors, "unet.{}.").items()}
+    seen = [
+        open_adapter(write(tmp_path / name, tensors), str(pipeline)).checkpoint.of_unet()
+        for name, tensors in (("plain", named(factors, "unet.{}.")), ("kernels", kernels))
+    ]
+    assert seen[0].shapes == seen[1].shapes
+    assert seen[0].state.keys() == seen[1].state.keys()
+    for key, tensor in seen[0].state.items():
+        assert torch.equal(tensor, seen[1].state[key])
 
 
 def test_damaged_configurations_are_one_line(factors: Factors, tmp_path: Path) -> None:
