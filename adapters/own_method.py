@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import get_args
 
 from adapters import BadInput, Method
-from adapters.base import Adapter
+from adapters.base import Adapter, Role
 from adapters.method_words import WORDS
 
 
@@ -29,7 +32,7 @@ def register(path: str, known: dict[str, Method]) -> str:
 
     Raises:
         BadInput: The file is missing, raises, or holds no class, or several, or one without ``draw`` and ``weight``, or
-            one with an option of a name that stands for a rate or the label.
+            one with an option of a name that stands for a rate or the label, or with tables of another form.
     """
     file = Path(path).expanduser()
     try:
@@ -42,6 +45,7 @@ def register(path: str, known: dict[str, Method]) -> str:
     if name not in known:
         module = f"adapters_own_{stem}_{digest}"
         cls = _load_class(file, module)
+        _check_tables(cls, path)
         if taken := set(cls.OPTIONS) & set(WORDS):
             raise BadInput(
                 f"class {cls.__name__} of method file {path!r} has the option {min(taken)!r}: every method has that word "
@@ -49,6 +53,35 @@ def register(path: str, known: dict[str, Method]) -> str:
             )
         known[name] = Method(module, cls.__name__, name, "", "", "", dict(cls.OPTIONS))
     return name
+
+
+def _check_tables(cls: type[Adapter], path: str) -> None:
+    """Check that OPTIONS and ROLES have the form that the contract gives them."""
+    roles = get_args(Role)
+    forms: tuple[tuple[str, Callable[[object], bool], str], ...] = (
+        ("OPTIONS", _is_choices, '{"strength": (0.5, float)}, the default first'),
+        ("ROLES", lambda role: role in roles, f"{{name: role}}, roles are {', '.join(roles)}"),
+    )
+    for name, fits, allowed in forms:
+        table = getattr(cls, name)
+        if not isinstance(table, Mapping) or not all(_is_name(key) and fits(value) for key, value in table.items()):
+            raise BadInput(
+                f"{name} of class {cls.__name__} of method file {path!r} is {table!r:.80}; allowed: a dictionary as {allowed}"
+            )
+
+
+def _is_name(key: object) -> bool:
+    return isinstance(key, str) and re.fullmatch(r"[\w-]+", key) is not None
+
+
+def _is_choices(value: object) -> bool:
+    """Whether these are the values of an option: texts and numbers as a command line can give them, and types of numbers."""
+    if not isinstance(value, (tuple, list)) or not value:
+        return False
+    return all(
+        choice in (float, int) or isinstance(choice, (int, float)) or (isinstance(choice, str) and "," not in choice)
+        for choice in value
+    )
 
 
 def source(name: str) -> Path:

@@ -40,6 +40,11 @@ BROKEN = {
 """What is wrong with a method, by the promise that it breaks."""
 
 
+def make_with(member: str) -> str:
+    """A file with a class that has this member."""
+    return f"from adapters.base import Adapter\nclass A(Adapter):\n  draw = weight = len\n  {member}\n"
+
+
 def write_method(folder: Path, more: str = "", name: str = "mine.py") -> Path:
     """A file with a plain low-rank method, and more members of its class."""
     path = folder / name
@@ -211,6 +216,21 @@ def test_options_of_an_own_method_are_parsed_like_those_of_others(tmp_path: Path
         ("def broken(:\n", "raises at import: SyntaxError"),
         ("import there_is_no_such_thing\n", "raises at import: ModuleNotFoundError: No module named"),
         ("import sys\nsys.exit(3)\n", "raises at import: SystemExit: 3"),
+        *(
+            (make_with(f"{table} = {value}"), f"{table} of class A of method file .* allowed: a dictionary as")
+            for table, value in (
+                ("OPTIONS", None),
+                ("OPTIONS", ["a"]),
+                ("OPTIONS", {"a": None}),
+                ("OPTIONS", {"a": ()}),
+                ("OPTIONS", {"a": "bc"}),
+                ("OPTIONS", {"a": (None,)}),
+                ("OPTIONS", {"a,b": (1,)}),
+                ("OPTIONS", {1: (1,)}),
+                ("ROLES", None),
+                ("ROLES", {"A": "factor"}),
+            )
+        ),
     ],
 )
 def test_files_that_hold_no_method_are_refused_in_one_line(text: str, message: str, tmp_path: Path) -> None:
