@@ -214,6 +214,45 @@ def test_other_kinds_of_adapters_are_seen(
     assert all(module.training for module in model.modules())
 
 
+class Distributed(nn.Module):
+    """As DDP wraps a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = model
+
+
+class Compiled(nn.Module):
+    """As `torch.compile` does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = model
+
+
+def make_blocks() -> nn.Module:
+    """A linear layer and a convolution in a block, both of which train."""
+    block = nn.ModuleDict({"to_q": nn.Linear(4, 3, bias=False), "conv": nn.Conv2d(2, 2, 1, bias=False)})
+    return nn.ModuleDict({"down_blocks": nn.ModuleList([block])})
+
+
+@pytest.mark.parametrize("wrap", [Compiled, Distributed, lambda model: Compiled(with_lora(model))])
+def test_wrappers_leave_no_trace_in_names(
+    wrap: Callable[[nn.Module], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with watch(wrap(make_blocks()), tmp_path / "w"):
+        pass
+    (row,) = RunFolder(tmp_path / "w").read()["matrices"]
+    assert (row["matrix"], row["block"], row["kind"]) == ("down_blocks.0.to_q", "down_blocks.0", "to_q")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "not watched" in line
+    assert "conv" in line
+
+
+def with_lora(model: nn.Module) -> nn.Module:
+    return peft.get_peft_model(model, LoraConfig(r=2, target_modules=["to_q", "conv"]))
+
+
 def test_what_the_loop_does_not_tell_stays_empty(tmp_path: Path) -> None:
     model, moved, _ = trainable()
     with torch.no_grad(), watch(model, tmp_path / "runs" / "watched" / "w") as w:

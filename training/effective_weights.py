@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,8 +25,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from adapters import BadInput
+from adapters import BadInput, counted
 from adapters.base import Adapter, norm_of_product
+from adapters.layer_names import unwrap
 from adapters.lora_config import KEEPS_BASE
 
 
@@ -48,7 +50,9 @@ class Watched(NamedTuple):
 
 
 def find_watched(model: nn.Module, wrappers: tuple[type[nn.Module], ...] = ()) -> dict[str, Watched]:
-    """Every adapted or trainable matrix of a model by path, in module order.
+    """Every adapted or trainable matrix of a model by path, in module order; what else trains is named on stderr.
+
+    Paths are those of the model itself, whatever compile, DDP, FSDP and PEFT have wrapped around it.
 
     Args:
         model: any model with its adapters in place.
@@ -65,11 +69,20 @@ def find_watched(model: nn.Module, wrappers: tuple[type[nn.Module], ...] = ()) -
             continue
         found = _look_at(path, module, wrappers, off)
         if found is not None:
-            watched[path.removeprefix("base_model.model.")] = found
+            name = unwrap(path).removeprefix("base_model.model.")
+            watched[path if name in watched else name] = found
             inside = (*inside, f"{path}.")
     if not watched:
         raise BadInput(f"{type(model).__name__} has no adapter and no trainable linear layer to watch")
+    _say_left_out(model, inside)
     return watched
+
+
+def _say_left_out(model: nn.Module, inside: tuple[str, ...]) -> None:
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if left := [name for name in names if not name.startswith(inside)]:
+        what = counted(len(left), "trained parameter")
+        print(f"note: {what} not watched, for only linear layers are: {left[0]}, ...", file=sys.stderr)
 
 
 def _look_at(path: str, module: nn.Module, wrappers: tuple[type[nn.Module], ...], off: bool) -> Watched | None:
