@@ -176,6 +176,15 @@ def test_a_strip_is_refused() -> None:
         read_picture(to_file(Image.new("L", (1, 101))))
 
 
+def test_every_refusal_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Image.Image) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load_prepare", fail)
+    with pytest.raises(BadInput, match="broken or not a picture: AssertionError"):
+        read_picture(WHOLE)
+
+
 WHOLE = to_file(make_scene())
 BROKEN = {
     "empty": (b"", "it is empty"),

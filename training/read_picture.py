@@ -95,7 +95,7 @@ def read_picture(file: Path | str | bytes) -> Picture:
     except OSError as error:
         raise BadInput(f"{name} is broken or not a picture: {error.strerror or error}") from None
     except Exception as error:  # of any kind: damage comes out of Pillow's readers as whatever it makes them do
-        raise BadInput(f"{name} is broken or not a picture: {error or type(error).__name__}") from None
+        raise BadInput(f"{name} is broken or not a picture: {str(error) or type(error).__name__}") from None
 
 
 @functools.cache
@@ -122,6 +122,7 @@ def _open(file: Path | str | bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError:
         return _open_half(source, name)
     if max(image.size) > LONGEST * min(image.size):
+        image.close()
         raise BadInput(f"{name} has {image.width} x {image.height} pixels: more than {LONGEST} times as long as wide")
     return image
 
