@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from adapters import METHODS, BadInput, MethodSpec, parse_method
+from adapters.documents import PART
 from slurm.clusters import EXECUTORS, Cluster, choose_cluster
 from slurm.scheduler import Scheduler
 from slurm.submit import check_cluster
@@ -227,6 +228,13 @@ class Options:
                      "num_drift_prompts", "num_instance_images"):  # fmt: skip
             value = getattr(self, flag)
             _need(math.isfinite(value) and value >= 0, flag, value, "0 or a positive number")
+        value = self.guidance_scale
+        _need(value is None or (math.isfinite(value) and value >= 0), "guidance-scale", value, "0 or a positive number")
+        allowed = "a name in one line, without a slash"
+        _need(
+            self.sweep is None or (self.sweep not in ("", ".") and PART.fits(self.sweep)), "sweep", self.sweep, allowed
+        )
+        _need(self.token.isprintable(), "token", self.token, "a word in one line")
         for value in self.multipliers:
             _need(math.isfinite(value) and value > 0, "multipliers", value, "positive numbers")
         for value in self.seeds:
@@ -239,7 +247,7 @@ class Options:
         _need(bool(self.seeds), "seeds", "nothing", "at least one whole number from 0 on")
         for flag in ("pack_size", "workers"):
             value = getattr(self, flag)
-            _need(value == "auto" or (value.isdigit() and int(value) > 0), flag, value, "auto or a number from 1 on")
+            _need(value == "auto" or (value.isdecimal() and int(value) > 0), flag, value, "auto or a number from 1 on")
         self.where.check()
 
 
