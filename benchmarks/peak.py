@@ -75,7 +75,7 @@ def run_elsewhere(part: Part) -> Cost:
         RuntimeError: if it fails; with its last line on stderr.
     """
     command = [sys.executable, "-m", "benchmarks.peak", json.dumps(dataclasses.asdict(part))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise RuntimeError(f"{part} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     return Cost(**json.loads(done.stdout.strip().splitlines()[-1]))
@@ -123,7 +123,7 @@ def measure_costs(part: Part) -> dict[int, Cost]:
     setting = part.setting(Path("runs"))
     load = Load.of(setting, part.cells(setting)[0])
     command = [sys.executable, "-m", "slurm.measure_packs", json.dumps(dataclasses.asdict(load))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace", check=True)
     found = json.loads(done.stdout.strip().splitlines()[-1])["costs"]
     return {int(size): Cost(**cost) for size, cost in found.items()}
 

@@ -66,7 +66,7 @@ def run(options: Options) -> int:
 def _in_a_process(cells: int) -> dict[str, Any]:
     print(f"measuring {counted(cells, 'cell', ',')}", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "benchmarks.scale", "--alone", "--cells", str(cells)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return row
 

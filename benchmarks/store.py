@@ -182,7 +182,7 @@ def measure_figures(root: Path, options: Options) -> list[Row]:
         command = [sys.executable, "-m", "benchmarks.store", "--load", name, "--scratch", str(root)]
         measured = []
         for _ in range(ROUNDS):
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
             measured.append(json.loads(done.stdout.splitlines()[-1]))
         what = f"load what {name} needs, {counted(options.runs, 'run', ',')}"
         seconds, gib = (mean_of(np.array([row[key] for row in measured])) for key in ("seconds", "gib"))

@@ -188,7 +188,9 @@ def _measure_elsewhere(setting: Setting, cell: Cell) -> dict[int, Cost]:
     busy = machine_load()
     with telling() as tell, tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
         tell(what)
-        done = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=complaints, text=True)
+        done = subprocess.Popen(
+            command, cwd=root, stdout=subprocess.PIPE, stderr=complaints, encoding="utf-8", errors="replace"
+        )
         said = hear(done, lambda line: tell(f"{what}: {line}"))
         complaints.seek(0)
         words = complaints.read().strip().splitlines()

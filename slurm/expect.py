@@ -196,4 +196,6 @@ def _start(sweep: Path, packs: Sequence[Pack], setting: Setting) -> subprocess.P
             method_file(sweep, method).write_bytes(source(method).read_bytes())
     command = [sys.executable, "-m", "slurm.rehearse", repr(time.monotonic()), *map(str, specs)]
     root = Path(__file__).resolve().parents[1]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8", errors="replace"
+    )

@@ -251,7 +251,9 @@ def show_job(job: str) -> dict[str, str]:
     """What SLURM says about a job; empty if it does not answer."""
     try:
         asked = ["scontrol", "show", "job", job]
-        words = subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout.split()
+        words = subprocess.run(
+            asked, capture_output=True, encoding="utf-8", errors="replace", timeout=20
+        ).stdout.split()
     except (OSError, subprocess.TimeoutExpired):
         return {}
     return dict(word.split("=", 1) for word in words if "=" in word)
@@ -260,7 +262,9 @@ def show_job(job: str) -> dict[str, str]:
 def requeue(job: str) -> None:
     """Have SLURM start this job again; if it refuses, its words go to stderr and the same command resumes by hand."""
     try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["scontrol", "requeue", job], capture_output=True, encoding="utf-8", errors="replace", timeout=60
+        )
         words = done.stderr.strip() if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:
         words = str(error)

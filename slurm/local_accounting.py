@@ -62,6 +62,8 @@ def _make_database(data: Path) -> None:
     shutil.chown(data, "mysql", "mysql")
     command = [program("mariadb-install-db"), "--no-defaults", "--user=mysql", f"--datadir={data}",
                "--auth-root-authentication-method=socket", "--skip-test-db"]  # fmt: skip
-    done = subprocess.run(command, env=os.environ | {"TMPDIR": str(data)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | {"TMPDIR": str(data)}, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
         raise BadInput(f"no database can be made in {data}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")

@@ -131,7 +131,9 @@ def require_packages(options: Options) -> None:
         raise BadInput(f"no apt-get here: install SLURM's daemons in this system's own way ({' '.join(missing())})")
     for words in (["apt-get", "update"], command):
         quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        done = subprocess.run(words, env=quiet, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            words, env=quiet, capture_output=True, encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL
+        )
     if missing():
         said = done.stderr.strip().splitlines() or ["the programs are still not found"]
         raise BadInput(f"{' '.join(command)} failed: {said[-1]}")

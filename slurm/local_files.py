@@ -180,7 +180,8 @@ class Cluster:
                 command,
                 env=os.environ | {"SLURM_CONF": str(self.conf)},
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=timeout_s,
             )
         except (OSError, subprocess.TimeoutExpired):

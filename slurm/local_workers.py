@@ -73,7 +73,7 @@ def _launch(path: Path) -> list[Holder]:
     try:
         done = subprocess.run(
             command, cwd=ROOT, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True, timeout=START_S,
+            stderr=subprocess.PIPE, encoding="utf-8", errors="replace", timeout=START_S,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise BadInput(f"the workers did not start within {START_S:g} s") from None

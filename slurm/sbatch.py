@@ -157,7 +157,7 @@ def run_sbatch(path: Path) -> subprocess.CompletedProcess[str]:
     command = ["sbatch", str(path)]
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=SBATCH_S, stdin=subprocess.DEVNULL
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=SBATCH_S, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, "", f"it timed out after {SBATCH_S:g} s")

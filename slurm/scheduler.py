@@ -163,7 +163,13 @@ class Scheduler:
             raise SchedulerError(no_slurm(command[0]))
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=self.query_s, env=query_env(), stdin=subprocess.DEVNULL
+                command,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=self.query_s,
+                env=query_env(),
+                stdin=subprocess.DEVNULL,
             )
         except subprocess.TimeoutExpired:
             raise SchedulerError(f"{command[0]} did not answer within {self.query_s:g} s") from None

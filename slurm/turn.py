@@ -215,6 +215,7 @@ def is_out_of_memory(job: str) -> bool:
         return False
     try:
         asked = ["scontrol", "show", "job", "--oneliner", job]
-        return "JobState=OUT_OF_MEMORY" in subprocess.run(asked, capture_output=True, text=True, timeout=30).stdout
+        said = subprocess.run(asked, capture_output=True, encoding="utf-8", errors="replace", timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):
         return False
+    return "JobState=OUT_OF_MEMORY" in said

@@ -113,6 +113,20 @@ def test_text_files_name_their_encoding() -> None:
     assert not unnamed
 
 
+def test_what_processes_say_is_read_as_utf8() -> None:
+    """`text=True` reads it in the locale's encoding, and ends in an error where the process wrote in another one."""
+    wrong = []
+    for name in list_modules(*ROOMS, "benchmarks"):
+        for call in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call):
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+                decodes = "True" in (given.get("text"), given.get("universal_newlines"))
+                pipes = given.keys() & {"capture_output", "stdout", "stderr"} and "encoding" in given
+                if decodes or (pipes and "errors" not in given):
+                    wrong.append(f"{name}:{call.lineno}")
+    assert not wrong
+
+
 def test_torch_is_not_imported_when_only_reading_results() -> None:
     wrong = [
         f"{name}:{line}: imports {module}"

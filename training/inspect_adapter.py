@@ -40,7 +40,7 @@ def inspect(opened: Opened, out: Path | None) -> int:
         rank = f", rank {checkpoint.rank}" if checkpoint.rank else ""
         title = f"{opened.stem.name}\n{checkpoint.spec.label}{rank}"
         draw = [sys.executable, "-m", "figures.checkpoint_norms", str(table.resolve()), str(out.resolve()), title]
-        done = subprocess.run(draw, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(draw, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             words = done.stderr.splitlines() or [f"the process that draws {describe_exit(done.returncode)}"]
             raise BadInput(f"the picture {out} could not be drawn: {words[-1]}")

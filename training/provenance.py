@@ -21,7 +21,9 @@ def commit() -> tuple[str, bool]:
     """The checkout's commit and whether files differ from it; ("", False) outside a checkout."""
     root = Path(__file__).resolve().parents[1]
     try:
-        run = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
+        run = functools.partial(
+            subprocess.run, cwd=root, capture_output=True, encoding="utf-8", errors="replace", check=True
+        )
         name = run(["git", "rev-parse", "HEAD"]).stdout.strip()
         return name, bool(run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip())
     except (OSError, subprocess.CalledProcessError):

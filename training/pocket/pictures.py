@@ -91,7 +91,12 @@ def _find_tarball(spec: str, packages: Path) -> Path:
 def _npm_pack(spec: str, work: Path) -> Path:
     (work / "raw").mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        ["npm", "pack", "--silent", spec], cwd=work / "raw", check=True, capture_output=True, text=True
+        ["npm", "pack", "--silent", spec],
+        cwd=work / "raw",
+        check=True,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
     )
     return work / "raw" / done.stdout.split()[-1]
 
