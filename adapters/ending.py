@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TextIO
 
@@ -25,8 +25,9 @@ NOBODY_READS = 128 + 13  # what a shell says of a program that SIGPIPE has ended
 def end_well(program: Callable[[], int]) -> int:
     """Run a program to its exit code.
 
-    A character that a stream's encoding lacks is escaped. A stream that was closed (`>&-`) leads to nothing. A program whose
-    reader leaves (`| head`), or whose terminal is gone, stops without a word. SIGTERM and SIGHUP unwind it like Ctrl-C.
+    Words that are not UTF-8 are refused. A character that a stream's encoding lacks is escaped. A stream that was closed
+    (`>&-`) leads to nothing. A program whose reader leaves (`| head`), or whose terminal is gone, stops without a word.
+    SIGTERM and SIGHUP unwind it like Ctrl-C.
 
     Args:
         program: returns its exit code.
@@ -59,12 +60,35 @@ def end_well(program: Callable[[], int]) -> int:
 
 def _run(program: Callable[[], int]) -> int:
     try:
+        check_names([*sys.argv, _here()])
         return program()
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def check_names(words: Sequence[str]) -> None:
+    """Refuse words that are not read as UTF-8: libraries look for files of other names then, and no file may hold such a word.
+
+    Raises:
+        BadInput: naming the first, and what to do.
+    """
+    for word in words:
+        with contextlib.suppress(UnicodeEncodeError):
+            if word.encode() == os.fsencode(word):
+                continue
+        encoding = sys.getfilesystemencoding()
+        mend = "call it by other letters" if encoding == "utf-8" else "set PYTHONUTF8=1, or a locale of UTF-8"
+        raise BadInput(f"'{printable(word)}' is no name in UTF-8 (names are read as {encoding} here): {mend}")
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it is gone
+        return ""
 
 
 @contextlib.contextmanager

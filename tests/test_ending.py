@@ -105,6 +105,37 @@ def test_help_of_a_driver_has_a_reader_that_leaves() -> None:
     assert not done.stderr
 
 
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # Python would go on in UTF-8 by itself
+
+
+@pytest.mark.parametrize(
+    ("word", "locale", "line"),
+    [
+        ("é", C_LOCALE, r"'\udcc3\udca9' is no name in UTF-8 (names are read as ascii here): set PYTHONUTF8=1"),
+        (
+            b"\xe9",
+            {"PYTHONUTF8": "1"},
+            r"'\udce9' is no name in UTF-8 (names are read as utf-8 here): call it by other",
+        ),
+        ("é", {"PYTHONUTF8": "1"}, ""),
+        ("e", C_LOCALE, ""),
+    ],
+)
+def test_word_that_is_no_utf8_is_refused(word: str | bytes, locale: dict, line: str, tmp_path: Path) -> None:
+    """Stored in a plan, it made every later look at the sweep end in "damaged file"."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | locale
+    program, folder = tmp_path / "program.py", tmp_path / os.fsdecode(word)
+    program.write_text(PROGRAM, encoding="utf-8")
+    folder.mkdir()
+    words: list[Any] = [sys.executable, program, "speaks"]
+    done = subprocess.run([*words, word], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8")
+    there = subprocess.run(words, cwd=folder, env=env, capture_output=True, encoding="utf-8")
+    for what in (done, there):
+        assert (what.returncode, what.stderr.count("\n")) == ((2, 1) if line else (0, 0))
+        assert line.split("'")[-1] in what.stderr
+    assert line in done.stderr
+
+
 @pytest.mark.parametrize(
     ("encoding", "said"), [("ascii", r"\u2016W0\u2016"), ("latin-1", r"\u2016W0\u2016"), ("utf-8", "‖W0‖")]
 )
