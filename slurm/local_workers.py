@@ -24,7 +24,7 @@ from slurm.gpus import choose_gpu, run_on
 from slurm.sbatch import ROOT, open_private
 from slurm.scheduler import in_one_line
 from slurm.submissions import Submissions
-from slurm.submit import make_record, read_missing, spec_paths, store
+from slurm.submit import make_record, next_number, read_missing, spec_paths, store
 from slurm.survey import survey
 from slurm.sweep_folder import SweepFolder
 from training.store import read_json
@@ -49,7 +49,9 @@ def start_local(sweep: SweepFolder, packs: Sequence[str] | None, num_workers: in
         tasks = [names[first:] + names[:first] for first in (len(names) * n // count for n in range(count))]
         private = open_private(sweep.submissions)
         cluster = Cluster("local", gpus="1" if _needs_gpu(missing) else "0")
-        path = store(sweep, make_record(sweep, cluster, "local", private) | {"tasks": tasks, "workers": []})
+        path = store(
+            sweep, make_record(next_number(sweep), cluster, "local", private) | {"tasks": tasks, "workers": []}
+        )
         return _launch(path)
 
 

@@ -93,9 +93,9 @@ def submit_missing(
         states = survey(sweep, scheduler)
         requests = plan_arrays(read_missing(sweep, states, packs), cluster, predict, limits)
         now = _fit(requests, cluster, limits, scheduler)
-        private = open_private(sweep.submissions) if now else Path()
-        for request in now:
-            job, taken, report.refusal = _send(sweep, private, request, scheduler)
+        private, first = (open_private(sweep.submissions), next_number(sweep)) if now else (Path(), 0)
+        for number, request in enumerate(now, first):
+            job, taken, report.refusal = _send(sweep, private, request, scheduler, number)
             report.sent += [(job, taken)] if job else []
             if report.refusal:
                 break
@@ -137,13 +137,15 @@ def _fit(requests: list[Request], cluster: Cluster, limits: Limits, scheduler: S
     return fit(requests, most - queued)
 
 
-def _send(sweep: SweepFolder, private: Path, request: Request, scheduler: Scheduler) -> tuple[str, Request, str]:
+def _send(
+    sweep: SweepFolder, private: Path, request: Request, scheduler: Scheduler, number: int
+) -> tuple[str, Request, str]:
     """Send one array, or as much of it as a limit that could not be asked for lets in.
 
     Returns:
         The job's id, "" if it was refused; what was taken; SLURM's words if that is not everything.
     """
-    record = make_record(sweep, request.cluster, "slurm", private) | {"time_min": request.time_min}
+    record = make_record(number, request.cluster, "slurm", private) | {"time_min": request.time_min}
     refusal = ""
     while True:
         record = record | {"tasks": [list(task) for task in request.tasks]}
@@ -166,14 +168,15 @@ def _send(sweep: SweepFolder, private: Path, request: Request, scheduler: Schedu
         return job, request, refusal
 
 
-def make_record(sweep: SweepFolder, cluster: Cluster, executor: str, folder: Path) -> dict[str, Any]:
-    """An intent: what is about to be sent. `PRIVATE` settings are left out: they are read again from the user's file.
-
-    Only while nobody else can be submitting this sweep.
-    """
+def next_number(sweep: SweepFolder) -> int:
+    """The number of the next record that is made; only while nobody else can be submitting this sweep."""
     submissions = Submissions(sweep)
     submissions.refresh()
-    number = 1 + max((record.get("number") or 0 for record in submissions.records), default=0)
+    return 1 + max((record.get("number") or 0 for record in submissions.records), default=0)
+
+
+def make_record(number: int, cluster: Cluster, executor: str, folder: Path) -> dict[str, Any]:
+    """An intent: what is about to be sent. `PRIVATE` settings are left out: they are read again from the user's file."""
     left_out = ("name", *PRIVATE)
     settings = {name: value for name, value in dataclasses.asdict(cluster).items() if name not in left_out}
     return {

@@ -30,6 +30,7 @@ from slurm.limits import Limits, Partition
 from slurm.local_daemons import list_processes
 from slurm.sbatch import Request, open_private
 from slurm.scheduler import Scheduler, SchedulerError
+from slurm.submissions import Submissions
 from slurm.submit import Report, submit_missing
 from slurm.survey import survey
 from slurm.sweep_folder import SweepFolder
@@ -334,6 +335,16 @@ def test_what_the_limits_keep_out_goes_later(slurm: FakeSlurm, sweep: Sweep) -> 
     slurm.forget()
     assert send(sweep).num_tasks == 12
     assert send(sweep, Cluster(max_submit=3)).num_tasks == 0
+
+
+def test_records_are_read_as_often_for_many_arrays_as_for_one(slurm: FakeSlurm, sweep: Sweep, monkeypatch) -> None:
+    slurm.config["MaxArraySize"] = "4"
+    slurm.write()
+    looks, refresh = [], Submissions.refresh
+    monkeypatch.setattr(Submissions, "refresh", lambda self: (looks.append(self), refresh(self))[1])
+    assert len(send(sweep).sent) == 8
+    assert sorted(record["number"] for record in records(sweep)) == list(range(1, 9))
+    assert len(looks) < 8
 
 
 def test_clock_that_is_set_back_sends_nothing_twice(slurm: FakeSlurm, sweep: Sweep, monkeypatch) -> None:
