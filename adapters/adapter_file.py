@@ -64,9 +64,12 @@ def open_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         BadInput: it is damaged, or no safetensors.
     """
     try:
+        file.open("rb").close()  # safetensors says of a file without the right to it that it is not there
         with safe_open(file, framework="pt") as handle:
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
             return tensors, handle.metadata() or {}
+    except PermissionError as error:
+        raise BadInput(f"{file} cannot be read: {error.strerror}") from None
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{file} is damaged or no safetensors file: {error}") from error
 

@@ -122,7 +122,7 @@ def open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
-def _is_lost(stream: TextIO) -> bool:
+def _is_lost(stream: TextIO | io.TextIOWrapper) -> bool:
     """Whether a stream takes nothing any more; then it leads to nothing, and what it holds is gone at the exit."""
     try:
         number = stream.fileno()

@@ -14,7 +14,7 @@ import pandas as pd
 
 from adapters import BadInput
 from training.planned import PlannedRun, planned_runs
-from training.store import COLUMNS, RunFolder, find_runs, join_inside, read_part
+from training.store import COLUMNS, RunFolder, due_rows, find_runs, join_inside, list_files, read_part
 
 OWN_PICTURES = "subjects"  # folder of a sweep with `<subject>.png`
 ENDED = ("finished", "diverged")
@@ -43,6 +43,7 @@ class FolderSource:
             raise BadInput(f"no runs in {root}: train some with python sweeps/lr_robustness.py, or name another folder")
         read = furthest([(folder, folder.read()) for folder in folders])
         self.folders = {folder.run_id: folder for folder, _ in read}
+        self._due = {folder.run_id: due_rows(run) for folder, run in read}
         absent = {run.run_id: run for run in planned_runs(root) if run.run_id not in self.folders}
         self.runs = runs_frame([*(run_row(*pair) for pair in read), *map(absent_row, absent.values())])
         self.matrices = matrices_frame(
@@ -80,11 +81,11 @@ class FolderSource:
 
     def norms(self, run_ids: Collection[str]) -> pd.DataFrame:
         """Rows run_id, step, matrix and the weight norms."""
-        return self._read(run_ids, RunFolder.read_norms, COLUMNS["norms"])
+        return self._read(run_ids, RunFolder.read_norms, COLUMNS["norms"], "norms")
 
     def steps(self, run_ids: Collection[str]) -> pd.DataFrame:
         """Rows run_id, step, loss, grad_norm and rates."""
-        return self._read(run_ids, RunFolder.read_steps, COLUMNS["steps"])
+        return self._read(run_ids, RunFolder.read_steps, COLUMNS["steps"], "steps")
 
     def images(self, run_ids: Collection[str]) -> pd.DataFrame:
         """Rows run_id, step, prompt, seed, file."""
@@ -98,7 +99,7 @@ class FolderSource:
     def own_pictures(self) -> dict[str, Path]:
         """A photograph of each subject, which drivers put into their sweeps' folders."""
         sweeps = sorted({folder.path.parent for folder in self.folders.values()})
-        files = [file for sweep in sweeps[::-1] for file in sorted((sweep / OWN_PICTURES).glob("*.png"))]
+        files = [file for sweep in sweeps[::-1] for file in list_files(sweep / OWN_PICTURES, "*.png")]
         return {file.stem: file for file in files}
 
     @cached_property
@@ -123,15 +124,41 @@ class FolderSource:
                 frame["distance_rel"] = (frame["distance"] / base).astype("float32")
             return keep(frame[frame.columns if columns is None else ["step", "matrix", *columns]])
 
-        return self._read(run_ids, read, ("step", "matrix", *(columns or [*stored[2:], "distance_rel"])))
+        return self._read(run_ids, read, ("step", "matrix", *(columns or [*stored[2:], "distance_rel"])), "dynamics")
+
+    def check_gaps(self, run_id: str, kind: str) -> None:
+        """See whether a part of an ended run's table is gone.
+
+        Raises:
+            DamagedFile: naming the table and the steps.
+        """
+        self.folders[run_id].check_gaps(kind, self._due[run_id].get(kind))
 
     def _read(
-        self, run_ids: Collection[str], read: Callable[[RunFolder], pd.DataFrame], columns: Sequence[str]
+        self,
+        run_ids: Collection[str],
+        read: Callable[[RunFolder], pd.DataFrame],
+        columns: Sequence[str],
+        kind: str = "",
     ) -> pd.DataFrame:
-        """Read one frame a run and put them below each other, with the column `run_id` in front."""
+        """Read one frame a run and put them below each other, with the column `run_id` in front.
+
+        Args:
+            run_ids: the runs, of which others' are left out.
+            read: reads one.
+            columns: what an empty frame has.
+            kind: the table, of `KINDS`, of which no part may be gone; "" where it has no parts.
+        """
         names = [name for name in self.folders if name in run_ids]
+
+        def read_whole(name: str) -> pd.DataFrame:
+            frame = read(self.folders[name])
+            if kind:
+                self.check_gaps(name, kind)
+            return frame
+
         with ThreadPoolExecutor(NUM_READERS) as readers:
-            frames = list(readers.map(lambda name: read(self.folders[name]), names))
+            frames = list(readers.map(read_whole, names))
         if not sum(len(frame) for frame in frames):
             return pd.DataFrame({"run_id": pd.Series(dtype=str), **{name: pd.Series(dtype=float) for name in columns}})
         return concat_runs(names, frames)

@@ -69,12 +69,11 @@ def register(database: duckdb.DuckDBPyConnection, results: Results, sql: str) ->
     DuckDB does not look at checksums: files of the tables that the question names are held to theirs before.
 
     Raises:
-        DamagedFile: naming the first file that is not as it was written.
+        DamagedFile: naming the first file that is not as it was written, or the first table of which a part is gone.
     """
     frames = {"runs": results.runs, "scores": results.scores, "base": results.base, "matrices": results.matrices}
-    folders = [
-        folder for source in results.sources if isinstance(source, FolderSource) for folder in source.folders.values()
-    ]
+    sources = [source for source in results.sources if isinstance(source, FolderSource)]
+    folders = [(source, folder) for source in sources for folder in source.folders.values()]
     if any(isinstance(source, CompactSource) for source in results.sources):
         frames |= {"final_dynamics": results.final_dynamics, "norms": results.norms()}
         frames["trajectories"] = results.trajectories("mean")
@@ -85,10 +84,12 @@ def register(database: duckdb.DuckDBPyConnection, results: Results, sql: str) ->
         text = {c: frame[c].astype(object) for c in frame if isinstance(frame[c].dtype, pd.CategoricalDtype)}
         database.register(name, frame.assign(**text))
     for kind in ("dynamics", "norms", "steps"):
-        if files := [part for folder in folders for part in folder.parts(kind)]:
+        if files := [part for _, folder in folders for part in folder.parts(kind)]:
             if kind in sql.lower():
                 with ThreadPoolExecutor(NUM_READERS) as readers:
                     list(readers.map(check_part, files))
+                for source, folder in folders:
+                    source.check_gaps(folder.run_id, kind)
             else:
                 files = files[:1]  # enough to say what columns there are
                 check_part(files[0])

@@ -64,15 +64,21 @@ class Board:
 
 
 def find_sweeps(root: Path) -> list[Path]:
-    """The folders of sweeps: `root` itself, or those in it."""
-    if (root / "packs").is_dir():
-        return [root]
+    """The folders of sweeps: `root` itself, or those in it.
+
+    Raises:
+        BadInput: if one of them cannot be read.
+    """
     try:
+        if (root / "packs").is_dir():
+            return [root]
         with os.scandir(root) as entries:
             folders = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError:
+        return sorted(folder for folder in folders if (folder / "packs").is_dir())
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(folder for folder in folders if (folder / "packs").is_dir())
+    except OSError as error:
+        raise BadInput(f"{error.filename or root} cannot be read: {error.strerror}") from None
 
 
 def exit_code(sweeps: list[SweepState]) -> int:

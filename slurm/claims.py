@@ -20,7 +20,6 @@ import functools
 import getpass
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +36,7 @@ from training.whole_files import (
     create_json,
     is_running,
     machine,
-    read_json,
+    read_quietly,
     remove_asides,
     remove_quietly,
     write_json,
@@ -289,23 +288,6 @@ def read_claims(pack: PackFiles) -> list[dict]:
 
 def _read_claim(pack: PackFiles, turn: int) -> dict:
     return read_quietly(pack.claim(turn), forms.CLAIM)
-
-
-def read_quietly(path: Path, form: Any) -> dict:
-    """A JSON file's object; empty if it is not there, or if it cannot be read, which is said once."""
-    try:
-        found: dict = read_json(path, form)
-    except FileNotFoundError:
-        return {}
-    except StoreError as error:
-        if path not in _named:
-            _named.add(path)
-            print(f"{error}: going on without it", file=sys.stderr)
-        return {}
-    return found
-
-
-_named: set[Path] = set()  # damaged files that were told of
 
 
 def _write_quietly(path: Path, value: dict) -> None:

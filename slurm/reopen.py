@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from slurm.claims import read_quietly
 from slurm.sweep_folder import PackFiles
 from slurm.sweep_reader import SweepReader
 from training import forms
 from training.store import write_json
+from training.whole_files import read_quietly
 
 
 def reopen(pack: PackFiles) -> bool:

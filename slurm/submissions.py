@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from slurm.claims import Holder, holder_of, read_quietly
+from slurm.claims import Holder, holder_of
 from slurm.sweep_folder import SweepFolder
 from training.forms import SUBMISSION
-from training.whole_files import is_inside
+from training.whole_files import is_inside, list_files, read_quietly
 
 # States in which SLURM still means to do something about a job, and those of them in which its processes may live.
 HOLDING = frozenset(("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "RESIZING", "STOPPED"))
@@ -108,7 +108,9 @@ class Submissions:
 
     def refresh(self) -> None:
         """Read what is new."""
-        self._read = {path: entry for path in self.sweep.submissions.glob("[!.]*.json") if (entry := self._look(path))}
+        self._read = {
+            path: entry for path in list_files(self.sweep.submissions, "[!.]*.json") if (entry := self._look(path))
+        }
         self.records = sorted((record for _, record in self._read.values()), key=_age)
 
     def _look(self, path: Path) -> tuple[tuple[int, int], dict] | None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slurm.claims import read_quietly
 from slurm.submissions import Submissions
 from slurm.sweep_folder import PackFiles, SweepFolder, read_spec_file
 from training import forms
 from training.store import RunFolder, join_inside
+from training.whole_files import read_quietly
 
 
 @dataclass(frozen=True)

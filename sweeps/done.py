@@ -17,6 +17,7 @@ from slurm.sweep_reader import SweepReader
 from sweeps.plan import Plan
 from training.cell import BASE
 from training.store import ENDED, OtherVersion, RunFolder, StoreError
+from training.whole_files import Unreadable
 
 
 @dataclass
@@ -105,7 +106,7 @@ def check_ended(done: Done, wanted: Iterable[str]) -> None:
         wanted: identities of the cells.
 
     Raises:
-        StoreError: for a table or run of another version, which stays where it is.
+        StoreError: for a table or run of another version, or one that this user cannot read, which stays where it is.
     """
     ids, again = done.plan.run_ids(), set()
     ended = [ids[identity] for identity in wanted if done.has(identity)]
@@ -148,8 +149,8 @@ def set_aside(run: RunFolder, error: StoreError) -> str:
     """Rename a damaged run's folder; returns the line that says so.
 
     Raises:
-        StoreError: the same error, if the run is of another version.
+        StoreError: the same error, if the run is of another version, or if a file of it cannot be read by this user.
     """
-    if isinstance(error, OtherVersion):
+    if isinstance(error, OtherVersion | Unreadable):
         raise error
     return f"{error}: run {run.run_id} is trained again; what is left of it is kept in {run.set_aside().name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.test_job import at_step, raiser
 from tests.test_loop import make_cell, parts, studio, train
 from training import loop
 from training.cell import Cell
-from training.store import DamagedFile, RunFolder, check_part
+from training.store import DamagedFile, RunFolder, StoreError, check_part
 from training.whole_tables import CRC_MARK
 
 __all__ = ["parts", "studio"]  # fixtures
@@ -43,6 +44,24 @@ def test_damaged_checkpoint_is_replaced_when_its_step_is_passed_again(
     assert run.read()["provenance"]["resumed_at"] == 5
     cut(studio, parts, tmp_path, cells)
     assert run.read()["provenance"]["resumed_at"] == 6
+
+
+def test_checkpoint_that_cannot_be_read_is_not_passed_over(
+    studio: Path, parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = cut(studio, parts, tmp_path, cells := [make_cell("lora", steps=8)])
+    newest, read = run.checkpoint(run.checkpoints()[-1]), Path.open
+
+    def refuse(path: Path, *words: str, **named: str) -> object:
+        if path == newest:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path, *words, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    before = run.checkpoints(), run.parts("steps")
+    with pytest.raises(StoreError, match=f"{newest.name} cannot be read: Permission denied"):
+        train(studio, parts, tmp_path, cells, checkpoint_every_s=0.0)
+    assert (run.checkpoints(), run.parts("steps")) == before
 
 
 def test_checkpoint_of_another_cell_is_not_taken(

@@ -304,6 +304,27 @@ def test_what_dead_writers_left_is_ignored_and_removed(pack: PackFiles, monkeypa
     assert not far.exists()
 
 
+def test_what_dead_writers_left_goes_with_the_next_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.json"
+    with monkeypatch.context() as patch:
+        pid = dead_pid()
+        patch.setattr(os, "getpid", lambda: pid)
+        dead = name_aside(tmp_path / "of another file")
+        patch.setattr(socket, "gethostname", lambda: "elsewhere")
+        far, old = name_aside(path), name_aside(path, "-link")
+    living = name_aside(path, "-link")
+    for aside in (dead, far, old, living):
+        aside.write_text("{")
+    for aside in (old, living):
+        os.utime(aside, (1e9, 1e9))
+    write_json(path, {})
+    assert set(tmp_path.iterdir()) == {path, far, living}
+    far.unlink()
+    dead.write_text("{")
+    write_json(path, {})
+    assert dead.exists(), "a folder is listed once: heartbeats are written every few seconds"
+
+
 def test_file_is_made_by_one_and_whole(tmp_path: Path) -> None:
     assert create_json(tmp_path / "claim", {"by": "one"})
     assert not create_json(tmp_path / "claim", {"by": "two"})

@@ -10,8 +10,10 @@ import io
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +25,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters import BadInput
-from analysis import export_compact, load
+from analysis import Results, export_compact, load
 from analysis.compact import TABLES
 from analysis.query import main as ask
 from slurm.claims import Holder
 from slurm.forecast import read_costs, to_json
 from slurm.status import Options
 from slurm.status import main as status
+from slurm.survey import survey
 from slurm.sweep_folder import SweepFolder
 from sweeps.done import Done
 from sweeps.plan import Plan
-from tests.make_runs import Shape, make_runs
+from tests.make_runs import MATRICES, Shape, make_runs
 from tests.make_sweep import FAR, Sweep
 from training.cell import Cell
 from training.command_line import end_well
 from training.planned import planned_runs
-from training.store import RunFolder, StoreError, find_runs, read_json, write_signed
+from training.store import RunFolder, StoreError, find_runs, read_json, read_part, write_signed
 from training.whole_files import sign
 
 FILES = {
@@ -183,6 +186,29 @@ def copy(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def leave_asides(root: Path) -> list[Path]:
+    """Beside every file what a writer leaves that is killed before it renames, and before it removes a link."""
+    files = [path for path in root.rglob("*") if path.is_file()]
+    asides = [path.with_name(f".{path.name}.0123abcd-7{more}.tmp") for path in files for more in ("", "-link")]
+    for path, aside in zip([path for path in files for _ in range(2)], asides, strict=True):
+        shutil.copy(path, aside)
+    return asides
+
+
+def test_what_a_killed_writer_left_is_no_file(runs: Path, sweep: Path) -> None:
+    def look() -> tuple[str, list]:
+        return show_frames(runs), survey(SweepFolder(sweep), None, settle=False)
+
+    before, asides = look(), leave_asides(runs) + leave_asides(sweep)
+    try:
+        assert look() == before
+        for run in find_runs(runs):
+            run.verify()
+    finally:
+        for aside in asides:
+            aside.unlink()
+
+
 def test_verify_finds_one_bit_anywhere(runs: Path) -> None:
     run = find_runs(runs / "lr_robustness")[0]
     run.verify()
@@ -196,6 +222,69 @@ def test_verify_finds_one_bit_anywhere(runs: Path) -> None:
                 else:
                     pd.testing.assert_frame_equal(run.read_scores(), run.read_scores())
                     assert b"crc32 over this file: " not in path.read_bytes()
+
+
+def split_parts(run: RunFolder, kind: str, lasts: list[int], kept: Callable[[int], bool] = lambda step: True) -> None:
+    """Store a table of one part as several, which end at these steps, with some of its rows."""
+    (whole,) = run.parts(kind)
+    table = read_part(whole)
+    whole.unlink()
+    steps = np.array([step if kept(step) else -1 for step in table["step"].to_pylist()])
+    for low, high in zip([-1, *lasts], lasts):
+        run.append(kind, dict(zip(table.column_names, table.filter((steps > low) & (steps <= high)).columns)), high)
+
+
+def read_frame(results: Results, name: str) -> pd.DataFrame:
+    found = getattr(results, name)
+    return found if isinstance(found, pd.DataFrame) else found()
+
+
+@pytest.mark.parametrize(
+    ("kind", "lasts", "lines"),
+    [
+        ("dynamics", [9, 15, 20], ["0 to 9", "10 to 15", "16 to 20"]),
+        ("steps", [9, 15, 20], ["1 to 9", "10 to 15", "16 to 20"]),
+        ("norms", [0, 20], ["0 to 19", "1 to 20"]),
+    ],
+)
+def test_part_that_is_gone_is_named(kind: str, lasts: list, lines: list, tmp_path: Path, capsys) -> None:
+    root = make_runs(tmp_path, multipliers=(1.0, 2.0), subjects=("cat",))
+    run = find_runs(root / "lr_robustness")[1]
+    split_parts(run, kind, lasts)
+    run.verify()
+    for part, steps in zip(run.parts(kind), lines, strict=True):
+        whole = part.read_bytes()
+        part.unlink()
+        line = f"damaged table {run.path / kind}: rows of steps {steps} are missing"
+        names = {"dynamics": ["dynamics", "trajectories", "final_dynamics"]}.get(kind, [kind])
+        for read in [*(partial(read_frame, load(root), name) for name in names), run.verify]:
+            with pytest.raises(StoreError, match=re.escape(line)):
+                read()
+        assert ask([SUMS[kind], str(root)]) == 2
+        assert capsys.readouterr().err == f"error: {line}\n"
+        part.write_bytes(whole)
+    assert len(load(root).final_dynamics) == 2 * len(MATRICES)
+
+
+@pytest.mark.parametrize(
+    ("status_of", "cell", "labels", "lasts"),
+    [
+        ("finished", {"gauge_every": 7}, {}, [6, 13, 15, 20]),
+        ("diverged", {}, {}, [4, 9]),
+        ("running", {}, {}, [4, 9]),
+        ("preempted", {"gauge_every": 3}, {}, [9, 12]),
+        ("finished", {"gauge_every": 7, "norms_every": None}, {"watched": True}, [6, 13, 15, 20]),
+    ],
+)
+def test_runs_that_go_on_ended_early_or_read_seldom_have_no_gaps(status_of, cell, labels, lasts, tmp_path) -> None:
+    (run,) = find_runs(make_runs(tmp_path, multipliers=(1.0,), subjects=("cat",)) / "lr_robustness")
+    record = run.read()
+    run.write(record | {"status": status_of, "cell": record["cell"] | cell, "labels": record["labels"] | labels})
+    every = cell.get("gauge_every", 1)
+    split_parts(run, "dynamics", lasts, lambda step: step % every == 0 or step == 20)
+    assert not load(tmp_path).trajectories().empty
+    assert not load(tmp_path).final_dynamics.empty
+    run.verify()
 
 
 # A sweep's own files.

@@ -648,8 +648,10 @@ def test_what_killed_writers_left_in_a_run_is_removed(studio: Studio, tmp_path: 
     spec = store(studio, tmp_path)
     cut(spec)
     run = find_runs(tmp_path)[0]
-    asides = [run.path / ".run.json.0123abcd-7.tmp", run.path / "steps" / ".part-00000007.parquet.0123abcd-7.tmp"]
+    names = (".run.json", "steps/.part-00000007.parquet", "images/step-000006/.000.png")
+    asides = [run.path / f"{name}.0123abcd-7.tmp" for name in names]
     for path in asides:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")
     assert run_pack(spec) == "done"
     assert not any(path.exists() for path in asides)

@@ -14,6 +14,7 @@ from safetensors.torch import save as to_bytes
 from training.cell import Cell
 from training.optimizer import PackedAdamW
 from training.store import ENDED, DamagedFile, writing
+from training.whole_files import unreadable
 
 if TYPE_CHECKING:
     from training.loop import Run
@@ -42,6 +43,9 @@ def resume(runs: Sequence[Run], optimizer: PackedAdamW) -> int | None:
 
     Returns:
         Its step, or None if there is none and the pack starts anew.
+
+    Raises:
+        StoreError: if a file is there that this user cannot read; nothing is dropped.
     """
     open_runs = [run for run in runs if run.folder.status() not in ENDED]
     common = set.intersection(*(set(run.folder.checkpoints()) for run in runs))
@@ -87,6 +91,7 @@ def evaluated_before(cell: Cell, step: int) -> set[int]:
 def _load(run: Run, step: int) -> dict[str, torch.Tensor]:
     path = run.folder.checkpoint(step)
     try:
+        path.open("rb").close()  # safetensors does not say that it is a right that is missing
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
@@ -94,6 +99,8 @@ def _load(run: Run, step: int) -> dict[str, torch.Tensor]:
             raise ValueError("it belongs to another cell")
         if about.get("crc32", found := str(_checksum(state))) != found:
             raise ValueError("its checksum is another than when it was written")
+    except PermissionError as error:
+        raise unreadable(error, path) from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise DamagedFile(f"damaged checkpoint of step {step} ({path}: {error})") from None
     return state

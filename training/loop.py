@@ -107,6 +107,8 @@ def train_pack(
         began, spent = time.monotonic(), _seconds_spent(runs)
         made = provenance(device) | {"pack": pack, "pack_size": len(runs)}
         before_write()
+        for folder in filter(None, open_runs):
+            folder.remove_asides()
         if attached is None:
             records = _start(runs, open_runs, [], made)
             try:

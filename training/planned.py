@@ -10,6 +10,7 @@ from typing import Any
 
 from training import forms
 from training.store import ENDED, StoreError, read_json
+from training.whole_files import list_files
 
 _SPEC = re.compile(
     r"(?!.*\.(beat|ended|claim-\d{6})\.json$)[^.].*\.json"
@@ -47,8 +48,8 @@ def planned_runs(root: Path) -> list[PlannedRun]:
 
 
 def _of_sweep(sweep: Path) -> Iterator[PlannedRun]:
-    shards = [folder for folder in sorted((sweep / "packs").iterdir()) if folder.name.isdigit() and folder.is_dir()]
-    for path in [path for folder in (sweep / "packs", *shards) for path in sorted(folder.glob("*.json"))]:
+    shards = [folder for folder in list_files(sweep / "packs", "*") if folder.name.isdigit() and folder.is_dir()]
+    for path in [path for folder in (sweep / "packs", *shards) for path in list_files(folder, "*.json")]:
         if not _SPEC.fullmatch(path.name):
             continue
         ending = path.with_name(f"{path.stem}.ended.json")
@@ -57,5 +58,7 @@ def _of_sweep(sweep: Path) -> Iterator[PlannedRun]:
             for row in read_json(path, forms.SPEC)["runs"]:
                 has_ended = ended.get(row["run_id"]) in ENDED
                 yield PlannedRun(sweep, row["run_id"], dict(row["cell"]), dict(row["labels"]), has_ended)
+        except StoreError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{path} is no specification of a pack: {error!r}") from None

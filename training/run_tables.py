@@ -4,15 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from training.columns import COLUMNS, FORMS, TEXT_COLUMNS, schema, to_table
-from training.whole_files import DamagedFile
-from training.whole_tables import check_table, read_table, write_table
+from training.cell import BASE
+from training.columns import COLUMNS, ENDED, FORMS, TEXT_COLUMNS, schema, to_table
+from training.whole_files import DamagedFile, list_files
+from training.whole_tables import check_table, read_range, read_table, write_table
+
+
+class Due(NamedTuple):
+    """The steps that a table must have rows of.
+
+    Attributes:
+        first: the first of them.
+        every: how many lie between two.
+        last: the run's last step, which has rows whatever lies between; None where that is not known.
+    """
+
+    first: int
+    every: int
+    last: int | None
+
+
+def due_rows(run: Mapping[str, Any]) -> dict[str, Due]:
+    """What the tables of `KINDS` must hold, by the contents of run.json; nothing while a run goes on.
+
+    A diverged run may have come to its end early, and a watched loop has no snapshots of norms.
+    """
+    cell, status = run.get("cell") or {}, run.get("status")
+    if status not in ENDED or not run.get("matrices") or cell.get("method") == BASE:
+        return {}
+    last = cell.get("steps") if status == "finished" else None
+    every = {"dynamics": cell.get("gauge_every"), "steps": 1, "norms": cell.get("norms_every")}
+    return {kind: Due(int(kind == "steps"), number, last) for kind, number in every.items() if number}
 
 
 class RunTables:
@@ -39,8 +67,36 @@ class RunTables:
         return self.path / kind / f"part-{last_step:08d}.parquet"
 
     def parts(self, kind: str) -> list[Path]:
-        """The parts of one table, oldest first."""
-        return sorted((self.path / kind).glob(f"part-{8 * '[0-9]'}.parquet"))
+        """The parts of one table, oldest first.
+
+        Raises:
+            StoreError: if their folder cannot be read.
+        """
+        return list_files(self.path / kind, f"part-{8 * '[0-9]'}.parquet")
+
+    def check_gaps(self, kind: str, due: Due | None) -> None:
+        """See whether the parts of one table follow each other, by their footers alone.
+
+        Args:
+            kind: one of `KINDS`.
+            due: the rows that must be there; None for a run of which nothing is known.
+
+        Raises:
+            DamagedFile: naming the table and the steps, where a part is gone.
+        """
+        if due is None:
+            return
+        there = due.first - due.every  # the last step that has rows
+        for low, high in filter(None, map(read_range, self.parts(kind))):
+            self._check_gap(kind, due, there, low - 1)
+            there = max(there, high)
+        if due.last is not None and there < due.last:
+            self._check_gap(kind, due._replace(every=1), there, due.last)
+
+    def _check_gap(self, kind: str, due: Due, there: int, until: int) -> None:
+        missing = (there // due.every + 1) * due.every
+        if missing <= until:
+            raise DamagedFile(f"damaged table {self.path / kind}: rows of steps {missing} to {until} are missing")
 
     def read_table(self, kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """All rows of one table of `KINDS`, part after part."""

@@ -17,17 +17,19 @@ from adapters.documents import ANY
 from training import forms
 from training.columns import COLUMNS, ENDED, GAUGES, KINDS, SCHEMA, schema
 from training.forms import STATUSES
-from training.run_tables import RunTables, check_part, last_step_of, read_part
+from training.run_tables import RunTables, check_part, due_rows, last_step_of, read_part
 from training.whole_files import (
     DamagedFile,
     StoreError,
     check_stored,
     crc_of_file,
     join_inside,
+    list_files,
     read_json,
     remove_asides,
     remove_quietly,
     store_error,
+    unreadable,
     write_json,
     write_signed,
     writing,
@@ -36,8 +38,8 @@ from training.whole_tables import OtherVersion, is_moved, read_table, write_tabl
 
 __all__ = [
     "COLUMNS", "ENDED", "GAUGES", "KINDS", "SCHEMA", "STATUSES", "DamagedFile", "OtherVersion", "RunFolder",
-    "StoreError", "check_part", "find_runs", "join_inside", "method_file", "read_json", "read_part", "read_table", "schema",
-    "start_file", "store_error", "write_json", "write_signed", "write_table", "writing",
+    "StoreError", "check_part", "due_rows", "find_runs", "join_inside", "list_files", "method_file", "read_json", "read_part",
+    "read_table", "schema", "start_file", "store_error", "write_json", "write_signed", "write_table", "writing",
 ]  # fmt: skip
 
 
@@ -131,9 +133,10 @@ class RunFolder(RunTables):
     def images(self) -> list[dict]:
         """Rows {file, step, prompt, seed} of every picture that was made."""
         path = self.path / "images/index.json"
-        if not path.exists():
+        try:
+            found = read_json(path)
+        except FileNotFoundError:
             return []
-        found = read_json(path)
         if isinstance(found, list) and found:  # as it was before it had a checksum; nobody wrote an empty one
             found = {"images": found}
         check_stored(found, forms.IMAGES, path)
@@ -150,9 +153,8 @@ class RunFolder(RunTables):
 
     def checkpoints(self) -> list[int]:
         """Steps of the checkpoints on disk, oldest first."""
-        return sorted(
-            int(file.stem.removeprefix("step-")) for file in (self.path / "checkpoint").glob("step-*.safetensors")
-        )
+        files = list_files(self.path / "checkpoint", "step-*.safetensors")
+        return sorted(int(file.stem.removeprefix("step-")) for file in files)
 
     def keep_checkpoints(self, newest: int) -> None:
         """Remove all but the newest ones."""
@@ -193,9 +195,7 @@ class RunFolder(RunTables):
             raise DamagedFile(f"damaged file {self.path / 'scores.parquet'}: scores are missing")
 
     def rewind(self, step: int) -> None:
-        """Drop every row and part after `step`, and what killed writers have left, so that a resumed run writes anew."""
-        for folder in (self.path, *(self.path / name for name in (*KINDS, "checkpoint", "images"))):
-            remove_asides(folder, all_writers=True)
+        """Drop every row and part after `step`, so that a resumed run writes anew."""
         for kind in KINDS:
             for part in self.parts(kind):
                 if last_step_of(part) > step:
@@ -211,6 +211,11 @@ class RunFolder(RunTables):
         except DamagedFile:
             remove_quietly(self.path / "images/index.json")
 
+    def remove_asides(self) -> None:
+        """Remove what killed writers have left; only for whoever holds the run's pack: nobody else writes there."""
+        for folder in [Path(at) for at, _, _ in os.walk(self.path)]:
+            remove_asides(folder, all_writers=True)
+
     def verify(self) -> None:
         """Hold every file of an ended run to its checksum, the pictures and checkpoints left out.
 
@@ -220,12 +225,14 @@ class RunFolder(RunTables):
         """
         for path in [*(part for kind in KINDS for part in self.parts(kind)), self.path / "scores.parquet"]:
             check_part(path)
+        for kind, due in due_rows(self.read()).items():
+            self.check_gaps(kind, due)
         self.images()
         self.check_adapter()
 
     def seal_adapter(self) -> dict[str, str]:
         """The checksums of the adapter's weights, for run.json."""
-        return {path.name: crc_of_file(path) for path in sorted(self.adapter.glob("*.safetensors"))}
+        return {path.name: crc_of_file(path) for path in list_files(self.adapter, "*.safetensors")}
 
     def check_adapter(self) -> None:
         """Hold the adapter's weights to the checksums in run.json; what is not there is not missed.
@@ -271,7 +278,11 @@ def _find_runs(folder: Path, depth: int) -> Iterator[Path]:
     except OSError as error:
         raise StoreError(f"{folder} cannot be read: {error.strerror}") from None
     for path in below:
-        if (path / "run.json").exists():
+        try:
+            is_run = (path / "run.json").exists()
+        except OSError as error:
+            raise unreadable(error, path) from None
+        if is_run:
             yield path
         elif depth > 1 or (depth and path.name.isdigit()):
             yield from _find_runs(path, depth - 1)

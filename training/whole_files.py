@@ -1,18 +1,22 @@
 """Writes that a reader never sees half done: aside, flushed, renamed; and what is left where a writer was killed.
 
-The file aside is called `.<name>.<machine>-<process id>.tmp`. Imports no torch.
+The file aside is called `.<name>.<machine>-<process id>.tmp`; no reader takes it for a file. What a killed writer has left goes
+with the first file that another process writes into the folder. Imports no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import socket
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +25,12 @@ from typing import Any
 
 from adapters import BadInput, documents
 
+ABANDONED_S = 86_400.0  # age, by the file system's own clock, at which another machine's file aside is nobody's
+# Errors of a place that holds no file; all others are the user's or the machine's to mend.
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG)
 CRC = "crc32"  # the key of the checksum of a JSON object
+_looked_through: set[Path] = set()  # folders in which this process has looked for what killed writers have left
+_named: set[Path] = set()  # damaged files that were told of
 _ASIDE = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)(-link)?\.tmp")
 
 
@@ -31,6 +40,10 @@ class StoreError(BadInput):
 
 class DamagedFile(StoreError):
     """A file whose content is not what was written."""
+
+
+class Unreadable(StoreError):
+    """A file that is there, and that this user, or this machine now, cannot read: neither damaged nor to be touched."""
 
 
 @functools.cache
@@ -68,10 +81,19 @@ def writing(path: Path) -> Iterator[Path]:
         flush(aside)
         os.replace(aside, path)
         flush(path.parent)
+        _look_through(path)
     except OSError as error:
         raise store_error(error, path) from error
     finally:
         remove_quietly(aside)
+
+
+def _look_through(written: Path) -> None:
+    """Remove what killed writers have left beside a file that was just written: once a folder and process."""
+    if written.parent not in _looked_through:
+        _looked_through.add(written.parent)
+        with contextlib.suppress(OSError):
+            remove_asides(written.parent, before=written.stat().st_mtime - ABANDONED_S)
 
 
 def flush(path: Path) -> None:
@@ -89,6 +111,26 @@ def store_error(error: OSError, path: Path) -> StoreError:
         return StoreError(f"no space left to write {path}; nothing computed so far is lost: free space, run it again")
     reason = os.strerror(error.errno) if error.errno else str(error)
     return StoreError(f"cannot write {path}: {reason}; nothing computed so far is lost: mend it, run it again")
+
+
+def unreadable(error: OSError, path: Path) -> StoreError:
+    """One clear line for an error of reading `path`: `Unreadable` unless no file is in its place."""
+    line = f"{path} cannot be read: {os.strerror(error.errno) if error.errno else error}"
+    return StoreError(line) if error.errno in _NO_FILE else Unreadable(line)
+
+
+def list_files(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder by their names, in order; none where there is no folder.
+
+    Raises:
+        StoreError: if it cannot be read, which `Path.glob` passes over without a word.
+    """
+    try:
+        return sorted(folder / name for name in os.listdir(folder) if fnmatch.fnmatchcase(name, pattern))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(error, folder) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -130,9 +172,23 @@ def read_json(path: Path, form: Any = documents.ANY) -> Any:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+        raise unreadable(error, path) from None
     except BadInput as error:
         raise DamagedFile(error) from None
+
+
+def read_quietly(path: Path, form: Any = documents.OBJECT) -> dict[str, Any]:
+    """A JSON file's object; empty if it is not there, or if it cannot be read, which is said once on stderr."""
+    try:
+        found: dict[str, Any] = read_json(path, form)
+    except FileNotFoundError:
+        return {}
+    except StoreError as error:
+        if path not in _named:
+            _named.add(path)
+            print(f"{error}: going on without it", file=sys.stderr)
+        return {}
+    return found
 
 
 def check_stored(value: Any, form: Any, path: Path) -> None:
@@ -182,7 +238,7 @@ def crc_of_file(path: Path) -> str:
             while block := file.read(2**20):
                 crc = zlib.crc32(block, crc)
     except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+        raise unreadable(error, path) from None
     return f"{crc:08x}"
 
 
@@ -214,20 +270,22 @@ def remove_quietly(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_asides(folder: Path, *, all_writers: bool = False) -> None:
+def remove_asides(folder: Path, *, all_writers: bool = False, before: float = -math.inf) -> None:
     """Remove what killed writers have left in a folder.
 
     Args:
         folder: where; what lies deeper stays.
         all_writers: whether nobody else may be writing there; if not, only what processes of this machine that are
             over have left is removed.
+        before: when, by the file system's clock, a file aside of another machine must have been written to be removed too.
     """
     own = _writer().partition("-")[0]
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
-            match = _ASIDE.fullmatch(path.name)
-            if match and (all_writers or (match["machine"] == own and not is_running(int(match["pid"])))):
-                remove_quietly(path)
+            if match := _ASIDE.fullmatch(path.name):
+                old = match["machine"] != own and path.stat().st_mtime < before
+                if all_writers or old or (match["machine"] == own and not is_running(int(match["pid"]))):
+                    remove_quietly(path)
 
 
 def is_running(pid: int) -> bool:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from training.columns import SCHEMA
-from training.whole_files import DamagedFile, StoreError, writing
+from training.whole_files import DamagedFile, StoreError, Unreadable, unreadable, writing
 
 CRC_MARK, NO_CRC = b"crc32 over this file: ", b"00000000"
 _RUN = re.compile(r".+-[0-9a-f]{10}")  # a folder named by Plateau, and by nobody else
@@ -91,6 +91,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None, form: Mapping[s
     Raises:
         DamagedFile: if the file is damaged or is another one; the message names it.
         OtherVersion: if it was written in another schema version.
+        Unreadable: if this user, or this machine now, cannot read it.
     """
     with _naming(path):
         file, _ = _open(path, form or {})
@@ -112,6 +113,21 @@ def check_table(path: Path, form: Mapping[str, str] | None = None) -> None:
             _check_gaps(path, file.read(), form or {})
 
 
+def read_range(path: Path, column: str = "step") -> tuple[int, int] | None:
+    """The lowest and highest value of a column, from the file's footer; None where there are no rows, or it does not tell.
+
+    Raises:
+        DamagedFile: if the file is damaged or gone; the message names it.
+    """
+    with _naming(path):
+        about = pq.read_metadata(path)
+        groups = [about.row_group(number) for number in range(about.num_row_groups)]
+        columns = [group.column(at) for group in groups for at in range(group.num_columns)]
+        found = [each.statistics for each in columns if each.path_in_schema == column and each.statistics is not None]
+        known = [each for each in found if each.has_min_max]
+        return (min(each.min for each in known), max(each.max for each in known)) if known else None
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Turn what Arrow and the system say of a file into one line that names it."""
@@ -119,7 +135,11 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except StoreError:
         raise
-    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+    except OSError as error:  # Arrow's own of bytes that it cannot decode have no number
+        if error.errno and isinstance(other := unreadable(error, path), Unreadable):
+            raise other from None
+        raise DamagedFile(f"damaged file {path}: {(str(error).splitlines() or ['?'])[0]}") from None
+    except (pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
         raise DamagedFile(f"damaged file {path}: {(str(error).splitlines() or ['?'])[0]}") from None
 
 

@@ -100,8 +100,11 @@ def _read_shapes(folder: Path) -> dict[str, list[int]]:
     shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
+            path.open("rb").close()  # safetensors says of a file without the right to it that it is not there
             with safe_open(path, framework="np") as file:
                 shapes |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except PermissionError as error:
+            raise BadInput(f"{path} cannot be read: {error.strerror}") from None
         except (SafetensorError, OSError) as error:
             raise BadInput(f"{path} is damaged or no safetensors file: {error}") from None
     return shapes

@@ -1,0 +1,124 @@
+"""What this user may not read or write is named in one line; it is no damage, and nothing is set aside, dropped or left out."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from adapters import BadInput
+from adapters.adapter_file import open_tensors
+from analysis.query import main as ask
+from slurm.status import Options
+from slurm.status import main as status
+from sweeps.done import _damage
+from tests.make_runs import make_runs
+from tests.make_sweep import Sweep
+from training.command_line import end_well
+from training.store import RunFolder, StoreError, find_runs, write_json
+from training.tasks.scorer_kind import _read_shapes
+from training.whole_files import Unreadable
+
+NOBODY = 65534
+EVERYTHING = "SELECT (SELECT count(*) FROM dynamics), (SELECT count(*) FROM scores), (SELECT count(*) FROM images)"
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """Three runs, in a folder that every user may enter, which pytest's own are not."""
+    folder = Path(tempfile.mkdtemp(prefix="plateau-tests-"))
+    folder.chmod(0o755)
+    sweep = make_runs(folder / "runs", multipliers=(1.0, 2.0), subjects=("cat",), pictures=True) / "lr_robustness"
+    rows = [{"run_id": run.run_id, "cell": run.read()["cell"], "labels": {}} for run in find_runs(sweep)]
+    write_json(sweep / "packs" / "p.json", {"pack": "p", "setting": {}, "runs": rows})
+    Sweep(sweep).send("17", [["p"]], executor="local")
+    yield folder / "runs"
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def no_right_to(path: Path) -> Iterator[None]:
+    """Take every right to a file or folder away, and root's power over it from this process."""
+    mode, is_root = path.stat().st_mode & 0o777, os.geteuid() == 0
+    path.chmod(0)
+    if is_root:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        path.chmod(mode)
+
+
+def first(root: Path, pattern: str) -> Path:
+    return min(root.glob(pattern))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        ".", "lr_robustness", "lr_robustness/*x1*", "lr_robustness/*x1*/run.json", "lr_robustness/*x1*/scores.parquet",
+        "lr_robustness/*x1*/dynamics", "lr_robustness/*x1*/dynamics/*", "lr_robustness/*x1*/images",
+        "lr_robustness/*x1*/images/index.json", "lr_robustness/packs", "lr_robustness/packs/p.json",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_named_and_not_left_out(pattern: str, root: Path, capsys) -> None:
+    path = root if pattern == "." else first(root, pattern)
+    assert ask([EVERYTHING, str(root)]) == 0
+    capsys.readouterr()
+    with no_right_to(path):
+        assert ask([EVERYTHING, str(root)]) == 2
+    assert re.fullmatch(
+        rf"error: {re.escape(str(path))}\S*( cannot be read)?: Permission denied\n", capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("pattern", ["", "lr_robustness", "lr_robustness/packs", "lr_robustness/submissions"])
+def test_sweep_that_cannot_be_read_is_named_by_status(pattern: str, root: Path, capsys) -> None:
+    path = root / pattern
+    with no_right_to(path):
+        assert end_well(lambda: status(Options(root, once=True))) == 2
+    assert re.fullmatch(
+        rf"error: {re.escape(str(path))}\S*( cannot be read)?: Permission denied\n", capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("pattern", ["dynamics", "dynamics/*", "scores.parquet", "images/index.json"])
+def test_ended_run_that_cannot_be_read_is_not_trained_again(pattern: str, root: Path) -> None:
+    run = find_runs(root / "lr_robustness")[0]
+    path = first(run.path, pattern)
+    with (
+        no_right_to(path),
+        pytest.raises(StoreError, match=f"{path.name}.* cannot be read: Permission denied") as caught,
+    ):
+        _damage(run)
+    assert isinstance(caught.value, Unreadable)
+    assert run.path.exists()
+
+
+def test_weights_that_cannot_be_read_are_not_called_damaged(root: Path) -> None:
+    path = root / "adapter.safetensors"
+    path.touch()
+    for read, what in ((open_tensors, path), (_read_shapes, root)):
+        with (
+            no_right_to(path),
+            pytest.raises(BadInput, match=r"adapter\.safetensors cannot be read: Permission denied"),
+        ):
+            read(what)
+
+
+def test_run_does_not_go_on_without_what_it_cannot_read(root: Path) -> None:
+    run: RunFolder = find_runs(root / "lr_robustness")[0]
+    (run.path / "checkpoint").mkdir()
+    with no_right_to(run.path / "checkpoint"), pytest.raises(StoreError, match="checkpoint cannot be read"):
+        run.checkpoints()
+    with no_right_to(run.parts("dynamics")[0]), pytest.raises(StoreError, match="cannot be read") as caught:
+        run.check_rows({"dynamics": set(range(21))}, set())
+    assert isinstance(caught.value, Unreadable), "or an earlier checkpoint would be taken, and the rows dropped"
