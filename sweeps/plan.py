@@ -25,6 +25,7 @@ from training import forms
 from training.cell import BASE, Cell, by_pack_key
 from training.many_files import write_texts
 from training.store import (
+    DamagedFile,
     RunFolder,
     join_inside,
     method_file,
@@ -88,7 +89,10 @@ class Plan:
     def _tally(self) -> tuple[int, int]:
         """Numbers of packs and runs that were planned so far."""
         path = self.folder / "plan.json"
-        tally = read_json(path, forms.TALLY) if path.exists() else {}
+        try:
+            tally = read_json(path, forms.TALLY) if path.exists() else {}
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}; it only counts the packs: remove it, and it is written anew") from None
         return tally.get("packs") or 0, tally.get("runs") or 0
 
     def _read(self, listed: dict[str, PackFiles]) -> None:
@@ -253,7 +257,11 @@ def open_sweep(runs: Path, sweep: str, scene: Scene) -> Path:
         path = folder / "sweep.json"
         if not path.exists():
             create_json(path, sign({"schema": SCHEMA} | own))
-        stored = read_json(path, forms.SWEEP)
+        try:
+            stored = read_json(path, forms.SWEEP)
+        except DamagedFile as error:
+            what = f"remove it if the runs are of {scene.model_name!r}, and it is written anew"
+            raise DamagedFile(f"{error}; it says which model the runs are of: {what}") from None
         if "scorer_hash" not in stored:
             stored |= _scorers_of_packs(folder)
     except OSError as error:

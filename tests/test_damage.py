@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,8 @@ from slurm.status import main as status
 from slurm.survey import survey
 from slurm.sweep_folder import SweepFolder
 from sweeps.done import Done
-from sweeps.plan import Plan
+from sweeps.grid import Scene
+from sweeps.plan import Plan, open_sweep
 from tests.make_runs import MATRICES, Shape, make_runs
 from tests.make_sweep import FAR, Sweep
 from training.cell import Cell
@@ -349,6 +351,21 @@ def test_damaged_ending_is_named_and_written_anew(text: str, tmp_path: Path, cap
     assert done.lines == [f"{path} was written anew from the pack's runs"]
     assert read_json(path)["runs"] == {"p-run0": "finished", "p-run1": "diverged"}
     assert Done.look(Plan.read(made.path)).lines == []
+
+
+def test_damaged_file_of_a_plan_says_what_to_do(tmp_path: Path) -> None:
+    """Else the same command ends in the same line for ever."""
+    made = Sweep(tmp_path / "runs" / "lr_robustness")
+    made.pack("p")
+    (made.path / "plan.json").write_text("{")
+    with pytest.raises(StoreError, match=r"plan\.json: .*remove it, and it is written anew"):
+        Plan.read(made.path)
+    (made.path / "plan.json").unlink()
+    assert list(Plan.read(made.path).packs) == ["p"]
+    (made.path / "sweep.json").write_text("{")
+    scene = Mock(spec=Scene, model_name="pocket", model_hash="0", scorers={})
+    with pytest.raises(StoreError, match=r"sweep\.json: .*remove it if the runs are of 'pocket'"):
+        open_sweep(made.path.parent, made.path.name, scene)
 
 
 def test_file_in_place_of_the_packs_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
