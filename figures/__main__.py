@@ -111,7 +111,10 @@ def draw_all(names: Sequence[str], results: Path, out: Path, formats: Sequence[s
         paths += drawn.save(out / name, formats)
         count += 1
     if not count:
-        raise BadInput(f"nothing to draw in {results}: {lines[-1]}")
+        told = [line for line in lines if ": no results; " not in line] or lines[
+            -1:
+        ]  # what is broken before what is not there
+        raise BadInput(f"nothing to draw in {results}: {'; '.join(told)}")
     return paths, lines
 
 
