@@ -99,10 +99,11 @@ class Grid:
     # The front door.
 
     def words(self, *more: str) -> tuple[str, ...]:
-        """Flags of the driver: one subject, one run a pack."""
+        """Flags of the driver: one subject, one run a pack, and a time limit that no busy machine reaches."""
         return (
             "--method", str(write_method(self.studio)), "--base-lr", "1e-3", "--subjects", "1", "--steps", str(STEPS),
             "--pack-size", "1", "--workers", "2", *self.flags, *more,
+            *(("--time-min", "240") if "slurm" in more and "--time-min" not in more else ()),
         )  # fmt: skip
 
     def environment(self) -> dict[str, str]:
