@@ -97,24 +97,21 @@ def draw_all(names: Sequence[str], results: Path, out: Path, formats: Sequence[s
     if not is_single:
         wanted = [folder for name in wanted for folder in (name, *_further(results, name))]
     lines = [] if is_single else [_hint(folder) for folder in sorted(results.iterdir()) if _is_other_sweep(folder)]
-    paths, count = [], 0
+    paths, broken, count = [], list[str](), 0
     for name in wanted:
         folder = results if is_single else results / name
         try:
             drawn = draw_one(name, folder)
         except BadInput as error:
-            lines.append(
-                f"{name}: {error}" if folder.is_dir() else f"{name}: no results; python sweeps/{name}.py makes them"
-            )
+            if folder.is_dir():
+                broken.append(f"{name}: {error}")
+            lines.append(broken[-1] if folder.is_dir() else f"{name}: no results; python sweeps/{name}.py makes them")
             continue
         lines += [f"{name}: {note}" for note in drawn.notes if MISSING in drawn.tables]
         paths += drawn.save(out / name, formats)
         count += 1
     if not count:
-        told = [line for line in lines if ": no results; " not in line] or lines[
-            -1:
-        ]  # what is broken before what is not there
-        raise BadInput(f"nothing to draw in {results}: {'; '.join(told)}")
+        raise BadInput(f"nothing to draw in {results}: {'; '.join(broken or lines[-1:])}")
     return paths, lines
 
 

@@ -33,7 +33,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("runs"),
         shapes={"lora": Shape(), "delora": Shape()},
         multipliers=(1.0, 4.0),
-        dynamics=False,
     )
     sweep = root / "lr_robustness"
     runs = [json.loads(path.read_text()) | {"run_id": path.parent.name} for path in sorted(sweep.glob("*/run.json"))]
