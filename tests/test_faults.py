@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import subprocess
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from slurm.local_files import Cluster
 from tests import make_cluster
 from tests.make_cluster import call, count_restarts, find_states
 from tests.make_grid import MULTIPLIERS, STEPS, Grid, cells
-from tests.waiting import wait_for
+from tests.waiting import HANG_S, wait_for
 from training.store import read_json
 
 pytestmark = pytest.mark.slurm
@@ -85,17 +87,32 @@ def test_preempted_without_user_signal_goes_on_by_itself(
     grid.assert_same_as(undisturbed, 2)
 
 
-def test_time_limit_of_a_minute_is_continued_by_requeue(grid: Grid, undisturbed: Path) -> None:
-    grid.mood(sleep_s=1.2)
-    grid.submit("--time-min", "1")
+def test_time_limit_that_draws_near_is_continued_by_requeue(grid: Grid, undisturbed: Path) -> None:
+    grid.mood(sleep_s=4)
+    grid.submit()
+    grid.wait_for_step(grid.packs(), 3)
     (job,) = grid.jobs()
-    wait_for(lambda: count_restarts(job) > 0, "a requeue")
+    limit_time(job, minutes_passed(job) + 2)  # it is warned 90 s before, so soon
+    wait_for(lambda: all(turns[0] == "stopped" for turns in grid.outcomes().values()), "the end of both turns")
+    limit_time(job, 240)
     grid.mood()
     assert grid.settle() == {"ended": 3}
     assert {tuple(outcomes) for outcomes in grid.outcomes().values()} == {("stopped", "done")}
+    assert min(grid.resumed().values()) >= 3
     assert len(grid.resumed()) == 2
     assert grid.jobs() == [job]
     grid.assert_same_as(undisturbed, 2)
+
+
+def limit_time(job: str, minutes: int) -> None:
+    """Give the tasks of a job another time limit; SLURM complains of those that have ended."""
+    subprocess.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}"], capture_output=True, timeout=HANG_S)
+
+
+def minutes_passed(job: str) -> int:
+    """Whole minutes since the first of a job's tasks began."""
+    began = re.findall(r"\bStartTime=(\S+)", call("scontrol", "show", "job", job))
+    return int((datetime.now() - min(map(datetime.fromisoformat, began))).total_seconds() // 60)
 
 
 def test_warning_before_python_listens_does_not_end_the_task(grid: Grid, undisturbed: Path) -> None:
