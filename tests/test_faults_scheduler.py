@@ -47,7 +47,7 @@ def die_at(number, real, counted=[]):
 
 end = print
 exec(sys.argv[2])
-end(submit.submit_missing(SweepFolder(sys.argv[1]), Cluster("slurm"), lambda pack: Need(60.0)))
+end(submit.submit_missing(SweepFolder(sys.argv[1]), Cluster("slurm", time_min=240), lambda pack: Need(60.0)))
 """
 DEATHS = {
     "before the intent": "submit.store = die",
