@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -92,6 +94,36 @@ def test_what_is_transparent_is_white(mode: str) -> None:
     assert picture.image.getpixel((0, 0)) == (255, 255, 255)
     assert picture.image.getpixel((7, 3)) == right
     assert picture.reading.endswith("white")
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "clear", "row", "right", "reading"),
+    [
+        (1, 0, "0000", "40", [255, 255], "white"),
+        (2, 0, "0001", "1b", [0, 255, 170, 255], "white"),
+        (4, 0, "0005", "05af", [0, 255, 170, 255], "white"),
+        (8, 0, "0005", "0005aaff", [0, 255, 170, 255], "white"),
+        (16, 0, "0500", "05000501", [255, 5], "deep+white"),
+        (8, 2, "000500050005", "050505060606", [255, 6], "white"),
+        (16, 2, "050505050505", "050505050505060606060606", [255, 6], "white"),
+        (16, 2, "05aa05aa05aa", "05aa05aa05aa060606060606", [255, 6], "deep+white"),
+    ],
+)
+def test_a_transparent_colour_is_white_at_every_depth(
+    depth: int, colour: int, clear: str, row: str, right: list[int], reading: str
+) -> None:
+    """Pillow compares a PNG's tRNS, in the bits of the file, with pixels of 8 bits."""
+    width = len(right)
+    lines = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)),
+        (b"tRNS", bytes.fromhex(clear)), (b"IDAT", zlib.compress(b"\0" + bytes.fromhex(row))), (b"IEND", b""),
+    ]  # fmt: skip
+    chunks = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in lines
+    ]
+    picture = read_picture(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    assert [picture.image.getpixel((place, 0)) for place in range(width)] == [(level,) * 3 for level in right]
+    assert picture.reading == reading
 
 
 def test_an_animation_is_its_first_frame() -> None:

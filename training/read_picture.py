@@ -36,6 +36,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """EXIF's orientation -> what undoes it."""
+LEVELS = {"L;2": 85, "L;4": 17}
+"""Pillow's name of a grey PNG's pixels -> the steps in which it spreads them over 8 bits."""
 WORDS = {
     "halved": "read at half their size",
     "first": "read as the first of their frames",
@@ -159,15 +161,18 @@ def _explain_unknown(file: Path | str | bytes) -> str:
 
 
 def _put_right(image: Image.Image, name: str) -> Picture:
+    tiles = getattr(image, "tile", None) if image.format == "PNG" else None  # gone once it is loaded
+    form = str(tiles[0][3]) if tiles else ""
     image.load()
     done = ["halved"] if image.info.get("halved") else []
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a telephone's MPO: one photograph, and its depth
         done.append("first")
         image.seek(0)
         image.load()
+    other = _fit_transparency(image, form)
     orientation = _find_orientation(image)
     colours, alpha = _split(image, name)
-    if colours is not image and image.mode.startswith(("I", "F")):
+    if other or (colours is not image and image.mode.startswith(("I", "F"))):
         done.append("deep")
     colours = _to_srgb(colours, image.info.get("icc_profile"), done)
     rgb = colours.convert("RGB")
@@ -179,6 +184,27 @@ def _put_right(image: Image.Image, name: str) -> Picture:
         done.append("upright")
     changed = bool(done) and not _is_plain(image, rgb)
     return Picture(rgb, tuple(done), "+".join(done) if changed else "")
+
+
+def _fit_transparency(image: Image.Image, form: str) -> bool:
+    """Bring a PNG's transparent colour, which counts in the file's bits, to the 8 bits of the pixels that Pillow reads.
+
+    Of 16 bits Pillow keeps the upper 8 of each colour: what agrees in those is transparent.
+
+    Args:
+        image: loaded.
+        form: Pillow's name of how the file stores pixels.
+
+    Returns:
+        Whether earlier code took another colour of 16 bits, so that the picture's reading has to say more than `white`.
+    """
+    clear = image.info.get("transparency")
+    if form in LEVELS and isinstance(clear, int):
+        image.info["transparency"] = (clear & 255 // LEVELS[form]) * LEVELS[form]
+    elif form == "RGB;16B" and isinstance(clear, tuple):
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
+        return any(level >> 8 != level & 255 for level in clear)
+    return False
 
 
 def _is_plain(image: Image.Image, rgb: Image.Image) -> bool:
