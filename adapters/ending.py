@@ -60,7 +60,8 @@ def end_well(program: Callable[[], int]) -> int:
 
 def _run(program: Callable[[], int]) -> int:
     try:
-        check_names([*sys.argv, _here()])
+        check_names([*sys.argv, here()])
+        check_empty(sys.argv[1:])
         return program()
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
@@ -84,7 +85,25 @@ def check_names(words: Sequence[str]) -> None:
         raise BadInput(f"'{printable(word)}' is no name in UTF-8 (names are read as {encoding} here): {mend}")
 
 
-def _here() -> str:
+def check_empty(words: Sequence[str]) -> None:
+    """Refuse empty words, as a shell makes them of a variable that is not set: as a path they would be the current folder.
+
+    Raises:
+        BadInput: naming the flag, or the place of the word.
+    """
+    flag = ""
+    for place, word in enumerate(words, 1):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            flag, word = name, value if equals else name
+        if not word.strip():
+            raise BadInput(
+                f"{flag or f'word {place} of the command line'} is {word!r}; allowed: a word that is not empty"
+            )
+
+
+def here() -> str:
+    """The current folder; empty where it is gone."""
     try:
         return os.getcwd()
     except OSError:  # it is gone

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +102,40 @@ def test_wrong_flags(arguments: tuple[str, ...], said: tuple[str, ...], refused:
     line = refused(*arguments)
     for text in said:
         assert text in line
+
+
+EMPTY = ("subjects", "method", "model", "runs", "sweep", "docs", "results", "init-adapter", "dino", "clip", "token", "account",
+         "rate-table")  # fmt: skip
+
+
+def test_empty_words_are_no_paths(refused: Front) -> None:
+    for flag in EMPTY:
+        assert refused(f"--{flag}", "") == f"error: --{flag} is ''; allowed: a word that is not empty"
+    assert "--docs is ''" in refused("--docs=")
+    assert "--subjects is ' '" in refused("--subjects", "bulb", " ")
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "said"),
+    [
+        ("adapters.check", [""], "word 1 of the command line"),
+        ("analysis.pack", ["", "--out", "x"], "word 1 of the command line"),
+        ("analysis.query", ["select 1", ""], "word 2 of the command line"),
+        ("analysis.verdicts", ["--results", ""], "--results"),
+        ("figures", ["all", "--results", "x", "--out="], "--out"),
+        ("slurm.status", [""], "word 1 of the command line"),
+        ("training.export", ["x", "--model", "", "--out", "x"], "--model"),
+    ],
+)
+def test_no_program_takes_an_empty_word(
+    program: str, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    warnings.simplefilter("ignore")  # that the module is loaded already
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    assert ended.value.code == 2
+    assert re.fullmatch(rf"error: {said} is ''; allowed: a word that is not empty\n", capsys.readouterr().err)
 
 
 def test_unknown_subject_names_near_ones(studio: Studio, refused: Front) -> None:
