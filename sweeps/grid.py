@@ -217,7 +217,7 @@ def expand(
             print(describe_borrowed(spec, rates, scene.model_name), file=sys.stderr)
         for subject in scene.subjects:
             for seed in options.seeds:
-                for multiplier in dict.fromkeys(options.multipliers if options.steps else (1.0,)):
+                for multiplier in options.multipliers if options.steps else (1.0,):
                     labels = {"multiplier": multiplier, "scale": options.scale, **name_rates(rates)}
                     planned.append(
                         plan_cell(scene, spec, subject, seed, labels, **scaled(rates, multiplier, options.scale))

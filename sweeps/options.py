@@ -19,6 +19,7 @@ from slurm.clusters import EXECUTORS, Cluster, choose_cluster
 from slurm.scheduler import Scheduler
 from slurm.submit import check_cluster
 from sweeps import presets
+from training.cell import STEP_LISTS
 from training.command_line import end_well, parse
 
 DEFAULT_MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -194,6 +195,14 @@ class Options:
     where: Annotated[ClusterOptions, tyro.conf.arg(name="")] = ClusterOptions()
     """Where packs run."""
 
+    def __post_init__(self) -> None:
+        """Count a value that is given twice once, and put steps in order: neither changes what is asked for."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple) and field.name != "subjects":  # whose folder may be called as one of them
+                once = sorted(set(value)) if field.name in STEP_LISTS else dict.fromkeys(value)
+                object.__setattr__(self, field.name, tuple(once))
+
     def specs(self) -> list[MethodSpec]:
         """The methods asked for, parsed.
 
@@ -228,6 +237,9 @@ class Options:
                      "num_drift_prompts", "num_instance_images"):  # fmt: skip
             value = getattr(self, flag)
             _need(math.isfinite(value) and value >= 0, flag, value, "0 or a positive number")
+        longest = f"steps from 0 to the {self.steps} of the training, whose full rate is else never reached"
+        fits = self.steps == 0 or self.lr_warmup_steps <= self.steps
+        _need(fits, "lr-warmup-steps", self.lr_warmup_steps, longest)
         value = self.guidance_scale
         _need(value is None or (math.isfinite(value) and value >= 0), "guidance-scale", value, "0 or a positive number")
         allowed = "a name in one line, without a slash"

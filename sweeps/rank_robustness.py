@@ -43,7 +43,7 @@ def drive(options: RankOptions) -> int:
     if without := [spec.name for spec in options.specs() if not get_class(spec.name).uses_rank]:
         raise BadInput(f"--method has {without[0]}, which has no rank; give methods with low-rank factors")
     scene = set_scene(options, num_subjects=NUM_SUBJECTS)
-    planned = expand_each(options, scene, [{"rank": rank} for rank in dict.fromkeys(options.ranks)])
+    planned = expand_each(options, scene, [{"rank": rank} for rank in options.ranks])
     outcome = run_sweep(options, scene, planned, NAME)
     if outcome is not None:
         report_ranks(outcome, options.docs)

@@ -76,6 +76,7 @@ def refused(
         (("--steps", "0"), ("--steps is 0", "from 1 on")),
         (("--steps", "-5"), ("--steps is -5",)),
         (("--eval-steps", "7"), ("--eval-steps is 7", "0 to 6")),
+        (("--lr-warmup-steps", "7"), ("--lr-warmup-steps is 7", "steps from 0 to the 6 of the training")),
         (("--seeds", "-1"), ("--seeds is -1", "from 0 on")),
         (("--base-lr", "0"), ("--base-lr is 0", "positive")),
         (("--pack-size", "many"), ("--pack-size is many", "auto")),
@@ -136,6 +137,15 @@ def test_no_program_takes_an_empty_word(
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     assert ended.value.code == 2
     assert re.fullmatch(rf"error: {said} is ''; allowed: a word that is not empty\n", capsys.readouterr().err)
+
+
+def test_steps_and_numbers_that_are_given_twice_count_once() -> None:
+    steps = "--eval-steps 10 10 5 --sharpness-steps 3 1 3"
+    words = f"{steps} --seeds 1 0 1 --multipliers 2 1 2.0 --method lora lora --subjects a a"
+    given = parse(lr_robustness.RobustnessOptions, "", words.split())
+    assert (given.eval_steps, given.sharpness_steps) == ((5, 10), (1, 3)), "in order, as one run whichever was typed"
+    assert (given.seeds, given.multipliers, given.method) == ((1, 0), (2.0, 1.0), ("lora",))
+    assert given.subjects == ("a", "a"), "a folder, and a subject of its name"
 
 
 def test_unknown_subject_names_near_ones(studio: Studio, refused: Front) -> None:
