@@ -6,18 +6,39 @@ so that an edited file is another method, and a sweep keeps a copy of the file i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import os
+import random
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
+
+import numpy as np
+import torch
 
 from adapters import BadInput, Method
 from adapters.base import Adapter, Role
+from adapters.ending import here
 from adapters.method_words import WORDS
+
+SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "torch's default device": (torch.get_default_device, lambda device: _set_device(device)),
+    "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "torch's gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "torch's deterministic algorithms": (
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+    ),
+    "torch's precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "the current folder": (here, os.chdir),
+}
+"""What holds for the whole process and changes numbers or files elsewhere -> what reads it, and what sets it."""
 
 
 def register(path: str, known: dict[str, Method]) -> str:
@@ -32,7 +53,8 @@ def register(path: str, known: dict[str, Method]) -> str:
 
     Raises:
         BadInput: The file is missing, raises, or holds no class, or several, or one without ``draw`` and ``weight``, or
-            one with an option of a name that stands for a rate or the label, or with tables of another form.
+            one with an option of a name that stands for a rate or the label, or with tables of another form; or it sets one of
+            :data:`SETTINGS`, which its own numbers may hang on. Random states are put back without a word.
     """
     file = Path(path).expanduser()
     try:
@@ -103,7 +125,8 @@ def _load_class(file: Path, module_name: str) -> type[Adapter]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        with _put_back() as changed:
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         text = " ".join(str(error).split())
@@ -111,6 +134,11 @@ def _load_class(file: Path, module_name: str) -> type[Adapter]:
             f"method file {str(file)!r} raises at import: {type(error).__name__}: {text}{_line(error, file)}"
         ) from None
     try:
+        if changed:
+            raise BadInput(
+                f"method file {str(file)!r} sets {changed[0]} when it is read, for all that comes after; "
+                "allowed: to set it inside its methods, and back"
+            )
         return _the_one(
             [
                 value
@@ -122,6 +150,27 @@ def _load_class(file: Path, module_name: str) -> type[Adapter]:
     except BadInput:
         del sys.modules[module_name]
         raise
+
+
+@contextlib.contextmanager
+def _put_back() -> Iterator[list[str]]:
+    """Put back what is set for the whole process meanwhile; the list then says which of :data:`SETTINGS` were, and to what."""
+    before = {name: get() for name, (get, _) in SETTINGS.items()}
+    states, changed = (random.getstate(), np.random.get_state()), list[str]()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield changed
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for name, (get, put) in SETTINGS.items():
+            if (now := get()) != before[name]:
+                changed.append(f"{name} to {now}")
+                put(before[name])
+
+
+def _set_device(device: torch.device) -> None:
+    torch.set_default_device(None if device.type == "cpu" else device)  # None: no mode that every call goes through
 
 
 def _the_one(classes: list[type[Adapter]], file: Path) -> type[Adapter]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from adapters import BadInput, get_class, parse_method
 from adapters.base import Adapter
 from adapters.check import PROMISES, check, main, run_promise
 from adapters.inject import try_on
+from adapters.own_method import SETTINGS
 from sweeps import lr_robustness
 from tests.make_adapters import make_pack, relative_error
 from tests.make_driver import drive_studio
@@ -190,6 +193,40 @@ def test_an_edited_file_is_another_method_and_a_moved_one_is_not(tmp_path: Path)
     path.write_text(path.read_text() + "\n# another version\n")
     assert parse_method(str(path)).name != first
     assert get_class(first).__name__ == "Mine"
+
+
+def look() -> list[object]:
+    """What a file may have changed for the whole process."""
+    states = torch.initial_seed(), random.getstate()[1][:-1], np.random.get_state()[1].tolist()
+    return [*(get() for get, _ in SETTINGS.values()), *states]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("torch.set_default_dtype(torch.float64)", "torch's default dtype to torch.float64"),
+        ("torch.set_default_device('meta')", "torch's default device to meta"),
+        ("torch.set_num_threads(torch.get_num_threads() + 1)", "torch's number of threads to"),
+        ("torch.set_grad_enabled(False)", "torch's gradients to False"),
+        ("torch.use_deterministic_algorithms(True)", "torch's deterministic algorithms to True"),
+        ("torch.set_float32_matmul_precision('medium')", "torch's precision of products to medium"),
+        ("os.chdir('/')", "the current folder to /"),
+        ("torch.manual_seed(7); random.seed(7); numpy.random.seed(7)", ""),
+        ("torch.set_grad_enabled(False); raise RuntimeError('no')", "raises at import: RuntimeError"),
+    ],
+)
+def test_a_file_that_is_read_changes_nothing_else(line: str, said: str, tmp_path: Path) -> None:
+    path = write_method(tmp_path)
+    path.write_text(f"{path.read_text()}\nimport os, random, numpy, torch\n{line}\n")
+    random.seed(3)
+    random.random()  # makes 624 numbers: of these the checker of types takes some
+    before = look()
+    if said:
+        with pytest.raises(BadInput, match=said):
+            parse_method(str(path))
+    else:
+        assert "@" in parse_method(str(path)).name
+    assert look() == before
 
 
 def test_options_of_an_own_method_are_parsed_like_those_of_others(tmp_path: Path) -> None:
