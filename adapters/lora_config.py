@@ -27,6 +27,24 @@ PLAIN = {"use_rslora", "use_dora", "loftq_config", "eva_config", "corda_config",
          "runtime_config"}  # fmt: skip
 """Keys that name no other function than LoRA or DoRA, though others of their kind (``use_*``, ``*_config``) do."""
 VARIANTS = ("alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices", "lora_bias")
+NOT_OF_LAYERS = {
+    "alora_invocation_tokens": "it works only behind the words that call it",
+    "layer_replication": "its matrices are those of a model in which layers of W0 stand several times",
+    "target_parameters": "it changes parameters that are no linear layer's weight",
+    "trainable_token_indices": "it changes words of an embedding",
+}
+"""Keys after which the factors are no change of one linear layer of W0 each, and why."""
+
+
+def check_of_layers(config: Mapping[str, Any], source: object) -> None:
+    """Refuse an adapter whose matrices do not belong to the linear layers of W0 one to one.
+
+    Raises:
+        BadInput: naming the key, its value and what it does.
+    """
+    for key, why in NOT_OF_LAYERS.items():
+        if value := config.get(key):
+            raise BadInput(f"{source} has {key}={value!r:.80}: {why}; allowed: one change of each linear layer")
 
 
 def is_plain(config: Mapping[str, Any], source: object) -> bool:
@@ -57,17 +75,18 @@ def starts_off_base(config: Mapping[str, Any]) -> bool:
 
 def variant_of(config: Mapping[str, Any]) -> str | None:
     """The key that makes a configuration another function than LoRA's or DoRA's; None if there is none."""
-    kinds = (key for key in config if _is_kind(key) and key not in PLAIN)
+    kinds = (key for key in config if is_kind(key) and key not in PLAIN)
     return next((key for key in (*VARIANTS, *kinds) if config.get(key)), None)
 
 
 def function_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a configuration says what LoRA computes, as far as it is set."""
     named = ("init_lora_weights", "lora_alpha", "r", "rank_pattern", "alpha_pattern", *VARIANTS)
-    return {key: config[key] for key in sorted(config) if config[key] and (key in named or _is_kind(key))}
+    return {key: config[key] for key in sorted(config) if config[key] and (key in named or is_kind(key))}
 
 
-def _is_kind(key: str) -> bool:
+def is_kind(key: str) -> bool:
+    """Whether a key is one of those that may name another function than LoRA's."""
     return re.fullmatch(r"use_\w+|\w+_config", key) is not None
 
 

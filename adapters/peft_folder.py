@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from adapters import PEFT, BadInput, MethodSpec
 from adapters.inject import bare_model
+from adapters.lora_config import is_kind
 from adapters.peft_layout import PREFIX
 from adapters.peft_merge import merge_to_copy
 from adapters.peft_pack import PeftPack, attach_peft
@@ -49,6 +50,8 @@ def name_tuner(config: Mapping[str, Any], source: object) -> MethodSpec:
     if kind not in known:
         raise BadInput(f"{source} cannot be read: {why_not(kind)}")
     names = set(fields_of(known[kind])) - set(OURS)
+    if newer := [key for key in config if is_kind(key) and config[key] and key not in fields_of(known[kind])]:
+        raise BadInput(f"{source} has {newer[0]}, which the installed PEFT {load_peft().__version__} does not know")
     options = {key: value for key, value in config.items() if key in names and isinstance(value, SIMPLE)}
     return checked(f"{PEFT}{kind}", options)
 

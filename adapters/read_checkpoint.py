@@ -27,7 +27,7 @@ from adapters.layer_names import (
     split_key,
     unwrap,
 )
-from adapters.lora_config import is_plain, of_component, read_header, set_alphas, variant_of
+from adapters.lora_config import check_of_layers, is_plain, of_component, read_header, set_alphas, variant_of
 from adapters.peft_format import CONFIG_FILE, MERGED_FILE, OWN_FILE
 from adapters.peft_layout import PREFIX
 from adapters.read_peft import read_peft
@@ -52,6 +52,7 @@ def read_checkpoint(path: Path | str, layers: Iterable[str] | None = None) -> Ch
     config = read_config(beside) if beside.is_file() else {}
     if file.name == OWN_FILE:
         return _own(file, tensors, config)
+    check_of_layers(config, file)
     tensors = _clean(file, tensors)
     if other := name_model(key.removeprefix(PREFIX) for key in tensors):
         raise BadInput(f"{file} is not of a model that Plateau knows: it looks like {other[0]} ({other[1]!r})")
@@ -267,6 +268,7 @@ def _set_alphas(file: Path, layers: Layers, config: Mapping[str, Any], metadata:
         header = {} if config else read_header(metadata, file)
         for prefix in ("unet.", *TEXT_ENCODERS):
             own = of_component(header, prefix)
+            check_of_layers(own, file)
             if not is_plain(own, file):
                 what = variant_of(own) or f"init_lora_weights={own['init_lora_weights']}"
                 raise BadInput(f"{file} has {what}: that is read from HF PEFT's own folders alone (save_pretrained)")

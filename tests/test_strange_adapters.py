@@ -219,6 +219,30 @@ def test_a_variant_of_lora_is_no_plain_one() -> None:
         assert not is_plain({key: value}, "file")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("layer_replication", [[0, 1], [0, 1]], "layers of W0 stand several times"),
+        ("target_parameters", ["attn1.weight"], "no linear layer's weight"),
+        ("trainable_token_indices", [3], "words of an embedding"),
+        ("alora_invocation_tokens", [1, 2], "only behind the words that call it"),
+    ],
+)
+def test_factors_that_are_of_no_single_layer_are_refused(
+    key: str, value: Any, why: str, factors: Factors, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """And so is a variant that the installed PEFT does not know: PEFT drops the key, and what is left is plain LoRA."""
+    tensors, plain = named(factors, "base_model.model.{}."), {"lora_alpha": 4}
+    line = refused("--inspect", write(tmp_path, tensors, plain | {key: value}))
+    assert f"has {key}=" in line
+    assert why in line
+    header = write(tmp_path / "header", named(factors, "unet.{}."), None, {"unet.lora_alpha": 4, f"unet.{key}": value})
+    assert why in refused("--inspect", header)
+    assert read_checkpoint(write(tmp_path, tensors, plain | {key: None})).spec.name == "lora"
+    with pytest.raises(BadInput, match="has use_of_tomorrow, which the installed PEFT .* does not know"):
+        read_checkpoint(write(tmp_path, tensors, plain | {"use_of_tomorrow": True}))
+
+
 def test_the_hash_of_a_start_knows_what_was_taken_off(pipeline: Path, factors: Factors, tmp_path: Path) -> None:
     tensors = named(factors, "base_model.model.{}.")
     plain = {"lora_alpha": 4, "r": 4}
