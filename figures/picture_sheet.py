@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,12 +129,14 @@ def _find(
 def _draw_tile(ax: Axes, place: tuple[float, float], tile: dict[str, Any] | None, scale: Normalize) -> None:
     x, y = place
     if tile is None:
-        ax.add_patch(Rectangle(place, TILE_IN, TILE_IN, facecolor="#f4f4f4", edgecolor="#cccccc", lw=0.6))
-        ax.text(x + TILE_IN / 2, y + TILE_IN / 2, "none", ha="center", va="center", color=MUTED, fontsize=8)
-        return
+        return _draw_empty(ax, place, "none")
     from training.read_picture import read_picture
 
-    picture = np.asarray(read_picture(tile["file"]).image)
+    try:
+        picture = np.asarray(read_picture(tile["file"]).image)
+    except BadInput as error:  # the others and all numbers are whole
+        print(f"{error}: its place stays empty", file=sys.stderr)
+        return _draw_empty(ax, place, "damaged")
     small = max(picture.shape[:2]) < 128  # its pixels go into the PDF as they are
     limits = ax.get_xlim(), ax.get_ylim()
     ax.imshow(
@@ -147,6 +150,11 @@ def _draw_tile(ax: Axes, place: tuple[float, float], tile: dict[str, Any] | None
         _mark(ax, place, f"{tile['value']:.2f}", MAP(scale(tile["value"])))
     else:
         ax.add_patch(Rectangle(place, TILE_IN, TILE_IN, fill=False, edgecolor=INK, lw=0.8, zorder=3))
+
+
+def _draw_empty(ax: Axes, place: tuple[float, float], word: str) -> None:
+    ax.add_patch(Rectangle(place, TILE_IN, TILE_IN, facecolor="#f4f4f4", edgecolor="#cccccc", lw=0.6))
+    ax.text(place[0] + TILE_IN / 2, place[1] + TILE_IN / 2, word, ha="center", va="center", color=MUTED, fontsize=8)
 
 
 def _mark(ax: Axes, place: tuple[float, float], text: str, color: Any, *, dashed: bool = False) -> None:

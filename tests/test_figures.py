@@ -260,12 +260,15 @@ def test_sheet_says_scores_and_divergence(tmp_path: Path) -> None:
     assert len(dashed) == 1
 
 
-def test_sheet_names_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
-    frame = pictures(load(make_runs(tmp_path, multipliers=(1,), pictures=True)))
-    file = Path(frame["file"].iloc[-1])
-    file.write_bytes(file.read_bytes()[:40])
-    with pytest.raises(BadInput, match=str(file)):
-        figures.picture_sheet.draw(frame)
+def test_sheet_of_a_damaged_picture_shows_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = pictures(load(make_runs(tmp_path, multipliers=(1, 4), pictures=True)))
+    whole = sum(len(ax.images) for ax in figures.picture_sheet.draw(frame).axes)
+    path = Path(frame["file"].iloc[0])
+    path.write_bytes(path.read_bytes()[:60])
+    figure = figures.picture_sheet.draw(frame)
+    assert sum(len(ax.images) for ax in figure.axes) == whole - 1
+    assert "damaged" in words_of(figure)
+    assert capsys.readouterr().err.startswith(f"{path} is broken or not a picture: ")
 
 
 # Saving.
