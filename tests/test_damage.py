@@ -296,6 +296,16 @@ def test_runs_that_go_on_ended_early_or_read_seldom_have_no_gaps(status_of, cell
     run.verify()
 
 
+def test_diverged_run_has_its_rows_up_to_where_it_diverged(tmp_path: Path) -> None:
+    (run,) = find_runs(make_runs(tmp_path, multipliers=(1.0,), subjects=("cat",)) / "lr_robustness")
+    split_parts(run, "dynamics", [4, 9], lambda step: True)
+    run.write(run.read() | {"status": "diverged", "diverged_step": 9})
+    run.verify()
+    run.write(run.read() | {"diverged_step": 12})
+    with pytest.raises(StoreError, match="rows of steps 10 to 12 are missing"):
+        run.verify()
+
+
 # A sweep's own files.
 
 

@@ -33,14 +33,19 @@ class Due(NamedTuple):
 def due_rows(run: Mapping[str, Any]) -> dict[str, Due]:
     """What the tables of `KINDS` must hold, by the contents of run.json; nothing while a run goes on.
 
-    A diverged run may have come to its end early, and a watched loop has no snapshots of norms.
+    A diverged run may have come to its end where it diverged, and a watched loop has no snapshots of norms.
     """
     cell, status = run.get("cell") or {}, run.get("status")
     if status not in ENDED or not run.get("matrices") or cell.get("method") == BASE:
         return {}
-    last = cell.get("steps") if status == "finished" else None
+    steps, early = cell.get("steps"), run.get("diverged_step")  # a diverged run has rows up to there
     every = {"dynamics": cell.get("gauge_every"), "steps": 1, "norms": cell.get("norms_every")}
-    return {kind: Due(int(kind == "steps"), number, last) for kind, number in every.items() if number}
+    lasts = {kind: early // number * number if early and number else None for kind, number in every.items()}
+    return {
+        kind: Due(int(kind == "steps"), number, steps if status == "finished" else lasts[kind])
+        for kind, number in every.items()
+        if number
+    }
 
 
 class RunTables:
