@@ -26,7 +26,6 @@ FROM_BASE = {"pissa", "olora"}
 PLAIN = {"use_rslora", "use_dora", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config",
          "runtime_config"}  # fmt: skip
 """Keys that name no other function than LoRA or DoRA, though others of their kind (``use_*``, ``*_config``) do."""
-VARIANTS = ("alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices", "lora_bias")
 NOT_OF_LAYERS = {
     "alora_invocation_tokens": "it works only behind the words that call it",
     "layer_replication": "its matrices are those of a model in which layers of W0 stand several times",
@@ -34,6 +33,7 @@ NOT_OF_LAYERS = {
     "trainable_token_indices": "it changes words of an embedding",
 }
 """Keys after which the factors are no change of one linear layer of W0 each, and why."""
+VARIANTS = (*NOT_OF_LAYERS, "lora_bias")
 
 
 def check_of_layers(config: Mapping[str, Any], source: object) -> None:

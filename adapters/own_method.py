@@ -26,9 +26,14 @@ from adapters.base import Adapter, Role
 from adapters.ending import here
 from adapters.method_words import WORDS
 
+
+def _set_device(device: torch.device) -> None:
+    torch.set_default_device(None if device.type == "cpu" else device)  # None: no mode that every call goes through
+
+
 SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "torch's default device": (torch.get_default_device, lambda device: _set_device(device)),
+    "torch's default device": (torch.get_default_device, _set_device),
     "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
     "torch's gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
     "torch's deterministic algorithms": (
@@ -167,10 +172,6 @@ def _put_back() -> Iterator[list[str]]:
             if (now := get()) != before[name]:
                 changed.append(f"{name} to {now}")
                 put(before[name])
-
-
-def _set_device(device: torch.device) -> None:
-    torch.set_default_device(None if device.type == "cpu" else device)  # None: no mode that every call goes through
 
 
 def _the_one(classes: list[type[Adapter]], file: Path) -> type[Adapter]:

@@ -49,10 +49,10 @@ def name_tuner(config: Mapping[str, Any], source: object) -> MethodSpec:
     known = list_types()
     if kind not in known:
         raise BadInput(f"{source} cannot be read: {why_not(kind)}")
-    names = set(fields_of(known[kind])) - set(OURS)
-    if newer := [key for key in config if is_kind(key) and config[key] and key not in fields_of(known[kind])]:
+    fields = set(fields_of(known[kind]))
+    if newer := [key for key in config if is_kind(key) and config[key] and key not in fields]:
         raise BadInput(f"{source} has {newer[0]}, which the installed PEFT {load_peft().__version__} does not know")
-    options = {key: value for key, value in config.items() if key in names and isinstance(value, SIMPLE)}
+    options = {key: value for key, value in config.items() if key in fields - set(OURS) and isinstance(value, SIMPLE)}
     return checked(f"{PEFT}{kind}", options)
 
 

@@ -45,8 +45,8 @@ def drive(options: BoundaryOptions) -> int:
     if options.boundaries and min(options.boundaries) <= 0:
         raise BadInput(f"--boundaries is {' '.join(map(str, options.boundaries))}; allowed: positive numbers")
     scene = set_scene(options, num_subjects=NUM_SUBJECTS)
-    starts = dict.fromkeys(options.boundaries or (options.boundary,))
-    changes = [{"scale": scale, "boundary": start} for start in starts for scale in dict.fromkeys(options.scales)]
+    starts = options.boundaries or (options.boundary,)
+    changes = [{"scale": scale, "boundary": start} for start in starts for scale in options.scales]
     outcome = run_sweep(options, scene, expand_each(options, scene, changes), NAME)
     if outcome is not None:
         report_boundary(outcome, options.docs)

@@ -38,14 +38,16 @@ def due_rows(run: Mapping[str, Any]) -> dict[str, Due]:
     cell, status = run.get("cell") or {}, run.get("status")
     if status not in ENDED or not run.get("matrices") or cell.get("method") == BASE:
         return {}
-    steps, early = cell.get("steps"), run.get("diverged_step")  # a diverged run has rows up to there
     every = {"dynamics": cell.get("gauge_every"), "steps": 1, "norms": cell.get("norms_every")}
-    lasts = {kind: early // number * number if early and number else None for kind, number in every.items()}
-    return {
-        kind: Due(int(kind == "steps"), number, steps if status == "finished" else lasts[kind])
-        for kind, number in every.items()
-        if number
-    }
+    return {kind: Due(int(kind == "steps"), number, _last_due(run, number)) for kind, number in every.items() if number}
+
+
+def _last_due(run: Mapping[str, Any], every: int) -> int | None:
+    """The last step that an ended run surely has rows of; None where that is not known."""
+    if run["status"] == "finished":
+        return (run.get("cell") or {}).get("steps")
+    diverged = run.get("diverged_step")
+    return diverged // every * every if diverged else None
 
 
 class RunTables:
