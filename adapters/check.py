@@ -22,7 +22,8 @@ from torch.func import functional_call
 
 from adapters import PEFT, BadInput, MethodSpec, get_class, parse_method, peft_format
 from adapters.ending import end_well
-from adapters.inject import Attached, attach
+from adapters.inject import attach
+from adapters.pack import Attached
 from adapters.toy import Model, make_model
 
 SEEDS = (5, 6, 7)

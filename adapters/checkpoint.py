@@ -1,21 +1,19 @@
-"""A trained adapter apart from any model, whichever program has saved it: measured by itself, or put into a U-Net."""
+"""A trained adapter apart from any model, whichever program has saved it, and whether it fits one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from adapters import BadInput, MethodSpec, get_class, peft_folder
-from adapters.base import Adapter
-from adapters.inject import Attached, attach
+from adapters import BadInput, MethodSpec, get_class
 from adapters.layer_names import TEXT_ENCODERS
-from adapters.vera import RandomPair, draw_projections, share_pair
+from adapters.vera import RandomPair, draw_projections
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Checkpoint:
         format: whose layout that is.
         spec: the method with its options.
         rank: r; where ranks differ, the largest: the others are padded with zeros.
-        state: ``path.name`` tensors, as :meth:`adapters.inject.Attached.load_state` takes them.
+        state: ``path.name`` tensors, as :meth:`adapters.pack.Attached.load_state` takes them.
         shapes: ``(out, in)`` of every matrix by path, or of a convolution's kernel ``(out, in, height, width)``; 0 where
             the file leaves a size open, as OFT's does the number of rows, and nothing where it leaves all open.
         ranks: rank of every matrix in the file.
@@ -104,69 +102,13 @@ class Checkpoint:
         return self.spec.name not in ("lora", "vera") or any(0 in shape for shape in self.shapes.values())
 
 
-def build_adapter(checkpoint: Checkpoint, path: str, weight: Float[Tensor, "out in *kernel"]) -> Adapter:
-    """One matrix with its adapter, of one replica, in the weight's precision; a convolution's kernel counts as a matrix.
-
-    Raises:
-        BadInput: the weight is of another shape than the adapter.
-    """
-    _check_shape(checkpoint, path, tuple(weight.shape))
-    weight = weight.flatten(1)
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    method, boundary = get_class(checkpoint.spec.name), _placeholder(checkpoint, 1)
-    adapter = method(
-        layer, path=path, seeds=[0], rank=checkpoint.rank, boundary=boundary, options=checkpoint.spec.options
-    )
-    adapter.requires_grad_(False)
-    for name, tensor in checkpoint.tensors(path).items():
-        getattr(adapter, name)[0].copy_(tensor)
-    if pair := checkpoint.random_pair():
-        share_pair([adapter], pair)
-    return adapter
-
-
-def attach_checkpoint(unet: nn.Module, checkpoint: Checkpoint, seeds: Iterable[int] = (0,)) -> Attached:
-    """Put a trained adapter into a U-Net, to score, measure or go on training; the text encoder's part is left out.
-
-    Args:
-        unet: the model; restored by :meth:`adapters.inject.Attached.detach`.
-        checkpoint: from :func:`adapters.read_checkpoint.read_checkpoint`.
-        seeds: one per replica; every replica begins in the checkpoint's state.
-
-    Raises:
-        BadInput: the checkpoint is of another model; the first matrix that does not fit is named.
-    """
-    part, targets, modules = checkpoint.of_unet(), {}, dict(unet.named_modules())
-    for path in part.shapes:
-        layer = modules.get(path)
-        if not isinstance(layer, nn.Linear):
-            what = "no such matrix" if layer is None else f"a {type(layer).__name__}, not a linear layer,"
-            raise BadInput(f"{part.source} does not fit {type(unet).__name__}: it has {what} at {path!r}")
-        _check_shape(part, path, tuple(layer.weight.shape))
-        check_norms(part, path, layer.weight)
-        targets[path] = layer
-    replicas = list(seeds)
-    if part.config:
-        return peft_folder.attach_folder(unet, part, replicas, targets)
-    attached = attach(
-        unet, part.spec, seeds=replicas, rank=part.rank, boundary=_placeholder(part, len(replicas)), targets=targets
-    )
-    if part.pair:
-        share_pair([stack.adapter for stack in attached.stacks], part.pair)
-        share_pair(attached.adapters.values(), part.pair)
-    for replica in range(len(replicas)):
-        attached.load_state(replica, part.state)
-    return attached
-
-
 def check_fit(checkpoint: Checkpoint, path: str, weight: Float[Tensor, "out in *kernel"]) -> None:
     """Check that a model's matrix is one that the adapter was trained on, as far as the adapter says.
 
     Raises:
         BadInput: its shape is another, or the column norms that DeLoRA stores are. The matrix is named.
     """
-    _check_shape(checkpoint, path, tuple(weight.shape))
+    check_shape(checkpoint, path, tuple(weight.shape))
     if weight.ndim == 2:
         check_norms(checkpoint, path, weight)
 
@@ -189,12 +131,12 @@ def check_norms(checkpoint: Checkpoint, path: str, weight: Float[Tensor, "out in
         )
 
 
-def _placeholder(checkpoint: Checkpoint, replicas: int) -> list[float] | None:
-    """A lambda for methods that must be given one; the state's own takes its place."""
-    return [1.0] * replicas if get_class(checkpoint.spec.name).uses_boundary else None
+def check_shape(checkpoint: Checkpoint, path: str, shape: tuple[int, ...]) -> None:
+    """Check that a model's matrix has the shape that the adapter was trained on, as far as the adapter says.
 
-
-def _check_shape(checkpoint: Checkpoint, path: str, shape: tuple[int, ...]) -> None:
+    Raises:
+        BadInput: it has another. The matrix is named.
+    """
     own = checkpoint.shapes[path]
     if own and not _agree(own, shape):
         raise BadInput(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapters import PEFT, BadInput, MethodSpec
+from adapters.checkpoint import Checkpoint
 from adapters.inject import bare_model
 from adapters.lora_config import is_kind
 from adapters.peft_layout import PREFIX
@@ -31,9 +32,6 @@ from adapters.peft_tuner import (
     one_line,
     why_not,
 )
-
-if TYPE_CHECKING:
-    from adapters.checkpoint import Checkpoint
 
 Merged = tuple[Tensor, Tensor | None]
 """A layer's weight and bias."""

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapters import BadInput, peft_layout
-from adapters.inject import Attached
+from adapters.pack import Attached
 from adapters.peft_pack import PeftPack
 from adapters.vera import whole_pair
 
@@ -77,7 +77,7 @@ def load(folder: Path | str) -> dict[str, Tensor]:
     Strengths that are not tensors (LoRA's alpha) stand in ``adapter_config.json`` and are not looked at.
 
     Returns:
-        ``path.name`` tensors, for :meth:`adapters.inject.Attached.load_state`.
+        ``path.name`` tensors, for :meth:`adapters.pack.Attached.load_state`.
 
     Raises:
         BadInput: The folder holds no adapter, a file of it is damaged, or a tensor belongs to no method.

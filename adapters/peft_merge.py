@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adapters import BadInput
-from adapters.inject import Stack
+from adapters.pack import Stack
 from adapters.peft_tuner import one_line
 
 AGREEMENT = 1e-4

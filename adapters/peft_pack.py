@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from adapters import BadInput, MethodSpec, counted
 from adapters.base import Adapter, Role
-from adapters.inject import Attached, Stack, _group_by_shape, _set_module
 from adapters.low_rank import LowRank
+from adapters.pack import Attached, Stack, group_by_shape, set_module
 from adapters.peft_merge import merge_to_copy, probe
 from adapters.peft_tuner import load_peft, make_config, no_build_on_cpu, one_line
 
@@ -102,7 +102,7 @@ class PeftPack(Attached):
         self.adapters = {path: PeftMatrix([path], [layers[path]], [weights[path]], False) for path in layers}
         self.stacks = [
             Stack(paths, PeftMatrix(paths, [layers[p] for p in paths], [weights[p] for p in paths], True))
-            for paths in _group_by_shape(self.adapters)
+            for paths in group_by_shape(self.adapters)
         ]
         trained = {_short(name): p for name, p in model.named_parameters() if p.requires_grad}
         if not trained or kept.holds_any(trained.values()):
@@ -184,7 +184,7 @@ class Untouched:
     def restore(self) -> None:
         """Undo everything."""
         for path, base in self.targets.items():
-            _set_module(self.unet, path, base)
+            set_module(self.unet, path, base)
             for name, parameter in self._parameters[path].items():
                 setattr(base, name, parameter)
                 if name in self._copies[path]:

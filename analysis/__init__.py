@@ -14,12 +14,13 @@ from analysis.directions import magnitude_direction, magnitude_direction_correla
 from analysis.distances import distance_curve, gauge_curve, subject_distances
 from analysis.divergence import divergence_rates
 from analysis.early_warning import early_warning
-from analysis.load import METRICS, Results, load
+from analysis.load import load
 from analysis.norms import weight_norms
 from analysis.permutation import holm, sign_flip
 from analysis.pictures import pictures
 from analysis.plateau import TOLERANCE, find_plateau, joint_plateau, plateau
 from analysis.power import detectable_difference
+from analysis.results import METRICS, Results
 from analysis.selection import best_settings, best_table, tried_settings
 from analysis.settings import plateau_by_setting, scores_by_setting
 from analysis.summary import Robustness, plateau_sentence, robustness, summary, unfit_subjects

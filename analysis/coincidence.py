@@ -21,8 +21,8 @@ import pandas as pd
 from adapters import BadInput, counted
 from analysis.curves import run_scores
 from analysis.distances import final_distances
-from analysis.load import Results
 from analysis.permutation import sign_flip
+from analysis.results import Results
 from analysis.statistics import Floats, Interval, log_interval, t_interval
 from analysis.summary import Robustness, robustness
 

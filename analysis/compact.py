@@ -6,7 +6,6 @@ import hashlib
 import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,10 +13,8 @@ import pyarrow as pa
 
 from adapters import BadInput
 from analysis.folders import NUMBERS, RUN_COLUMNS, dynamics_columns
+from analysis.results import Results
 from training.store import COLUMNS, SCHEMA, read_table, write_table
-
-if TYPE_CHECKING:
-    from analysis.load import Results
 
 TABLES = ("runs", "scores", "matrices", "dynamics_final", "trajectories", "norms")
 MAX_POINTS = 200  # steps of a run that a trajectory keeps

@@ -11,10 +11,10 @@ import pandas as pd
 
 from adapters import BadInput
 from analysis.grid import Grid, subject_grid
-from analysis.load import ANY, RANGES
 from analysis.permutation import holm, sign_flip
 from analysis.plateau import TOLERANCE, find_plateaus, mean_over_octaves
 from analysis.power import detectable_difference
+from analysis.results import ANY, RANGES
 from analysis.statistics import Floats, interquartile_interval, studentised_bootstrap, t_interval
 
 # What is compared, each one number a subject.

@@ -13,7 +13,7 @@ import pandas as pd
 
 from adapters import METHODS, BadInput
 from analysis.folders import ENDED
-from analysis.load import ANY, BASE_KEY, DRIFT, METRICS, RANGES, Results
+from analysis.results import ANY, BASE_KEY, DRIFT, METRICS, RANGES, Results
 from analysis.series import by_number
 from analysis.statistics import Interval, paired_difference, t_interval
 

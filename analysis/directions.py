@@ -15,7 +15,7 @@ import pandas as pd
 from adapters import BadInput
 from analysis.curves import in_order
 from analysis.folders import ENDED
-from analysis.load import Results
+from analysis.results import Results
 from analysis.statistics import t_interval
 
 ROUNDING = 1e-6  # of float32: what changes no more than that does not change

@@ -6,7 +6,7 @@ import pandas as pd
 
 from adapters import BadInput
 from analysis.curves import ended_runs, summarise
-from analysis.load import ANY, RANGES, Results
+from analysis.results import ANY, RANGES, Results
 from analysis.statistics import log_interval, t_interval
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.curves import in_order, run_scores
-from analysis.load import Results
+from analysis.results import Results
 from analysis.statistics import rate_interval
 
 

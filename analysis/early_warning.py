@@ -16,7 +16,7 @@ import pandas as pd
 
 from adapters import BadInput
 from analysis.curves import run_scores
-from analysis.load import Results
+from analysis.results import Results
 from analysis.statistics import t_interval
 
 SHARE = 0.1  # of the steps

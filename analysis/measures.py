@@ -14,7 +14,7 @@ from analysis.curves import run_scores, subject_scores
 from analysis.directions import magnitude_direction, magnitude_direction_correlation
 from analysis.distances import subject_distances
 from analysis.grid import Grid, subject_grid
-from analysis.load import ANY, RANGES, Results
+from analysis.results import ANY, RANGES, Results
 from analysis.statistics import Interval, log_interval, paired_difference, rate_interval, t_interval
 
 # Many claims are put to the same results: their tables are made once, for the few results that were seen last.

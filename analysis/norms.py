@@ -8,7 +8,7 @@ import pandas as pd
 
 from adapters import METHODS, BadInput
 from analysis.folders import ENDED
-from analysis.load import BASE, Results
+from analysis.results import BASE, Results
 from analysis.series import by_number
 
 AXES = {"columns": "colnorm", "rows": "rownorm"}

@@ -7,7 +7,7 @@ from collections import Counter
 import pandas as pd
 
 from adapters.method_words import clean
-from analysis.load import Results
+from analysis.results import Results
 from analysis.series import base_rates, name_methods
 
 MOST_NAMED = 3  # missing runs that a sentence names

@@ -11,7 +11,7 @@ import pandas as pd
 from adapters import BadInput
 from analysis.grid import Grid, subject_grid
 from analysis.inversion import edge_intervals, max_interval
-from analysis.load import ANY, DRIFT, RANGES
+from analysis.results import ANY, DRIFT, RANGES
 from analysis.statistics import Bools, Floats, Ints, t_interval
 
 TOLERANCE = 0.05  # of the peak's gain over the untouched base

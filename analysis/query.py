@@ -25,7 +25,8 @@ import tyro
 from adapters import BadInput, printable
 from analysis.compact import CompactSource
 from analysis.folders import NUM_READERS, FolderSource
-from analysis.load import Results, load
+from analysis.load import load
+from analysis.results import Results
 from training.command_line import run_program
 from training.store import check_part
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from adapters import BadInput
 from analysis.curves import run_scores, score_curve
-from analysis.load import METRICS, Results
+from analysis.results import METRICS, Results
 
 RULE = "highest mean of DINO + CLIP-I + CLIP-T over the tuning subjects at the last step; settings with a diverged run are out"
 

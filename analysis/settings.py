@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.curves import score_curve, subject_scores
-from analysis.load import Results
 from analysis.plateau import TOLERANCE, plateau
+from analysis.results import Results
 from analysis.series import name_methods
 
 

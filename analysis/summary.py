@@ -10,8 +10,8 @@ import pandas as pd
 
 from analysis.curves import base_line, score_curve, subject_scores
 from analysis.distances import distance_curve
-from analysis.load import DRIFT, METRICS, Results
 from analysis.plateau import LEAST_SUBJECTS, TOLERANCE, doubt, plateau
+from analysis.results import DRIFT, METRICS, Results
 from analysis.statistics import Interval, t_interval
 from analysis.tables import TITLES
 

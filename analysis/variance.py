@@ -23,7 +23,7 @@ import pandas as pd
 
 from adapters import BadInput
 from analysis.curves import in_order, run_scores
-from analysis.load import Results
+from analysis.results import Results
 from analysis.statistics import Floats
 
 NUM_DRAWS = 4000

@@ -17,8 +17,9 @@ import pandas as pd
 
 from adapters import BadInput, counted
 from adapters.documents import COUNT, NAME, REAL, TEXT, Form, check_form, read_toml
-from analysis.load import Results, load
+from analysis.load import load
 from analysis.measures import MEASURES
+from analysis.results import Results
 from analysis.statements import fill
 from analysis.statistics import Interval, rate_interval
 from analysis.tables import to_markdown, write_tables

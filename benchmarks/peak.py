@@ -87,7 +87,8 @@ def run_here(part: Part) -> Cost:
 
     from slurm.libraries import keep_freed_memory, quiet_libraries
     from slurm.pack import make_task
-    from training.loop import Run, train_pack
+    from training.loop import train_pack
+    from training.run import Run
     from training.store import RunFolder
 
     quiet_libraries()

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adapters import get_class, parse_method
-from adapters.inject import Attached, attach, find_targets
+from adapters.inject import attach, find_targets
+from adapters.pack import Attached
 from benchmarks.methods import Batch, Step, peft_step, share
 from benchmarks.sd15 import make_sd15
 from training.accelerator import round_base

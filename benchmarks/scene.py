@@ -17,7 +17,8 @@ from adapters import BadInput, get_class, parse_method
 from benchmarks.timing import clock
 from benchmarks.untrained import make_untrained
 from training.cell import Cell
-from training.loop import Run, train_pack
+from training.loop import train_pack
+from training.run import Run
 from training.store import RunFolder
 from training.tasks import pipeline as pipelines
 from training.tasks import subjects as subject_folders

@@ -36,7 +36,7 @@ from analysis import (
     variance_table,
     weight_norms,
 )
-from analysis.load import BASE
+from analysis.results import BASE
 from analysis.series import method_label
 from figures.drawn import Drawn, add_curves, add_sheet_of_one, add_sheets, curve_data, of_first_seed
 

@@ -31,7 +31,7 @@ class Event:
     Attributes:
         kind: "progress", "done", "failed", "error" (stops everything) or "stopped".
         worker: number of the worker.
-        value: a `training.loop.Progress`, a pack's name, or a text.
+        value: a `training.run.Progress`, a pack's name, or a text.
     """
 
     kind: str

@@ -28,7 +28,8 @@ from slurm.pack import Setting, list_runs, make_task, read_contents, read_spec, 
 from slurm.scheduler import Scheduler
 from slurm.sweep_folder import PackFiles, SweepFolder
 from slurm.turn import N_TRIES, Turn
-from training.loop import Interrupted, Progress, Run
+from training.loop import Interrupted
+from training.run import Progress, Run
 from training.stop import WARNINGS, StopSignals
 from training.store import StoreError, read_json
 

@@ -18,7 +18,7 @@ from slurm.claims import SETTLE_S
 from slurm.sweep_folder import read_spec_file, sweep_of
 from training.accelerator import round_base
 from training.cell import Cell
-from training.loop import Run
+from training.run import Run
 from training.store import RunFolder, StoreError, join_inside, method_file
 from training.tasks import pipeline as pipelines
 from training.tasks import scorers as scoring

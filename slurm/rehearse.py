@@ -24,7 +24,8 @@ from slurm.libraries import keep_freed_memory, quiet_libraries
 from slurm.pack import Setting, make_task, read_spec
 from slurm.sweep_folder import read_spec_file
 from slurm.sweep_time import ROWS, SAMPLER_STEPS, STEPS, KindCost
-from training.loop import Run, train_pack
+from training.loop import train_pack
+from training.run import Run
 from training.store import RunFolder
 from training.tasks import subjects as subject_folders
 from training.tasks.subject import Evaluation, SubjectTask

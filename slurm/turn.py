@@ -26,7 +26,8 @@ from slurm.halve import halve
 from slurm.pack import Setting, forget_model, make_task
 from slurm.too_large import describe_too_large
 from training.accelerator import arithmetic
-from training.loop import Interrupted, Progress, Run, train_pack
+from training.loop import Interrupted, train_pack
+from training.run import Progress, Run
 from training.store import ENDED
 
 N_TRIES = 3

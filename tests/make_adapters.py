@@ -12,7 +12,8 @@ from torch.func import functional_call
 from adapters import METHODS, Method, MethodSpec, get_class, parse_method
 from adapters.base import Adapter
 from adapters.check import suitable_rank
-from adapters.inject import Attached, attach
+from adapters.inject import attach
+from adapters.pack import Attached
 from adapters.toy import Model, make_model
 from tests.reference import REFERENCES
 

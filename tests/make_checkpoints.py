@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters import parse_method, peft_format
-from adapters.inject import Attached, attach
+from adapters.inject import attach
+from adapters.pack import Attached
 from training.base_norms import where
 from training.cell import Cell
 from training.store import RunFolder

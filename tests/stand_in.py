@@ -33,7 +33,7 @@ from sweeps import rates
 from tests.make_runs import BASE_SCORE, GAIN, MATRICES, PROMPTS, matrix_names, norms_columns, steps_columns
 from training import command_line
 from training.cell import BASE
-from training.loop import Run
+from training.run import Run
 from training.store import GAUGES
 
 HEAVY = (

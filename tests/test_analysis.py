@@ -33,7 +33,7 @@ from analysis import (
     weight_norms,
 )
 from analysis.folders import mean_of_steps
-from analysis.load import BASE_KEY, RANGES
+from analysis.results import BASE_KEY, RANGES
 from analysis.series import SETTINGS
 from tests.make_runs import BASE_SCORE, GAIN, GRID, MATRICES, Shape, make_runs
 from training.cell import Cell

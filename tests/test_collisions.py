@@ -30,8 +30,8 @@ from analysis import (
     subject_scores,
     weight_norms,
 )
-from analysis.load import Results
 from analysis.notes import notes
+from analysis.results import Results
 from figures.gallery import GAUGES
 from figures.note import add_note
 from figures.plateau_vs_setting import TITLES

@@ -18,7 +18,7 @@ from analysis.early_warning import (
     lost_scores,
     subject_correlations,
 )
-from analysis.load import Results
+from analysis.results import Results
 from tests.make_runs import BASE_SCORE, GAIN, Shape, make_runs
 
 SUBJECTS = ("ant", "bee", "cat", "dog", "owl")

@@ -17,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from adapters.checkpoint import attach_checkpoint, build_adapter
+from adapters.attach_checkpoint import attach_checkpoint, build_adapter
 from adapters.inject import ATTENTION_PROJECTIONS
 from adapters.layer_names import to_kohya
 from adapters.read_checkpoint import read_checkpoint

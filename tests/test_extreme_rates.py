@@ -18,7 +18,8 @@ from torch import Tensor
 
 from adapters import METHODS, parse_method
 from adapters.check import suitable_rank
-from adapters.inject import Attached, attach
+from adapters.inject import attach
+from adapters.pack import Attached
 from adapters.toy import make_model
 from sweeps.rates import base_rates
 from tests.make_adapters import VARIANTS, make_inputs

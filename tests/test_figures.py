@@ -28,7 +28,7 @@ from analysis import (
     summary,
     weight_norms,
 )
-from analysis.load import Results
+from analysis.results import Results
 from analysis.summary import Robustness
 from figures.drawn import Drawn
 from figures.style import BACKGROUND

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,22 @@ def test_arrows_never_point_back(room: str) -> None:
         if module.split(".")[0] in ours and not begins_with(module, ARROWS[room])
     ]
     assert not wrong, f"{room} may import {ARROWS[room]} only:\n" + "\n".join(wrong)
+
+
+def test_files_import_each_other_in_no_circle() -> None:
+    """Nor for types alone, nor inside functions: a circle is two files that are one."""
+    modules = {".".join(name.with_suffix("").parts): name for name in list_modules(*ROOMS, "benchmarks")}
+    graph = {
+        module: {
+            found
+            for _, wanted in find_imports(name)
+            for found in (wanted, wanted.rpartition(".")[0])
+            if found in modules
+        }
+        for module, name in modules.items()
+        if name.name != "__init__.py"
+    }
+    TopologicalSorter(graph).prepare()
 
 
 def test_text_files_name_their_encoding() -> None:

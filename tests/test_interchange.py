@@ -17,7 +17,7 @@ from peft import BOFTConfig, HRAConfig, IA3Config, LoKrConfig, OFTConfig, PeftMo
 from safetensors.torch import load_file, save_file
 
 from adapters import BadInput
-from adapters.checkpoint import attach_checkpoint
+from adapters.attach_checkpoint import attach_checkpoint
 from adapters.inject import ATTENTION_PROJECTIONS
 from adapters.peft_tuner import no_build_on_cpu
 from adapters.read_checkpoint import read_checkpoint

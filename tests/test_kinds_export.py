@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from adapters.checkpoint import attach_checkpoint
+from adapters.attach_checkpoint import attach_checkpoint
 from adapters.layer_names import split_key, to_kohya
 from adapters.read_checkpoint import read_checkpoint
 from tests.make_adapters import relative_error

@@ -17,7 +17,8 @@ from tests.compare_runs import assert_same, weights
 from tests.make_checkpoints import load_unet
 from tests.make_pipeline import make_pipeline, make_scorers, make_subjects
 from training.cell import Cell
-from training.loop import Interrupted, Run, train_pack
+from training.loop import Interrupted, train_pack
+from training.run import Run
 from training.store import RunFolder
 from training.tasks import pipeline as pipelines
 from training.tasks import subjects as subject_folders
@@ -123,7 +124,7 @@ def test_caches_change_nothing_but_the_time(studio: Path, parts: tuple) -> None:
 @pytest.mark.parametrize("method", ["lora", "dora", "delora", "etherplus", "vera", "dvora", "hra", "full"])
 def test_stored_distance_is_that_of_the_stored_weights(method: str, studio: Path, parts: tuple, tmp_path: Path) -> None:
     """Float64 merge-and-subtract, from weights that are caught in the act at steps 0, 1, 2 and at the end."""
-    from adapters.inject import Attached
+    from adapters.pack import Attached
 
     caught: list[tuple[int, dict[str, float]]] = []
     originals = {name: m.weight.double() for name, m in parts[0].unet.named_modules() if isinstance(m, torch.nn.Linear)}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from analysis import export_compact, load
-from analysis.load import Results
 from analysis.notes import describe_missing, describe_rates
+from analysis.results import Results
 from figures.drawn import Drawn
 from slurm.forecast import Cost
 from sweeps.grid import Planned

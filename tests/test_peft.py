@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters import BadInput, parse_method, peft_format, peft_layout
-from adapters.inject import ATTENTION_PROJECTIONS, Attached, attach
+from adapters.inject import ATTENTION_PROJECTIONS, attach
+from adapters.pack import Attached
 from tests.make_adapters import relative_error
 
 RANK = 4

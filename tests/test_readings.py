@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from adapters import get_class, parse_method
-from adapters.inject import Attached
+from adapters.pack import Attached
 from tests.make_adapters import (
     LOW_RANK,
     RANK,

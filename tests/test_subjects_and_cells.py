@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 import figures
 from adapters import BadInput
 from analysis import load, score_curve, scores_by_setting, subject_scores, weight_norms
-from analysis.load import Results
+from analysis.results import Results
 from tests.make_runs import Maker, Shape
 
 

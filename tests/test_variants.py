@@ -11,7 +11,7 @@ import pytest
 import figures
 from adapters import BadInput
 from analysis import load, plateau, plateau_by_setting, subject_scores
-from analysis.load import Results
+from analysis.results import Results
 from figures.looks import looks
 from sweeps import design_ablation, lr_robustness, rank_robustness, start_robustness
 from tests.make_driver import Driven, drive_studio

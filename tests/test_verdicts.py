@@ -9,7 +9,7 @@ import pytest
 
 from adapters import BadInput
 from analysis import load, subject_distances, subject_scores
-from analysis.load import Results
+from analysis.results import Results
 from analysis.statements import fill
 from analysis.statistics import Interval, t_interval
 from analysis.verdicts import MEASURES, Claim, Options, judge, judge_claims, main, read_claims

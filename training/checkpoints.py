@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,11 +12,9 @@ from safetensors.torch import save as to_bytes
 
 from training.cell import Cell
 from training.optimizer import PackedAdamW
+from training.run import Run
 from training.store import ENDED, DamagedFile, writing
 from training.whole_files import unreadable
-
-if TYPE_CHECKING:
-    from training.loop import Run
 
 
 def save_checkpoints(runs: Sequence[Run], optimizer: PackedAdamW, step: int) -> None:

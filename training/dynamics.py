@@ -19,7 +19,7 @@ from torch import Tensor
 from adapters.base import Adapter
 from adapters.device import is_free_to_ask
 from adapters.exact import exactly
-from adapters.inject import Attached
+from adapters.pack import Attached
 from training.store import COLUMNS, RunFolder
 
 

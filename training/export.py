@@ -155,7 +155,7 @@ def _is_xl_for_kohya(opened: Opened) -> bool:
 
 def _column_norms(opened: Opened) -> dict[str, Tensor]:
     """DeLoRA's norms of W0, where the checkpoint lacks them and the base is at hand."""
-    from adapters.checkpoint import build_adapter
+    from adapters.attach_checkpoint import build_adapter
 
     checkpoint, base = opened.checkpoint, opened.base
     if checkpoint.spec.name != "delora" or base is None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from adapters import parse_method, peft_format
-from adapters.checkpoint import attach_checkpoint
-from adapters.inject import Attached, attach
+from adapters.attach_checkpoint import attach_checkpoint
+from adapters.inject import attach
+from adapters.pack import Attached
 from adapters.starting_point import from_file
 from training.base_norms import describe_matrix
 from training.cell import BASE, Cell
@@ -17,6 +17,7 @@ from training.checkpoints import resume, save_checkpoints
 from training.dynamics import Dynamics
 from training.optimizer import PackedAdamW, schedule_factor
 from training.provenance import provenance
+from training.run import Progress, Run
 from training.sharpness import sharpness
 from training.step import take_step
 from training.step_log import StepLog
@@ -25,42 +26,6 @@ from training.store import ENDED, RunFolder, method_file, start_file
 from training.tasks.subject import SubjectTask
 
 REPORT_S = {"cpu": 0.2, "cuda": 1.0}  # seconds between two reports: each makes an accelerator finish what it was sent
-
-
-@dataclass(frozen=True)
-class Run:
-    """One replica's place in a pack.
-
-    Attributes:
-        cell: what to train.
-        folder: where it goes.
-        labels: names that do not change the result (multiplier, model's name, sweep), kept for the reader.
-    """
-
-    cell: Cell
-    folder: RunFolder
-    labels: dict
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a progress display needs to know about a pack.
-
-    Attributes:
-        pack: the pack's name.
-        phase: "training", "pictures" or "done".
-        step, steps: where it is.
-        losses, distances: last values of each replica.
-        diverged: how many replicas have diverged.
-    """
-
-    pack: str
-    phase: str
-    step: int
-    steps: int
-    losses: list[float]
-    distances: list[float]
-    diverged: int
 
 
 def train_pack(

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adapters.checkpoint import Checkpoint, build_adapter, check_norms
+from adapters.attach_checkpoint import build_adapter
+from adapters.checkpoint import Checkpoint, check_norms
 from adapters.layer_names import TEXT_ENCODERS
 from adapters.peft_folder import merge
 from training.base_norms import where

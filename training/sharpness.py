@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adapters.inject import Attached
+from adapters.pack import Attached
 
 BATCHES = 4  # over which the loss is averaged: those of the first steps, whatever step the run is at
 ITERATIONS = 12

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adapters.inject import Attached
+from adapters.pack import Attached
 from training.optimizer import PackedAdamW
 from training.tasks.subject import SubjectTask
 
