@@ -157,8 +157,6 @@ class Surveyor:
     def _judge(self, pack: PackFiles, task: Task | None, jobs: Jobs | None, sure: bool) -> PackState:
         if pack.name in self.files.endings:
             return self._ended(pack)
-        if statuses := self.files.statuses_without_claims(pack):
-            return self._of_old(pack, statuses)
         claim = self.files.claims[pack.name]
         outcome, error = claim.get("outcome"), str(claim.get("error") or "")
         if pack.turn and outcome in (None, "done"):
@@ -226,16 +224,6 @@ class Surveyor:
             pack.name, "ended", len(statuses), counts, error=next(iter(errors.values()), ""), log=log,
             seconds=float(ending.get("seconds") or 0.0),
         )  # fmt: skip
-
-    def _of_old(self, pack: PackFiles, statuses: dict[str, str]) -> PackState:
-        """A pack of the time before claims, known by its runs."""
-        if all(status in ENDED for status in statuses.values()):
-            self.files.endings[pack.name] = {"runs": statuses}
-            return self._ended(pack)
-        values = list(statuses.values())
-        state = "failed" if "failed" in values else "preempted"
-        counts = {status: values.count(status) for status in dict.fromkeys(values)}
-        return PackState(pack.name, state, len(values), counts, steps=self.files.spec(pack).steps)
 
     # Who still lives.
 

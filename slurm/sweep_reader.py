@@ -48,7 +48,6 @@ class SweepReader:
         self.claims: dict[str, dict] = {}
         self._specs: dict[str, Spec] = {}
         self._turns: dict[str, int] = {}  # at which an ending or a claim was read
-        self._unbegun: set[str] = set()
 
     def refresh(self) -> None:
         """List the folders, read what is new."""
@@ -96,11 +95,3 @@ class SweepReader:
         """The folder of one of the pack's runs."""
         found = (path for path in self.spec(pack).runs if path.rpartition("/")[2] == run_id)
         return RunFolder(join_inside(self.sweep.path, next(found, run_id)))
-
-    def statuses_without_claims(self, pack: PackFiles) -> dict[str, str]:
-        """Statuses of the runs of a pack of the time before claims; empty if none of them was begun."""
-        paths = self.spec(pack).runs
-        if pack.turn or pack.name in self._unbegun or not RunFolder(join_inside(self.sweep.path, paths[0])).exists():
-            self._unbegun.add(pack.name)  # whoever begins it now makes a claim
-            return {}
-        return {path.rpartition("/")[2]: RunFolder(join_inside(self.sweep.path, path)).status() for path in paths}

@@ -20,7 +20,7 @@ from analysis.folders import OWN_PICTURES
 from slurm.claims import SETTLE_S, exclusive
 from slurm.job import Setting, spec_id
 from slurm.sweep_folder import PackFiles, SweepFolder, read_spec_file
-from sweeps.grid import Planned, Scene, name_scorers
+from sweeps.grid import Planned, Scene
 from training import forms
 from training.cell import BASE, Cell, by_pack_key
 from training.many_files import write_texts
@@ -262,8 +262,6 @@ def open_sweep(runs: Path, sweep: str, scene: Scene) -> Path:
         except DamagedFile as error:
             what = f"remove it if the runs are of {scene.model_name!r}, and it is written anew"
             raise DamagedFile(f"{error}; it says which model the runs are of: {what}") from None
-        if "scorer_hash" not in stored:
-            stored |= _scorers_of_packs(folder)
     except OSError as error:
         raise store_error(error, folder) from None
     if stored.get("model_hash") != scene.model_hash:
@@ -277,11 +275,3 @@ def open_sweep(runs: Path, sweep: str, scene: Scene) -> Path:
             f"{own['scorers']} ({own['scorer_hash']}): give another --runs or --sweep"
         )
     return folder
-
-
-def _scorers_of_packs(folder: Path) -> dict[str, str]:
-    """The scorers that a sweep's packs name, for sweeps from before `sweep.json` did; empty where there are no packs."""
-    for files in SweepFolder(folder).scan().values():
-        spec = read_spec_file(files.spec)
-        return name_scorers(spec["setting"], spec["runs"][0]["cell"].get("scorer_hash", ""))
-    return {}
