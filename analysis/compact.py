@@ -14,6 +14,7 @@ import pyarrow as pa
 from adapters import BadInput
 from analysis.folders import NUMBERS, RUN_COLUMNS, dynamics_columns
 from analysis.results import Results
+from training.cell import STEP_LISTS
 from training.store import COLUMNS, SCHEMA, read_table, write_table
 
 TABLES = ("runs", "scores", "matrices", "dynamics_final", "trajectories", "norms")
@@ -23,16 +24,14 @@ THUMBNAIL_PX = 128
 COPY = "plateau_copy"  # in every table's footer: which runs were copied
 _KEYS = {"run_id!": "text", "step!": "whole", "matrix!": "text"}
 _GAUGES = dict.fromkeys((*COLUMNS["dynamics"][2:], "distance_rel"), "number")
-_LISTS = ("eval_steps",)
-_NOT_TEXT = ("rank", "seed", "steps", "resolution", "num_prompts", "num_images", "num_inference_steps")
 # What the tables' columns hold; a copy may be a stranger's.
 FORMS = {
     "runs": {
         "run_id!": "text", "method!": "text", "subject!": "text", "model_hash": "text", "status!": "text",
         **{
-            name: "number" if name in (*NUMBERS, *_NOT_TEXT) else "text"
+            name: "number" if name in NUMBERS else "text"
             for name in RUN_COLUMNS
-            if name not in ("run_id", "method", "subject", "model_hash", "status", *_LISTS)
+            if name not in ("run_id", "method", "subject", "model_hash", "status", *STEP_LISTS)
         },
     },
     "scores": {"run_id!": "text", "step!": "whole", "metric!": "text", "prompt!": "text", "value!": "number"},

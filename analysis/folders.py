@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from adapters import BadInput
+from training import cell
+from training.cell import FLAGS
 from training.planned import PlannedRun, planned_runs
 from training.store import COLUMNS, RunFolder, due_rows, find_runs, join_inside, list_files, read_part
 
@@ -22,15 +24,10 @@ GONE, NOT_RUN = "gone", "not run"  # status of planned runs without a folder: th
 NUM_READERS = min(8, os.cpu_count() or 1)  # Parquet is decoded outside Python's lock
 # Columns of the runs' frame that are there even where no run has them.
 RUN_COLUMNS = (
-    "run_id", "sweep", "path", "method", "options", "rank", "subject", "seed", "steps", "lr", "lr_lambda",
-    "lr_magnitude", "boundary", "eval_steps", "resolution", "num_prompts", "num_images", "num_inference_steps",
-    "guidance_scale", "mixed_precision", "model_hash", "subject_hash", "scorer_hash", "multiplier", "scale", "model",
+    "run_id", "sweep", "path", *(name for name, flag in FLAGS.items() if not flag.newer), "multiplier", "scale", "model",
     "status", "diverged_step", "num_parameters", "seconds", "commit",
 )  # fmt: skip
-NUMBERS = (
-    "rank", "seed", "steps", "lr", "lr_lambda", "lr_magnitude", "boundary", "multiplier", "diverged_step",
-    "num_parameters", "seconds", "guidance_scale",
-)  # fmt: skip
+NUMBERS = (*cell.NUMBERS, "multiplier", "diverged_step", "num_parameters", "seconds")
 MATRIX_COLUMNS = ("run_id", "matrix", "block", "kind", "attention", "num_out", "num_in", "base_norm")
 
 

@@ -10,6 +10,7 @@ from adapters import BadInput, counted
 from analysis.compact import CompactSource, is_compact
 from analysis.folders import FolderSource
 from analysis.results import BASE, Results, Source, is_absent, listed, stack
+from training.cell import NEWER, NUMBERS
 
 
 def load(*roots: Path | str, model: str | None = None) -> Results:
@@ -34,9 +35,13 @@ def load(*roots: Path | str, model: str | None = None) -> Results:
 
 
 def _with_defaults(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs from before a field existed, and those that leave it alone, have its default."""
-    count = runs["num_instance_images"] if "num_instance_images" in runs else pd.Series(0, runs.index)
-    return runs.assign(num_instance_images=pd.to_numeric(count).fillna(0).astype(int))
+    """Runs from before a number of the cell existed, and those that leave it alone, have its default."""
+    filled = {}
+    for name, default in NEWER.items():
+        if name in NUMBERS:
+            values = runs[name] if name in runs else pd.Series(default, runs.index)
+            filled[name] = pd.to_numeric(values).fillna(default).astype(type(default))
+    return runs.assign(**filled)
 
 
 def _source(root: Path) -> Source:

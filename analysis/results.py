@@ -14,8 +14,8 @@ import pandas as pd
 from adapters import BadInput, counted
 from analysis.folders import ENDED, GONE, NOT_RUN
 from analysis.series import name_series
+from training.cell import BASE, FLAGS
 
-BASE = "base"
 METRICS = ("dino", "clip_i", "clip_t")
 DRIFT = "drift"  # how far pictures of unrelated prompts have moved; the lower the better
 COSINE = (-1.0, 1.0)
@@ -25,10 +25,7 @@ RANGES = dict.fromkeys(METRICS, COSINE) | {
 }  # fmt: skip
 ANY = (-inf, inf)
 # The fields in which an untouched base's run must agree with a run that is compared with it (`Cell.base`).
-BASE_KEY = (
-    "subject", "resolution", "num_prompts", "num_images", "num_inference_steps", "guidance_scale", "mixed_precision",
-    "model_hash", "subject_hash", "scorer_hash",
-)  # fmt: skip
+BASE_KEY = tuple(name for name, flag in FLAGS.items() if flag.base and not flag.newer)
 
 
 class Source(Protocol):

@@ -11,37 +11,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adapters import METHODS, PEFT, counted, name_method, plural
+from adapters import METHODS, PEFT, counted, name_method
 from adapters.method_words import TAKEN, clean
+from training.cell import FLAGS
 
 # Settings that may differ between runs of one method and would otherwise be averaged over without a word.
+CURVES = {name: flag.curve for name, flag in FLAGS.items() if flag.curve}
 SETTINGS = {
-    "rank": "rank {}",
-    "steps": "{} step",
+    "rank": CURVES["rank"],
+    "steps": CURVES["steps"],
     "scale": "{} scaled",
-    "boundary": "lambda {}",
-    "adam_weight_decay": "weight decay {}",
-    "max_grad_norm": "clip {}",
-    "train_batch_size": "batch {}",
-    "gradient_accumulation_steps": "accumulation {}",
-    "lr_scheduler": "{}",
-    "lr_warmup_steps": "warm-up {}",
-    "prior_loss_weight": "prior {}",
-    "num_class_images": "{} class picture",
-    "num_instance_images": "trained on {}",
-    "snr_gamma": "SNR gamma {}",
-    "mixed_precision": "precision {}",
-    "resolution": "{} px",
-    "num_prompts": "{} prompt",
-    "num_images": "{} picture",
-    "num_inference_steps": "{} sampler step",
-    "guidance_scale": "guidance {}",
-    "init_adapter": "from adapter {}",
+    "boundary": CURVES["boundary"],
+    **CURVES,
     "base_lr": "base rate {}",
     "base_lr_lambda": "lambda's base rate {}",
     "base_lr_magnitude": "m's base rate {}",
 }
-COUNTS = {"steps", "num_class_images", "num_prompts", "num_images", "num_inference_steps"}
 Key = tuple[str, str]  # a method and its options
 RATES = {"lr": "factors", "lr_lambda": "lambda", "lr_magnitude": "magnitude"}
 
@@ -112,8 +97,8 @@ def name_series(runs: pd.DataFrame) -> pd.Series:
         for setting, text in SETTINGS.items():
             if setting in group and group[setting].map(_key).nunique() > 1:
                 value = group[setting].map(_pictures if setting == "num_instance_images" else _short)
-                many = plural(text) if setting in COUNTS else text
-                result[group.index] += ", " + value.map(lambda v: (text if v == "1" else many).format(v))  # noqa: B023
+                one, many = text.replace("(s)", ""), text.replace("(s)", "s")
+                result[group.index] += ", " + value.map(lambda v: (one if v == "1" else many).format(v))  # noqa: B023
     return result
 
 

@@ -61,9 +61,9 @@ class Part:
         subject = subject_folders.load(folder, name, token=setting.token, instance_prompt=setting.instance_prompt)
         resolution = self.resolution or pipelines.model_defaults(Path(setting.model))["resolution"]
         first = Cell(
-            spec.name, spec.canonical, self.rank, name, 0, STEPS, 1e-5, resolution=resolution,
-            boundary=1.0 if get_class(spec.name).uses_boundary else None, num_inference_steps=SAMPLER_STEPS,
-            subject_hash=subject.content_hash(0),
+            method=spec.name, options=spec.canonical, rank=self.rank, subject=name, seed=0, steps=STEPS, lr=1e-5,
+            resolution=resolution, boundary=1.0 if get_class(spec.name).uses_boundary else None,
+            num_inference_steps=SAMPLER_STEPS, subject_hash=subject.content_hash(0),
         )  # fmt: skip
         return [dataclasses.replace(first, lr=1e-5 * (1 + row)) for row in range(self.size)]
 

@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -43,7 +44,7 @@ class Scale:
     width: Fraction
     resolution: int
     rank: int
-    mixed_precision: str
+    mixed_precision: Literal["no", "bf16"]
 
     def __str__(self) -> str:
         width = "" if self.width == 1 else f" at {self.width} of its widths"

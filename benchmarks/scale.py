@@ -140,8 +140,8 @@ def make_cells(num_cells: int) -> tuple[list[Any], Any]:
     digest = "0123456789abcdef" * 4
     cells = [
         Planned(
-            Cell("lora", f"alpha={method}r,init=kaiming", 8, f"subject{subject}", seed, 500, 1e-3 * (1 + rate),
-                 model_hash=digest, subject_hash=f"{subject}{digest[1:]}", scorer_hash=digest),
+            Cell(method="lora", options=f"alpha={method}r,init=kaiming", rank=8, subject=f"subject{subject}", seed=seed,
+                 steps=500, lr=1e-3 * (1 + rate), model_hash=digest, subject_hash=f"{subject}{digest[1:]}", scorer_hash=digest),
             f"x{1 + rate}", {"multiplier": 1.0 + rate, "model": "pocket", "class": "dog", "split": "evidence"},
         )
         for method in range(100) for rate in range(num_cells // 1000) for seed in range(2) for subject in range(5)

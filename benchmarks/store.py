@@ -128,8 +128,8 @@ def copy_run(original: RunFolder, sweep: Path, number: int, steps: int, names: l
     subject, rest = number // (len(MULTIPLIERS) * SEEDS), number % (len(MULTIPLIERS) * SEEDS)
     multiplier, seed = MULTIPLIERS[rest % len(MULTIPLIERS)], rest // len(MULTIPLIERS)
     spec = parse_method("delora")
-    cell = Cell(spec.name, spec.canonical, 8, f"subject{subject}", seed, steps, 1e-3 * multiplier, boundary=1.0,
-                num_prompts=4, eval_steps=tuple(range(200, steps + 1, 200)))  # fmt: skip
+    cell = Cell(method=spec.name, options=spec.canonical, rank=8, subject=f"subject{subject}", seed=seed, steps=steps,
+                lr=1e-3 * multiplier, boundary=1.0, num_prompts=4, eval_steps=tuple(range(200, steps + 1, 200)))  # fmt: skip
     folder = RunFolder(sweep / cell.run_id(f"x{multiplier:g}"))
     shutil.copytree(original.path, folder.path)
     parts = {"block": "down_blocks.0", "kind": "to_q", "attention": "attn1", "num_out": 64, "num_in": 64}

@@ -17,7 +17,7 @@ from adapters.inject import find_targets
 from slurm.claims import SETTLE_S
 from slurm.sweep_folder import read_spec_file, sweep_of
 from training.accelerator import round_base
-from training.cell import Cell
+from training.cell import Cell, RunningFlags
 from training.run import Run
 from training.store import RunFolder, StoreError, join_inside, method_file
 from training.tasks import pipeline as pipelines
@@ -30,8 +30,8 @@ CHECKPOINT_S = float(os.environ.get("PLATEAU_CHECKPOINT_S", "30"))
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What every pack of a sweep shares, besides its cells.
+class Setting(RunningFlags):
+    """What every pack of a sweep shares, besides its cells: this, and how the work is done.
 
     Attributes:
         model, dino, clip: folders or hub ids, already located.
@@ -40,9 +40,6 @@ class Setting:
         runs: the runs folder (class pictures are kept in it).
         device: "cpu" or "cuda".
         threads: CPU threads of one worker; 0 leaves torch's choice.
-        gradient_checkpointing, cache_latents, pre_compute_text_embeddings: trade time for memory; results agree
-            up to rounding.
-        deterministic: take only algorithms whose sums have one order.
         checkpoint_every_s: seconds between checkpoints.
     """
 
@@ -55,11 +52,7 @@ class Setting:
     runs: str
     device: str = "cpu"
     threads: int = 0
-    gradient_checkpointing: bool = False
-    cache_latents: bool = True
-    pre_compute_text_embeddings: bool = True
     checkpoint_every_s: float = CHECKPOINT_S
-    deterministic: bool = False
 
     @classmethod
     def read(cls, path: Path, contents: dict[str, Any]) -> Setting:

@@ -16,7 +16,7 @@ from adapters.starting_point import agree, content_hash
 from slurm.job import Setting
 from sweeps.options import Options, with_defaults
 from sweeps.rates import Rates, check_base_lr, choose_rates, describe_borrowed, scaled
-from training.cell import Cell
+from training.cell import Cell, RunningFlags, TrainingFlags
 from training.open_adapter import open_adapter
 from training.tasks import dreambench
 from training.tasks import pipeline as pipelines
@@ -101,18 +101,15 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
     setting = Setting(
         model=str(model), dino=dino, clip=clip, subjects=str(folder.resolve()), token=options.token,
         instance_prompt=prompt, runs=str(options.runs.resolve()), device=choose_device(options),
-        gradient_checkpointing=options.gradient_checkpointing, cache_latents=options.cache_latents,
-        pre_compute_text_embeddings=options.pre_compute_text_embeddings, deterministic=options.deterministic,
+        **{field.name: getattr(options, field.name) for field in dataclasses.fields(RunningFlags)},
     )  # fmt: skip
     hashed = [Path(path) for path in (dino, clip) if Path(path).exists()]
     shared = {
         "model_hash": pipelines.content_hash(model),
         "scorer_hash": pipelines.content_hash(*hashed) if hashed else f"{dino},{clip}",
-        "resolution": options.resolution or defaults["resolution"],
-        "num_inference_steps": options.num_inference_steps or defaults["num_inference_steps"],
-        "guidance_scale": options.guidance_scale or defaults["guidance_scale"],
+        **{name: defaults[name] for name in ("resolution", "num_inference_steps", "guidance_scale")},
+        **shared_flags(options),
     }
-    shared |= shared_flags(options)
     check_resolution(model, int(shared["resolution"]))
     start = open_start(options, model) if options.init_adapter else None
     if start is not None:
@@ -121,15 +118,10 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
 
 
 def shared_flags(options: Options) -> dict:
-    """The flags that are fields of every cell."""
-    names = (
-        "rank", "steps", "train_batch_size", "gradient_accumulation_steps", "adam_weight_decay", "max_grad_norm",
-        "lr_scheduler", "lr_warmup_steps", "prior_loss_weight", "snr_gamma", "mixed_precision", "num_prompts",
-        "num_images", "num_drift_prompts", "gauge_every", "norms_every", "eval_steps", "sharpness_steps",
-        "num_instance_images", "allow_tf32",
-    )  # fmt: skip
+    """The flags that are fields of every cell; those that are left to the model are not among them."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(TrainingFlags)}
     num_class_images = options.num_class_images if options.prior_loss_weight > 0 else 0
-    return {name: getattr(options, name) for name in names} | {"num_class_images": num_class_images}
+    return {n: v for n, v in given.items() if v is not None} | {"num_class_images": num_class_images}
 
 
 def open_start(options: Options, model: Path) -> Checkpoint:

@@ -19,7 +19,7 @@ from slurm.clusters import EXECUTORS, Cluster, choose_cluster
 from slurm.scheduler import Scheduler
 from slurm.submit import check_cluster
 from sweeps import presets
-from training.cell import STEP_LISTS
+from training.cell import FLAGS, POSITIVE, STEP_LISTS, RunningFlags, TrainingFlags
 from training.command_line import end_well, parse
 
 DEFAULT_MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -80,9 +80,9 @@ class ClusterOptions:
             check_cluster(cluster, Scheduler())
 
 
-@dataclass(frozen=True)
-class Options:
-    """Flags of a sweep."""
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Flags that say what is asked: methods, subjects, seeds, rates."""
 
     preset: Literal["none", "paper", "paper-table", "ether", "diffusers"] = "none"
     """Defaults of these flags: DeLoRA's figures, its tables, ETHER's, or those of HF's script."""
@@ -112,64 +112,14 @@ class Options:
     """DeLoRA's lambda at the start, in place of the tuned one."""
     scale: Literal["both", "lambda", "factors"] = "both"
     """Which rates the multiplier scales."""
-    rank: int = 8
-    """Rank of the low-rank factors."""
     init_adapter: Path | None = None
     """Start from this adapter (a run folder, or a file or folder of another program) and not from the method's own start."""
-    steps: int = 500
-    """Optimiser steps; 0, with --init-adapter, only scores it."""
-    eval_steps: tuple[int, ...] = ()
-    """Steps after which pictures are made and scored, besides the last."""
-    train_batch_size: int = 1
-    """Subject pictures in one micro-batch."""
-    gradient_accumulation_steps: int = 1
-    """Micro-batches in one step."""
-    adam_weight_decay: float = 0.01
-    """Decoupled weight decay on every adapter parameter."""
-    max_grad_norm: float = 1.0
-    """Largest gradient norm of one run; 0 switches clipping off."""
-    lr_scheduler: Literal["constant", "cosine"] = "constant"
-    """Learning-rate schedule after the warm-up."""
-    lr_warmup_steps: int = 0
-    """Steps of linear warm-up."""
-    num_instance_images: int = 0
-    """Pictures of each subject that are trained on, from the first on; 0: all. All are scored against."""
-    prior_loss_weight: float = 0.0
-    """Weight of the prior-preservation loss; 0 switches it off."""
-    num_class_images: int = 64
-    """Class pictures for that loss, made once by the base."""
-    snr_gamma: float = 0.0
-    """Gamma of the min-SNR loss weight; 0 is the plain loss."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """bf16 autocast of the frozen base; adapters stay float32."""
-    allow_tf32: bool = False
-    """Let an NVIDIA GPU round float32 products to TF32."""
-    deterministic: bool = False
-    """Take only algorithms whose sums have one order: the same bits each time on a GPU too, slower."""
-    gradient_checkpointing: bool = False
-    """Recompute activations instead of keeping them."""
-    cache_latents: bool = True
-    """Encode the subjects' pictures once; switched off, at every step."""
-    pre_compute_text_embeddings: bool = True
-    """Encode each prompt once; switched off, at every step."""
-    resolution: int | None = None
-    """Side of the pictures in pixels; default: the model's."""
-    num_prompts: int = 8
-    """Evaluation prompts of each subject."""
-    num_images: int = 2
-    """Pictures for each prompt."""
-    num_drift_prompts: int = 4
-    """Unrelated prompts whose pictures' change from the untouched model's is scored; 0 for none."""
-    num_inference_steps: int | None = None
-    """Sampler steps; default: the model's."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance; default: the model's."""
-    gauge_every: int = 1
-    """Steps between two rows of the dynamics."""
-    norms_every: int = 50
-    """Steps between two snapshots of the weight norms."""
-    sharpness_steps: tuple[int, ...] = ()
-    """Steps after which the loss's sharpness (largest Hessian eigenvalue) is measured; each costs about 300 steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunningFlags, TrainingFlags, Question):
+    """Flags of a sweep."""
+
     dino: str = "pocket"
     """DINO scorer: `pocket`, a folder, or a hub id."""
     clip: str = "pocket"
@@ -227,21 +177,15 @@ class Options:
         """
         if self.init_adapter is None or self.steps != 0:
             _need(self.steps >= 1, "steps", self.steps, "a whole number from 1 on, or 0 with --init-adapter")
-        for flag in ("rank", "train_batch_size", "gradient_accumulation_steps", "num_prompts", "num_images",
-                     "gauge_every", "norms_every"):  # fmt: skip
-            _need(getattr(self, flag) >= 1, flag, getattr(self, flag), "a whole number from 1 on")
-        for flag in ("base_lr", "lr_lambda", "lr_magnitude", "boundary", "resolution", "num_inference_steps"):
-            value = getattr(self, flag)
-            _need(value is None or (math.isfinite(value) and value > 0), flag, value, "a positive number")
-        for flag in ("adam_weight_decay", "max_grad_norm", "lr_warmup_steps", "prior_loss_weight", "snr_gamma",
-                     "num_drift_prompts", "num_instance_images"):  # fmt: skip
-            value = getattr(self, flag)
-            _need(math.isfinite(value) and value >= 0, flag, value, "0 or a positive number")
+        for field in dataclasses.fields(TrainingFlags):
+            value, allowed = getattr(self, field.name), FLAGS[field.name].allowed
+            _need(value is None or allowed.fits(value), field.name, value, allowed.says)
+        for name in ("base_lr", "lr_lambda", "lr_magnitude", "boundary"):
+            value = getattr(self, name)
+            _need(value is None or POSITIVE.fits(value), name, value, POSITIVE.says)
         longest = f"steps from 0 to the {self.steps} of the training, whose full rate is else never reached"
         fits = self.steps == 0 or self.lr_warmup_steps <= self.steps
         _need(fits, "lr-warmup-steps", self.lr_warmup_steps, longest)
-        value = self.guidance_scale
-        _need(value is None or (math.isfinite(value) and value >= 0), "guidance-scale", value, "0 or a positive number")
         allowed = "a name in one line, without a slash"
         _need(
             self.sweep is None or (self.sweep not in ("", ".") and PART.fits(self.sweep)), "sweep", self.sweep, allowed
@@ -285,7 +229,8 @@ def run_driver(options: type[Parsed], drive: Callable[[Parsed], int], descriptio
     """Parse the command line and run a driver; bad input is one line on stderr and exit code 2."""
 
     def run() -> int:
-        parsed = parse(options, description, default=presets.start_from(options, presets.named_preset(sys.argv[1:])))
+        start = presets.start_from(options, presets.named_preset(sys.argv[1:]), common=Options)
+        parsed = parse(options, description, default=start)
         if parsed.explain_preset:
             presets.explain(parsed.preset)
             return 0

@@ -75,12 +75,13 @@ def named_preset(arguments: Sequence[str]) -> str:
     return found
 
 
-def start_from(options: type[Flags], name: str) -> Flags:
+def start_from(options: type[Flags], name: str, common: type) -> Flags:
     """Options whose defaults are a preset's; a default that a driver has changed for its own question stays.
 
     Args:
         options: a driver's options, the drivers' common ones, or a class derived from them.
         name: of the preset, or "none".
+        common: the drivers' common options.
 
     Raises:
         BadInput: for an unknown preset.
@@ -90,10 +91,8 @@ def start_from(options: type[Flags], name: str) -> Flags:
     presets = read_presets()
     if name not in presets:
         raise BadInput(f"--preset is {name}; allowed: {NONE}, {', '.join(presets)}")
-    common, own = (
-        {field.name: field.default for field in dataclasses.fields(kind)} for kind in (options.__mro__[-2], options)
-    )
-    free = {flag for flag in own if flag in common and own[flag] == common[flag]}
+    shared, own = ({field.name: field.default for field in dataclasses.fields(kind)} for kind in (common, options))
+    free = {flag for flag in own if flag in shared and own[flag] == shared[flag]}
     values = {setting.flag: setting.value for setting in presets[name].settings if setting.flag in free}
     return options(**{flag: tuple(value) if isinstance(value, list) else value for flag, value in values.items()})
 

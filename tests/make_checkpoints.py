@@ -52,7 +52,7 @@ def make_moved(unet: UNet2DConditionModel, variant: str, rank: int = RANK) -> At
 def make_run(root: Path, attached: Attached, pipeline: Path) -> RunFolder:
     """A finished run's folder with this adapter."""
     spec, rank = attached.spec, next(iter(attached.adapters.values())).rank
-    cell = Cell(spec.name, spec.canonical, rank, "dog", 0, 5, 1e-3)
+    cell = Cell(method=spec.name, options=spec.canonical, rank=rank, subject="dog", seed=0, steps=5, lr=1e-3)
     folder = RunFolder(root / "sweep" / cell.run_id("x1"))
     matrices = [
         {"matrix": path, **where(path), "num_out": a.shape[0], "num_in": a.shape[1],

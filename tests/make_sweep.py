@@ -55,7 +55,7 @@ class Sweep:
         rows = [
             {
                 "run_id": f"{name}-run{n}",
-                "cell": Cell("lora", "", 4, "dog", n, steps, 1e-3).to_dict(),
+                "cell": Cell(method="lora", options="", rank=4, subject="dog", seed=n, steps=steps, lr=1e-3).to_dict(),
                 "labels": {},
             }
             for n in range(cells)

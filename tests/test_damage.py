@@ -353,7 +353,10 @@ def test_damaged_ending_is_named_and_written_anew(text: str, tmp_path: Path, cap
     made.claim("p", Holder.me(), outcome="done")
     for name, status_of in (("p-run0", "finished"), ("p-run1", "diverged")):
         RunFolder(made.path / name).write(
-            {"status": status_of, "cell": Cell("lora", "", 4, "dog", 0, 9, 1.0).to_dict()}
+            {
+                "status": status_of,
+                "cell": Cell(method="lora", options="", rank=4, subject="dog", seed=0, steps=9, lr=1.0).to_dict(),
+            }
         )
     path = made.files("p").ended
     path.mkdir() if text == "folder" else path.write_text(text)

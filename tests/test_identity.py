@@ -14,7 +14,8 @@ from training.cell import Cell
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = Cell(
-    "delora", "rank_norm=true", 16, "dog", 3, 500, 0.004, model_hash="5d" * 32, subject_hash="ac" * 32, scorer_hash="70" * 32
+    method="delora", options="rank_norm=true", rank=16, subject="dog", seed=3, steps=500, lr=0.004,
+    model_hash="5d" * 32, subject_hash="ac" * 32, scorer_hash="70" * 32,
 )  # fmt: skip
 FIELDS = {field.name: field for field in dataclasses.fields(Cell)}
 CHANGED: dict[str, tuple[Any, str]] = {

@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
 
 
 def test_identity_of_cells_without_an_adapter_is_what_it_was() -> None:
-    cell = Cell("lora", "alpha=2r", 4, "dog", 0, 5, 1e-3)
+    cell = Cell(method="lora", options="alpha=2r", rank=4, subject="dog", seed=0, steps=5, lr=1e-3)
     assert cell.run_id("x1") == "lora-r4-x1-s0-dog-a1b4deb8e2"
     assert "init_adapter" not in cell.to_dict()
     other = dataclasses.replace(cell, init_adapter="00ff")

@@ -107,7 +107,11 @@ def test_a_plan_says_the_load_that_it_was_measured_under() -> None:
 
 def make_plan(subjects: int, multipliers: tuple[float, ...]) -> list[Planned]:
     return [
-        Planned(Cell("lora", "", 8, f"s{number}", 0, 10, 1e-3 * m), "", {"multiplier": m})
+        Planned(
+            Cell(method="lora", options="", rank=8, subject=f"s{number}", seed=0, steps=10, lr=1e-3 * m),
+            "",
+            {"multiplier": m},
+        )
         for number in range(subjects)
         for m in multipliers
     ]

@@ -35,7 +35,9 @@ SETTING = Setting("model", "dino", "clip", "subjects", "sks", "a photo", "runs")
 
 def make_cells(count: int, method: str = "lora") -> list[Planned]:
     """Cells of one group."""
-    cells = [Cell(method, "", 4, "dog", seed, 10, 1e-3) for seed in range(count)]
+    cells = [
+        Cell(method=method, options="", rank=4, subject="dog", seed=seed, steps=10, lr=1e-3) for seed in range(count)
+    ]
     return [Planned(cell, f"s{cell.seed}", {"multiplier": 1.0}) for cell in cells]
 
 
@@ -238,7 +240,7 @@ def test_refresh_rewrites_only_what_moved(folder: Path) -> None:
 
 
 def test_identity_is_that_of_earlier_versions() -> None:
-    cell = Cell("lora", "alpha=2r,init=kaiming", 8, "dog", 0, 500, 1e-3)
+    cell = Cell(method="lora", options="alpha=2r,init=kaiming", rank=8, subject="dog", seed=0, steps=500, lr=1e-3)
     assert cell.identity() == "7d4df59365ec393b736959b1da69fea988bc35d31791fb26fd3fbea65f6c787c"
     assert dataclasses.replace(cell, seed=1).identity() != cell.identity(), "a copy has an identity of its own"
 

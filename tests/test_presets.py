@@ -23,18 +23,18 @@ def test_every_setting_has_a_source_and_every_flag_is_one(name: str) -> None:
     for setting in preset.settings:
         assert len(setting.source) > 5, setting.title
         assert not setting.flag or setting.flag in fields
-    start_from(Options, name).check()
-    for spec in start_from(Options, name).specs():
+    start_from(Options, name, Options).check()
+    for spec in start_from(Options, name, Options).specs():
         assert spec.name in METHODS
 
 
 def test_the_papers_numbers_are_those_of_the_protocol() -> None:
-    paper = start_from(Options, "paper")
+    paper = start_from(Options, "paper", Options)
     assert (paper.rank, paper.steps, paper.num_prompts, paper.num_images, paper.resolution) == (16, 1400, 25, 4, 512)
     assert (paper.num_class_images, paper.prior_loss_weight, paper.token) == (200, 1.0, "qwe")
     assert (paper.num_inference_steps, paper.guidance_scale, paper.seeds) == (25, 7.5, (0, 1, 2))
     rates = {
-        name: base_rates(parse_method("delora"), "any", "", table=start_from(Options, name).rate_table)
+        name: base_rates(parse_method("delora"), "any", "", table=start_from(Options, name, Options).rate_table)
         for name in PRESETS
     }
     assert rates["paper"].lr == 6e-3
@@ -70,12 +70,12 @@ def test_users_and_drivers_have_the_last_word() -> None:
     seen: list[Options] = []
     assert run(lr_robustness.RobustnessOptions, "--preset", "paper", "--rank", "4", "--steps", "2000", seen=seen) == 0
     assert (seen[0].rank, seen[0].steps, seen[0].num_prompts) == (4, 2000, 25)
-    prolonged = start_from(prolonged_training.ProlongedOptions, "paper")
+    prolonged = start_from(prolonged_training.ProlongedOptions, "paper", Options)
     assert (prolonged.steps, prolonged.multipliers, prolonged.rank) == (2000, (1.0,), 16), (
         "its question's own defaults stay"
     )
-    assert start_from(weight_norms.NormOptions, "paper").method == ()
-    assert start_from(Options, "none") == Options()
+    assert start_from(weight_norms.NormOptions, "paper", Options).method == ()
+    assert start_from(Options, "none", Options) == Options()
     assert named_preset(["--preset", "paper", "--preset=ether"]) == "ether"
     assert named_preset([]) == named_preset(["--preset"]) == named_preset(["--rank", "4"]) == "none"
 

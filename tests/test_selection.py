@@ -123,7 +123,7 @@ def test_settings_are_varied_one_at_a_time(studio: Studio, tmp_path: Path) -> No
 
 def test_all_pictures_are_no_setting() -> None:
     """Runs from before the field existed keep their names."""
-    cell = Cell("lora", "", 4, "dog", 0, 10, 1e-3)
+    cell = Cell(method="lora", options="", rank=4, subject="dog", seed=0, steps=10, lr=1e-3)
     assert "num_instance_images" not in cell.to_dict()
     fewer = Cell.from_dict(cell.to_dict() | {"num_instance_images": 2})
     assert fewer.num_instance_images == 2

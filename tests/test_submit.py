@@ -92,7 +92,9 @@ def live_packs(sweep: Sweep, slurm: FakeSlurm) -> Counter:
 
 
 def pack(name: str, steps: int = 100, method: str = "lora", threads: int = 1, device: str = "cpu") -> Pack:
-    return Pack(name, (Cell(method, "", 4, "dog", 0, steps, 1e-3),), threads, device)
+    return Pack(
+        name, (Cell(method=method, options="", rank=4, subject="dog", seed=0, steps=steps, lr=1e-3),), threads, device
+    )
 
 
 def by_steps(pack: Pack) -> Need:

@@ -1,4 +1,9 @@
-"""The description of one run: everything that changes its result, and the name that follows from it."""
+"""The description of one run: everything that changes its result, and the name that follows from it.
+
+A training flag is declared here and nowhere else, as a field of `TrainingFlags`: its default, its help (the text below it),
+and in its `Flag` what it may be, whether cells of a pack may differ in it, and how a curve's name tells it. The options of
+drivers, their checks, the stored cell, its hash and the columns of frames follow.
+"""
 
 from __future__ import annotations
 
@@ -8,93 +13,144 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_type_hints
 
 from adapters import BadInput
+from adapters.documents import Form
 
 BASE = "base"  # the method name of the untouched model's own run
+FROM_ONE = Form("a whole number from 1 on", lambda value: value >= 1)
+POSITIVE = Form("a positive number", lambda value: 0 < value < float("inf"))
+NOT_NEGATIVE = Form("0 or a positive number", lambda value: 0 <= value < float("inf"))
+ANY_OF_TYPE = Form("what its type allows", lambda value: True)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of a sweep. Rates are absolute; every field here is part of the run's identity.
+class Flag:
+    """What is declared of a training flag beside its name, type, default and help.
 
     Attributes:
-        method: a name of `adapters.METHODS`, `peft:<type>`, the name of a user's own method with the hash of its
-            file (`mymethod@1a2b3c4d5e`), or "base" for the untouched model.
-        options: the method's options in canonical form (`key=value,key=value`, defaults filled in).
-        rank: r of the low-rank factors; 0 for methods without a rank.
-        subject: name of the subject's folder.
-        seed: seed of the run: init, order of pictures, noise and time steps follow from (seed, step).
-        steps: optimiser steps.
-        lr: rate of the factors (B and A, or ETHER's vectors).
-        lr_lambda: rate of DeLoRA's lambda; None where the method has none.
-        lr_magnitude: rate of DoRA's m; None where the method has none.
-        boundary: lambda at the start (DeLoRA); None elsewhere.
-        adam_weight_decay: decoupled decay of `torch.optim.AdamW`, on every adapter parameter.
-        max_grad_norm: largest gradient norm of one run (all its parameters together); 0 switches clipping off.
-        train_batch_size: subject pictures in one micro-batch.
-        gradient_accumulation_steps: micro-batches in one optimiser step.
-        lr_scheduler: "constant" or "cosine", after `lr_warmup_steps` of linear warm-up.
-        lr_warmup_steps: steps of the warm-up.
-        prior_loss_weight: weight of DreamBooth's prior-preservation loss; 0 switches it off.
-        num_class_images: pictures of the class, made once by the base, for that loss.
-        snr_gamma: gamma of the min-SNR loss weight (arXiv 2303.09556); 0 is the plain loss.
-        mixed_precision: "no" or "bf16" (autocast; the adapters stay float32).
-        resolution: side of the training pictures in pixels.
-        eval_steps: steps after which pictures are made and scored; the last step always is.
-        num_prompts: how many of the subject's evaluation prompts are used, from the first on.
-        num_images: pictures for each prompt.
-        num_drift_prompts: unrelated prompts, one picture each, whose change from the untouched model's is scored.
-        num_inference_steps: sampler steps.
-        guidance_scale: classifier-free guidance.
-        gauge_every: steps between two rows of the dynamics.
-        norms_every: steps between two snapshots of the weight norms.
-        model_hash, subject_hash, scorer_hash: contents of the model, pictures and prompts, and scorers.
-        sharpness_steps: steps after which the loss's sharpness is measured (`training.sharpness`).
-        init_adapter: content of the adapter that the run starts from; empty for the method's own start.
-        num_instance_images: how many of the subject's pictures are trained on, from the first on; 0 for all of them. All are
-            scored against.
-        allow_tf32: whether an NVIDIA GPU may round the factors of float32 products to TF32 (10 bits of mantissa).
-
-    A field of `NEWER` stands in no file and in no hash while it has its default: runs made before it existed keep their names.
+        allowed: what its value may be; of flags with steps in them, `Options.check` says more.
+        free: whether cells of one pack may differ in it.
+        newer: whether it stands in no file and in no hash while a cell has its default: runs made before it existed keep
+            their names. Every flag that is added from now on is.
+        base: whether the pictures of the untouched base depend on it.
+        curve: how the name of a curve tells its value, as in "weight decay {}" or "{} step(s)", where curves differ in it.
     """
 
+    allowed: Form = ANY_OF_TYPE
+    free: bool = False
+    newer: bool = False
+    base: bool = False
+    curve: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFlags:
+    """How cells train and are evaluated: flags that are part of a run's identity."""
+
+    rank: Annotated[int, Flag(FROM_ONE, curve="rank {}")] = 8
+    """Rank of the low-rank factors."""
+    steps: Annotated[int, Flag(NOT_NEGATIVE, curve="{} step(s)")] = 500
+    """Optimiser steps; 0, with --init-adapter, only scores it."""
+    eval_steps: Annotated[tuple[int, ...], Flag()] = ()
+    """Steps after which pictures are made and scored, besides the last."""
+    adam_weight_decay: Annotated[float, Flag(NOT_NEGATIVE, free=True, curve="weight decay {}")] = 0.01
+    """Decoupled weight decay on every adapter parameter."""
+    max_grad_norm: Annotated[float, Flag(NOT_NEGATIVE, free=True, curve="clip {}")] = 1.0
+    """Largest gradient norm of one run; 0 switches clipping off."""
+    train_batch_size: Annotated[int, Flag(FROM_ONE, curve="batch {}")] = 1
+    """Subject pictures in one micro-batch."""
+    gradient_accumulation_steps: Annotated[int, Flag(FROM_ONE, curve="accumulation {}")] = 1
+    """Micro-batches in one step."""
+    lr_scheduler: Annotated[Literal["constant", "cosine"], Flag(curve="{}")] = "constant"
+    """Learning-rate schedule after the warm-up."""
+    lr_warmup_steps: Annotated[int, Flag(NOT_NEGATIVE, curve="warm-up {}")] = 0
+    """Steps of linear warm-up."""
+    num_instance_images: Annotated[int, Flag(NOT_NEGATIVE, free=True, newer=True, curve="trained on {}")] = 0
+    """Pictures of each subject that are trained on, from the first on; 0: all. All are scored against."""
+    prior_loss_weight: Annotated[float, Flag(NOT_NEGATIVE, curve="prior {}")] = 0.0
+    """Weight of the prior-preservation loss; 0 switches it off."""
+    num_class_images: Annotated[int, Flag(NOT_NEGATIVE, curve="{} class picture(s)")] = 64
+    """Class pictures for that loss, made once by the base."""
+    snr_gamma: Annotated[float, Flag(NOT_NEGATIVE, curve="SNR gamma {}")] = 0.0
+    """Gamma of the min-SNR loss weight (arXiv 2303.09556); 0 is the plain loss."""
+    mixed_precision: Annotated[Literal["no", "bf16"], Flag(base=True, curve="precision {}")] = "no"
+    """bf16 autocast of the frozen base; adapters stay float32."""
+    allow_tf32: Annotated[bool, Flag(base=True, newer=True)] = False
+    """Let an NVIDIA GPU round float32 products to TF32."""
+    resolution: Annotated[int | None, Flag(POSITIVE, base=True, curve="{} px")] = None
+    """Side of the pictures in pixels; default: the model's."""
+    num_prompts: Annotated[int, Flag(FROM_ONE, base=True, curve="{} prompt(s)")] = 8
+    """Evaluation prompts of each subject."""
+    num_images: Annotated[int, Flag(FROM_ONE, base=True, curve="{} picture(s)")] = 2
+    """Pictures for each prompt."""
+    num_drift_prompts: Annotated[int, Flag(NOT_NEGATIVE, base=True, newer=True)] = 4
+    """Unrelated prompts whose pictures' change from the untouched model's is scored; 0 for none."""
+    num_inference_steps: Annotated[int | None, Flag(POSITIVE, base=True, curve="{} sampler step(s)")] = None
+    """Sampler steps; default: the model's."""
+    guidance_scale: Annotated[float | None, Flag(NOT_NEGATIVE, base=True, curve="guidance {}")] = None
+    """Classifier-free guidance; default: the model's."""
+    gauge_every: Annotated[int, Flag(FROM_ONE)] = 1
+    """Steps between two rows of the dynamics."""
+    norms_every: Annotated[int, Flag(FROM_ONE)] = 50
+    """Steps between two snapshots of the weight norms."""
+    sharpness_steps: Annotated[tuple[int, ...], Flag(newer=True)] = ()
+    """Steps after which the loss's sharpness (largest Hessian eigenvalue) is measured; each costs about 300 steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningFlags:
+    """How the work is done: no part of a run's identity, since results agree, up to rounding."""
+
+    deterministic: bool = False
+    """Take only algorithms whose sums have one order: the same bits each time on a GPU too, slower."""
+    gradient_checkpointing: bool = False
+    """Recompute activations instead of keeping them."""
+    cache_latents: bool = True
+    """Encode the subjects' pictures once; switched off, at every step."""
+    pre_compute_text_embeddings: bool = True
+    """Encode each prompt once; switched off, at every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(TrainingFlags):
+    """One run of a sweep. Rates are absolute; every field here, and every training flag, is part of the run's identity."""
+
     method: str
+    """A name of `adapters.METHODS`, `peft:<type>`, the name of a user's own method with the hash of its file
+    (`mymethod@1a2b3c4d5e`), or "base" for the untouched model."""
     options: str
+    """The method's options in canonical form (`key=value,key=value`, defaults filled in)."""
     rank: int
-    subject: str
-    seed: int
+    """r of the low-rank factors; 0 for methods without a rank."""
+    subject: Annotated[str, Flag(free=True, base=True)]
+    """Name of the subject's folder."""
+    seed: Annotated[int, Flag(free=True)]
+    """Init, order of pictures, noise and time steps follow from (seed, step)."""
     steps: int
-    lr: float
-    lr_lambda: float | None = None
-    lr_magnitude: float | None = None
-    boundary: float | None = None
-    adam_weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    train_batch_size: int = 1
-    gradient_accumulation_steps: int = 1
-    lr_scheduler: str = "constant"
-    lr_warmup_steps: int = 0
-    prior_loss_weight: float = 0.0
-    num_class_images: int = 0
-    snr_gamma: float = 0.0
-    mixed_precision: str = "no"
+    """Optimiser steps."""
+    lr: Annotated[float, Flag(free=True)]
+    """Rate of the factors (B and A, or ETHER's vectors)."""
+    lr_lambda: Annotated[float | None, Flag(free=True)] = None
+    """Rate of DeLoRA's lambda; None where the method has none."""
+    lr_magnitude: Annotated[float | None, Flag(free=True)] = None
+    """Rate of DoRA's m; None where the method has none."""
+    boundary: Annotated[float | None, Flag(free=True, curve="lambda {}")] = None
+    """lambda at the start (DeLoRA); None elsewhere."""
     resolution: int = 64
-    eval_steps: tuple[int, ...] = ()
-    num_prompts: int = 8
-    num_images: int = 2
     num_inference_steps: int = 12
     guidance_scale: float = 4.0
-    gauge_every: int = 1
-    norms_every: int = 50
-    model_hash: str = ""
-    subject_hash: str = ""
-    scorer_hash: str = ""
-    init_adapter: str = ""
+    num_class_images: int = 0
     num_drift_prompts: int = 0
-    sharpness_steps: tuple[int, ...] = ()
-    num_instance_images: int = 0
-    allow_tf32: bool = False
+    model_hash: Annotated[str, Flag(base=True)] = ""
+    """Content of the model."""
+    subject_hash: Annotated[str, Flag(free=True, base=True)] = ""
+    """Content of the subject's pictures and prompts."""
+    scorer_hash: Annotated[str, Flag(base=True)] = ""
+    """Content of the scorers."""
+    init_adapter: Annotated[str, Flag(newer=True, curve="from adapter {}")] = ""
+    """Content of the adapter that the run starts from; empty for the method's own start."""
 
     def identity(self) -> str:
         """SHA-256 over every field of `to_dict`, in hexadecimal: the same cell asked for twice runs once."""
@@ -115,7 +171,7 @@ class Cell:
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
-        fields = {name: getattr(self, name) for name in FIELDS}
+        fields = {name: getattr(self, name) for name in FLAGS}
         fields |= {name: list(fields[name]) for name in STEP_LISTS}
         return {name: value for name, value in fields.items() if name not in NEWER or value != NEWER[name]}
 
@@ -126,8 +182,8 @@ class Cell:
         Raises:
             BadInput: if a field is unknown or missing; the message lists the known ones.
         """
-        if unknown := sorted(set(fields) - FIELDS.keys()):
-            raise BadInput(f"unknown cell field {unknown[0]!r}; known fields: {', '.join(sorted(FIELDS))}")
+        if unknown := sorted(set(fields) - FLAGS.keys()):
+            raise BadInput(f"unknown cell field {unknown[0]!r}; known fields: {', '.join(sorted(FLAGS))}")
         try:
             return cls(**(dict(fields) | {name: tuple(fields.get(name, ())) for name in STEP_LISTS}))
         except TypeError as error:
@@ -143,25 +199,29 @@ class Cell:
 
     def base(self) -> Cell:
         """The cell of the untouched model that this run is compared with: same subject, pictures and scorers."""
-        return Cell(
-            method=BASE, options="", rank=0, subject=self.subject, seed=0, steps=0, lr=0.0,
-            resolution=self.resolution, num_prompts=self.num_prompts, num_images=self.num_images,
-            num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale,
-            mixed_precision=self.mixed_precision, model_hash=self.model_hash, subject_hash=self.subject_hash,
-            scorer_hash=self.scorer_hash, num_drift_prompts=self.num_drift_prompts, allow_tf32=self.allow_tf32,
-        )  # fmt: skip
+        kept = {name: getattr(self, name) for name, flag in FLAGS.items() if flag.base}
+        return Cell(method=BASE, options="", rank=0, seed=0, steps=0, lr=0.0, **kept)
 
 
-STEP_LISTS = ("eval_steps", "sharpness_steps")
-FIELDS = dict.fromkeys(f.name for f in dataclasses.fields(Cell))
+def _declared(kind: type, name: str) -> Flag | None:
+    """The flag that a class declares of a field, if it does."""
+    hint = get_type_hints(kind, include_extras=True).get(name)
+    return next((part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Flag)), None)
+
+
+FLAGS: dict[str, Flag] = {
+    field.name: _declared(Cell, field.name) or _declared(TrainingFlags, field.name) or Flag()
+    for field in dataclasses.fields(Cell)
+}
+TYPES: dict[str, Any] = get_type_hints(Cell)
+STEP_LISTS = tuple(name for name in FLAGS if TYPES[name] == tuple[int, ...])
+NUMBERS = tuple(name for name in FLAGS if TYPES[name] in (int, float, float | None))
 NEWER: dict[str, object] = {
-    "init_adapter": "", "num_instance_images": 0, "num_drift_prompts": 0, "sharpness_steps": [], "allow_tf32": False,
-}  # fmt: skip
-FREE = {
-    "lr", "lr_lambda", "lr_magnitude", "boundary", "seed", "subject", "subject_hash", "adam_weight_decay",
-    "max_grad_norm", "num_instance_images",
-}  # fmt: skip
-KEY_FIELDS = tuple(name for name in FIELDS if name not in FREE)
+    name: list(getattr(Cell, name)) if name in STEP_LISTS else getattr(Cell, name)
+    for name in FLAGS
+    if FLAGS[name].newer
+}
+KEY_FIELDS = tuple(name for name, flag in FLAGS.items() if not flag.free)
 
 
 def by_pack_key(cells: Iterable[Cell]) -> dict[tuple, list[Cell]]:

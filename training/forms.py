@@ -6,17 +6,14 @@ Missing fields are the reader's business. Imports no torch.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any
 
 from adapters.documents import COUNT, FLAG, NAME, NUMBER, PART, PLACE, SCALAR, TEXT, Form, one_of
-from training.cell import Cell
+from training.cell import TYPES
 
 STATUSES = ("planned", "running", "finished", "diverged", "preempted", "failed")
-_OF_TYPE = {
-    "int": COUNT, "float": NUMBER, "float | None": NUMBER, "str": NAME, "bool": FLAG, "tuple[int, ...]": [COUNT],
-}  # fmt: skip
+_OF_TYPE = {int: COUNT, float: NUMBER, float | None: NUMBER, str: NAME, bool: FLAG, tuple[int, ...]: [COUNT]}
 _SEED = Form("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))  # of any size
 _PROCESS = Form("the number of a process", lambda value: COUNT.fits(value) and 0 < value < 2**31)
 _JOB = Form(
@@ -27,7 +24,7 @@ _LABEL = Form(
     lambda value: all(item is None or SCALAR.fits(item) for item in (value if isinstance(value, list) else [value])),
 )
 
-CELL: dict[str, Any] = {field.name: _OF_TYPE[str(field.type)] for field in dataclasses.fields(Cell)}
+CELL: dict[str, Any] = {name: _OF_TYPE.get(of_type, NAME) for name, of_type in TYPES.items()}
 CELL |= {"method": PART, "subject": PART, "init_adapter": PART, "*": _LABEL}
 LABELS = {"*": _LABEL}
 MATRIX = {

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from adapters import BadInput
 from adapters.exact import exactly
 from training.base_norms import describe_matrix
-from training.cell import FIELDS
+from training.cell import FLAGS
 from training.dynamics import Directions, norms_and_angles
 from training.effective_weights import Watched, find_watched
 from training.provenance import provenance
@@ -176,7 +176,7 @@ def watch(
         "method": method, "options": "", "rank": max(one.rank for one in matrices.values()), "subject": subject,
         "seed": seed, "steps": 0, "lr": rate_of(optimizer), "gauge_every": every,
     }  # fmt: skip
-    cell = dict.fromkeys(FIELDS) | known
+    cell = dict.fromkeys(FLAGS) | known
     watching = Watch(matrices, run, every, optimizer, cell)
     watching.open_run(next(iter(matrices.values())).base.device)
     hook = None
