@@ -7,6 +7,7 @@ is read off the weights at every step costs a few operations per stack.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -91,11 +92,7 @@ class Adapter(nn.Module):
         largest: tuple[int, int] | None = None,
         options: Mapping[str, Any],
     ) -> None:
-        super().__init__()
-        self.path, self.rank, self.options = path, rank, dict(options)
-        self.num_replicas = len(seeds)
-        self.pack_storage: int | None = None
-        self.prepared: Change | None = None
+        self.begin(path, rank, options, len(seeds))
         self._check(base, boundary)
         self.configure()
         self.base = base
@@ -109,6 +106,22 @@ class Adapter(nn.Module):
         self.hold({name: torch.stack([start[name] for start in starts]) for name in starts[0]})
         if boundary is not None and self.uses_boundary:
             self.set_boundary(torch.tensor(list(boundary), dtype=torch.float64))
+
+    def begin(self, path: str, rank: int, options: Mapping[str, Any], num_replicas: int) -> None:
+        """Set what every adapter has before it has a tensor; the one place where such attributes are born."""
+        nn.Module.__init__(self)
+        self.path, self.rank, self.options, self.num_replicas = path, rank, dict(options), num_replicas
+        self.pack_storage: int | None = None
+        self.prepared: Change | None = None
+
+    def twin(self, weight0: Float[Tensor, "*m out in"], tensors: Mapping[str, Tensor]) -> Adapter:
+        """The same adapter around other tensors, as buffers: stacked ones, or the same in double precision."""
+        twin = copy.copy(self)
+        nn.Module.__init__(twin)  # empty of parameters, buffers and the layer; every other attribute stays
+        twin.weight0, twin.pack_storage, twin.prepared = weight0, None, None
+        for name, tensor in tensors.items():
+            twin.register_buffer(name, tensor)
+        return twin
 
     # What a method defines.
 
@@ -228,14 +241,8 @@ class Adapter(nn.Module):
 
     def in_double(self) -> Adapter:
         """The same adapter in double precision, on copies of its tensors, without gradients; for readings."""
-        twin = type(self).__new__(type(self))
-        nn.Module.__init__(twin)
-        own = {key: value for key, value in vars(self).items() if key not in vars(twin)}
-        vars(twin).update(own)
-        twin.weight0 = self.weight0.double()
-        for name in (*self.ROLES, *self.frozen, *self.constants, *self.shared):
-            twin.register_buffer(name, getattr(self, name).detach().double())
-        return twin
+        names = (*self.ROLES, *self.frozen, *self.constants, *self.shared)
+        return self.twin(self.weight0.double(), {name: getattr(self, name).detach().double() for name in names})
 
     def count_parameters(self) -> int:
         """Number of trainable values of one replica."""

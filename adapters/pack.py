@@ -209,14 +209,8 @@ def group_by_shape(adapters: Mapping[str, Adapter]) -> list[list[str]]:
 def _stack_frozen(members: list[Adapter]) -> Adapter:
     """An adapter over m matrices with their frozen tensors stacked; the members' own become views of the stack's."""
     first = members[0]
-    stack = type(first).__new__(type(first))
-    nn.Module.__init__(stack)
-    stack.path, stack.rank, stack.options = "stack", first.rank, first.options
-    stack.num_replicas, stack.pack_storage, stack.prepared = first.num_replicas, None, None
-    stack.configure()
-    stack.ROLES = first.ROLES  # type: ignore[misc]
-    stack.weight0 = torch.stack([member.weight0 for member in members])
-    stack.bias0 = None
+    stack = first.twin(torch.stack([member.weight0 for member in members]), {})
+    stack.path, stack.bias0 = "stack", None
     for name, dim in [*((name, 0) for name in first.constants), *((name, 1) for name in first.frozen)]:
         whole = torch.stack([getattr(member, name) for member in members], dim)
         stack.register_buffer(name, whole)

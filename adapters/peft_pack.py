@@ -45,9 +45,7 @@ class PeftMatrix(Adapter):
     def __init__(
         self, paths: Sequence[str], layers: Sequence[nn.Module], originals: Sequence[Tensor], stacked: bool
     ) -> None:
-        nn.Module.__init__(self)
-        self.path, self.rank, self.options = paths[0], 0, {}
-        self.num_replicas, self.pack_storage, self.prepared = 1, None, None
+        self.begin(paths[0], 0, {}, 1)
         self.layers, self.stacked = list(layers), stacked
         self.base = layers[0].get_base_layer()  # type: ignore[operator]
         self.weight0 = torch.stack(list(originals)) if stacked else originals[0]

@@ -26,6 +26,7 @@ ARROWS = {
         "adapters",
         "training.store",
         "training.command_line",
+        "training.cell",
         "training.planned",
         "training.read_picture",
         "analysis",
