@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from adapters import METHODS, BadInput
-from analysis.folders import ENDED
 from analysis.results import ANY, BASE_KEY, DRIFT, METRICS, RANGES, Results
 from analysis.series import by_number
 from analysis.statistics import Interval, paired_difference, t_interval
+from training.states import ENDED, RunStatus
 
 __all__ = [
     "base_line",
@@ -164,7 +164,7 @@ def in_order(frame: pd.DataFrame, x: str) -> pd.DataFrame:
 def ended_runs(results: Results, x: str) -> pd.DataFrame:
     """The runs that count, with `diverged`; several multipliers on an axis of something else name their own series."""
     runs = results.runs[results.runs["status"].isin(ENDED)]
-    runs = runs.assign(diverged=runs["status"] == "diverged")
+    runs = runs.assign(diverged=runs["status"] == RunStatus.DIVERGED)
     if x != "step":
         if x not in runs:
             raise BadInput(f"unknown axis {x!r}; allowed: step, {', '.join(results.runs.columns)}")

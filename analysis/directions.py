@@ -14,9 +14,9 @@ import pandas as pd
 
 from adapters import BadInput
 from analysis.curves import in_order
-from analysis.folders import ENDED
 from analysis.results import Results
 from analysis.statistics import t_interval
+from training.states import ENDED
 
 ROUNDING = 1e-6  # of float32: what changes no more than that does not change
 AXES = {"rows": ("dm_rows", "dd_rows"), "columns": ("dm_cols", "dd_cols")}

@@ -16,10 +16,10 @@ from adapters import BadInput
 from training import cell
 from training.cell import FLAGS
 from training.planned import PlannedRun, planned_runs
+from training.states import ENDED, RunStatus
 from training.store import COLUMNS, RunFolder, due_rows, find_runs, join_inside, list_files, read_part
 
 OWN_PICTURES = "subjects"  # folder of a sweep with `<subject>.png`
-ENDED = ("finished", "diverged")
 GONE, NOT_RUN = "gone", "not run"  # status of planned runs without a folder: their pack says that they ended, or not
 NUM_READERS = min(8, os.cpu_count() or 1)  # Parquet is decoded outside Python's lock
 # Columns of the runs' frame that are there even where no run has them.
@@ -59,7 +59,7 @@ class FolderSource:
 
     def _must_have_scores(self) -> set[str]:
         """The finished runs; a diverged one may have come to no picture, and a watched loop makes none."""
-        finished = self.runs["status"] == "finished"
+        finished = self.runs["status"] == RunStatus.FINISHED
         if "watched" in self.runs:
             finished &= self.runs["watched"].isna()
         return set(self.runs.loc[finished, "run_id"])

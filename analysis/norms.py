@@ -7,9 +7,9 @@ import re
 import pandas as pd
 
 from adapters import METHODS, BadInput
-from analysis.folders import ENDED
 from analysis.results import BASE, Results
 from analysis.series import by_number
+from training.states import ENDED
 
 AXES = {"columns": "colnorm", "rows": "rownorm"}
 BEFORE = "untouched base"

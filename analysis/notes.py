@@ -9,6 +9,7 @@ import pandas as pd
 from adapters.method_words import clean
 from analysis.results import Results
 from analysis.series import base_rates, name_methods
+from training.states import RunStatus
 
 MOST_NAMED = 3  # missing runs that a sentence names
 
@@ -52,7 +53,7 @@ def describe_missing(results: Results) -> str:
 
 
 def _state(status: object) -> str:
-    return "not run" if status == "planned" else clean(str(status))
+    return "not run" if status == RunStatus.PLANNED else clean(str(status))
 
 
 def _name(row: dict) -> str:

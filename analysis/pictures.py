@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from adapters import METHODS, BadInput
-from analysis.folders import ENDED
 from analysis.results import BASE, Results
 from analysis.series import by_number
+from training.states import ENDED, RunStatus
 
 
 def pictures(
@@ -51,7 +51,7 @@ def pictures(
     scores = scores.astype({"run_id": str, "prompt": str}).drop_duplicates(["run_id", "step", "prompt"])
     rows = rows.astype({"prompt": str}).merge(scores, on=["run_id", "step", "prompt"], how="left")
     rows["series"] = rows["series"].where(rows["method"] != BASE, "untouched base")
-    rows = rows.assign(diverged=rows["status"] == "diverged").drop(columns="status")
+    rows = rows.assign(diverged=rows["status"] == RunStatus.DIVERGED).drop(columns="status")
     place = rows["method"].map({name: number for number, name in enumerate([BASE, *METHODS])})
     return (
         rows.assign(place=place)

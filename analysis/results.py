@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import pandas as pd
 
 from adapters import BadInput, counted
-from analysis.folders import ENDED, GONE, NOT_RUN
+from analysis.folders import GONE, NOT_RUN
 from analysis.series import name_series
 from training.cell import BASE, FLAGS
+from training.states import ENDED
 
 METRICS = ("dino", "clip_i", "clip_t")
 DRIFT = "drift"  # how far pictures of unrelated prompts have moved; the lower the better

@@ -8,6 +8,7 @@ import pandas as pd
 from adapters import BadInput
 from analysis.curves import run_scores, score_curve
 from analysis.results import METRICS, Results
+from training.states import RunStatus
 
 RULE = "highest mean of DINO + CLIP-I + CLIP-T over the tuning subjects at the last step; settings with a diverged run are out"
 
@@ -20,7 +21,7 @@ def tried_settings(results: Results) -> pd.DataFrame:
     """
     scores = results.scores.groupby(["run_id", "metric"], observed=True)["value"].mean().unstack().astype(float)
     runs = results.runs.join(scores[list(METRICS)], on="run_id")
-    runs["diverged"] = runs["status"] == "diverged"
+    runs["diverged"] = runs["status"] == RunStatus.DIVERGED
     means = {metric: (metric, "mean") for metric in METRICS}
     tried = runs.groupby(["method", "options", "lr", "boundary"], dropna=False, sort=False)
     frame = tried.agg(**means, diverged=("diverged", "sum"), num_subjects=("subject", "nunique")).reset_index()
@@ -58,5 +59,5 @@ def best_table(results: Results) -> pd.DataFrame:
         table[metric], table[f"{metric}_low"], table[f"{metric}_high"] = rows["mean"], rows["low"], rows["high"]
         table[f"{metric}_seed_sd"] = [spread.get((name, metric), np.nan) for name in table.index]
     table["num_subjects"], table["num_seeds"] = runs["subject"].nunique(), runs["seed"].nunique()
-    table["diverged"] = runs["status"].agg(lambda statuses: (statuses == "diverged").sum())
+    table["diverged"] = runs["status"].agg(lambda statuses: (statuses == RunStatus.DIVERGED).sum())
     return table.reset_index()

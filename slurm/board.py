@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 from adapters import BadInput, counted
+from slurm.states import PackStatus
 from slurm.status_table import SweepState
 from slurm.survey import Scheduler, Surveyor
 from slurm.sweep_folder import SweepFolder
+from training.states import RunStatus
 
 SILENCE_S = 600.0  # after which a scheduler that does not answer is not waited for
 
@@ -60,7 +62,10 @@ class Board:
         """Whether anything is left that can still end: a pack runs, or waits in a queue that is known to move."""
         hears = time.monotonic() - self._heard < SILENCE_S
         packs = [pack for sweep in sweeps for pack in sweep.packs]
-        return any(pack.state == "running" or (pack.state == "queued" and hears and not pack.stuck) for pack in packs)
+        return any(
+            pack.state == PackStatus.RUNNING or (pack.state == PackStatus.QUEUED and hears and not pack.stuck)
+            for pack in packs
+        )
 
 
 def find_sweeps(root: Path) -> list[Path]:
@@ -84,6 +89,6 @@ def find_sweeps(root: Path) -> list[Path]:
 def exit_code(sweeps: list[SweepState]) -> int:
     """0 if every cell has finished or diverged, 1 if something failed, 3 if something is left that nobody works on."""
     packs = [pack for sweep in sweeps for pack in sweep.packs]
-    if any(pack.state == "failed" or pack.counts.get("failed") for pack in packs):
+    if any(pack.state == PackStatus.FAILED or pack.counts.get(RunStatus.FAILED) for pack in packs):
         return 1
-    return 0 if all(pack.state == "ended" for pack in packs) else 3
+    return 0 if all(pack.state == PackStatus.ENDED for pack in packs) else 3

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from adapters import counted
 from slurm.claims import Holder, holder_of, read_stat
+from slurm.states import ALIVE, PackStatus
 from slurm.submissions import workers_of
 from slurm.survey import PackState, Surveyor
 
@@ -29,7 +30,7 @@ def cancel(surveyor: Surveyor, packs: Iterable[PackState], scheduler: Canceller 
     Raises:
         SchedulerError: in SLURM's words.
     """
-    lines, live = [], [pack for pack in packs if pack.state in ("running", "queued")]
+    lines, live = [], [pack for pack in packs if pack.state in ALIVE]
     jobs = sorted({pack.job for pack in live if pack.job and not pack.job.startswith("_")})
     if jobs and scheduler is not None:
         scheduler.cancel(jobs)
@@ -37,7 +38,9 @@ def cancel(surveyor: Surveyor, packs: Iterable[PackState], scheduler: Canceller 
     elif jobs:
         lines.append(f"no scancel on this machine: {counted(len(jobs), 'job')} not stopped: {', '.join(jobs[:5])}")
     claims = surveyor.files.claims
-    holders = [holder_of(claims.get(pack.name, {})) for pack in live if pack.state == "running" and not pack.job]
+    holders = [
+        holder_of(claims.get(pack.name, {})) for pack in live if pack.state == PackStatus.RUNNING and not pack.job
+    ]
     records = [r for r in surveyor.files.submissions.records if r.get("executor") == "local"]
     workers = {worker for record in records for worker in workers_of(record)}
     return lines + _stop({holder for holder in holders if holder is not None}, workers)

@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any
 
 from adapters import BadInput
+from slurm.states import Outcome
 from slurm.sweep_folder import PackFiles
 from training import forms
 from training.whole_files import (
@@ -203,7 +204,7 @@ def take(pack: PackFiles, watch: Watch, job_gone: JobGone | None = None, **more:
         time.sleep(SETTLE_S)
         held = _read_claim(pack, turn)
     if held is not None and "outcome" not in held:
-        _write_quietly(pack.claim(turn), held | {"outcome": "killed", "last": read_beat(pack)})
+        _write_quietly(pack.claim(turn), held | {"outcome": Outcome.KILLED, "last": read_beat(pack)})
         remove_asides(pack.folder)
     return Claim(pack, turn + 1, tuple(_read_claim(pack, n) for n in range(1, turn + 1)), contents)
 
@@ -227,9 +228,9 @@ def exclusive(folder: Path, name: str, wait_s: float = 60.0) -> Iterator[None]:
         with Heart(claim):
             yield
     except BaseException:
-        claim.end_quietly("done")
+        claim.end_quietly(Outcome.DONE)
         raise
-    claim.end("done")
+    claim.end(Outcome.DONE)
 
 
 class Heart:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from slurm.sweep_folder import PackFiles
 from training.forms import ENDED
+from training.states import RunStatus
 from training.store import RunFolder
 from training.whole_files import DamagedFile, write_signed
 from training.whole_files import read_json as read_file
@@ -41,7 +42,7 @@ def write_ended(
     Raises:
         StoreError: if it cannot be written.
     """
-    records = {run.run_id: run.read() if run.exists() else {"status": "planned"} for run in runs}
+    records = {run.run_id: run.read() if run.exists() else {"status": RunStatus.PLANNED} for run in runs}
     errors = {run_id: last_line(r["error"]) for run_id, r in records.items() if r.get("error")}
     write_signed(
         pack.ended,
@@ -64,4 +65,4 @@ def last_line(text: str) -> str:
 
 def has_failed(ended: dict) -> bool:
     """Whether a run of an ended pack has failed."""
-    return "failed" in ended["runs"].values()
+    return RunStatus.FAILED in ended["runs"].values()

@@ -26,6 +26,7 @@ from slurm.halve import spec_id
 from slurm.libraries import keep_freed_memory, quiet_libraries
 from slurm.pack import Setting, list_runs, make_task, read_contents, read_spec, wait_for_file
 from slurm.scheduler import Scheduler
+from slurm.states import Outcome, Sent
 from slurm.sweep_folder import PackFiles, SweepFolder
 from slurm.turn import N_TRIES, Turn
 from training.loop import Interrupted
@@ -181,7 +182,7 @@ def run_sent(path: Path, stop: StopSignals | None = None) -> None:
         names, code, state = record["tasks"][number], str(record["code"]), record["state"]
     except (TypeError, KeyError, IndexError):
         raise BadInput(f"{path} has no task {number}: give the sweep's own command again") from None
-    if state == "refused":
+    if state == Sent.REFUSED:
         print(f"{path.stem} was given up ({record.get('error')}): its packs are another job's", file=sys.stderr)
         return
     run_task(find_specs(SweepFolder(path.resolve().parents[1]), names), code, stop=stop)
@@ -215,7 +216,7 @@ def check_code(paths: Sequence[Path], code: str, job_gone: JobGone | None = None
     )
     for files in map(PackFiles.of, paths):
         if not files.has_ended and (claim := take(files, _WATCH, job_gone, code=code_version())):
-            claim.end("refused", error=error)
+            claim.end(Outcome.REFUSED, error=error)
     raise BadInput(error)
 
 

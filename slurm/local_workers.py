@@ -23,6 +23,7 @@ from slurm.forecast import Pack
 from slurm.gpus import choose_gpu, run_on
 from slurm.sbatch import ROOT, open_private
 from slurm.scheduler import in_one_line
+from slurm.states import Sent
 from slurm.submissions import Submissions
 from slurm.submit import make_record, next_number, read_missing, spec_paths, store
 from slurm.survey import survey
@@ -61,7 +62,7 @@ def settle(sweep: SweepFolder) -> None:
     submissions.refresh()
     for record in submissions.records:
         if record.get("executor") == "local" and record.get("state") == "intent":
-            state = "sent" if record.get("workers") else "refused"
+            state = Sent.SENT if record.get("workers") else Sent.REFUSED
             store(sweep, record | {"state": state, "error": "the process that started the workers died"})
 
 
@@ -99,7 +100,7 @@ def main(record_path: Path) -> None:
             job = executor.submit(run_on, choose_gpu(number, device), run_task, specs, record["code"])
         record["workers"].append(dataclasses.asdict(Holder.of(int(job.job_id))))
         store(sweep, record)
-    store(sweep, record | {"state": "sent"})
+    store(sweep, record | {"state": Sent.SENT})
 
 
 @contextlib.contextmanager

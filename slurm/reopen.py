@@ -7,6 +7,7 @@ from collections.abc import Collection
 from slurm.sweep_folder import PackFiles
 from slurm.sweep_reader import SweepReader
 from training import forms
+from training.states import RunStatus
 from training.store import write_json
 from training.whole_files import read_quietly
 
@@ -39,7 +40,7 @@ def reopen_failed(reader: SweepReader, wanted: Collection[str] | None = None) ->
     """
     found = {}
     for name, ending in list(reader.endings.items()):
-        failed = [run_id for run_id, status in ending.get("runs", {}).items() if status == "failed"]
+        failed = [run_id for run_id, status in ending.get("runs", {}).items() if status == RunStatus.FAILED]
         if any(wanted is None or run_id in wanted for run_id in failed) and reopen(reader.packs[name]):
             del reader.endings[name]
             found[name] = failed

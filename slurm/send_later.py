@@ -9,6 +9,7 @@ from pathlib import Path
 from adapters import BadInput, counted
 from slurm.forecast import predict_by
 from slurm.scheduler import Scheduler
+from slurm.states import PackStatus, Sent
 from slurm.status_table import SweepState
 from slurm.submissions import Submissions
 from slurm.submit import last_cluster, submit_missing
@@ -40,7 +41,7 @@ class SendLater:
         """
         lines = []
         for sweep in sweeps if self.scheduler else ():
-            planned = [pack.name for pack in sweep.packs if pack.state == "planned"]
+            planned = [pack.name for pack in sweep.packs if pack.state == PackStatus.PLANNED]
             now = time.monotonic()
             early = now - self._tried.get(sweep.folder, -self.every_s) < self.every_s
             if planned and early and not at_once:
@@ -71,5 +72,5 @@ class SendLater:
 def _sent_before(sweep: SweepFolder) -> set[str]:
     submissions = Submissions(sweep)
     submissions.refresh()
-    sent = [record for record in submissions.records if record.get("state") == "sent"]
+    sent = [record for record in submissions.records if record.get("state") == Sent.SENT]
     return {pack for record in sent for task in record["tasks"] for pack in task}

@@ -16,11 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from adapters import counted, printable
+from slurm.states import PackStatus
 from slurm.survey import PackState
+from training.states import RunStatus
 
 SCHEMA = 1
-STATUSES = ("planned", "queued", "running", "finished", "diverged", "preempted", "failed")
-COLOURS = {"running": "cyan", "finished": "green", "diverged": "yellow", "preempted": "magenta", "failed": "red"}
+STATUSES: tuple[str, ...] = (RunStatus.PLANNED, PackStatus.QUEUED, *list(RunStatus)[1:])  # of cells
+COLOURS: dict[str, str] = {
+    RunStatus.RUNNING: "cyan", RunStatus.FINISHED: "green", RunStatus.DIVERGED: "yellow", RunStatus.PREEMPTED: "magenta",
+    RunStatus.FAILED: "red",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,24 +57,24 @@ class SweepState:
     def told(self) -> dict[str, str]:
         """Words for the cells of each status that there is: `6 running (2 of them not seen)`."""
         cells, unseen = self.cells(), self.unseen()
-        told = {name: f"{cells[name]} {name}" for name in STATUSES if cells[name]}
+        told: dict[str, str] = {name: f"{cells[name]} {name}" for name in STATUSES if cells[name]}
         for name in unseen.keys() & told.keys():
             told[name] += f" ({'' if unseen[name] == cells[name] else f'{unseen[name]} of them '}not seen)"
         return told
 
     def time_left(self) -> str:
         """`3 min 05 s left`; "" where nobody works."""
-        if not any(pack.state == "running" for pack in self.packs):
+        if not any(pack.state == PackStatus.RUNNING for pack in self.packs):
             return ""
         left = self.seconds_left()
         return "time left not measured yet" if left is None else f"{duration(left)} left"
 
     def seconds_left(self) -> float | None:
         """Expected seconds until all is done by as many workers as there are now, from what was measured; None if unknown."""
-        running = [pack for pack in self.packs if pack.state == "running"]
+        running = [pack for pack in self.packs if pack.state == PackStatus.RUNNING]
         rated = [pack for pack in running if pack.rate]
         costs = [pack.seconds for pack in self.packs if pack.seconds > 0] or [p.steps / p.rate for p in rated if p.rate]
-        waiting = sum(pack.state == "queued" or pack.is_missing for pack in self.packs)
+        waiting = sum(pack.state == PackStatus.QUEUED or pack.is_missing for pack in self.packs)
         if not running or not costs:
             return None if running or waiting else 0.0
         each = sum(costs) / len(costs)
@@ -85,7 +90,7 @@ class SweepState:
 
     def line(self) -> str:
         """One line: how many cells of each status, and the time left."""
-        told = {"finished": "0 finished"} | self.told()
+        told = {RunStatus.FINISHED: "0 finished"} | self.told()
         words = ", ".join(told[name] for name in STATUSES if name in told)
         rest = f"; {self.time_left()}" if self.time_left() else ""
         return f"{printable(self.folder.name)}: {counted(sum(self.cells().values()), 'cell')}: {words}{rest}"
@@ -109,13 +114,18 @@ def plain_lines(sweeps: Iterable[SweepState], note: str) -> list[str]:
 
 def is_trouble(pack: PackState) -> bool:
     """Whether a pack needs to be told of: it failed, was stopped or killed, its job died, or it waits for somebody."""
-    died = pack.state == "planned" and pack.log is not None
-    return pack.state in ("failed", "preempted") or pack.stuck or died or bool(pack.counts.get("failed"))
+    died = pack.state == PackStatus.PLANNED and pack.log is not None
+    return (
+        pack.state in (PackStatus.FAILED, PackStatus.PREEMPTED)
+        or pack.stuck
+        or died
+        or bool(pack.counts.get(RunStatus.FAILED))
+    )
 
 
 def describe(pack: PackState) -> str:
     """A pack's state, its error, and where to read about it."""
-    state = "failed" if pack.counts.get("failed") else pack.state
+    state = PackStatus.FAILED if pack.counts.get(RunStatus.FAILED) else pack.state
     log = f" (see {pack.log})" if pack.log else ""
     return printable(f"{state}{': ' if pack.error else ''}{pack.error}{log}")
 
@@ -136,7 +146,7 @@ def draw(sweeps: Sequence[SweepState], note: str, rows: int) -> Any:
     parts: list[Any] = []
     for sweep in sweeps:
         cells = sweep.cells()
-        done = cells["finished"] + cells["diverged"]
+        done = cells[RunStatus.FINISHED] + cells[RunStatus.DIVERGED]
         parts.append(_headline(sweep))
         bar = Table.grid(padding=(0, 2))  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=max(1, sum(cells.values())), completed=done, width=60), sweep.time_left())
@@ -159,7 +169,7 @@ def _packs(packs: Sequence[PackState], rows: int) -> list[Any]:
     from rich.table import Table
     from rich.text import Text
 
-    running = [pack for pack in packs if pack.state == "running"]
+    running = [pack for pack in packs if pack.state == PackStatus.RUNNING]
     trouble = [pack for pack in packs if is_trouble(pack)]
     parts: list[Any] = []
     for shown, heads in (
@@ -179,7 +189,7 @@ def _packs(packs: Sequence[PackState], rows: int) -> list[Any]:
 def reasons(packs: Iterable[PackState]) -> list[str]:
     """Why packs wait, and why some were not seen: the commonest reasons."""
     packs = list(packs)
-    waits = Counter(pack.error for pack in packs if pack.state == "queued" and pack.error and not pack.stuck)
+    waits = Counter(pack.error for pack in packs if pack.state == PackStatus.QUEUED and pack.error and not pack.stuck)
     unseen = Counter((pack.state, pack.unseen) for pack in packs if pack.unseen)
     return [
         *(f"{counted(count, 'pack')} waiting: {printable(reason)}" for reason, count in waits.most_common(3)),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from slurm.claims import Holder, holder_of
+from slurm.states import Sent
 from slurm.sweep_folder import SweepFolder
 from training.forms import SUBMISSION
 from training.whole_files import is_inside, list_files, read_quietly
@@ -129,7 +130,7 @@ class Submissions:
         named = {state.name: job for job, state in (jobs or {}).items()}
         found, me = {}, Holder.me()
         for record in self.records:
-            if record.get("state") == "refused":
+            if record.get("state") == Sent.REFUSED:
                 continue
             name = f"plateau-{record.get('token')}"
             job = str(record.get("job") or named.get(name, "").partition("_")[0])
@@ -151,7 +152,7 @@ class Submissions:
 
     def arrays(self, packs: set[str]) -> set[str]:
         """Ids, or names where there is no id yet, of SLURM's arrays that hold one of the packs."""
-        sent = [r for r in self.records if r.get("executor") == "slurm" and r.get("state") != "refused"]
+        sent = [r for r in self.records if r.get("executor") == "slurm" and r.get("state") != Sent.REFUSED]
         holding = [r for r in sent if any(not packs.isdisjoint(task) for task in r.get("tasks", []))]
         return {str(r.get("job") or f"plateau-{r.get('token')}") for r in holding}
 

@@ -31,6 +31,7 @@ from slurm.limits import Limits
 from slurm.local_daemons import list_processes
 from slurm.sbatch import SBATCH_S, Request, UnknownJob, open_private, text_path
 from slurm.scheduler import Scheduler, SchedulerError, no_slurm
+from slurm.states import ALIVE, Sent
 from slurm.submissions import Submissions
 from slurm.survey import PackState, survey
 from slurm.sweep_folder import SweepFolder
@@ -101,7 +102,7 @@ def submit_missing(
                 break
     sent = {pack for _, request in report.sent for pack in request.packs}
     report.later = [pack for request in requests for pack in request.packs if pack not in sent]
-    is_full = report.later_is_queue() and any(state.state in ("queued", "running") for state in states)
+    is_full = report.later_is_queue() and any(state.state in ALIVE for state in states)
     if report.refusal and not report.sent and not is_full:
         raise BadInput(report.refusal)
     return report
@@ -162,9 +163,9 @@ def _send(
             if _LIMIT.search(refusal):  # it waits for room: nothing to remember
                 (sweep.submissions / f"{record['token']}.json").unlink()
             else:
-                store(sweep, record | {"state": "refused", "error": refusal})
+                store(sweep, record | {"state": Sent.REFUSED, "error": refusal})
             return "", request, refusal
-        store(sweep, record | {"job": job, "state": "sent"})
+        store(sweep, record | {"job": job, "state": Sent.SENT})
         return job, request, refusal
 
 
@@ -217,10 +218,10 @@ def repair(sweep: SweepFolder, scheduler: Scheduler) -> list[str]:
     for record in intents:
         job = found.get(f"plateau-{record['token']}")
         if job is None:
-            store(sweep, record | {"state": "refused", "error": "the submitter died before sbatch had taken it"})
+            store(sweep, record | {"state": Sent.REFUSED, "error": "the submitter died before sbatch had taken it"})
             lines.append(f"submission {record['token']} was never sent: its submitter died")
             continue
-        store(sweep, record | {"job": job, "state": "sent"})
+        store(sweep, record | {"job": job, "state": Sent.SENT})
         lines.append(f"submission {record['token']} is job {job}: its submitter died, the job is kept")
     return lines
 

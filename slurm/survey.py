@@ -18,10 +18,11 @@ from typing import Protocol
 
 from adapters import printable
 from slurm.claims import BEAT_S, SETTLE_S, STALE_S, Holder, Watch, holder_of, read_beat
+from slurm.states import MISSING, Outcome, PackStatus
 from slurm.submissions import ABRUPT, ACTIVE, FAILURES, HOLDING, STUCK, UNWANTED, Jobs, JobState, Task, state_of
 from slurm.sweep_folder import PackFiles, SweepFolder
 from slurm.sweep_reader import SweepReader
-from training.store import ENDED
+from training.states import ENDED, RunStatus
 
 
 class Scheduler(Protocol):
@@ -36,9 +37,9 @@ class PackState:
 
     Attributes:
         name: the pack's name.
-        state: "ended", "running", "queued", "planned", "preempted" or "failed".
+        state: how it stands.
         num_cells: its cells; of a pack that was halved, those that are not in the smaller packs.
-        counts: its cells by the statuses of `training.store.STATUSES` and "queued".
+        counts: its cells by their statuses (`RunStatus`), and "queued".
         phase, step, steps: where its holder is.
         rate: measured steps a second; None if unknown.
         error: the last line of what went wrong, or why it waits; "" if nothing did.
@@ -51,7 +52,7 @@ class PackState:
     """
 
     name: str
-    state: str
+    state: PackStatus
     num_cells: int
     counts: dict[str, int] = field(default_factory=dict)
     phase: str = ""
@@ -73,7 +74,7 @@ class PackState:
     @property
     def is_missing(self) -> bool:
         """Whether it is not done, and nobody works on it or means to."""
-        return self.state in ("planned", "preempted", "failed")
+        return self.state in MISSING
 
 
 def survey(folder: SweepFolder, scheduler: Scheduler | None = None, *, settle: bool = True) -> list[PackState]:
@@ -159,11 +160,11 @@ class Surveyor:
             return self._ended(pack)
         claim = self.files.claims[pack.name]
         outcome, error = claim.get("outcome"), str(claim.get("error") or "")
-        if pack.turn and outcome in (None, "done"):
+        if pack.turn and outcome in (None, Outcome.DONE):
             outcome, error = self._verdict(pack, claim, jobs, sure)
         if pack.name in self.files.endings:
             return self._ended(pack)
-        if outcome == "held":
+        if outcome == Outcome.HELD:
             return self._running(pack, claim, error)
         return self._waiting(pack, outcome, error, task, jobs)
 
@@ -173,15 +174,16 @@ class Surveyor:
         """A pack that nobody holds, and how its last holder ended."""
         spec, claim = self.files.spec(pack), self.files.claims[pack.name]
         holder = holder_of(claim)
-        job, failed = holder.job if holder else "", outcome in ("failed", "refused")
+        job, failed = holder.job if holder else "", outcome in (Outcome.FAILED, Outcome.REFUSED)
         found = task.find(jobs or {}) if task else None
         given_up = failed and "tries" not in claim and task is not None and job == task.job
         live = task is not None and not given_up and task.is_live(jobs)
-        last = "failed" if failed else "preempted" if outcome in ("stopped", "killed") else "planned"
-        state = "queued" if live else last
+        stopped = outcome in (Outcome.STOPPED, Outcome.KILLED)
+        last = PackStatus.FAILED if failed else PackStatus.PREEMPTED if stopped else PackStatus.PLANNED
+        state = PackStatus.QUEUED if live else last
         unheard = ["SLURM was not heard"] if live and task and task.executor == "slurm" and jobs is None else []
         reason = found.reason if found is not None and live and state_of(found) == "PENDING" else ""
-        log = task.log() if task is not None and state in ("failed", "preempted") else None
+        log = task.log() if task is not None and state in (PackStatus.FAILED, PackStatus.PREEMPTED) else None
         if task is not None and not live and self._died_silently(task, claim, found, jobs):
             error, log = task.last_words(state_of(found) or "gone"), task.log()
         return PackState(
@@ -205,9 +207,9 @@ class Surveyor:
         beat = beat if beat.get("turn") == pack.turn else {}
         diverged, rate = int(beat.get("diverged") or 0), beat.get("rate") or 0.0
         return PackState(
-            pack.name, "running", len(spec.runs), {"running": len(spec.runs)}, str(beat.get("phase", "starting")),
-            int(beat.get("step") or 0), int(beat.get("steps") or spec.steps), rate if rate > 0 else None,
-            f"{diverged} diverged" if diverged else "", job=holder.job if holder else "",
+            pack.name, PackStatus.RUNNING, len(spec.runs), {RunStatus.RUNNING: len(spec.runs)},
+            str(beat.get("phase", "starting")), int(beat.get("step") or 0), int(beat.get("steps") or spec.steps),
+            rate if rate > 0 else None, f"{diverged} diverged" if diverged else "", job=holder.job if holder else "",
             host=holder.host if holder else "", unseen=unseen,
         )  # fmt: skip
 
@@ -218,25 +220,29 @@ class Surveyor:
             statuses = [status for status in statuses if status in ENDED]
             errors = {pack.name: f"halved: {ending.get('reason') or 'no reason given'}"}
         counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
-        runs = [self.files.run(pack, run_id) for run_id, status in ending.get("runs", {}).items() if status == "failed"]
+        runs = [
+            self.files.run(pack, run_id)
+            for run_id, status in ending.get("runs", {}).items()
+            if status == RunStatus.FAILED
+        ]
         log = str(runs[0].path / "run.json") if runs else None
         return PackState(
-            pack.name, "ended", len(statuses), counts, error=next(iter(errors.values()), ""), log=log,
+            pack.name, PackStatus.ENDED, len(statuses), counts, error=next(iter(errors.values()), ""), log=log,
             seconds=float(ending.get("seconds") or 0.0),
         )  # fmt: skip
 
     # Who still lives.
 
     def _verdict(self, pack: PackFiles, claim: dict, jobs: Jobs | None, sure: bool) -> tuple[str | None, str]:
-        """(outcome or "held", error, or why a holder was not seen) of a pack that tells no end, or one that has no file."""
+        """(outcome, error, or why a holder was not seen) of a pack that tells no end, or one that has no file."""
         alive, error, certain = self._examine(pack, claim, jobs)
         if alive or self.files.has_moved_on(pack):
-            return "held", error * alive
+            return Outcome.HELD, error * alive
         if not (certain or self._is_settled(pack, claim, sure)):
-            return "held", f"{error or 'it is done'}; its last files may be on their way"
+            return Outcome.HELD, f"{error or 'it is done'}; its last files may be on their way"
         if "outcome" in claim:  # done, and its ending was taken away: it is to be done again
             return None, ""
-        return ("failed" if error.endswith(FAILURES) else "killed"), error
+        return (Outcome.FAILED if error.endswith(FAILURES) else Outcome.KILLED), error
 
     def _examine(self, pack: PackFiles, claim: dict, jobs: Jobs | None) -> tuple[bool, str, bool]:
         """(whether its holder lives, as far as anybody knows; why not, or why that is not sure; whether it is over for sure)."""

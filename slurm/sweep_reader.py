@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from slurm.states import ENDS
 from slurm.submissions import Submissions
 from slurm.sweep_folder import PackFiles, SweepFolder, read_spec_file
 from training import forms
@@ -60,7 +61,7 @@ class SweepReader:
             if pack.has_ended and (ending := (known and before.get(name)) or read_quietly(pack.ended, forms.ENDED)):
                 self.endings[name] = ending
             if name not in self.endings:
-                same = known and claims.get(name, {}).get("outcome") in ("stopped", "killed", "failed", "refused")
+                same = known and claims.get(name, {}).get("outcome") in ENDS
                 self.claims[name] = claims[name] if same else self.read_claim(pack)
             self._turns[name] = pack.turn
 

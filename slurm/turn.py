@@ -24,11 +24,12 @@ from slurm.claims import Claim, Heart, TurnLost
 from slurm.ended import last_line, write_ended
 from slurm.halve import halve
 from slurm.pack import Setting, forget_model, make_task
+from slurm.states import Outcome
 from slurm.too_large import describe_too_large
 from training.accelerator import arithmetic
 from training.loop import Interrupted, train_pack
 from training.run import Progress, Run
-from training.store import ENDED
+from training.states import ENDED, RunStatus
 
 N_TRIES = 3
 
@@ -66,13 +67,13 @@ class Turn:
             print(f"{error}: another process has taken it over", file=sys.stderr)
             return False
         except BadInput as error:
-            self.claim.end_quietly("failed", error=str(error))
+            self.claim.end_quietly(Outcome.FAILED, error=str(error))
             raise
         except (Interrupted, KeyboardInterrupt, SystemExit):
-            self.claim.end_quietly("stopped")
+            self.claim.end_quietly(Outcome.STOPPED)
             raise
         except BaseException as error:
-            self.claim.end_quietly("failed", error=f"{type(error).__name__}: {error}")
+            self.claim.end_quietly(Outcome.FAILED, error=f"{type(error).__name__}: {error}")
             raise
 
     def _play(self, heart: Heart) -> bool:
@@ -96,7 +97,7 @@ class Turn:
         tries = 1 + count_tries(self.claim.before)
         if tries >= N_TRIES:
             return self._fail(text)
-        self.claim.end("failed", error=last_line(text), tries=tries)
+        self.claim.end(Outcome.FAILED, error=last_line(text), tries=tries)
         return False
 
     def _train(self, heart: Heart) -> str | None:
@@ -139,7 +140,7 @@ class Turn:
         folders = [run.folder for run in self.runs if not replaced_by or run.folder.status() in ENDED]
         write_ended(self.claim.pack, folders, self.claim.turn, replaced_by=replaced_by, reason=reason)
         more = {"replaced_by": list(replaced_by), "reason": reason} if replaced_by else {}
-        self.claim.end("done", **more)
+        self.claim.end(Outcome.DONE, **more)
         return True
 
     def _halve(self, reason: str) -> bool:
@@ -155,12 +156,12 @@ class Turn:
         for run in self.runs:
             if run.folder.status() not in ENDED:
                 known = run.folder.read() if run.folder.exists() else {"cell": run.cell.to_dict(), "labels": run.labels}
-                run.folder.write(known | {"status": "failed", "error": text})
+                run.folder.write(known | {"status": RunStatus.FAILED, "error": text})
         return self._close_failed(last_line(text))
 
     def _close_failed(self, error: str) -> bool:
         write_ended(self.claim.pack, [run.folder for run in self.runs], self.claim.turn)
-        self.claim.end("failed", error=error)
+        self.claim.end(Outcome.FAILED, error=error)
         return True
 
 
@@ -182,7 +183,7 @@ def is_lack_of_memory(error: Exception) -> bool:
 def count_tries(before: Sequence[dict]) -> int:
     """How often an error was met and tried again since the pack was last given up or begun."""
     for claim in reversed(before):
-        if claim.get("outcome") == "failed":
+        if claim.get("outcome") == Outcome.FAILED:
             return int(claim.get("tries", 0))
     return 0
 
@@ -195,7 +196,7 @@ def count_kills(before: Sequence[dict]) -> tuple[int, str | None]:
     """
     places = []
     for turn, claim in reversed(list(enumerate(before, 1))):
-        if claim.get("outcome") != "killed" or claim.get("reopened"):
+        if claim.get("outcome") != Outcome.KILLED or claim.get("reopened"):
             break
         last = claim.get("last") or {}
         places.append((last.get("phase"), last.get("step")) if last.get("turn") == turn else ("starting", None))

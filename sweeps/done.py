@@ -16,7 +16,8 @@ from slurm.sweep_folder import PackFiles
 from slurm.sweep_reader import SweepReader
 from sweeps.plan import Plan
 from training.cell import BASE
-from training.store import ENDED, OtherVersion, RunFolder, StoreError
+from training.states import ENDED, RunStatus
+from training.store import OtherVersion, RunFolder, StoreError
 from training.whole_files import Unreadable
 
 
@@ -45,7 +46,7 @@ class Done:
         """
         files = SweepReader(plan.sweep)
         files.refresh()
-        done = cls(plan, files, dict.fromkeys(plan.run_ids().values(), "planned"))
+        done = cls(plan, files, dict.fromkeys(plan.run_ids().values(), RunStatus.PLANNED))
         for pack, rows in plan.packs.items():
             if pack in files.endings:
                 runs = files.endings[pack].get("runs", {})
@@ -80,7 +81,7 @@ class Done:
         ids = self.plan.run_ids()
         for failed in reopen_failed(self.files, {ids[identity] for identity in wanted if identity in ids}).values():
             self.lines += [f"run {run_id} failed before: it is tried again" for run_id in failed]
-            self.statuses |= dict.fromkeys(failed, "planned")
+            self.statuses |= dict.fromkeys(failed, RunStatus.PLANNED)
 
     def _write_ending_anew(self, pack: str) -> None:
         """Where the file that says how a pack ended is damaged, and all of its runs have ended."""
@@ -92,7 +93,7 @@ class Done:
     def _status(self, run: RunFolder) -> str:
         if line := run.mend():
             self.lines.append(line)
-            return "planned"
+            return RunStatus.PLANNED
         return run.status()
 
 
@@ -115,7 +116,7 @@ def check_ended(done: Done, wanted: Iterable[str]) -> None:
     for run_id, line in zip(ended, lines, strict=True):
         if line:
             done.lines.append(line)
-            done.statuses[run_id] = "planned"
+            done.statuses[run_id] = RunStatus.PLANNED
             again.add(run_id)
     if again:
         _open_packs(done, again)

@@ -32,6 +32,7 @@ from sweeps.progress import ProgressDisplay, duration
 from sweeps.remarks import describe_scene
 from sweeps.smaller import LONG_S, offer_smaller
 from training.cell import BASE
+from training.states import RunStatus
 
 RENAMED = ("multiplier", "scale", "label", "rate_source")  # what a run goes by in a call, whatever it was trained as
 
@@ -276,7 +277,7 @@ def _report_failures(plan: Plan, packs: Sequence[str]) -> None:
     for pack in packs:
         for _, run_id in plan.packs[pack]:
             run = plan.run(run_id)
-            if run.status() == "failed":
+            if run.status() == RunStatus.FAILED:
                 last = last_line(run.read()["error"])
                 raise BadInput(
                     f"run {run_id} failed: {last} (traceback in {run.path / 'run.json'}); the others are done"

@@ -10,7 +10,7 @@ from adapters import BadInput
 from analysis import load
 from sweeps.grid import Scene
 from training.cell import Cell
-from training.store import ENDED
+from training.states import ENDED
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from slurm.limits import Limits
 from slurm.local_workers import start_local
 from slurm.sbatch import Request
 from slurm.scheduler import Scheduler, SchedulerError
+from slurm.states import ALIVE, PackStatus
 from slurm.status_table import SweepState, draw
 from slurm.submit import Report, check_cluster, read_missing, submit_missing
 from slurm.survey import PackState, survey
@@ -148,7 +149,7 @@ def describe_report(report: Report, cluster: Cluster) -> list[str]:
 def describe_states(sweep: SweepFolder, packs: Sequence[str]) -> list[str]:
     """How the packs stand now, and how to watch them."""
     states = [s for s in survey(sweep, Scheduler() if Scheduler.is_here() else None, settle=False) if s.name in packs]
-    counts = {state: sum(s.state == state for s in states) for state in ("running", "queued")}
+    counts = {state: sum(s.state == state for s in states) for state in ALIVE}
     said = ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "none in the queue"
     path = _from_here(sweep.path)
     return [f"packs: {said}", f"watch: python -m slurm.status {path}; the same command draws when all has ended"]
@@ -207,16 +208,16 @@ def _send_again(sender: Sender, packs: list[str], times_sent: dict[str, int], co
 
 def _may_go_again(pack: PackState, times_sent: dict[str, int]) -> bool:
     """Whether a pack has to be sent: it never was, or its job died; not if somebody cancelled it or it refused."""
-    died = pack.state == "preempted" and "CANCELLED" not in pack.error
-    return (pack.state == "planned" or died) and times_sent.get(pack.name, 0) < MOST_SENT
+    died = pack.state == PackStatus.PREEMPTED and "CANCELLED" not in pack.error
+    return (pack.state == PackStatus.PLANNED or died) and times_sent.get(pack.name, 0) < MOST_SENT
 
 
 def _left(sender: Sender, wanted: Sequence[str]) -> str:
     """What is said if a second, thorough look finds packs that nobody works on."""
     states = survey(sender.sweep, sender.scheduler if Scheduler.is_here() else None)
-    if any(pack.state in ("running", "queued") and not pack.stuck for pack in states):
+    if any(pack.state in ALIVE and not pack.stuck for pack in states):
         return ""
-    left = [pack for pack in states if pack.state != "ended" and pack.name in wanted]
+    left = [pack for pack in states if pack.state != PackStatus.ENDED and pack.name in wanted]
     if not left:
         return ""
     first = next((pack for pack in left if pack.error), left[0])

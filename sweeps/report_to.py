@@ -21,6 +21,7 @@ import tyro
 from adapters import BadInput, counted
 from analysis import Results, load
 from training.command_line import run_program
+from training.states import ENDED
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 GAUGES = ("distance", "distance_rel", "lambda", "saturation", "transform_distance", "orthogonality")
@@ -52,7 +53,7 @@ class Tracker(Protocol):
 def report(options: Options) -> int:
     """Give every ended run to every tracker, and say how many were given."""
     results, count = load(options.results), 0
-    ended = results.runs[results.runs["status"].isin(["finished", "diverged"])]
+    ended = results.runs[results.runs["status"].isin(ENDED)]
     if ended.empty:
         raise BadInput(f"no run in {options.results} has ended yet")
     for name in options.report_to:

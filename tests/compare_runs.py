@@ -8,7 +8,8 @@ import pandas as pd
 import torch
 
 from training.cell import BASE
-from training.store import ENDED, KINDS, RunFolder, find_runs
+from training.states import ENDED
+from training.store import KINDS, RunFolder, find_runs
 
 
 def rows(folder: RunFolder) -> dict[str, pd.DataFrame]:

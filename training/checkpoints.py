@@ -13,7 +13,8 @@ from safetensors.torch import save as to_bytes
 from training.cell import Cell
 from training.optimizer import PackedAdamW
 from training.run import Run
-from training.store import ENDED, DamagedFile, writing
+from training.states import ENDED
+from training.store import DamagedFile, writing
 from training.whole_files import unreadable
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 
 SCHEMA = 1
-ENDED = ("finished", "diverged")
 KINDS = ("dynamics", "steps", "norms")
 GAUGES = (
     "lambda", "bound", "saturation", "transform_distance", "orthogonality", "norm_a", "norm_b", "angle_a", "angle_b",

@@ -11,8 +11,8 @@ from typing import Any
 
 from adapters.documents import COUNT, FLAG, NAME, NUMBER, PART, PLACE, SCALAR, TEXT, Form, one_of
 from training.cell import TYPES
+from training.states import RunStatus
 
-STATUSES = ("planned", "running", "finished", "diverged", "preempted", "failed")
 _OF_TYPE = {int: COUNT, float: NUMBER, float | None: NUMBER, str: NAME, bool: FLAG, tuple[int, ...]: [COUNT]}
 _SEED = Form("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))  # of any size
 _PROCESS = Form("the number of a process", lambda value: COUNT.fits(value) and 0 < value < 2**31)
@@ -31,7 +31,7 @@ MATRIX = {
     "matrix": NAME, "block": NAME, "kind": NAME, "attention": NAME, "num_out": COUNT, "num_in": COUNT, "base_norm": NUMBER,
 }  # fmt: skip
 RUN = {
-    "run_id": NAME, "sweep": NAME, "status": one_of(*STATUSES), "cell": CELL, "labels": LABELS, "matrices": [MATRIX],
+    "run_id": NAME, "sweep": NAME, "status": one_of(*RunStatus), "cell": CELL, "labels": LABELS, "matrices": [MATRIX],
     "diverged_step": COUNT, "num_parameters": COUNT, "seconds": NUMBER, "pack_seconds": NUMBER, "error": TEXT,
     "adapter": {"*": NAME}, "provenance": {"commit": NAME, "dirty": FLAG, "*": Form("anything", lambda value: True)},
 }  # fmt: skip
@@ -57,7 +57,7 @@ CLAIM = {
     "tries": COUNT, "reopened": FLAG, "last": BEAT,
 }  # fmt: skip
 ENDED = {
-    "pack": PART, "runs!": {"*": one_of(*STATUSES)}, "turns": COUNT, "seconds": NUMBER, "replaced_by": [PART],
+    "pack": PART, "runs!": {"*": one_of(*RunStatus)}, "turns": COUNT, "seconds": NUMBER, "replaced_by": [PART],
     "reason": TEXT, "errors": {"*": TEXT},
 }  # fmt: skip
 SUBMISSION = {

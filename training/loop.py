@@ -19,10 +19,11 @@ from training.optimizer import PackedAdamW, schedule_factor
 from training.provenance import provenance
 from training.run import Progress, Run
 from training.sharpness import sharpness
+from training.states import ENDED, RunStatus
 from training.step import take_step
 from training.step_log import StepLog
 from training.stop import Interrupted, StopSignals
-from training.store import ENDED, RunFolder, method_file, start_file
+from training.store import RunFolder, method_file, start_file
 from training.tasks.subject import SubjectTask
 
 REPORT_S = {"cpu": 0.2, "cuda": 1.0}  # seconds between two reports: each makes an accelerator finish what it was sent
@@ -79,7 +80,7 @@ def train_pack(
             try:
                 _evaluate(task, open_runs, 0, may_go_on, before_write)
             except Interrupted:
-                _note_status(open_runs, records, "preempted", spent + time.monotonic() - began)
+                _note_status(open_runs, records, RunStatus.PREEMPTED, spent + time.monotonic() - began)
                 raise
             _finish(runs, open_runs, records, None, None, spent + time.monotonic() - began, keep_adapters)
             report(Progress(pack, "done", 0, 0, [], [], 0))
@@ -149,7 +150,7 @@ def train_pack(
                     raise Interrupted(pack)
         except Interrupted:
             before_write()
-            _note_status(open_runs, records, "preempted", spent + time.monotonic() - began)
+            _note_status(open_runs, records, RunStatus.PREEMPTED, spent + time.monotonic() - began)
             raise
         before_write()
         _finish(runs, open_runs, records, attached, optimizer, spent + time.monotonic() - began, keep_adapters)
@@ -195,7 +196,7 @@ def _start(runs: Sequence[Run], open_runs: Sequence[RunFolder | None], matrices:
         records.append(
             {
                 "sweep": run.folder.sweep.name, "cell": run.cell.to_dict(), "labels": run.labels,
-                "status": "running", "diverged_step": None, "num_parameters": None, "matrices": matrices,
+                "status": RunStatus.RUNNING, "diverged_step": None, "num_parameters": None, "matrices": matrices,
                 "provenance": made, "pack_seconds": _seconds_spent([run]), "error": None,
             }
         )  # fmt: skip
@@ -247,7 +248,7 @@ def _finish(
         folder.write(
             record
             | {
-                "status": "finished" if at < 0 else "diverged",
+                "status": RunStatus.FINISHED if at < 0 else RunStatus.DIVERGED,
                 "diverged_step": at if at >= 0 else None,
                 "num_parameters": attached.num_parameters() if attached is not None else 0,
                 "pack_seconds": seconds,

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from training import forms
-from training.store import ENDED, StoreError, read_json
+from training.states import ENDED
+from training.store import StoreError, read_json
 from training.whole_files import list_files
 
 _SPEC = re.compile(

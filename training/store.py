@@ -15,9 +15,9 @@ from typing import Any
 
 from adapters.documents import ANY
 from training import forms
-from training.columns import COLUMNS, ENDED, GAUGES, KINDS, SCHEMA, schema
-from training.forms import STATUSES
+from training.columns import COLUMNS, GAUGES, KINDS, SCHEMA, schema
 from training.run_tables import RunTables, check_part, due_rows, last_step_of, read_part
+from training.states import ENDED, RunStatus
 from training.whole_files import (
     DamagedFile,
     StoreError,
@@ -37,7 +37,7 @@ from training.whole_files import (
 from training.whole_tables import OtherVersion, is_moved, read_table, write_table
 
 __all__ = [
-    "COLUMNS", "ENDED", "GAUGES", "KINDS", "SCHEMA", "STATUSES", "DamagedFile", "OtherVersion", "RunFolder",
+    "COLUMNS", "GAUGES", "KINDS", "SCHEMA", "DamagedFile", "OtherVersion", "RunFolder",
     "StoreError", "check_part", "due_rows", "find_runs", "join_inside", "list_files", "method_file", "read_json", "read_part",
     "read_table", "schema", "start_file", "store_error", "write_json", "write_signed", "write_table", "writing",
 ]  # fmt: skip
@@ -98,8 +98,8 @@ class RunFolder(RunTables):
         self.write({**self.read(), **changes})
 
     def status(self) -> str:
-        """One of `STATUSES`; a folder without run.json is "planned"."""
-        return self.read()["status"] if self.exists() else "planned"
+        """How the run stands; a folder without run.json is planned."""
+        return RunStatus(self.read()["status"]) if self.exists() else RunStatus.PLANNED
 
     def mend(self) -> str | None:
         """Set a damaged run.json aside, so that the run goes on from its last checkpoint; returns a line that says so.

@@ -32,6 +32,7 @@ from training.cell import FLAGS
 from training.dynamics import Directions, norms_and_angles
 from training.effective_weights import Watched, find_watched
 from training.provenance import provenance
+from training.states import RunStatus
 from training.store import COLUMNS, RunFolder
 
 LARGEST = torch.finfo(torch.float32).max
@@ -119,7 +120,7 @@ class Watch:
         self.folder.write(
             {
                 "sweep": self.folder.path.parent.name, "cell": self._cell, "labels": {"watched": True},
-                "status": "running", "diverged_step": None, "num_parameters": None, "matrices": rows,
+                "status": RunStatus.RUNNING, "diverged_step": None, "num_parameters": None, "matrices": rows,
                 "provenance": provenance(device), "error": None,
             }
         )  # fmt: skip
@@ -130,7 +131,8 @@ class Watch:
         self.flush()
         record = self.folder.read()
         record["cell"]["steps"] = self.now
-        status = "finished" if error is None else "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
+        ended = RunStatus.PREEMPTED if isinstance(error, KeyboardInterrupt) else RunStatus.FAILED
+        status = RunStatus.FINISHED if error is None else ended
         self.folder.write(record | {"status": status, "error": None if error is None else repr(error)})
 
 
