@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from slurm import inline
 from slurm.arrays import MEMORY_MARGIN
 from slurm.calibrate import Calibration, calibrate, keep_calibration, machine_load, measured_file
 from slurm.ended import last_line
-from slurm.expect import DRY_RUN_WORTH_S, WORTH_S, expect
+from slurm.expect import DRY_RUN_WORTH_S, WORTH_S, Expected, expect
 from slurm.forecast import Need, Pack, state_mib
 from slurm.job import Setting
 from sweeps import jobs
@@ -52,6 +53,74 @@ class Outcome:
     trained: int
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """A driver's question, resolved: what is asked, and what of it earlier results do not hold.
+
+    Attributes:
+        options, scene: the flags; model, scorers and subjects.
+        folder: `<runs>/<sweep>`.
+        asked: every cell under each name that it goes by, those of the untouched base first.
+        cells: each cell once.
+        ours: those of them that this sweep has to train.
+        plan, earlier: the packs stored in the folder; the results that `--results` names.
+    """
+
+    options: Options
+    scene: Scene
+    folder: Path
+    asked: Sequence[Planned]
+    cells: Sequence[Planned]
+    ours: Sequence[Planned]
+    plan: Plan
+    earlier: Earlier
+
+    @property
+    def wanted(self) -> set[str]:
+        """Identities of the cells that this sweep has to train."""
+        return {p.cell.identity() for p in self.ours}
+
+    def packs_of(self, names: Sequence[str]) -> list[Pack]:
+        """Stored packs, with those of their cells that are wanted."""
+        cells = {p.cell.identity(): p.cell for p in self.ours}
+        plan = self.plan
+        return [
+            Pack.of(name, [cells[i] for i, _ in plan.packs[name] if i in cells], plan.setting(name)) for name in names
+        ]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left of a sweep, and what it is expected to take.
+
+    Attributes:
+        todo: the cells.
+        packs: names of the stored packs that hold them.
+        left: those packs, and in a dry run the packs that would be stored.
+        missing: the cells that no pack held before.
+        setting: what the packs share.
+        workers: how many work side by side.
+        measured: what packs cost; None where nothing is left.
+        expected: what these packs are expected to cost; None likewise.
+        sender: sends them to where they run on their own.
+    """
+
+    todo: Sequence[Planned]
+    packs: list[str]
+    left: Sequence[Pack]
+    missing: Sequence[Planned]
+    setting: Setting
+    workers: int
+    measured: Calibration | None
+    expected: Expected | None
+    sender: Sender
+
+    @property
+    def estimate(self) -> float | None:
+        """Seconds that all of it takes; None where nothing was measured."""
+        return self.expected.seconds(self.left) if self.expected else 0.0
+
+
 def run_sweep(
     options: Options,
     scene: Scene,
@@ -72,72 +141,98 @@ def run_sweep(
         BadInput: for a folder that cannot be used, or a worker that was killed.
         Stopped: after Ctrl-C.
     """
+    sweep = resolve(options, scene, planned, name)
+    work = plan_work(sweep)
+    show_plan(sweep, work, describe_rates(planned), smaller)
+    if options.dry_run:
+        work.sender.show(work.left)
+        return None
+    return collect(sweep, len(work.todo)) if run_work(sweep, work) else None
+
+
+def resolve(options: Options, scene: Scene, planned: Sequence[Planned], name: str) -> Sweep:
+    """Open the sweep's folder, and look up which cells earlier results hold.
+
+    Raises:
+        BadInput: for a folder that cannot be used.
+    """
     folder = open_sweep(options.runs, options.sweep or name, scene)
     asked = [*base_cells(planned), *planned]
     cells = list({p.cell.identity(): p for p in asked}.values())
     plan, earlier = Plan.read(folder), Earlier.read(options.results, scene)
     ours = [p for p in cells if earlier.find(p.cell) is None]
-    wanted = {p.cell.identity() for p in ours}
-    done = _look(plan, wanted, options.dry_run)
-    missing = [p for p in ours if p.cell.identity() not in plan.run_ids()]
-    where, shape = options.where, cells[-1].cell
-    is_open = bool(missing or done.todo(wanted))
-    cluster = where.choose()
-    task_mib = (cluster.mem_gb * 1024 / MEMORY_MARGIN or math.inf) if cluster else None
-    kinds = {(p.cell.method, p.cell.options, p.cell.rank) for p in ours}
-    own_mib = max((state_mib(scene.setting.model, *kind) for kind in kinds), default=0.0)
-    measured = calibrate(scene.setting, shape, options.pack_size, folder, task_mib, own_mib) if is_open else None
-    workers, threads = _workers(options, scene.setting, len(cells), measured)
+    return Sweep(options, scene, folder, asked, cells, ours, plan, earlier)
+
+
+def plan_work(sweep: Sweep) -> Work:
+    """See what is done, measure what the rest costs, and store it as packs; a dry run stores nothing.
+
+    Raises:
+        BadInput: where the model cannot be measured, or a folder cannot be written.
+    """
+    options, scene, plan, dry_run = sweep.options, sweep.scene, sweep.plan, sweep.options.dry_run
+    done = _look(plan, sweep.wanted, dry_run)
+    missing = [p for p in sweep.ours if p.cell.identity() not in plan.run_ids()]
+    measured = _measure(sweep) if missing or done.todo(sweep.wanted) else None
+    workers, threads = _workers(options, scene.setting, len(sweep.cells), measured)
     setting = dataclasses.replace(scene.setting, threads=threads)
-    drafts = plan.draft(missing, measured.pack_size, workers) if measured and options.dry_run else []
-    if missing and measured and not options.dry_run:
-        keep_method_files(folder, [p.cell.method for p in missing])
-        keep_calibration(folder, scene.setting, shape, measured)
-        plan.add(missing, setting, measured.pack_size, workers)
-        done = Done.look(plan)
-    if not options.dry_run:
-        keep_start(folder, scene)
-        keep_own_pictures(folder, scene)
-    packs = done.todo(wanted)
-    todo = [p for p in ours if not done.has(p.cell.identity())]
-    left = _as_packs(plan, packs, ours) + [_as_pack(group, setting) for group in drafts]
-    worth_s = DRY_RUN_WORTH_S if options.dry_run else WORTH_S
+    drafts = plan.draft(missing, measured.pack_size, workers) if measured and dry_run else []
+    if not dry_run:
+        if missing and measured:
+            keep_method_files(sweep.folder, [p.cell.method for p in missing])
+            keep_calibration(sweep.folder, scene.setting, sweep.cells[-1].cell, measured)
+            plan.add(missing, setting, measured.pack_size, workers)
+            done = Done.look(plan)
+        keep_start(sweep.folder, scene)
+        keep_own_pictures(sweep.folder, scene)
+    packs = done.todo(sweep.wanted)
+    todo = [p for p in sweep.ours if not done.has(p.cell.identity())]
+    left = [*sweep.packs_of(packs), *(_as_pack(group, setting) for group in drafts)]
+    worth_s = DRY_RUN_WORTH_S if dry_run else WORTH_S
     expected = expect(left, setting, measured, workers, worth_s) if measured else None
-    estimate = expected.seconds(left) if expected else 0.0
-    _show_plan(options, scene, cells, todo, len(left), workers, measured, estimate)
-    lines = describe_rates(planned)
-    if expected is not None and cluster is None:
-        lines += describe_load(expected.coarse.costs, machine_load(), measured_file(scene.setting, shape))
+    where, need = options.where, expected.need if expected else lambda _: Need()
+    sender = Sender(plan.sweep, where.executor, where.choose(), workers, need)
+    return Work(todo, packs, left, missing, setting, workers, measured, expected, sender)
 
-        def take_s(kept: set[str]) -> float | None:
-            """Seconds of some cells: of stored packs whole, as they are trained, of others as they would be packed."""
-            stored = [pack for pack in _as_packs(plan, packs, ours) if any(c.identity() in kept for c in pack.cells)]
-            fresh = [p for p in missing if options.dry_run and p.cell.identity() in kept]
-            groups = plan.draft(fresh, expected.coarse.pack_size, workers)
-            return expected.seconds([*stored, *(_as_pack(group, setting) for group in groups)])
 
-        if (estimate or 0.0) > LONG_S:
-            lines += offer_smaller(asked, sys.argv, options.subjects, take_s, smaller)
-    for line in lines:
-        print(line)
-    sender = Sender(plan.sweep, where.executor, cluster, workers, expected.need if expected else lambda _: Need())
-    if options.dry_run:
-        sender.show(left)
-        return None
+def _measure(sweep: Sweep) -> Calibration:
+    """What packs of these cells cost, and how many runs one should hold."""
+    options, setting, cluster = sweep.options, sweep.scene.setting, sweep.options.where.choose()
+    task_mib = (cluster.mem_gb * 1024 / MEMORY_MARGIN or math.inf) if cluster else None
+    kinds = {(p.cell.method, p.cell.options, p.cell.rank) for p in sweep.ours}
+    own_mib = max((state_mib(setting.model, *kind) for kind in kinds), default=0.0)
+    return calibrate(setting, sweep.cells[-1].cell, options.pack_size, sweep.folder, task_mib, own_mib)
+
+
+def run_work(sweep: Sweep, work: Work) -> bool:
+    """Run what is left until it has ended; False where it was sent away and goes on alone.
+
+    Raises:
+        BadInput: for a run that failed, or a worker that was killed.
+        Stopped: after Ctrl-C.
+    """
+    plan, packs, where = sweep.plan, work.packs, sweep.options.where
+    num_done = len(sweep.cells) - len(work.todo)
+    estimate = work.estimate
     while packs:
-        plan.refresh(setting, packs)
+        plan.refresh(work.setting, packs)
         if where.executor == "inline":
-            _run(plan, packs, min(workers, len(packs)), len(cells) - len(todo), estimate, setting.device)
-        elif not _send(sender, plan, packs, wanted, where.wait):
-            return None
+            _run(plan, packs, min(work.workers, len(packs)), num_done, estimate, work.setting.device)
+        elif not _send(work.sender, plan, packs, sweep.wanted, where.wait):
+            return False
         _report_failures(plan, packs)
-        packs = _look(plan, wanted).todo(wanted)
-    ids = plan.run_ids()
+        packs = _look(plan, sweep.wanted).todo(sweep.wanted)
+    return True
+
+
+def collect(sweep: Sweep, trained: int) -> Outcome:
+    """Load what was asked for, each run under every name that it goes by."""
+    ids = sweep.plan.run_ids()
     labels: dict[str, list[dict]] = {}
-    for p in asked:
-        labels.setdefault(earlier.find(p.cell) or ids[p.cell.identity()], []).append(p.labels)
-    results = load(*([folder] if plan.packs else []), *earlier.folders)
-    return Outcome(relabel(results.select(list(labels)), labels), folder, len(todo))
+    for p in sweep.asked:
+        labels.setdefault(sweep.earlier.find(p.cell) or ids[p.cell.identity()], []).append(p.labels)
+    results = load(*([sweep.folder] if sweep.plan.packs else []), *sweep.earlier.folders)
+    return Outcome(relabel(results.select(list(labels)), labels), sweep.folder, trained)
 
 
 def relabel(results: Results, labels: Mapping[str, Sequence[Mapping]]) -> Results:
@@ -171,12 +266,6 @@ def _workers(options: Options, setting: Setting, num_cells: int, measured: Calib
         workers = int(options.workers)
         threads = max(1, cores // workers) if setting.device == "cpu" else 0
     return workers, threads
-
-
-def _as_packs(plan: Plan, packs: Sequence[str], wanted: Sequence[Planned]) -> list[Pack]:
-    """Planned packs, with those of their cells that are wanted."""
-    cells = {p.cell.identity(): p.cell for p in wanted}
-    return [Pack.of(name, [cells[i] for i, _ in plan.packs[name] if i in cells], plan.setting(name)) for name in packs]
 
 
 def _as_pack(members: Sequence[Planned], setting: Setting) -> Pack:
@@ -224,38 +313,51 @@ def _look(plan: Plan, wanted: set[str], dry_run: bool = False) -> Done:
     return done
 
 
-def _show_plan(
-    options: Options,
-    scene: Scene,
-    cells: Sequence[Planned],
-    todo: Sequence[Planned],
-    num_packs: int,
-    workers: int,
-    measured: Calibration | None,
-    estimate: float | None,
-) -> None:
-    train = [p for p in cells if p.cell.method != BASE]
-    left = sum(p.cell.method != BASE for p in todo)
+def show_plan(sweep: Sweep, work: Work, rates: Sequence[str], smaller: Sequence[str]) -> None:
+    """Print what is done, what is left and how long that takes; a long sweep is offered smaller."""
+    scene, estimate = sweep.scene, work.estimate
+    train = [p for p in sweep.cells if p.cell.method != BASE]
+    left = sum(p.cell.method != BASE for p in work.todo)
     names = sorted({p.cell.method for p in train})
     subjects = sorted({p.cell.subject for p in train})
     print(f"{scene.model_name}: {', '.join(names)} on {counted(len(subjects), 'subject')} ({', '.join(subjects)})")
     steps = counted(max(p.cell.steps for p in train), "step")
-    print(f"{counted(len(train), 'cell')}: {len(train) - left} done, {left} to train, {steps} each", end="")
-    base = len(cells) - len(train)  # a cell too: it is scored
-    print(f"; and {base} of the untouched base: {len(cells)} in all" if base else "")
-    for line in describe_scene(scene):
-        print(line)
-    alone = [name for name in names if not is_packable(name)]
-    if alone:
-        print(f"unpacked, one run at a time: {', '.join(alone)} (HF PEFT's own layers)")
-    if todo and measured is not None:
-        where = f"{counted(num_packs, 'pack') if num_packs else 'packs'} of up to {measured.pack_size}"
-        if options.where.choose() is None:
-            print(f"{where}, {counted(workers, 'worker')} on {scene.setting.device}: about {duration(estimate)}")
-        else:
-            print(f"{where} on {scene.setting.device}")
-        for line in describe_memory([p.cell for p in todo], Path(scene.setting.model), measured.pack_size):
-            print(line)
+    base = len(sweep.cells) - len(train)  # a cell too: it is scored
+    also = f"; and {base} of the untouched base: {len(sweep.cells)} in all" if base else ""
+    print(f"{counted(len(train), 'cell')}: {len(train) - left} done, {left} to train, {steps} each{also}")
+    lines = describe_scene(scene)
+    if alone := [name for name in names if not is_packable(name)]:
+        lines.append(f"unpacked, one run at a time: {', '.join(alone)} (HF PEFT's own layers)")
+    if work.todo and work.measured is not None:
+        lines += _describe_packs(work, estimate, sweep.options.where.choose() is None)
+    lines += rates
+    if work.expected is not None and sweep.options.where.choose() is None:
+        costs, shape = work.expected.coarse.costs, sweep.cells[-1].cell
+        lines += describe_load(costs, machine_load(), measured_file(scene.setting, shape))
+        if (estimate or 0.0) > LONG_S:
+            take_s = functools.partial(_take_s, sweep, work)
+            lines += offer_smaller(sweep.asked, sys.argv, sweep.options.subjects, take_s, smaller)
+    print("\n".join(lines))
+
+
+def _describe_packs(work: Work, estimate: float | None, here: bool) -> list[str]:
+    assert work.measured is not None
+    num_packs, size, setting = len(work.left), work.measured.pack_size, work.setting
+    where = f"{counted(num_packs, 'pack') if num_packs else 'packs'} of up to {size}"
+    if here:
+        said = f"{where}, {counted(work.workers, 'worker')} on {setting.device}: about {duration(estimate)}"
+    else:
+        said = f"{where} on {setting.device}"
+    return [said, *describe_memory([p.cell for p in work.todo], Path(setting.model), size)]
+
+
+def _take_s(sweep: Sweep, work: Work, kept: set[str]) -> float | None:
+    """Seconds of some cells: of stored packs whole, as they are trained, of others as they would be packed."""
+    assert work.expected is not None
+    stored = [pack for pack in sweep.packs_of(work.packs) if any(c.identity() in kept for c in pack.cells)]
+    fresh = [p for p in work.missing if sweep.options.dry_run and p.cell.identity() in kept]
+    groups = sweep.plan.draft(fresh, work.expected.coarse.pack_size, work.workers)
+    return work.expected.seconds([*stored, *(_as_pack(group, work.setting) for group in groups)])
 
 
 def _run(plan: Plan, packs: Sequence[str], workers: int, num_done: int, estimate: float | None, device: str) -> None:
