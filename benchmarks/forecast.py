@@ -98,11 +98,11 @@ def foresee(name: str, words: Sequence[str], runs: Path) -> Foreseen:
         runs: an empty runs folder.
     """
     from slurm import inline
-    from sweeps import driver, lr_robustness
+    from sweeps import lr_robustness, work
     from sweeps.options import run_driver
 
     seen: dict[str, Any] = {}
-    expect, run_inline = driver.expect, inline.run_inline
+    expect, run_inline = work.expect, inline.run_inline
 
     def note_forecast(packs: Any, setting: Any, coarse: Any, workers: int, worth_s: float | None) -> Any:
         began = time.perf_counter()
@@ -119,7 +119,7 @@ def foresee(name: str, words: Sequence[str], runs: Path) -> Foreseen:
     arguments = [lr_robustness.__file__, *words, "--runs", str(runs)]
     with (
         patch.object(sys, "argv", arguments),
-        patch.object(driver, "expect", note_forecast),
+        patch.object(work, "expect", note_forecast),
         patch.object(inline, "run_inline", note_run),
         contextlib.redirect_stdout(sys.stderr),
     ):

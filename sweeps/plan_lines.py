@@ -1,19 +1,27 @@
-"""What a plan says beside cells and time: base rates, the load under which the machine was measured, memory.
+"""What a plan says: what is done and left and how long it takes, base rates, the load of the machine, memory.
 
 On a busy machine packs come out too small, and times too long.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adapters import counted
 from analysis.series import method_label
+from slurm.calibrate import machine_load, measured_file
 from slurm.forecast import Cost, count_values, state_mib
 from sweeps.grid import Planned
-from training.cell import Cell
+from sweeps.plan import Plan, is_packable
+from sweeps.progress import duration
+from sweeps.remarks import describe_scene
+from sweeps.smaller import LONG_S, offer_smaller
+from sweeps.work import Sweep, Work, as_pack
+from training.cell import BASE, Cell
 from training.tasks.pipeline import attention_shapes
 
 BUSY = 0.25  # of the cores
@@ -80,3 +88,50 @@ def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[
                 f"{each * pack_size:,.0f} MiB in a pack of {pack_size}"
             )
     return lines
+
+
+def show_plan(sweep: Sweep, work: Work, rates: Sequence[str], smaller: Sequence[str]) -> None:
+    """Print what is done, what is left and how long that takes; a long sweep is offered smaller."""
+    scene, estimate = sweep.scene, work.estimate
+    train = [p for p in sweep.cells if p.cell.method != BASE]
+    left = sum(p.cell.method != BASE for p in work.todo)
+    names = sorted({p.cell.method for p in train})
+    subjects = sorted({p.cell.subject for p in train})
+    print(f"{scene.model_name}: {', '.join(names)} on {counted(len(subjects), 'subject')} ({', '.join(subjects)})")
+    steps = counted(max(p.cell.steps for p in train), "step")
+    base = len(sweep.cells) - len(train)  # a cell too: it is scored
+    also = f"; and {base} of the untouched base: {len(sweep.cells)} in all" if base else ""
+    print(f"{counted(len(train), 'cell')}: {len(train) - left} done, {left} to train, {steps} each{also}")
+    lines = describe_scene(scene)
+    if alone := [name for name in names if not is_packable(name)]:
+        lines.append(f"unpacked, one run at a time: {', '.join(alone)} (HF PEFT's own layers)")
+    if work.todo and work.measured is not None:
+        lines += _describe_packs(work, estimate, sweep.options.where.choose() is None)
+    lines += rates
+    if work.expected is not None and sweep.options.where.choose() is None:
+        costs, shape = work.expected.coarse.costs, sweep.cells[-1].cell
+        lines += describe_load(costs, machine_load(), measured_file(scene.setting, shape))
+        if (estimate or 0.0) > LONG_S:
+            take_s = functools.partial(_take_s, sweep, work)
+            own = "" if sweep.options.dry_run else f"{sweep.folder.name}-small"
+            lines += offer_smaller(sweep.asked, sys.argv, sweep.options.subjects, take_s, smaller, own)
+    print("\n".join(lines))
+
+
+def _describe_packs(work: Work, estimate: float | None, here: bool) -> list[str]:
+    assert work.measured is not None
+    num_packs, size, setting = len(work.left), work.measured.pack_size, work.setting
+    where = f"{counted(num_packs, 'pack') if num_packs else 'packs'} of up to {size}"
+    if here:
+        said = f"{where}, {counted(work.workers, 'worker')} on {setting.device}: about {duration(estimate)}"
+    else:
+        said = f"{where} on {setting.device}"
+    return [said, *describe_memory([p.cell for p in work.todo], Path(setting.model), size)]
+
+
+def _take_s(sweep: Sweep, work: Work, kept: set[str]) -> float | None:
+    """Seconds of some cells in a sweep of their own."""
+    assert work.expected is not None
+    fresh = [p for p in sweep.ours if p.cell.identity() in kept]
+    groups = Plan(sweep.folder).draft(fresh, work.expected.coarse.pack_size, work.workers)
+    return work.expected.seconds([as_pack(group, work.setting) for group in groups])

@@ -19,8 +19,9 @@ def offer_smaller(
     asked: Sequence[str],
     seconds: Callable[[set[str]], float | None],
     kinds: Sequence[str] = (SUBJECTS, MULTIPLIERS),
+    sweep: str = "",
 ) -> list[str]:
-    """A line with a command that takes less than ten minutes, or as little as can be; none where nothing can be left out.
+    """A line with a command that takes less than ten minutes, or as little as can be; none where that is no half of the whole.
 
     Args:
         planned: the cells of the whole question.
@@ -28,6 +29,7 @@ def offer_smaller(
         asked: the value of `--subjects`.
         seconds: how long the cells of some identities take.
         kinds: which flags may be given smaller values.
+        sweep: the folder of its own that the smaller sweep gets: packs that are stored already would be trained whole.
     """
     best: tuple[float, list[str]] | None = None
     for subjects, multipliers in _fewer(planned, kinds):
@@ -40,10 +42,11 @@ def offer_smaller(
             command = _replace(command, SUBJECTS, _as_asked(asked, subjects))
         if MULTIPLIERS in kinds and len(multipliers) < len(_values(planned)[1]):
             command = _replace(command, MULTIPLIERS, [f"{value:g}" for value in multipliers])
-        best = (takes, command)
+        best = (takes, _replace(command, "sweep", [sweep]) if sweep else command)
         if takes <= LONG_S:
             break
-    if best is None:
+    whole = seconds({p.cell.identity() for p in planned})
+    if best is None or whole is None or best[0] > whole / 2:
         return []
     takes, (program, *words) = best
     words = [word for word in words if word != "--dry-run"]

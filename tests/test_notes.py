@@ -141,3 +141,7 @@ def test_a_long_sweep_offers_a_smaller_command(
     (line,) = offer_smaller(planned, command, asked, lambda kept: each_s * len(kept))
     assert line.split(": ", 1)[1] == f"python sweeps/lr_robustness.py {offered}"
     assert offer_smaller(planned[:2], command, (), lambda kept: each_s, kinds=()) == []
+    assert offer_smaller(planned, command, asked, lambda kept: each_s * (100 + len(kept))) == [], "hardly any less"
+    (apart,) = offer_smaller(planned, command, asked, lambda kept: each_s * len(kept), sweep="lr_robustness-small")
+    if "--dry-run" not in arguments:
+        assert apart == f"{line} --sweep lr_robustness-small"

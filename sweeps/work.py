@@ -1,0 +1,173 @@
+"""A driver's question resolved, and what of it is left to do: measured, and stored as packs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slurm import inline
+from slurm.arrays import MEMORY_MARGIN
+from slurm.calibrate import Calibration, calibrate, keep_calibration
+from slurm.expect import DRY_RUN_WORTH_S, WORTH_S, Expected, expect
+from slurm.forecast import Need, Pack, state_mib
+from slurm.job import Setting
+from sweeps.done import Done, check_ended
+from sweeps.earlier import Earlier
+from sweeps.grid import Planned, Scene, base_cells
+from sweeps.jobs import Sender
+from sweeps.options import Options
+from sweeps.plan import Plan, keep_method_files, keep_own_pictures, keep_start, name_pack, open_sweep
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A driver's question, resolved: what is asked, and what of it earlier results do not hold.
+
+    Attributes:
+        options, scene: the flags; model, scorers and subjects.
+        folder: `<runs>/<sweep>`.
+        asked: every cell under each name that it goes by, those of the untouched base first.
+        cells: each cell once.
+        ours: those of them that this sweep has to train.
+        plan, earlier: the packs stored in the folder; the results that `--results` names.
+    """
+
+    options: Options
+    scene: Scene
+    folder: Path
+    asked: Sequence[Planned]
+    cells: Sequence[Planned]
+    ours: Sequence[Planned]
+    plan: Plan
+    earlier: Earlier
+
+    @property
+    def wanted(self) -> set[str]:
+        """Identities of the cells that this sweep has to train."""
+        return {p.cell.identity() for p in self.ours}
+
+    def packs_of(self, names: Sequence[str]) -> list[Pack]:
+        """Stored packs, with those of their cells that are wanted."""
+        cells = {p.cell.identity(): p.cell for p in self.ours}
+        plan = self.plan
+        return [
+            Pack.of(name, [cells[i] for i, _ in plan.packs[name] if i in cells], plan.setting(name)) for name in names
+        ]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left of a sweep, and what it is expected to take.
+
+    Attributes:
+        todo: the cells.
+        packs: names of the stored packs that hold them.
+        left: those packs, and in a dry run the packs that would be stored.
+        setting: what the packs share.
+        workers: how many work side by side.
+        measured: what packs cost; None where nothing is left.
+        expected: what these packs are expected to cost; None likewise.
+        sender: sends them to where they run on their own.
+    """
+
+    todo: Sequence[Planned]
+    packs: list[str]
+    left: Sequence[Pack]
+    setting: Setting
+    workers: int
+    measured: Calibration | None
+    expected: Expected | None
+    sender: Sender
+
+    @property
+    def estimate(self) -> float | None:
+        """Seconds that all of it takes; None where nothing was measured."""
+        return self.expected.seconds(self.left) if self.expected else 0.0
+
+
+def resolve(options: Options, scene: Scene, planned: Sequence[Planned], name: str) -> Sweep:
+    """Open the sweep's folder, and look up which cells earlier results hold.
+
+    Raises:
+        BadInput: for a folder that cannot be used.
+    """
+    folder = open_sweep(options.runs, options.sweep or name, scene)
+    asked = [*base_cells(planned), *planned]
+    cells = list({p.cell.identity(): p for p in asked}.values())
+    plan, earlier = Plan.read(folder), Earlier.read(options.results, scene)
+    ours = [p for p in cells if earlier.find(p.cell) is None]
+    return Sweep(options, scene, folder, asked, cells, ours, plan, earlier)
+
+
+def plan_work(sweep: Sweep) -> Work:
+    """See what is done, measure what the rest costs, and store it as packs; a dry run stores nothing.
+
+    Raises:
+        BadInput: where the model cannot be measured, or a folder cannot be written.
+    """
+    options, scene, plan, dry_run = sweep.options, sweep.scene, sweep.plan, sweep.options.dry_run
+    done = look(plan, sweep.wanted, dry_run)
+    missing = [p for p in sweep.ours if p.cell.identity() not in plan.run_ids()]
+    measured = _measure(sweep) if missing or done.todo(sweep.wanted) else None
+    workers, threads = _workers(options, scene.setting, len(sweep.cells), measured)
+    setting = dataclasses.replace(scene.setting, threads=threads)
+    drafts = plan.draft(missing, measured.pack_size, workers) if measured and dry_run else []
+    if not dry_run:
+        if missing and measured:
+            keep_method_files(sweep.folder, [p.cell.method for p in missing])
+            keep_calibration(sweep.folder, scene.setting, sweep.cells[-1].cell, measured)
+            plan.add(missing, setting, measured.pack_size, workers)
+            done = Done.look(plan)
+        keep_start(sweep.folder, scene)
+        keep_own_pictures(sweep.folder, scene)
+    packs = done.todo(sweep.wanted)
+    todo = [p for p in sweep.ours if not done.has(p.cell.identity())]
+    left = [*sweep.packs_of(packs), *(as_pack(group, setting) for group in drafts)]
+    worth_s = DRY_RUN_WORTH_S if dry_run else WORTH_S
+    expected = expect(left, setting, measured, workers, worth_s) if measured else None
+    where, need = options.where, expected.need if expected else lambda _: Need()
+    sender = Sender(plan.sweep, where.executor, where.choose(), workers, need)
+    return Work(todo, packs, left, setting, workers, measured, expected, sender)
+
+
+def _measure(sweep: Sweep) -> Calibration:
+    """What packs of these cells cost, and how many runs one should hold."""
+    options, setting, cluster = sweep.options, sweep.scene.setting, sweep.options.where.choose()
+    task_mib = (cluster.mem_gb * 1024 / MEMORY_MARGIN or math.inf) if cluster else None
+    kinds = {(p.cell.method, p.cell.options, p.cell.rank) for p in sweep.ours}
+    own_mib = max((state_mib(setting.model, *kind) for kind in kinds), default=0.0)
+    return calibrate(setting, sweep.cells[-1].cell, options.pack_size, sweep.folder, task_mib, own_mib)
+
+
+def _workers(options: Options, setting: Setting, num_cells: int, measured: Calibration | None) -> tuple[int, int]:
+    """Workers of this machine and threads of each; a cluster's tasks are one worker each."""
+    if (cluster := options.where.choose()) is not None:
+        return 1, 0 if setting.device == "cuda" else max(1, cluster.cpus_per_task)
+    each_mib = measured.peak_mib(measured.pack_size) if measured and measured.costs else inline.WORKER_MIB
+    workers, threads = inline.choose_workers(max(2, num_cells), setting.device, each_mib)
+    if options.workers != "auto":
+        cores = workers * threads
+        workers = int(options.workers)
+        threads = max(1, cores // workers) if setting.device == "cpu" else 0
+    return workers, threads
+
+
+def as_pack(members: Sequence[Planned], setting: Setting) -> Pack:
+    """A pack that is not stored."""
+    return Pack.of(name_pack(members), [p.cell for p in members], dataclasses.asdict(setting))
+
+
+def look(plan: Plan, wanted: set[str], dry_run: bool = False) -> Done:
+    """What is done. Failed runs are to be tried again; where all are done, their tables are checked: they are drawn next."""
+    done = Done.look(plan)
+    if not dry_run:
+        done.reopen_failed(wanted)
+        if not done.todo(wanted):
+            check_ended(done, wanted)
+    for line in done.lines:
+        print(line, file=sys.stderr)
+    return done
