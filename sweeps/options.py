@@ -186,10 +186,8 @@ class Options(RunningFlags, TrainingFlags, Question):
         longest = f"steps from 0 to the {self.steps} of the training, whose full rate is else never reached"
         fits = self.steps == 0 or self.lr_warmup_steps <= self.steps
         _need(fits, "lr-warmup-steps", self.lr_warmup_steps, longest)
-        allowed = "a name in one line, without a slash"
-        _need(
-            self.sweep is None or (self.sweep not in ("", ".") and PART.fits(self.sweep)), "sweep", self.sweep, allowed
-        )
+        is_name = self.sweep is None or (self.sweep not in ("", ".") and PART.fits(self.sweep))
+        _need(is_name, "sweep", self.sweep, "a name in one line, without a slash")
         _need(self.token.isprintable(), "token", self.token, "a word in one line")
         for value in self.multipliers:
             _need(math.isfinite(value) and value > 0, "multipliers", value, "positive numbers")

@@ -11,7 +11,8 @@ import pandas as pd
 import pyarrow as pa
 
 from training.cell import BASE
-from training.columns import COLUMNS, ENDED, FORMS, TEXT_COLUMNS, schema, to_table
+from training.columns import COLUMNS, FORMS, TEXT_COLUMNS, schema, to_table
+from training.states import ENDED
 from training.whole_files import DamagedFile, list_files
 from training.whole_tables import check_table, read_range, read_table, write_table
 

@@ -17,7 +17,7 @@ from adapters.documents import ANY
 from training import forms
 from training.columns import COLUMNS, GAUGES, KINDS, SCHEMA, schema
 from training.run_tables import RunTables, check_part, due_rows, last_step_of, read_part
-from training.states import ENDED, RunStatus
+from training.states import RunStatus
 from training.whole_files import (
     DamagedFile,
     StoreError,
