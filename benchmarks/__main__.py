@@ -45,7 +45,7 @@ def run(options: Options) -> int:
 
     from benchmarks.rows import Row, to_markdown, write_page
     from benchmarks.scene import QUICK, Effort, find_place
-    from slurm.libraries import quiet_libraries
+    from training.process_setup import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -4,9 +4,8 @@
     python -m benchmarks.forecast --only packs       # one of the three
     python -m benchmarks.forecast --docs docs        # also writes the table into docs/speed.md
 
-Each sweep is foreseen right before it runs, from a cache that was empty when the first began. Seconds that pass are what a
-user waits for; seconds that the workers' processors computed are compared as well: where other programs take the
-cores, they still tell whether the model of the cost is right.
+Each sweep is foreseen right before it runs, from a cache that was empty when the first began; and once more, as its plan
+would be by then, from what the first pack of each method took.
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ import contextlib
 import json
 import math
 import os
-import resource
 import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -61,9 +59,8 @@ class Foreseen:
     Attributes:
         name: what the sweep is.
         cells, packs, workers: how much of what there was, and how many worked on it.
-        measuring_s: seconds that the forecast itself took.
-        wall_s, wall_expected_s: seconds until all packs were done.
-        processor_s, processor_expected_s: seconds that the workers' processors computed.
+        seconds: until all packs were done.
+        before_s, after_s: as expected before the first pack, and after the first of each method.
         load: mean number of processes that wanted a core, this sweep's among them, when it ended.
     """
 
@@ -71,22 +68,15 @@ class Foreseen:
     cells: int
     packs: int
     workers: int
-    measuring_s: float
-    wall_s: float
-    wall_expected_s: float
-    processor_s: float
-    processor_expected_s: float
+    seconds: float
+    before_s: float
+    after_s: float
     load: float
 
     @property
-    def wall_error(self) -> float:
-        """By which share the seconds that passed were overestimated."""
-        return self.wall_expected_s / self.wall_s - 1
-
-    @property
-    def processor_error(self) -> float:
-        """By which share the computed seconds were overestimated."""
-        return self.processor_expected_s / self.processor_s - 1
+    def errors(self) -> tuple[float, float]:
+        """By which share the seconds were overestimated, before and after."""
+        return self.before_s / self.seconds - 1, self.after_s / self.seconds - 1
 
 
 def foresee(name: str, words: Sequence[str], runs: Path) -> Foreseen:
@@ -98,63 +88,60 @@ def foresee(name: str, words: Sequence[str], runs: Path) -> Foreseen:
         runs: an empty runs folder.
     """
     from slurm import inline
-    from sweeps import lr_robustness, work
+    from slurm.estimate import Pack, learn
+    from slurm.sweep_folder import PackFiles
+    from sweeps import driver, lr_robustness
     from sweeps.options import run_driver
+    from training.store import read_json
 
     seen: dict[str, Any] = {}
-    expect, run_inline = work.expect, inline.run_inline
+    plan_work, run_inline = driver.plan_work, inline.run_inline
 
-    def note_forecast(packs: Any, setting: Any, coarse: Any, workers: int, worth_s: float | None) -> Any:
-        began = time.perf_counter()
-        expected = expect(packs, setting, coarse, workers, None)
-        seen.update(packs=packs, expected=expected, workers=workers, measuring_s=time.perf_counter() - began)
-        return expected
+    def note_plan(sweep: Any) -> Any:
+        seen["work"] = plan_work(sweep)
+        return seen["work"]
 
     def note_run(specs: Sequence[Path], **more: Any) -> str:
-        before, began = _workers_s(), time.perf_counter()
+        began = time.perf_counter()
         outcome = run_inline(specs, **more)
-        seen.update(wall_s=time.perf_counter() - began, processor_s=_workers_s() - before)
+        seen.update(seconds=time.perf_counter() - began, specs=specs)
         return outcome
 
     arguments = [lr_robustness.__file__, *words, "--runs", str(runs)]
     with (
         patch.object(sys, "argv", arguments),
-        patch.object(work, "expect", note_forecast),
+        patch.object(driver, "plan_work", note_plan),
         patch.object(inline, "run_inline", note_run),
         contextlib.redirect_stdout(sys.stderr),
     ):
         code = run_driver(lr_robustness.RobustnessOptions, lr_robustness.drive, "")
     if code:
         raise RuntimeError(f"the sweep of {name} ended with {code}")
-    packs, expected = seen["packs"], seen["expected"]
+    packs, expected = [Pack.read(spec) for spec in seen["specs"]], seen["work"].expected
+    endings = {read_json(PackFiles.of(spec).ended)["cost"]["kind"]: spec for spec in reversed(seen["specs"])}
+    first = [read_json(PackFiles.of(spec).ended) for spec in endings.values()]
     return Foreseen(
-        name, sum(len(pack.cells) for pack in packs), len(packs), seen["workers"], seen["measuring_s"], seen["wall_s"],
-        expected.seconds(packs), seen["processor_s"], expected.processor_s(packs), os.getloadavg()[0],
+        name, sum(pack.demand.num_cells for pack in packs), len(packs), expected.workers, seen["seconds"],
+        expected.seconds(packs), replace(expected, paid=learn(expected.costs, first)).seconds(packs), os.getloadavg()[0],
     )  # fmt: skip
-
-
-def _workers_s() -> float:
-    """Seconds that ended processes of this one have computed."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def to_markdown(rows: Sequence[Foreseen]) -> str:
     """The sweeps as a table."""
-    head = "| sweep | cells in packs, workers | expected | took | error | processor: expected | took | error | forecast took |"
-    lines = [head, "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    head = "| sweep | cells in packs, workers | took | expected before | error | after a pack of each method | error |"
+    lines = [head, "|---|---|---:|---:|---:|---:|---:|"]
     for row in rows:
+        before, after = row.errors
         lines.append(
-            f"| {row.name} | {row.cells} in {row.packs}, {row.workers} | {row.wall_expected_s:.0f} s | {row.wall_s:.0f} s "
-            f"| {row.wall_error:+.0%} | {row.processor_expected_s:.0f} s | {row.processor_s:.0f} s "
-            f"| {row.processor_error:+.0%} | {row.measuring_s:.0f} s |"
+            f"| {row.name} | {row.cells} in {row.packs}, {row.workers} | {row.seconds:.0f} s | {row.before_s:.0f} s "
+            f"| {before:+.0%} | {row.after_s:.0f} s | {after:+.0%} |"
         )
-    worst = max((abs(row.wall_error) for row in rows), default=math.nan)
+    worst = max((abs(row.errors[1]) for row in rows), default=math.nan)
     met = "yes" if worst <= AIM else "no"
     loads = ", ".join(f"{row.load:.1f}" for row in rows)
     lines += [
         "",
-        f"Aim: each within {AIM:.0%} of the seconds that pass; met: {met}. Load averages at the ends: {loads}.",
+        f"Aim: each within {AIM:.0%} once a pack of each method has ended; met: {met}. Load averages at the ends: {loads}.",
     ]
     return "\n".join(lines)
 

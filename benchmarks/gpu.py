@@ -251,8 +251,8 @@ def run(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    from slurm.libraries import quiet_libraries
     from training.command_line import run_program
+    from training.process_setup import quiet_libraries
 
     quiet_libraries()
     sys.exit(run_program(Options, run, __doc__ or ""))

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.scene import Place
-from slurm.forecast import Cost, Forecast, Pack
-from slurm.measure_packs import Load, peak_mib
-from slurm.pack import Setting
+from slurm.estimate import Estimate, Pack
 from training.cell import Cell
+from training.demand import Cost
+from training.pack import Setting
+from training.probe import Load, peak_mib
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, SAMPLER_STEPS = 4, 2  # memory has its peak in the first steps, and in every pass of the sampler
@@ -85,9 +86,9 @@ def run_here(part: Part) -> Cost:
     """Train the pack as a worker does; returns the peaks of this process, without seconds."""
     import torch
 
-    from slurm.libraries import keep_freed_memory, quiet_libraries
-    from slurm.pack import make_task
     from training.loop import train_pack
+    from training.pack import make_task
+    from training.process_setup import keep_freed_memory, quiet_libraries
     from training.run import Run
     from training.store import RunFolder
 
@@ -109,11 +110,11 @@ def foresee(part: Part, costs: Mapping[int, Cost]) -> float:
 
     Args:
         part: the pack.
-        costs: what `slurm/measure_packs.py` has measured of this model.
+        costs: what `training/probe.py` has measured of this model.
     """
     setting = part.setting(Path("runs"))
     pack = Pack.of("foreseen", part.cells(setting), dataclasses.asdict(setting))
-    need = Forecast(costs).need(pack)
+    need = Estimate(costs).need(pack)
     expected = need.gpu_mib if part.device == "cuda" else need.mib
     assert expected is not None
     return expected
@@ -123,7 +124,7 @@ def measure_costs(part: Part) -> dict[int, Cost]:
     """What a plan measures of the pack's model, in a process of its own."""
     setting = part.setting(Path("runs"))
     load = Load.of(setting, part.cells(setting)[0])
-    command = [sys.executable, "-m", "slurm.measure_packs", json.dumps(dataclasses.asdict(load))]
+    command = [sys.executable, "-m", "training.probe", json.dumps(dataclasses.asdict(load))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace", check=True)
     found = json.loads(done.stdout.strip().splitlines()[-1])["costs"]
     return {int(size): Cost(**cost) for size, cost in found.items()}

@@ -12,7 +12,6 @@ largest in brackets. Memory is the peak of a process of its own that trains a pa
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from benchmarks.rows import describe_run
 from benchmarks.scene import Place, Scene, find_place, threads
 
 PACK = 8  # runs in the pack where something else is varied
-Name = Literal["packs", "ranks", "sides", "methods", "cells"]
+Name = Literal["packs", "ranks", "sides", "methods"]
 Clock = Literal["wall", "processor"]
 
 
@@ -41,7 +40,7 @@ Clock = Literal["wall", "processor"]
 class Options:
     """Flags of the tables."""
 
-    only: tuple[Name, ...] = ("packs", "ranks", "sides", "methods", "cells")
+    only: tuple[Name, ...] = ("packs", "ranks", "sides", "methods")
     """Which tables."""
     rounds: int = 3
     """Rounds in which what is compared takes turns."""
@@ -163,47 +162,17 @@ def tabulate_methods(scene_: Scene, options: Options) -> str:
     return f"Packs of {PACK}, rank 8:\n\n{table(('method', 'step, ms', 'over LoRA'), rows)}"
 
 
-def tabulate_cells(scene_: Scene, options: Options) -> str:
-    """Against the number of runs: what the model of the cost expects of whole sweeps."""
-    import dataclasses
-
-    from slurm.calibrate import Calibration
-    from slurm.expect import expect
-    from slurm.forecast import Pack
-    from sweeps.plan import even_chunks
-
-    part = Variant(size=64, method="lora").part(scene_.place)
-    with tempfile.TemporaryDirectory(prefix="plateau-bench-") as folder, patch.dict(os.environ, XDG_CACHE_HOME=folder):
-        setting = part.setting(Path(folder))
-        steps, sampler = 500, scene_.defaults["num_inference_steps"]
-        fields = {"steps": steps, "num_inference_steps": sampler, "num_drift_prompts": 0}
-        cells = [dataclasses.replace(cell, **fields) for cell in part.cells(setting)]
-        coarse = Calibration(peak.measure_costs(part), PACK)
-        rows = []
-        for count in (8, 16, 32, 64):
-            for workers in (1, 2):
-                chunks = even_chunks(cells[:count], PACK, workers)
-                packs = [Pack.of(str(n), chunk, dataclasses.asdict(setting)) for n, chunk in enumerate(chunks)]
-                expected = expect(packs, setting, coarse, workers, None)
-                rows.append((count, len(packs), workers, f"{expected.seconds(packs) or 0:.0f}",
-                             f"{expected.processor_s(packs):.0f}"))  # fmt: skip
-    head = ("runs", "packs", "workers", "expected seconds", "of a processor")
-    said = f"LoRA, rank 8, {steps} steps, 16 pictures each, in packs of up to {PACK}; by the model of the cost, not measured:"
-    return f"{said}\n\n{table(head, rows)}"
-
-
 TABLES: dict[str, Callable[[Scene, Options], str]] = {
     "packs": tabulate_packs,
     "ranks": tabulate_ranks,
     "sides": tabulate_sides,
     "methods": tabulate_methods,
-    "cells": tabulate_cells,
 }
 
 
 def run(options: Options) -> int:
     """Measure, print and write."""
-    from slurm.libraries import quiet_libraries
+    from training.process_setup import quiet_libraries
 
     quiet_libraries()
     read_clock = time.process_time if options.clock == "processor" else time.perf_counter

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from adapters import BadInput, counted
 from slurm.clusters import Cluster
-from slurm.forecast import Need, Pack, Predict
+from slurm.estimate import Need, Pack, Predict
 from slurm.limits import Limits, Partition
 from slurm.sbatch import Request
 
@@ -54,7 +54,7 @@ def _tasks(packs: Iterable[Pack], size: int) -> list[list[Pack]]:
     """Packs of one method and shape follow each other; a task holds packs of one kind."""
     kinds: dict[tuple, list[Pack]] = {}
     for pack in packs:
-        kinds.setdefault((pack.device, pack.threads, pack.cells[0].method, pack.cells[0].pack_key()), []).append(pack)
+        kinds.setdefault((pack.device, pack.threads, pack.demand.group), []).append(pack)
     return [kind[first : first + size] for kind in kinds.values() for first in range(0, len(kind), size)]
 
 
@@ -62,7 +62,7 @@ def _request(cluster: Cluster, members: Sequence[tuple[list[Pack], Need]], cpus:
     expected = tuple(need.seconds for _, need in members if need.seconds is not None)
     return Request(
         cluster, tuple(tuple(pack.name for pack in task) for task, _ in members), time_min, cpus,
-        expected if len(expected) == len(members) else (), sum(len(pack.cells) for task, _ in members for pack in task),
+        expected if len(expected) == len(members) else (), sum(pack.demand.num_cells for task, _ in members for pack in task),
         choose_mib([need for _, need in members], cluster),
     )  # fmt: skip
 

@@ -18,31 +18,25 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from adapters import BadInput
-from slurm.forecast import NAME, Cost, Forecast, read_costs, shape_of, to_json
+from slurm.estimate import NAME, Estimate
 from slurm.inline import num_workers
-from slurm.measure_packs import Load, total_gib
-from slurm.pack import Setting
 from slurm.telling import hear, telling
-from slurm.too_large import describe_too_large
 from training.cell import Cell
+from training.demand import Cost, read_costs, shape_of, to_json
+from training.memory_advice import describe_too_large, total_gib
+from training.pack import Setting
+from training.probe import Load
 from training.stop import describe_exit
 from training.store import StoreError, write_signed
 
-MEASURED = 2  # changes with what is measured: older caches are left alone
+MEASURED = 3  # changes with what is measured: older caches are left alone
 WITHIN = 1.02
 GPU_USABLE = 0.92  # the rest is CUDA's own, and what its allocator cannot use
 UNMEASURED = 8  # runs in a pack for a GPU that is not in this machine
-
-
-@dataclass(frozen=True)
-class Calibration(Forecast):
-    """What packs cost, and how many runs one should hold."""
-
-    pack_size: int
 
 
 def calibrate(
@@ -52,8 +46,8 @@ def calibrate(
     sweep: Path | None = None,
     task_mib: float | None = None,
     own_mib: float = 0.0,
-) -> Calibration:
-    """The calibration for a model and a shape of batch: the sweep's own, or this machine's, from the cache or measured now.
+) -> Estimate:
+    """What packs of a model and a shape of batch cost: the sweep's own, or this machine's, from the cache or measured now.
 
     A GPU that is not in this machine cannot be measured here: then nothing is known but a modest size.
 
@@ -71,9 +65,9 @@ def calibrate(
     own = read_costs(sweep / NAME).get(_shape(setting, cell), {}) if sweep else {}
     costs = _of_machine(setting, cell, own)
     if pack_size != "auto":
-        return Calibration(costs, int(pack_size))
+        return Estimate(costs, int(pack_size))
     chosen = own or costs
-    return Calibration(costs, choose_size(chosen, setting.device, task_mib, own_mib) if chosen else UNMEASURED)
+    return Estimate(costs, choose_size(chosen, setting.device, task_mib, own_mib) if chosen else UNMEASURED)
 
 
 def _shape(setting: Setting, cell: Cell) -> str:
@@ -106,7 +100,7 @@ def choose_size(
     return min(size for size in costs if rate(size) * WITHIN >= best)
 
 
-def keep_calibration(sweep: Path, setting: Setting, cell: Cell, found: Calibration) -> None:
+def keep_calibration(sweep: Path, setting: Setting, cell: Cell, found: Estimate) -> None:
     """Store the calibration that a sweep was planned with, unless it holds one for this shape."""
     shape, stored = _shape(setting, cell), read_costs(sweep / NAME)
     if found.costs and shape not in stored:
@@ -182,7 +176,7 @@ def _measure_elsewhere(setting: Setting, cell: Cell) -> dict[int, Cost]:
         BadInput: if a single run does not fit, or anything else goes wrong.
     """
     load = Load.of(setting, cell)
-    command = [sys.executable, "-m", "slurm.measure_packs", json.dumps(asdict(load))]
+    command = [sys.executable, "-m", "training.probe", json.dumps(asdict(load))]
     root = Path(__file__).resolve().parents[1]
     what = f"measuring the model's speed and memory on {load.device}, once on this machine"
     busy = machine_load()

@@ -32,6 +32,7 @@ from adapters import BadInput
 from slurm.states import Outcome
 from slurm.sweep_folder import PackFiles
 from training import forms
+from training.shared_file_system import SETTLE_S
 from training.whole_files import (
     StoreError,
     create_json,
@@ -45,8 +46,6 @@ from training.whole_files import (
 
 BEAT_S = float(os.environ.get("PLATEAU_BEAT_S", "10"))
 STALE_S = float(os.environ.get("PLATEAU_STALE_S", "90"))
-SETTLE_S = float(os.environ.get("PLATEAU_SETTLE_S", "10"))
-"""How long a new file may stay unseen on other machines (attribute caches of network file systems)."""
 
 JobGone = Callable[[str], bool | None]
 """Says whether a SLURM job has left the queue; None where that cannot be known."""

@@ -1,15 +1,17 @@
 """How a pack ended: its runs' statuses and errors, or the smaller packs that took its place. Imports no torch.
 
 `<pack>.ended.json` holds {"pack", "runs": {run_id: status}, "turns", "seconds", "replaced_by": [names], "reason": text or
-null, "errors": {run_id: last line}}.
+null, "errors": {run_id: last line}, "cost": what it asked for and took, for `slurm/estimate.py`; absent where that is not known}.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from slurm.sweep_folder import PackFiles
+from training.cell import Cell
+from training.demand import Demand
 from training.forms import ENDED
 from training.states import RunStatus
 from training.store import RunFolder
@@ -44,18 +46,33 @@ def write_ended(
     """
     records = {run.run_id: run.read() if run.exists() else {"status": RunStatus.PLANNED} for run in runs}
     errors = {run_id: last_line(r["error"]) for run_id, r in records.items() if r.get("error")}
+    seconds = max((float(record.get("pack_seconds") or 0.0) for record in records.values()), default=0.0)
+    cost = {} if replaced_by else _cost(records.values(), seconds)
     write_signed(
         pack.ended,
         {
             "pack": pack.name,
             "runs": {run_id: record["status"] for run_id, record in records.items()},
             "turns": turns,
-            "seconds": max((record.get("pack_seconds") or 0.0 for record in records.values()), default=0.0),
+            "seconds": seconds,
             "replaced_by": list(replaced_by),
             "reason": reason,
             "errors": errors,
-        },
+        }
+        | cost,
     )
+
+
+def _cost(records: Collection[dict], seconds: float) -> dict:
+    """What a pack asked for and took."""
+    pictures_s = max((float(record.get("picture_seconds") or 0.0) for record in records), default=0.0)
+    if not pictures_s or not all(
+        record.get("status") in (RunStatus.FINISHED, RunStatus.DIVERGED) for record in records
+    ):
+        return {}
+    demand = Demand.of([Cell.from_dict(record["cell"]) for record in records])
+    asked = {"kind": demand.kind, "size": demand.size, "rows": demand.rows, "passes": demand.passes}
+    return {"cost": asked | {"training_s": seconds - pictures_s, "pictures_s": pictures_s}}
 
 
 def last_line(text: str) -> str:

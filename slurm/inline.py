@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import queue
@@ -14,12 +13,11 @@ from pathlib import Path
 from adapters import BadInput
 from slurm.claims import Holder
 from slurm.gpus import choose_gpu, list_gpus, showing
+from training.memory_advice import machine_mib
 from training.stop import Interrupted, StopSignals, describe_exit, is_shrugged_off
 from training.store import StoreError
 
 WORKER_MIB = 2048.0  # set aside for a worker whose memory was not measured
-USABLE = 0.8  # of the memory there is
-MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of the control group that this process is in
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to the workers, which checkpoint and stop
 POLL_S = 0.5  # between two looks at packs that other processes hold
 
@@ -55,14 +53,6 @@ def num_workers(device: str, each_mib: float) -> int:
     """How many workers of a size this machine holds: one a core as far as memory goes, or one for each GPU."""
     count = min(len(os.sched_getaffinity(0)), int(machine_mib() / each_mib)) if device == "cpu" else len(list_gpus())
     return max(1, count)
-
-
-def machine_mib() -> float:
-    """Memory that workers may take together: most of the machine's, or of what its control group is allowed."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError):  # no such limit
-        total = min(total, int(MEMORY_LIMIT.read_text(encoding="utf-8")))
-    return USABLE * total / 2**20
 
 
 def run_inline(specs: Sequence[Path], *, workers: int, listen: Callable[[Event], None], device: str = "cpu") -> str:
@@ -162,7 +152,7 @@ def _work(
     paths: Sequence[Path], worker: int, events: multiprocessing.Queue, stop: Callable[[], bool], parent: int
 ) -> None:
     from slurm.job import run_all, run_pack
-    from slurm.libraries import keep_freed_memory, quiet_libraries
+    from training.process_setup import keep_freed_memory, quiet_libraries
 
     quiet_libraries()
     keep_freed_memory()

@@ -19,22 +19,23 @@ from pathlib import Path
 
 from adapters import BadInput, counted
 from adapters.ending import end_well
-from slurm.claims import BEAT_S, SETTLE_S, Holder, JobGone, Watch, take
+from slurm.claims import BEAT_S, Holder, JobGone, Watch, take
 from slurm.code_version import code_version
 from slurm.ended import has_failed, read_ended
 from slurm.halve import spec_id
-from slurm.libraries import keep_freed_memory, quiet_libraries
-from slurm.pack import Setting, list_runs, make_task, read_contents, read_spec, wait_for_file
 from slurm.scheduler import Scheduler
 from slurm.states import Outcome, Sent
-from slurm.sweep_folder import PackFiles, SweepFolder
+from slurm.sweep_folder import PackFiles, SweepFolder, read_contents, sweep_of
 from slurm.turn import N_TRIES, Turn
 from training.loop import Interrupted
+from training.pack import Setting, list_runs, make_task
+from training.process_setup import keep_freed_memory, quiet_libraries
 from training.run import Progress, Run
+from training.shared_file_system import SETTLE_S, wait_for_file
 from training.stop import WARNINGS, StopSignals
 from training.store import StoreError, read_json
 
-__all__ = ["Setting", "make_task", "read_spec", "run_pack", "run_sent", "run_task", "spec_id"]
+__all__ = ["Setting", "make_task", "run_pack", "run_sent", "run_task", "spec_id"]
 _WATCH = Watch()  # what this process has seen of other holders
 
 
@@ -69,7 +70,7 @@ def run_pack(
 
     if (whole := contents.get("part_of")) and not _is_replaced(PackFiles.of(path.with_name(f"{whole}.json"))):
         return run(whole)
-    runs = list_runs(path, contents)
+    runs = list_runs(sweep_of(path).path, contents)
     while (end := read_ended(files)) is None or not _is_final(end, runs):
         claim = take(files, _WATCH, job_gone, code=code_version())
         if claim is None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from adapters import BadInput
 from slurm.claims import Holder, exclusive
 from slurm.clusters import Cluster
-from slurm.forecast import Pack
+from slurm.estimate import Pack
 from slurm.gpus import choose_gpu, run_on
 from slurm.sbatch import ROOT, open_private
 from slurm.scheduler import in_one_line

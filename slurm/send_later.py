@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adapters import BadInput, counted
-from slurm.forecast import predict_by
+from slurm.estimate import predict_by
 from slurm.scheduler import Scheduler
 from slurm.states import PackStatus, Sent
 from slurm.status_table import SweepState

@@ -26,7 +26,7 @@ from slurm.arrays import choose_partition, choose_time, fit, plan_arrays, split
 from slurm.claims import exclusive, user_name
 from slurm.clusters import PRIVATE, Cluster, choose_cluster
 from slurm.code_version import code_version
-from slurm.forecast import Pack, Predict
+from slurm.estimate import Pack, Predict
 from slurm.limits import Limits
 from slurm.local_daemons import list_processes
 from slurm.sbatch import SBATCH_S, Request, UnknownJob, open_private, text_path

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from training import forms
+from training.shared_file_system import wait_for_file
 from training.whole_files import DamagedFile, StoreError, read_json
 
 SHARD = 1000  # packs, or runs, in one folder
@@ -105,6 +106,16 @@ class SweepFolder:
     def place_run(self, number: int) -> Path:
         """The folder in which the folder of the sweep's run number `number` (from 0) stands."""
         return self.path / f"{number // SHARD:03d}" if number >= SHARD else self.path
+
+
+def read_contents(path: Path) -> dict[str, Any]:
+    """A pack's specification, which another machine may have written just now.
+
+    Raises:
+        StoreError: if it is damaged, or has not come after a while.
+    """
+    wait_for_file(path)
+    return read_spec_file(path)
 
 
 def read_spec_file(path: Path) -> dict[str, Any]:

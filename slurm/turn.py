@@ -23,11 +23,11 @@ from adapters import BadInput
 from slurm.claims import Claim, Heart, TurnLost
 from slurm.ended import last_line, write_ended
 from slurm.halve import halve
-from slurm.pack import Setting, forget_model, make_task
 from slurm.states import Outcome
-from slurm.too_large import describe_too_large
 from training.accelerator import arithmetic
 from training.loop import Interrupted, train_pack
+from training.memory_advice import describe_too_large
+from training.pack import Setting, forget_model, make_task
 from training.run import Progress, Run
 from training.states import ENDED, RunStatus
 

@@ -80,7 +80,7 @@ def run_work(sweep: Sweep, work: Work) -> bool:
     """
     plan, packs, where = sweep.plan, work.packs, sweep.options.where
     num_done = len(sweep.cells) - len(work.todo)
-    estimate = work.estimate
+    estimate = work.seconds
     while packs:
         plan.refresh(work.setting, packs)
         if where.executor == "inline":

@@ -17,8 +17,8 @@ from slurm.arrays import plan_arrays
 from slurm.board import Board
 from slurm.claims import user_name
 from slurm.clusters import Cluster
+from slurm.estimate import Pack, Predict
 from slurm.export import export, export_text
-from slurm.forecast import Pack, Predict
 from slurm.limits import Limits
 from slurm.local_workers import start_local
 from slurm.sbatch import Request

@@ -17,13 +17,14 @@ from adapters.own_method import source
 from adapters.starting_point import to_bytes
 from analysis.compact import to_png
 from analysis.folders import OWN_PICTURES
-from slurm.claims import SETTLE_S, exclusive
+from slurm.claims import exclusive
 from slurm.job import Setting, spec_id
 from slurm.sweep_folder import PackFiles, SweepFolder, read_spec_file
 from sweeps.grid import Planned, Scene
 from training import forms
 from training.cell import BASE, Cell, by_pack_key
 from training.many_files import write_texts
+from training.shared_file_system import SETTLE_S
 from training.store import (
     DamagedFile,
     RunFolder,

@@ -14,7 +14,6 @@ from pathlib import Path
 from adapters import counted
 from analysis.series import method_label
 from slurm.calibrate import machine_load, measured_file
-from slurm.forecast import Cost, count_values, state_mib
 from sweeps.grid import Planned
 from sweeps.plan import Plan, is_packable
 from sweeps.progress import duration
@@ -22,6 +21,7 @@ from sweeps.remarks import describe_scene
 from sweeps.smaller import LONG_S, offer_smaller
 from sweeps.work import Sweep, Work, as_pack
 from training.cell import BASE, Cell
+from training.demand import Cost, count_values, state_mib
 from training.tasks.pipeline import attention_shapes
 
 BUSY = 0.25  # of the cores
@@ -92,7 +92,7 @@ def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[
 
 def show_plan(sweep: Sweep, work: Work, rates: Sequence[str], smaller: Sequence[str]) -> None:
     """Print what is done, what is left and how long that takes; a long sweep is offered smaller."""
-    scene, estimate = sweep.scene, work.estimate
+    scene, estimate = sweep.scene, work.seconds
     train = [p for p in sweep.cells if p.cell.method != BASE]
     left = sum(p.cell.method != BASE for p in work.todo)
     names = sorted({p.cell.method for p in train})
@@ -105,11 +105,11 @@ def show_plan(sweep: Sweep, work: Work, rates: Sequence[str], smaller: Sequence[
     lines = describe_scene(scene)
     if alone := [name for name in names if not is_packable(name)]:
         lines.append(f"unpacked, one run at a time: {', '.join(alone)} (HF PEFT's own layers)")
-    if work.todo and work.measured is not None:
+    if work.todo and work.expected is not None:
         lines += _describe_packs(work, estimate, sweep.options.where.choose() is None)
     lines += rates
     if work.expected is not None and sweep.options.where.choose() is None:
-        costs, shape = work.expected.coarse.costs, sweep.cells[-1].cell
+        costs, shape = work.expected.costs, sweep.cells[-1].cell
         lines += describe_load(costs, machine_load(), measured_file(scene.setting, shape))
         if (estimate or 0.0) > LONG_S:
             take_s = functools.partial(_take_s, sweep, work)
@@ -119,8 +119,8 @@ def show_plan(sweep: Sweep, work: Work, rates: Sequence[str], smaller: Sequence[
 
 
 def _describe_packs(work: Work, estimate: float | None, here: bool) -> list[str]:
-    assert work.measured is not None
-    num_packs, size, setting = len(work.left), work.measured.pack_size, work.setting
+    assert work.expected is not None
+    num_packs, size, setting = len(work.left), work.expected.pack_size, work.setting
     where = f"{counted(num_packs, 'pack') if num_packs else 'packs'} of up to {size}"
     if here:
         said = f"{where}, {counted(work.workers, 'worker')} on {setting.device}: about {duration(estimate)}"
@@ -133,5 +133,5 @@ def _take_s(sweep: Sweep, work: Work, kept: set[str]) -> float | None:
     """Seconds of some cells in a sweep of their own."""
     assert work.expected is not None
     fresh = [p for p in sweep.ours if p.cell.identity() in kept]
-    groups = Plan(sweep.folder).draft(fresh, work.expected.coarse.pack_size, work.workers)
+    groups = Plan(sweep.folder).draft(fresh, work.expected.pack_size, work.workers)
     return work.expected.seconds([as_pack(group, work.setting) for group in groups])

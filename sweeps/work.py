@@ -11,9 +11,8 @@ from pathlib import Path
 
 from slurm import inline
 from slurm.arrays import MEMORY_MARGIN
-from slurm.calibrate import Calibration, calibrate, keep_calibration
-from slurm.expect import DRY_RUN_WORTH_S, WORTH_S, Expected, expect
-from slurm.forecast import Need, Pack, state_mib
+from slurm.calibrate import calibrate, keep_calibration
+from slurm.estimate import Estimate, Need, Pack, learn
 from slurm.job import Setting
 from sweeps.done import Done, check_ended
 from sweeps.earlier import Earlier
@@ -21,6 +20,7 @@ from sweeps.grid import Planned, Scene, base_cells
 from sweeps.jobs import Sender
 from sweeps.options import Options
 from sweeps.plan import Plan, keep_method_files, keep_own_pictures, keep_start, name_pack, open_sweep
+from training.demand import state_mib
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ class Work:
         left: those packs, and in a dry run the packs that would be stored.
         setting: what the packs share.
         workers: how many work side by side.
-        measured: what packs cost; None where nothing is left.
-        expected: what these packs are expected to cost; None likewise.
+        expected: what packs are expected to cost; None where nothing is left.
         sender: sends them to where they run on their own.
     """
 
@@ -79,12 +78,11 @@ class Work:
     left: Sequence[Pack]
     setting: Setting
     workers: int
-    measured: Calibration | None
-    expected: Expected | None
+    expected: Estimate | None
     sender: Sender
 
     @property
-    def estimate(self) -> float | None:
+    def seconds(self) -> float | None:
         """Seconds that all of it takes; None where nothing was measured."""
         return self.expected.seconds(self.left) if self.expected else 0.0
 
@@ -112,29 +110,30 @@ def plan_work(sweep: Sweep) -> Work:
     options, scene, plan, dry_run = sweep.options, sweep.scene, sweep.plan, sweep.options.dry_run
     done = look(plan, sweep.wanted, dry_run)
     missing = [p for p in sweep.ours if p.cell.identity() not in plan.run_ids()]
-    measured = _measure(sweep) if missing or done.todo(sweep.wanted) else None
-    workers, threads = _workers(options, scene.setting, len(sweep.cells), measured)
+    expected = _measure(sweep) if missing or done.todo(sweep.wanted) else None
+    workers, threads = _workers(options, scene.setting, len(sweep.cells), expected)
     setting = dataclasses.replace(scene.setting, threads=threads)
-    drafts = plan.draft(missing, measured.pack_size, workers) if measured and dry_run else []
+    drafts = plan.draft(missing, expected.pack_size, workers) if expected and dry_run else []
     if not dry_run:
-        if missing and measured:
+        if missing and expected:
             keep_method_files(sweep.folder, [p.cell.method for p in missing])
-            keep_calibration(sweep.folder, scene.setting, sweep.cells[-1].cell, measured)
-            plan.add(missing, setting, measured.pack_size, workers)
+            keep_calibration(sweep.folder, scene.setting, sweep.cells[-1].cell, expected)
+            plan.add(missing, setting, expected.pack_size, workers)
             done = Done.look(plan)
         keep_start(sweep.folder, scene)
         keep_own_pictures(sweep.folder, scene)
     packs = done.todo(sweep.wanted)
     todo = [p for p in sweep.ours if not done.has(p.cell.identity())]
     left = [*sweep.packs_of(packs), *(as_pack(group, setting) for group in drafts)]
-    worth_s = DRY_RUN_WORTH_S if dry_run else WORTH_S
-    expected = expect(left, setting, measured, workers, worth_s) if measured else None
+    if expected:
+        paid = learn(expected.costs, done.files.endings.values())
+        expected = dataclasses.replace(expected, workers=workers, paid=paid)
     where, need = options.where, expected.need if expected else lambda _: Need()
     sender = Sender(plan.sweep, where.executor, where.choose(), workers, need)
-    return Work(todo, packs, left, setting, workers, measured, expected, sender)
+    return Work(todo, packs, left, setting, workers, expected, sender)
 
 
-def _measure(sweep: Sweep) -> Calibration:
+def _measure(sweep: Sweep) -> Estimate:
     """What packs of these cells cost, and how many runs one should hold."""
     options, setting, cluster = sweep.options, sweep.scene.setting, sweep.options.where.choose()
     task_mib = (cluster.mem_gb * 1024 / MEMORY_MARGIN or math.inf) if cluster else None
@@ -143,7 +142,7 @@ def _measure(sweep: Sweep) -> Calibration:
     return calibrate(setting, sweep.cells[-1].cell, options.pack_size, sweep.folder, task_mib, own_mib)
 
 
-def _workers(options: Options, setting: Setting, num_cells: int, measured: Calibration | None) -> tuple[int, int]:
+def _workers(options: Options, setting: Setting, num_cells: int, measured: Estimate | None) -> tuple[int, int]:
     """Workers of this machine and threads of each; a cluster's tasks are one worker each."""
     if (cluster := options.where.choose()) is not None:
         return 1, 0 if setting.device == "cuda" else max(1, cluster.cpus_per_task)

@@ -28,8 +28,7 @@ PACKAGES = ("adapters", "analysis", "benchmarks", "figures", "slurm", "sweeps", 
 WORKERS = {
     "slurm/job.py",
     "slurm/local_workers.py",
-    "slurm/rehearse.py",
-    "slurm/measure_packs.py",
+    "training/probe.py",
     "slurm/local_cluster.py",
     "slurm/task.py",
 }

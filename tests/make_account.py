@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import load_file
 
 from slurm import calibrate
-from slurm.forecast import Cost
 from slurm.job import run_pack
 from slurm.sweep_folder import SweepFolder
 from tests.make_dreambench import make_dreambench
 from tests.make_hub import serve_hub
 from tests.make_pipeline import make_pipeline, make_scorers
 from tests.make_slurm import FakeSlurm, make_slurm
+from training.demand import Cost
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "real_runs.md").read_text()

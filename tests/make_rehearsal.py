@@ -14,11 +14,11 @@ from unittest import mock
 
 from benchmarks.sd15 import make_sd15
 from slurm import calibrate
-from slurm.forecast import Cost
 from sweeps import lr_robustness
 from tests.make_dreambench import REAL, make_dreambench
 from tests.make_driver import Driven, drive_here
 from tests.make_studio import ROOT, Studio
+from training.demand import Cost
 
 
 @dataclass(frozen=True)

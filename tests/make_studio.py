@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.halve import spec_id
-from slurm.pack import Setting
 from tests.make_pipeline import make_pipeline, make_scorers, make_subjects
 from training.cell import Cell
+from training.pack import Setting
 from training.store import write_json
 from training.tasks.subjects import Subject, load
 

@@ -24,15 +24,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from slurm import calibrate, expect, inline
+from slurm import calibrate, inline
 from slurm.ended import write_ended
-from slurm.forecast import Cost
-from slurm.pack import list_runs, read_contents
-from slurm.sweep_folder import PackFiles
+from slurm.sweep_folder import PackFiles, read_contents, sweep_of
 from sweeps import rates
 from tests.make_runs import BASE_SCORE, GAIN, MATRICES, PROMPTS, matrix_names, norms_columns, steps_columns
 from training import command_line
 from training.cell import BASE
+from training.demand import Cost
+from training.pack import list_runs
 from training.run import Run
 from training.store import GAUGES
 
@@ -51,7 +51,6 @@ def stand_in(only: str = "") -> None:
     """
     os.fsync = lambda _: None  # type: ignore[assignment]
     calibrate._measure_elsewhere = lambda setting, cell: {n: Cost(0.01, 500.0) for n in (1, 16)}  # type: ignore[assignment]
-    expect.rehearse = lambda *_: {}  # type: ignore[assignment]
     rates.write_rates.__defaults__ = (Path("base_rates.toml").absolute(),)  # not into the checkout
     inline.run_inline = stop if only == "plan" else make_results  # type: ignore[assignment]
     if only == "parse":
@@ -71,7 +70,7 @@ def parse_only(options: type, run: Callable, description: str, arguments: Sequen
 def make_results(specs: Sequence[Path], **_: Any) -> str:
     """`inline.run_inline`: every run of every pack has results at once."""
     for spec in specs:
-        runs = list_runs(spec, read_contents(spec))
+        runs = list_runs(sweep_of(spec).path, read_contents(spec))
         for run in runs:
             make_result(run)
         write_ended(PackFiles.of(spec), [run.folder for run in runs], 1)

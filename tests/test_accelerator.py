@@ -20,10 +20,10 @@ from adapters import METHODS
 from adapters.inject import find_targets
 from benchmarks.real_scale import Pack
 from benchmarks.waiting import count_waits
-from slurm.pack import Setting
 from tests.test_loop import make_cell, make_task, parts, studio, train  # noqa: F401
 from training.accelerator import WORKSPACE, arithmetic, describe_arithmetic, round_base
 from training.cell import Cell
+from training.pack import Setting
 from training.tasks.subject import SubjectTask
 
 

@@ -19,9 +19,9 @@ from benchmarks.real_scale import Bench
 from benchmarks.rows import Row, to_markdown, write_page
 from benchmarks.scene import QUICK, Effort, Place, find_place
 from benchmarks.timing import Interval, mean_of, ratio_of, ratio_of_means
-from slurm.calibrate import Calibration
-from slurm.forecast import Cost
+from slurm.estimate import Estimate
 from tests.make_pipeline import make_place
+from training.demand import Cost
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = dataclasses.replace(QUICK, rounds=2, laps=1, steps=2, sizes=(1, 2), read_steps=20)
@@ -36,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.mark.parametrize("script", [packs, methods, every_method, dynamics], ids=lambda module: module.__name__)
 def test_every_script_yields_its_rows(script: object, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packs, "calibrate", lambda *_: Calibration({n: Cost(1.0, 1.0) for n in (1, 2)}, 2))
+    monkeypatch.setattr(packs, "calibrate", lambda *_: Estimate({n: Cost(1.0, 1.0) for n in (1, 2)}, 2))
     monkeypatch.setattr(packs, "SEVERAL", 1)  # threads wait for each other where other tests keep the cores busy
     rows: list[Row] = script.measure(place, "cpu", LEAST)  # type: ignore[attr-defined]
     assert len({row.name for row in rows}) == len(rows) >= 4

@@ -31,7 +31,6 @@ from analysis.compact import TABLES
 from analysis.query import main as ask
 from figures.__main__ import draw_all
 from slurm.claims import Holder
-from slurm.forecast import read_costs, to_json
 from slurm.status import Options
 from slurm.status import main as status
 from slurm.survey import survey
@@ -43,6 +42,7 @@ from tests.make_runs import MATRICES, Shape, make_runs
 from tests.make_sweep import FAR, Sweep
 from training.cell import Cell
 from training.command_line import end_well
+from training.demand import read_costs, to_json
 from training.planned import planned_runs
 from training.store import RunFolder, StoreError, find_runs, read_json, read_part, write_signed
 from training.whole_files import sign

@@ -21,7 +21,6 @@ from peft import PeftModel
 from adapters import METHODS
 from analysis import load, robustness
 from analysis.curves import subject_scores
-from slurm.forecast import Cost
 from tests.compare_runs import assert_same_results
 from tests.make_adapters import relative_error
 from tests.make_checkpoints import load_unet, predict
@@ -32,6 +31,7 @@ from tests.make_runs import assert_drawn
 from tests.test_export import export, open_pipeline
 from tests.test_figures import axes_of, line_of, words_of
 from tests.waiting import wait_for
+from training.demand import Cost
 from training.store import RunFolder, find_runs
 
 SUBJECTS = ("dog6", "duck_toy")  # a live one and an object

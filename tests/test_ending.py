@@ -24,8 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHILDREN = {
     "benchmarks/peak.py",
     "slurm/local_workers.py",
-    "slurm/measure_packs.py",
-    "slurm/rehearse.py",
+    "training/probe.py",
 }  # nobody types them
 PROGRAM = """
 import signal, sys, time

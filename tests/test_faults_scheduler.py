@@ -33,7 +33,7 @@ SUBMITTER = """
 import os, signal, sys
 from slurm import submit
 from slurm.clusters import Cluster
-from slurm.forecast import Need
+from slurm.estimate import Need
 from slurm.sweep_folder import SweepFolder
 
 def die(*args, **named):

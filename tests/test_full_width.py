@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from benchmarks.sd15 import NUM_PARAMETERS
-from slurm.forecast import Cost
 from tests.make_rehearsal import make_rehearsal, plan_rehearsal
 from training.base_weights import BaseWeights
+from training.demand import Cost
 from training.store import find_runs
 
 LIMIT_GIB = 24.0

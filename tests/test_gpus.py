@@ -12,7 +12,7 @@ import torch
 from slurm import inline
 from slurm.arrays import plan_arrays
 from slurm.clusters import Cluster
-from slurm.forecast import Need, Pack
+from slurm.estimate import Need, Pack
 from slurm.gpus import VISIBLE, choose_gpu, list_gpus, run_on
 from slurm.inline import choose_workers, run_inline
 from slurm.limits import Limits
@@ -68,7 +68,7 @@ def test_worker_that_outlives_its_starter_sees_one_gpu(tmp_path: Path) -> None:
 
 
 def test_every_task_of_a_cluster_asks_for_one_gpu_and_holds_one_pack() -> None:
-    packs = [Pack(f"p{n}", (make_cell("lora", seed=n),), device="cuda") for n in range(3)]
+    packs = [Pack.of(f"p{n}", [make_cell("lora", seed=n)], {"device": "cuda"}) for n in range(3)]
     (request,) = plan_arrays(packs, Cluster(gpus="1"), lambda _: Need(60.0, 1000.0), Limits())
     assert [len(task) for task in request.tasks] == [1, 1, 1]
     assert "--gpus-per-node=1" in request.text("token", Path("private"))

@@ -28,6 +28,7 @@ ARROWS = {
         "training.command_line",
         "training.cell",
         "training.planned",
+        "training.states",
         "training.read_picture",
         "analysis",
     ],

@@ -25,16 +25,15 @@ import torch
 
 from adapters import BadInput
 from slurm import claims, inline, job, turn
-from slurm import pack as packs
 from slurm.claims import Holder, read_beat, read_claims
 from slurm.ended import read_ended
 from slurm.job import run_pack, run_task
-from slurm.sweep_folder import PackFiles
+from slurm.sweep_folder import PackFiles, read_contents
 from tests.compare_runs import assert_same, assert_same_results
 from tests.make_studio import ROOT, Studio, make_pack
 from tests.test_loop import make_cell
 from tests.waiting import HANG_S, wait_for
-from training import loop
+from training import loop, shared_file_system
 from training.cell import Cell
 from training.loop import Interrupted
 from training.stop import StopSignals
@@ -48,7 +47,7 @@ RATES = (1e-3, 2e-3)
 @pytest.fixture(autouse=True)
 def _no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "SETTLE_S", 0.0)
-    monkeypatch.setattr(packs, "SETTLE_S", 0.0)
+    monkeypatch.setattr(shared_file_system, "SETTLE_S", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +165,12 @@ def test_missing_specification_is_one_line(tmp_path: Path) -> None:
 
 
 def test_job_waits_for_a_specification_that_is_not_visible_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packs, "SETTLE_S", 20.0)
+    monkeypatch.setattr(shared_file_system, "SETTLE_S", 20.0)
     spec = tmp_path / "sweep" / "packs" / "late.json"
     run = {"run_id": "a", "cell": {"method": "lora", "steps": 1}}
     timer = threading.Timer(0.3, write_json, (spec, {"pack": "late", "setting": {}, "runs": [run]}))
     timer.start()
-    assert packs.read_contents(spec)["pack"] == "late"
+    assert read_contents(spec)["pack"] == "late"
     timer.join()
 
 
@@ -275,7 +274,7 @@ def test_two_kills_where_memory_is_taken_halve_the_pack(
     times: int, beat: dict, halved: bool, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turn.Turn, "_train", lambda self, heart: None)
-    monkeypatch.setattr(packs, "make_task", None)
+    monkeypatch.setattr(turn, "make_task", None)
     spec = store(studio, tmp_path)
     kill(spec, times, **beat)
     for row in json.loads(spec.read_text())["runs"]:

@@ -12,12 +12,12 @@ from analysis import export_compact, load
 from analysis.notes import describe_missing, describe_rates
 from analysis.results import Results
 from figures.drawn import Drawn
-from slurm.forecast import Cost
 from sweeps.grid import Planned
 from sweeps.plan_lines import describe_load
 from sweeps.smaller import offer_smaller
 from tests.make_runs import Shape, make_runs
 from training.cell import Cell
+from training.demand import Cost
 
 
 def relabelled(results: Results, **columns: dict[str, object]) -> Results:

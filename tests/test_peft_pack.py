@@ -23,7 +23,7 @@ from adapters.peft_pack import PeftPack
 from adapters.peft_tuner import list_types, no_build_on_cpu
 from adapters.toy import Model, make_model
 from analysis.series import method_label
-from slurm.forecast import START_S, Cost, Forecast
+from slurm.estimate import Estimate, Pack
 from sweeps import lr_robustness
 from sweeps.options import run_driver
 from sweeps.plan import is_packable
@@ -31,6 +31,7 @@ from tests.make_adapters import make_pack, relative_error
 from tests.make_driver import drive_studio
 from tests.make_studio import Studio
 from tests.test_loop import make_cell
+from training.demand import Cost
 from training.dynamics import Dynamics
 from training.store import find_runs
 
@@ -214,11 +215,11 @@ def test_options_are_peft_s_own_and_defaults_change_nothing() -> None:
 
 
 def test_time_is_predicted_at_the_speed_of_a_run_alone() -> None:
-    measured = Forecast({1: Cost(1.0, 1.0), 4: Cost(2.0, 1.0), 8: Cost(3.0, 1.0)})
+    measured = Estimate({1: Cost(1.0, 1.0), 4: Cost(2.0, 1.0), 8: Cost(3.0, 1.0)})
     packed = make_cell("lora", steps=100, num_inference_steps=0)
     alone = make_cell("peft:hra", steps=100, num_inference_steps=0)
-    assert measured.seconds([packed], 4) - START_S == pytest.approx(50)
-    assert measured.seconds([packed, alone], 4) - START_S == pytest.approx(150)
+    packs = [Pack.of("packed", [packed] * 4, {}), Pack.of("alone", [alone], {})]
+    assert [measured.pack_s(pack.demand) for pack in packs] == pytest.approx([4 * 50, 100])
 
 
 def test_names_are_labelled_without_loading_peft_or_torch() -> None:

@@ -19,15 +19,16 @@ import pytest
 from adapters import BadInput
 from benchmarks.operations import count_operations
 from slurm.halve import halve
-from slurm.job import Setting, read_spec
+from slurm.job import Setting
 from slurm.survey import survey
-from slurm.sweep_folder import SweepFolder
+from slurm.sweep_folder import SweepFolder, read_contents
 from sweeps import plan as planning
 from sweeps.done import Done, check_ended
 from sweeps.grid import Planned
 from sweeps.plan import Plan
 from tests.make_runs import Maker
 from training.cell import Cell
+from training.pack import list_runs
 from training.store import find_runs, read_json
 
 SETTING = Setting("model", "dino", "clip", "subjects", "sks", "a photo", "runs")
@@ -121,7 +122,7 @@ def test_large_sweep_is_put_into_numbered_folders(folder: Path, monkeypatch: pyt
     paths = [plan.run(run_id).path for run_id in plan.run_ids().values()]
     assert [sum(path.parent.name == name for path in paths) for name in ("grid", "001", "002", "003")] == [4, 4, 4, 2]
     for pack in plan.packs:
-        _, _, (run,) = read_spec(plan.spec(pack))
+        (run,) = list_runs(folder, read_contents(plan.spec(pack)))
         assert run.folder.path == plan.run(run.folder.run_id).path, "planner and job mean the same folder"
 
 
@@ -235,8 +236,8 @@ def test_refresh_rewrites_only_what_moved(folder: Path) -> None:
     assert {pack: plan.spec(pack).stat().st_ino for pack in plan.packs} == before
     plan.refresh(dataclasses.replace(SETTING, model="elsewhere", threads=7), plan.packs)
     for pack in plan.packs:
-        _, setting, _ = read_spec(plan.spec(pack))
-        assert (setting.model, setting.threads) == ("elsewhere", 0), "threads stay as planned"
+        setting = read_contents(plan.spec(pack))["setting"]
+        assert (setting["model"], setting["threads"]) == ("elsewhere", 0), "threads stay as planned"
 
 
 def test_identity_is_that_of_earlier_versions() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from slurm.board import Board
 from slurm.clusters import Cluster
-from slurm.forecast import Need
+from slurm.estimate import Need
 from slurm.scheduler import Scheduler
 from slurm.send_later import SendLater
 from slurm.submit import submit_missing

@@ -25,7 +25,7 @@ from slurm import sbatch, submit
 from slurm.arrays import choose_time, plan_arrays
 from slurm.clusters import Cluster
 from slurm.code_version import code_version
-from slurm.forecast import Need, Pack
+from slurm.estimate import Need, Pack
 from slurm.limits import Limits, Partition
 from slurm.local_daemons import list_processes
 from slurm.sbatch import Request, open_private
@@ -61,7 +61,7 @@ def sweep(tmp_path: Path) -> Sweep:
 
 def minutes(pack: Pack) -> Need:
     """A minute a cell."""
-    return Need(60.0 * len(pack.cells))
+    return Need(60.0 * pack.demand.num_cells)
 
 
 def send(sweep: Sweep, cluster: Cluster | None = None) -> Report:
@@ -92,13 +92,12 @@ def live_packs(sweep: Sweep, slurm: FakeSlurm) -> Counter:
 
 
 def pack(name: str, steps: int = 100, method: str = "lora", threads: int = 1, device: str = "cpu") -> Pack:
-    return Pack(
-        name, (Cell(method=method, options="", rank=4, subject="dog", seed=0, steps=steps, lr=1e-3),), threads, device
-    )
+    cell = Cell(method=method, options="", rank=4, subject="dog", seed=0, steps=steps, lr=1e-3)
+    return Pack.of(name, [cell], {"threads": threads, "device": device})
 
 
 def by_steps(pack: Pack) -> Need:
-    return Need(float(sum(cell.steps for cell in pack.cells)))
+    return Need(float(pack.demand.rows))
 
 
 def test_packs_of_the_same_needs_share_arrays_up_to_the_largest() -> None:
@@ -521,7 +520,7 @@ SUBMITTER = """
 import os, signal, sys
 from slurm import sbatch, submit
 from slurm.clusters import Cluster
-from slurm.forecast import Need
+from slurm.estimate import Need
 from slurm.sweep_folder import SweepFolder
 
 def die(*args, **named):

@@ -32,7 +32,8 @@ MATRIX = {
 }  # fmt: skip
 RUN = {
     "run_id": NAME, "sweep": NAME, "status": one_of(*RunStatus), "cell": CELL, "labels": LABELS, "matrices": [MATRIX],
-    "diverged_step": COUNT, "num_parameters": COUNT, "seconds": NUMBER, "pack_seconds": NUMBER, "error": TEXT,
+    "diverged_step": COUNT, "num_parameters": COUNT, "seconds": NUMBER, "pack_seconds": NUMBER,
+    "picture_seconds": NUMBER, "error": TEXT,
     "adapter": {"*": NAME}, "provenance": {"commit": NAME, "dirty": FLAG, "*": Form("anything", lambda value: True)},
 }  # fmt: skip
 IMAGES = {"run_id": NAME, "images!": [{"file!": PLACE, "step!": COUNT, "prompt!": TEXT, "seed!": _SEED}]}
@@ -59,6 +60,7 @@ CLAIM = {
 ENDED = {
     "pack": PART, "runs!": {"*": one_of(*RunStatus)}, "turns": COUNT, "seconds": NUMBER, "replaced_by": [PART],
     "reason": TEXT, "errors": {"*": TEXT},
+    "cost": {"kind!": TEXT, "size!": COUNT, "rows!": NUMBER, "passes!": NUMBER, "training_s!": NUMBER, "pictures_s!": NUMBER},
 }  # fmt: skip
 SUBMISSION = {
     "token!": PART, "number": COUNT, "user": TEXT, "host": TEXT, "made": TEXT, "cluster": NAME, "settings": {}, "executor": NAME,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from adapters import parse_method, peft_format
 from adapters.attach_checkpoint import attach_checkpoint
@@ -70,7 +70,7 @@ def train_pack(
         if attached is not None:
             stack.callback(attached.detach)
         open_runs = [run.folder if run.folder.status() not in ENDED else None for run in runs]
-        began, spent = time.monotonic(), _seconds_spent(runs)
+        spent = Spent(runs)
         made = provenance(device) | {"pack": pack, "pack_size": len(runs)}
         before_write()
         for folder in filter(None, open_runs):
@@ -78,11 +78,12 @@ def train_pack(
         if attached is None:
             records = _start(runs, open_runs, [], made)
             try:
-                _evaluate(task, open_runs, 0, may_go_on, before_write)
+                with spent.on_pictures():
+                    _evaluate(task, open_runs, 0, may_go_on, before_write)
             except Interrupted:
-                _note_status(open_runs, records, RunStatus.PREEMPTED, spent + time.monotonic() - began)
+                _note_status(open_runs, records, RunStatus.PREEMPTED, spent)
                 raise
-            _finish(runs, open_runs, records, None, None, spent + time.monotonic() - began, keep_adapters)
+            _finish(runs, open_runs, records, None, None, spent, keep_adapters)
             report(Progress(pack, "done", 0, 0, [], [], 0))
             return
         optimizer = PackedAdamW(
@@ -119,7 +120,8 @@ def train_pack(
                 if step in evaluated:
                     save()
                     tell("pictures")
-                    _evaluate(task, open_runs, step, may_go_on, before_write)
+                    with spent.on_pictures():
+                        _evaluate(task, open_runs, step, may_go_on, before_write)
                     saved = time.monotonic()
                 if step == shared.steps:
                     break
@@ -150,10 +152,10 @@ def train_pack(
                     raise Interrupted(pack)
         except Interrupted:
             before_write()
-            _note_status(open_runs, records, RunStatus.PREEMPTED, spent + time.monotonic() - began)
+            _note_status(open_runs, records, RunStatus.PREEMPTED, spent)
             raise
         before_write()
-        _finish(runs, open_runs, records, attached, optimizer, spent + time.monotonic() - began, keep_adapters)
+        _finish(runs, open_runs, records, attached, optimizer, spent, keep_adapters)
         tell("done")
 
 
@@ -184,9 +186,29 @@ def _rates(runs: Sequence[Run], attached: Attached) -> dict[str, list[float]]:
     return {role: [rate(run.cell, role) for run in runs] for role in attached.segments}
 
 
-def _seconds_spent(runs: Sequence[Run]) -> float:
-    """Seconds that earlier, interrupted attempts at this pack have cost."""
-    return max((run.folder.read().get("pack_seconds", 0.0) for run in runs if run.folder.exists()), default=0.0)
+class Spent:
+    """Seconds that a pack has cost, earlier attempts among them, and how many of them went into pictures."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        known = [run.folder.read() for run in runs if run.folder.exists()]
+        before, self.pictures = (
+            max((record.get(name) or 0.0 for record in known), default=0.0)
+            for name in ("pack_seconds", "picture_seconds")
+        )
+        self._began = time.monotonic() - before
+
+    @contextlib.contextmanager
+    def on_pictures(self) -> Iterator[None]:
+        """Count what passes meanwhile."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.pictures += time.monotonic() - began
+
+    def fields(self) -> dict[str, float]:
+        """Both, by their names in a run.json."""
+        return {"pack_seconds": time.monotonic() - self._began, "picture_seconds": self.pictures}
 
 
 def _start(runs: Sequence[Run], open_runs: Sequence[RunFolder | None], matrices: list[dict], made: dict) -> list[dict]:
@@ -197,8 +219,8 @@ def _start(runs: Sequence[Run], open_runs: Sequence[RunFolder | None], matrices:
             {
                 "sweep": run.folder.sweep.name, "cell": run.cell.to_dict(), "labels": run.labels,
                 "status": RunStatus.RUNNING, "diverged_step": None, "num_parameters": None, "matrices": matrices,
-                "provenance": made, "pack_seconds": _seconds_spent([run]), "error": None,
-            }
+                "provenance": made, "error": None,
+            } | Spent([run]).fields()
         )  # fmt: skip
         if folder is not None:
             folder.write(records[-1])
@@ -206,11 +228,11 @@ def _start(runs: Sequence[Run], open_runs: Sequence[RunFolder | None], matrices:
 
 
 def _note_status(
-    open_runs: Sequence[RunFolder | None], records: Sequence[dict], status: str, pack_seconds: float
+    open_runs: Sequence[RunFolder | None], records: Sequence[dict], status: RunStatus, spent: Spent
 ) -> None:
     for folder, record in zip(open_runs, records):
         if folder is not None:
-            folder.write(record | {"status": status, "pack_seconds": pack_seconds})
+            folder.write(record | {"status": status} | spent.fields())
 
 
 def _evaluate(
@@ -235,10 +257,11 @@ def _finish(
     records: Sequence[dict],
     attached: Attached | None,
     optimizer: PackedAdamW | None,
-    seconds: float,
+    spent: Spent,
     keep_adapters: bool,
 ) -> None:
     """Store the adapters, mark every run as ended, and only then remove the pack's checkpoints."""
+    cost = spent.fields()
     for row, (run, folder, record) in enumerate(zip(runs, open_runs, records)):
         if folder is None:
             continue
@@ -251,10 +274,10 @@ def _finish(
                 "status": RunStatus.FINISHED if at < 0 else RunStatus.DIVERGED,
                 "diverged_step": at if at >= 0 else None,
                 "num_parameters": attached.num_parameters() if attached is not None else 0,
-                "pack_seconds": seconds,
-                "seconds": seconds / len(runs),
+                "seconds": cost["pack_seconds"] / len(runs),
                 "adapter": folder.seal_adapter(),
             }
+            | cost
         )
     for run in runs:
         run.folder.drop_checkpoints()

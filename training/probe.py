@@ -1,6 +1,6 @@
 """Seconds and memory of packs of growing size on this machine: the frozen U-Net with LoRA, training and making pictures.
 
-python -m slurm.measure_packs LOAD     the fields of a `Load` as JSON; prints what it begins with, then what it found as JSON
+python -m training.probe LOAD     the fields of a `Load` as JSON; prints what it begins with, then what it found as JSON
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slurm.forecast import PASSES, Cost, Forecast, to_json
-from slurm.inline import USABLE, machine_mib
-from slurm.pack import Setting
-from slurm.telling import Tell
-from slurm.too_large import list_smaller
 from training.cell import Cell
+from training.demand import PASSES, Cost, on_line, to_json
+from training.memory_advice import list_smaller, machine_mib, total_gib
+from training.pack import Setting
 
 SIZES = (1, 2, 4, 8, 16, 32)
 PICTURES_S = 30.0  # where one sampler call's pass takes longer, no pictures are made
@@ -62,11 +60,6 @@ class Load:
         )  # fmt: skip
 
 
-def total_gib() -> float:
-    """Memory that this machine, or this process's control group, has."""
-    return machine_mib() / USABLE / 1024
-
-
 def measure_or_fit(load: Load) -> dict[str, Any]:
     """Costs by pack size; where not even one run fits, which smaller loads do, by their flags, in MiB."""
     import torch
@@ -85,8 +78,12 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def measure(load: Load, sizes: Sequence[int] = SIZES, tell: Tell = lambda line: None) -> dict[int, Cost]:
+def measure(
+    load: Load, sizes: Sequence[int] = SIZES, tell: Callable[[str], None] = lambda line: None
+) -> dict[int, Cost]:
     """Median seconds of a training step, and the peaks of memory, on one thread of a CPU, or a GPU.
+
+    On a CPU seconds are those that the process computes: on a busy machine they are nearly what they are on an idle one.
 
     Stops growing when a size is no longer worth it, or memory would end; `tell` hears of each size as it begins.
     """
@@ -94,8 +91,8 @@ def measure(load: Load, sizes: Sequence[int] = SIZES, tell: Tell = lambda line: 
 
     from adapters import parse_method
     from adapters.inject import attach, find_targets
-    from slurm.libraries import keep_freed_memory, quiet_libraries
     from training.accelerator import autocast, round_base
+    from training.process_setup import keep_freed_memory, quiet_libraries
     from training.tasks import pipeline as pipelines
     from training.tasks.scorers import Scorers
     from training.tasks.subject import MAX_ROWS
@@ -103,6 +100,7 @@ def measure(load: Load, sizes: Sequence[int] = SIZES, tell: Tell = lambda line: 
     quiet_libraries()
     keep_freed_memory()
     device, on_gpu = load.device, load.device == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
     if not on_gpu:
         torch.set_num_threads(1)
     parts = pipelines.load(Path(load.model), torch.device(device))
@@ -135,7 +133,7 @@ def measure(load: Load, sizes: Sequence[int] = SIZES, tell: Tell = lambda line: 
     write_table()
     costs: dict[int, Cost] = {}
     for size in sizes:
-        if len(costs) > 1 and Forecast(costs).peak_mib(size) > machine_mib():
+        if len(costs) > 1 and on_line(costs, size, "peak_mib") > machine_mib():
             break
         tell(f"packs of {size}")
         pack, laps = None, []
@@ -144,11 +142,11 @@ def measure(load: Load, sizes: Sequence[int] = SIZES, tell: Tell = lambda line: 
         try:
             pack = attach(parts.unet, parse_method("lora"), seeds=[0] * size, rank=4)
             for _ in range(4):
-                began = time.perf_counter()
+                began = clock()
                 run(size * load.rows).square().sum().backward()
                 if on_gpu:
                     torch.cuda.synchronize()
-                laps.append(time.perf_counter() - began)
+                laps.append(clock() - began)
             make_pictures(size, laps[-1] / (size * load.rows))
         except (torch.OutOfMemoryError, MemoryError):
             break

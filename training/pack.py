@@ -1,11 +1,10 @@
-"""A pack as it is stored: its runs, and the setting that all packs of a sweep share; and what it needs to train."""
+"""What a pack is: its runs, the setting that all packs of a sweep share, and the task that trains it."""
 
 from __future__ import annotations
 
 import functools
 import os
 import socket
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ import torch
 
 from adapters import BadInput
 from adapters.inject import find_targets
-from slurm.claims import SETTLE_S
-from slurm.sweep_folder import read_spec_file, sweep_of
 from training.accelerator import round_base
 from training.cell import Cell, RunningFlags
 from training.run import Run
+from training.shared_file_system import wait_for_file
 from training.store import RunFolder, StoreError, join_inside, method_file
 from training.tasks import pipeline as pipelines
 from training.tasks import scorers as scoring
@@ -67,29 +65,8 @@ class Setting(RunningFlags):
             raise StoreError(f"damaged file {path}: setting: {str(error).partition(') ')[2]}") from None
 
 
-def read_contents(path: Path) -> dict[str, Any]:
-    """A pack's specification as it stands in its file, which may not yet be visible on this machine.
-
-    Raises:
-        StoreError: if it is damaged, or has not come after a while.
-    """
-    wait_for_file(path)
-    return read_spec_file(path)
-
-
-def read_spec(path: Path) -> tuple[str, Setting, list[Run]]:
-    """A pack's specification: its name, the sweep's setting, and its runs.
-
-    Raises:
-        StoreError: if it is damaged or missing.
-    """
-    contents = read_contents(path)
-    return contents["pack"], Setting.read(path, contents), list_runs(path, contents)
-
-
-def list_runs(path: Path, contents: dict) -> list[Run]:
+def list_runs(sweep: Path, contents: dict) -> list[Run]:
     """The runs of a specification; each row's `folder`, relative to the sweep's, says where it lies (else its name)."""
-    sweep = sweep_of(path).path
     return [
         Run(
             Cell.from_dict(row["cell"]),
@@ -98,19 +75,6 @@ def list_runs(path: Path, contents: dict) -> list[Run]:
         )
         for row in contents["runs"]
     ]
-
-
-def wait_for_file(path: Path) -> None:
-    """Wait until a file that another machine has written is visible here.
-
-    Raises:
-        StoreError: if it is not after a while.
-    """
-    end = time.monotonic() + SETTLE_S
-    while not path.exists():
-        if time.monotonic() > end:
-            raise StoreError(f"no file {path}")
-        time.sleep(min(0.2, SETTLE_S / 5))
 
 
 def make_task(setting: Setting, runs: list[Run]) -> SubjectTask:

@@ -1,11 +1,30 @@
-"""What is said when not even a single run fits into memory: what would."""
+"""The memory that this machine has, and what is said when not even a single run fits: what would."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from training.cell import Cell
+
+USABLE = 0.8  # of the memory there is
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of the control group that this process is in
+
+
+def machine_mib() -> float:
+    """Memory that workers may take together: most of the machine's, or of what its control group is allowed."""
+    return USABLE * total_gib() * 1024
+
+
+def total_gib() -> float:
+    """Memory that this machine, or this process's control group, has."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # no such limit
+        total = min(total, int(MEMORY_LIMIT.read_text(encoding="utf-8")))
+    return total / 2**30
 
 
 def list_smaller(resolution: int, checkpointing: bool) -> list[tuple[str, dict[str, Any]]]:
