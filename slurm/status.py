@@ -27,8 +27,8 @@ from adapters import BadInput, counted, printable
 from slurm.board import Board, exit_code
 from slurm.cancel import cancel
 from slurm.reopen import reopen_failed
+from slurm.resubmit import Resubmitter
 from slurm.scheduler import Scheduler
-from slurm.send_later import SendLater
 from slurm.status_table import SweepState, draw, plain_lines, to_json
 from slurm.survey import PackState, Surveyor, survey
 from training.command_line import run_program
@@ -108,7 +108,7 @@ def _follow(board: Board, options: Options) -> list[SweepState]:
     from rich.live import Live
 
     console, quiet, told = Console(), 0, _Told()
-    later = SendLater(board.scheduler) if options.wait and isinstance(board.scheduler, Scheduler) else None
+    later = Resubmitter(board.scheduler) if options.wait and isinstance(board.scheduler, Scheduler) else None
     live = Live(console=console, auto_refresh=False, transient=True)
     shows = console.is_terminal and not options.json
     sweeps = board.look()

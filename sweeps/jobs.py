@@ -21,18 +21,17 @@ from slurm.estimate import Pack, Predict
 from slurm.export import export, export_text
 from slurm.limits import Limits
 from slurm.local_workers import start_local
+from slurm.resubmit import Resubmitter
 from slurm.sbatch import Request
-from slurm.scheduler import Scheduler, SchedulerError
+from slurm.scheduler import Scheduler
 from slurm.states import ALIVE, PackStatus
 from slurm.status_table import SweepState, draw
 from slurm.submit import Report, check_cluster, read_missing, submit_missing
-from slurm.survey import PackState, survey
+from slurm.survey import survey
 from slurm.sweep_folder import SweepFolder
 from sweeps.progress import duration
 
 EVERY_S = 5.0  # between two looks while waiting
-SEND_S = 30.0  # between two attempts to send what there was no room for
-MOST_SENT = 3  # how often a pack is sent again while waiting, should its jobs die
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,8 @@ def wait(sender: Sender, list_open: Callable[[], list[str]]) -> None:
         BadInput: if packs are left that nobody works on.
     """
     board = Board(sender.sweep.path, sender.scheduler if Scheduler.is_here() else None)
-    console, said, times_sent, tried = Console(), "", dict[str, int](), time.monotonic()
+    resubmitter = Resubmitter(sender.scheduler, sender.cluster) if sender.executor == "slurm" else None
+    console, said = Console(), ""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while wanted := list_open():
             (state,) = board.look()
@@ -182,34 +182,13 @@ def wait(sender: Sender, list_open: Callable[[], list[str]]) -> None:
                     f"{time.strftime('%H:%M:%S')} {line}", highlight=False, markup=False, emoji=False, soft_wrap=True
                 )
                 said = line
-            packs = [pack for pack in state.packs if pack.name in wanted]
-            again = [pack.name for pack in packs if _may_go_again(pack, times_sent)]
-            if sender.executor == "slurm" and again:
-                if time.monotonic() - tried > SEND_S:
-                    _send_again(sender, again, times_sent, console)
-                    tried = time.monotonic()
-            elif not board.may_change([SweepState(sender.sweep.path, packs)]) and (left := _left(sender, wanted)):
+            open_packs = SweepState(state.folder, [pack for pack in state.packs if pack.name in wanted])
+            if resubmitter is not None and resubmitter.choose(open_packs):
+                for line in resubmitter.send([open_packs]):
+                    console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            elif not board.may_change([open_packs]) and (left := _left(sender, wanted)):
                 raise BadInput(left)
             time.sleep(EVERY_S)
-
-
-def _send_again(sender: Sender, packs: list[str], times_sent: dict[str, int], console: Console) -> None:
-    """Send packs again, and count; a scheduler that does not answer is asked another time."""
-    try:
-        report, lines = sender.send(packs)
-    except SchedulerError as error:
-        console.print(str(error), highlight=False, markup=False, emoji=False, soft_wrap=True)
-        return
-    for _, request in report.sent:
-        times_sent |= {name: times_sent.get(name, 0) + 1 for name in request.packs}
-    if report.sent:
-        console.print("\n".join(lines), highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
-def _may_go_again(pack: PackState, times_sent: dict[str, int]) -> bool:
-    """Whether a pack has to be sent: it never was, or its job died; not if somebody cancelled it or it refused."""
-    died = pack.state == PackStatus.PREEMPTED and "CANCELLED" not in pack.error
-    return (pack.state == PackStatus.PLANNED or died) and times_sent.get(pack.name, 0) < MOST_SENT
 
 
 def _left(sender: Sender, wanted: Sequence[str]) -> str:

@@ -9,8 +9,8 @@ import pytest
 from slurm.board import Board
 from slurm.clusters import Cluster
 from slurm.estimate import Need
+from slurm.resubmit import MOST_SENT, Resubmitter
 from slurm.scheduler import Scheduler
-from slurm.send_later import SendLater
 from slurm.submit import submit_missing
 from tests.make_slurm import FakeSlurm, make_slurm
 from tests.make_sweep import Sweep
@@ -32,9 +32,9 @@ def sweep(tmp_path: Path) -> Sweep:
     return made
 
 
-def waiting(sweep: Sweep, every_s: float = 0.0) -> tuple[Board, SendLater]:
+def waiting(sweep: Sweep, every_s: float = 0.0) -> tuple[Board, Resubmitter]:
     scheduler = Scheduler()
-    return Board(sweep.folder.path, scheduler), SendLater(scheduler, every_s)
+    return Board(sweep.folder.path, scheduler), Resubmitter(scheduler, every_s=every_s)
 
 
 def test_rest_is_sent_when_the_queue_has_room(sweep: Sweep, slurm: FakeSlurm) -> None:
@@ -81,3 +81,18 @@ def test_cancelled_packs_are_left_alone(sweep: Sweep, slurm: FakeSlurm) -> None:
     board, later = waiting(sweep)
     board.look()
     assert later.send(board.look()) == []
+
+
+def test_own_command_sends_what_died_again_a_few_times(sweep: Sweep, slurm: FakeSlurm) -> None:
+    submit_missing(sweep.folder, Cluster(), lambda pack: Need(60.0))
+    scheduler = Scheduler()
+    board, others = Board(sweep.folder.path, scheduler), Resubmitter(scheduler, every_s=0.0)
+    own = Resubmitter(scheduler, Cluster(), every_s=0.0)
+    for _ in range(MOST_SENT + 2):
+        for job, (now, name) in list(slurm.jobs().items()):
+            if now == "PENDING":
+                slurm.add(job, "NODE_FAIL", name)
+        board.look()
+        assert others.send(board.look()) == [], "that is for the sweep's own command"
+        own.send(board.look())
+    assert len({job.partition("_")[0] for job in slurm.jobs()}) == 1 + MOST_SENT
