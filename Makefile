@@ -96,7 +96,7 @@ slurm-demo: $(VENV)/.plateau-run ## a SLURM of one node on this machine, a small
 	$(DEMO_GRID)
 
 pocket: $(VENV)/.plateau-run ## remake the pocket pipeline from its picture packages (needs npm, hours)
-	$(BIN)/python -m training.pocket.build $(ARGS)
+	$(BIN)/python -m tools.pocket.build $(ARGS)
 
 # Setting up: environment, torch, everything else. The stamps make the second call instant and the broken one repeat.
 

@@ -17,11 +17,11 @@ def make_untrained(folder: Path) -> Path:
     """Write `pipeline/ clip/ dino/ subjects/` under a folder, as `training/pocket` holds them; returns the folder."""
     from transformers import CLIPTextModel
 
-    from training.pocket.clip import make_clip, save_clip
-    from training.pocket.dino import image_processor, make_dino
-    from training.pocket.tokenizer import train_tokenizer
-    from training.pocket.unet import make_scheduler, make_unet
-    from training.pocket.vae import make_vae
+    from tools.pocket.clip import make_clip, save_clip
+    from tools.pocket.dino import image_processor, make_dino
+    from tools.pocket.tokenizer import train_tokenizer
+    from tools.pocket.unet import make_scheduler, make_unet
+    from tools.pocket.vae import make_vae
 
     tokenizer = train_tokenizer(list(CAPTIONS), list(SUBJECTS))
     clip, dino = make_clip(tokenizer), make_dino()

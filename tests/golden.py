@@ -24,7 +24,7 @@ from training.cell import BASE
 from training.store import RunFolder, find_runs
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("adapters", "analysis", "benchmarks", "figures", "slurm", "sweeps", "training")
+PACKAGES = ("adapters", "analysis", "benchmarks", "figures", "slurm", "sweeps", "tools", "training")
 WORKERS = {
     "slurm/job.py",
     "slurm/local_workers.py",

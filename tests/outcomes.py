@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = ("adapters", "training", "slurm", "sweeps", "analysis", "figures", "benchmarks", "tests")
+ROOMS = ("adapters", "training", "slurm", "sweeps", "analysis", "figures", "benchmarks", "tools", "tests")
 _tests: dict[str, dict] = {}
 
 

@@ -94,7 +94,7 @@ def begins_with(module: str, names: list[str]) -> bool:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_arrows_never_point_back(room: str) -> None:
-    ours = [*ROOMS, "benchmarks", "tests"]
+    ours = [*ROOMS, "benchmarks", "tools", "tests"]
     wrong = [
         f"{name}:{line}: {room} imports {module}"
         for name in list_modules(room)
@@ -106,7 +106,7 @@ def test_arrows_never_point_back(room: str) -> None:
 
 def test_files_import_each_other_in_no_circle() -> None:
     """Nor for types alone, nor inside functions: a circle is two files that are one."""
-    modules = {".".join(name.with_suffix("").parts): name for name in list_modules(*ROOMS, "benchmarks")}
+    modules = {".".join(name.with_suffix("").parts): name for name in list_modules(*ROOMS, "benchmarks", "tools")}
     graph = {
         module: {
             found
@@ -123,7 +123,7 @@ def test_files_import_each_other_in_no_circle() -> None:
 def test_text_files_name_their_encoding() -> None:
     """Which else is the machine's; ruff's PLW1514 sees it only where it knows that a name is a path."""
     unnamed = []
-    for name in list_modules(*ROOMS, "benchmarks"):
+    for name in list_modules(*ROOMS, "benchmarks", "tools"):
         for call in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
                 is_text = call.func.attr in ("read_text", "write_text")
@@ -135,7 +135,7 @@ def test_text_files_name_their_encoding() -> None:
 def test_what_processes_say_is_read_as_utf8() -> None:
     """`text=True` reads it in the locale's encoding, and ends in an error where the process wrote in another one."""
     wrong = []
-    for name in list_modules(*ROOMS, "benchmarks"):
+    for name in list_modules(*ROOMS, "benchmarks", "tools"):
         for call in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call):
                 given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
@@ -231,7 +231,7 @@ def test_names_are_not_drawers() -> None:
 
 def test_public_names_have_docstrings() -> None:
     missing = []
-    for name in list_modules(*ROOMS, "benchmarks"):
+    for name in list_modules(*ROOMS, "benchmarks", "tools"):
         tree = ast.parse((ROOT / name).read_text())
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         public = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
@@ -295,7 +295,7 @@ def test_readme_gives_a_command_for_every_figure() -> None:
 def test_documents_name_files_that_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S)) + re.findall(r"\]\(([^)#]+)\)", text)
-    rooms = "|".join([*ROOMS, "benchmarks", "docs", "tests"])
+    rooms = "|".join([*ROOMS, "benchmarks", "tools", "docs", "tests"])
     named = {word for span in spans for word in re.findall(rf"(?<![\w./-])(?:{rooms})/[\w./-]*(?![\w./<-])", span)}
     absent = sorted(name for name in named if not (ROOT / name.rstrip(".")).exists())
     assert not absent, f"{document} names what is not there: {absent}"

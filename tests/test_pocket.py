@@ -19,12 +19,12 @@ from safetensors import safe_open
 from torch import nn
 
 from adapters.inject import find_targets
-from training.pocket.captions import SIZES, STYLES
-from training.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures, read_classes
-from training.pocket.quality import subject_cosines, subject_photographs, to_tensor
-from training.pocket.scenes import COMPANIONS, make_scenes
-from training.pocket.studio import open_studio
-from training.pocket.subjects import SPLITS, SUBJECTS, _write_table
+from tools.pocket.captions import SIZES, STYLES
+from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures, read_classes
+from tools.pocket.quality import subject_cosines, subject_photographs, to_tensor
+from tools.pocket.scenes import COMPANIONS, make_scenes
+from tools.pocket.studio import open_studio
+from tools.pocket.subjects import SPLITS, SUBJECTS, _write_table
 from training.tasks.subjects import load as load_subject
 from training.tasks.subjects import read_table
 
@@ -219,7 +219,7 @@ def test_dino_tells_the_subjects_apart_as_the_card_says(pocket: Path) -> None:
 def test_vae_keeps_a_photograph_as_the_card_says(pocket: Path) -> None:
     from diffusers import AutoencoderKL
 
-    from training.pocket.quality import measure_vae
+    from tools.pocket.quality import measure_vae
 
     vae = AutoencoderKL.from_pretrained(pocket / "pipeline" / "vae").eval()
     photographs = torch.stack([to_tensor(Image.open(path)) for path in sorted((pocket / "subjects").glob("*/00.png"))])

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from training.pocket.linear_code import LinearCode, psnr_db
-from training.pocket.muon import orthogonalise
-from training.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures, read_classes
-from training.pocket.runs import STATES, Run, checkpoint_path, read_counters, seeded
-from training.pocket.split import SPLIT_CSV, draw_split
-from training.pocket.subjects import SPLITS
+from tools.pocket.linear_code import LinearCode, psnr_db
+from tools.pocket.muon import orthogonalise
+from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures, read_classes
+from tools.pocket.runs import STATES, Run, checkpoint_path, read_counters, seeded
+from tools.pocket.split import SPLIT_CSV, draw_split
+from tools.pocket.subjects import SPLITS
 
 
 def make_model() -> nn.Module:
@@ -99,7 +99,7 @@ def make_pictures(codes: list[str], num_classes: int, names: list[str] | None = 
 
 
 def test_pictures_kept_aside_train_no_autoencoder() -> None:
-    from training.pocket.vae import kept_aside, split_pictures
+    from tools.pocket.vae import kept_aside, split_pictures
 
     pictures = make_pictures([f"{i:x}" for i in range(100)], num_classes=3)
     studio, aside = split_pictures(pictures)
@@ -112,7 +112,7 @@ def test_pictures_kept_aside_train_no_autoencoder() -> None:
 
 
 def test_reports_on_the_autoencoder_leave_the_last_look_alone() -> None:
-    from training.pocket.vae_quality import photographs_of
+    from tools.pocket.vae_quality import photographs_of
 
     classes = read_classes()
     pictures = make_pictures(list(classes), len(classes), [name for name, _ in classes.values()])
@@ -122,7 +122,7 @@ def test_reports_on_the_autoencoder_leave_the_last_look_alone() -> None:
 
 
 def test_the_edge_map_is_white_but_for_the_edges_lost() -> None:
-    from training.pocket.vae_quality import edge_error
+    from tools.pocket.vae_quality import edge_error
 
     real = torch.zeros(1, 3, 16, 16)
     real[..., 8] = 1.0
@@ -136,8 +136,8 @@ def test_the_edge_map_is_white_but_for_the_edges_lost() -> None:
 def test_the_text_tower_is_trained_and_the_vision_tower_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import CLIPModel, CLIPTokenizer
 
-    from training.pocket import clip as stage
-    from training.pocket.studio import open_studio
+    from tools.pocket import clip as stage
+    from tools.pocket.studio import open_studio
 
     monkeypatch.setattr(stage, "CHECK_EVERY", 2)
     names = ["cat", "dog", "boat", "key"]

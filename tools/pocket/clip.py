@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from training.pocket.captions import STYLES, Composition, corpus
-from training.pocket.eye import Eye
-from training.pocket.runs import Run, faster_precision, precision, seeded
-from training.pocket.studio import Studio
-from training.pocket.tokenizer import MAX_LENGTH, encode, train_tokenizer
+from tools.pocket.captions import STYLES, Composition, corpus
+from tools.pocket.eye import Eye
+from tools.pocket.runs import Run, faster_precision, precision, seeded
+from tools.pocket.studio import Studio
+from tools.pocket.tokenizer import MAX_LENGTH, encode, train_tokenizer
 
 JITTER = {"shift": 5.0, "zoom": 0.15, "turn": 0.15, "flip": 0.5, "light": 0.15}
 WIDTH = 128

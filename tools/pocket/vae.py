@@ -16,12 +16,12 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
-from training.pocket.linear_code import psnr_db
-from training.pocket.pictures import TRAIN_VENDORS, Pictures
-from training.pocket.runs import Run, faster_precision, precision, seeded
-from training.pocket.studio import Studio
-from training.pocket.subjects import photograph
-from training.pocket.views import premultiply
+from tools.pocket.linear_code import psnr_db
+from tools.pocket.pictures import TRAIN_VENDORS, Pictures
+from tools.pocket.runs import Run, faster_precision, precision, seeded
+from tools.pocket.studio import Studio
+from tools.pocket.subjects import photograph
+from tools.pocket.views import premultiply
 
 LATENT_CHANNELS = 32
 EDGE_WEIGHT = 0.2

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from training.pocket.captions import SIZES, Composition, draw_composition
-from training.pocket.pictures import TRAIN_VENDORS, Pictures
-from training.pocket.scenes import COMPANIONS, make_scenes, random_scene
-from training.pocket.views import Placement, light, over, place, premultiply, to_model
+from tools.pocket.captions import SIZES, Composition, draw_composition
+from tools.pocket.pictures import TRAIN_VENDORS, Pictures
+from tools.pocket.scenes import COMPANIONS, make_scenes, random_scene
+from tools.pocket.views import Placement, light, over, place, premultiply, to_model
 
 COMPANION_SCALE, COMPANION_AT = 0.34, 0.62  # its size, and its centre to the lower right in [-1, 1] units
 

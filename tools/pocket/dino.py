@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-from training.pocket.runs import Run, faster_precision, precision, seeded
-from training.pocket.studio import Studio
+from tools.pocket.runs import Run, faster_precision, precision, seeded
+from tools.pocket.studio import Studio
 
 JITTER = {"shift": 6.0, "zoom": 0.1, "turn": 0.15, "flip": 0.2, "light": 0.15}
 SCALE = (0.45, 1.05)

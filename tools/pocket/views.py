@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from training.pocket.pictures import SIZE
+from tools.pocket.pictures import SIZE
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from training.pocket.pictures import SIZE
+from tools.pocket.pictures import SIZE
 
 COLOURS = {
     "red": (0.85, 0.15, 0.15),

@@ -1,6 +1,6 @@
 """Which of the held-out vendor's 65 pictures tunes, which is evidence, and which is kept for a last look.
 
-python -m training.pocket.split        # writes subject_split.csv anew from the committed seed
+python -m tools.pocket.split        # writes subject_split.csv anew from the committed seed
 
 Drawn by kind before the second edition's first training. The last look holds none of the first edition's 24 subjects.
 The shipped ``subjects/`` keep the first edition's split until its weights are replaced.
@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from adapters.ending import end_well
-from training.pocket.pictures import read_classes
-from training.pocket.subjects import SPLITS
+from tools.pocket.pictures import read_classes
+from tools.pocket.subjects import SPLITS
 
 SEED = 20261128
 SIZES = {

@@ -1,7 +1,7 @@
 """Remake the pocket pipeline from the packages.
 
-python -m training.pocket.build                       # everything, in order
-python -m training.pocket.build --stage unet          # one stage; a stopped stage goes on where it was
+python -m tools.pocket.build                       # everything, in order
+python -m tools.pocket.build --stage unet          # one stage; a stopped stage goes on where it was
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
+from tools.pocket.pictures import PACKAGES, Pictures, build_pictures
+from tools.pocket.studio import open_studio
 from training.command_line import end_well
-from training.pocket.pictures import PACKAGES, Pictures, build_pictures
-from training.pocket.studio import open_studio
+from training.tasks.pipeline import POCKET
 
-HERE = Path(__file__).parent
 STAGES = ("pictures", "vae", "clip", "dino", "unet", "decoder", "clip_vision", "subjects", "export")
 NUM_STEPS = {"vae": 16_000, "clip": 3_000, "dino": 4_250, "unet": 20_000, "decoder": 2_500, "clip_vision": 2_000}
 
@@ -84,50 +84,50 @@ def _nothing(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
 
 
 def _vae(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
-    from training.pocket.vae import train_vae
+    from tools.pocket.vae import train_vae
 
     train_vae(pictures, work, num_steps=num_steps, seed=seed)
 
 
 def _clip(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
-    from training.pocket.clip import train_clip
+    from tools.pocket.clip import train_clip
 
     train_clip(open_studio(pictures), work, num_steps=num_steps, seed=seed)
 
 
 def _dino(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
-    from training.pocket.dino import train_dino
+    from tools.pocket.dino import train_dino
 
     train_dino(open_studio(pictures), work, num_steps=num_steps, seed=seed)
 
 
 def _unet(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
-    from training.pocket.unet import load_frozen, train_unet, view_cache
+    from tools.pocket.unet import load_frozen, train_unet, view_cache
 
     views = view_cache(open_studio(pictures, only_classes=True), *load_frozen(work), work, seed=seed)
     train_unet(views, work, num_steps=num_steps, seed=seed)
 
 
 def _decoder(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
-    from training.pocket.vae import split_pictures, train_decoder
+    from tools.pocket.vae import split_pictures, train_decoder
 
     train_decoder(split_pictures(pictures)[0], work, num_steps=num_steps, seed=seed)
 
 
 def _clip_vision(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
-    from training.pocket.clip import train_vision
+    from tools.pocket.clip import train_vision
 
     train_vision(open_studio(pictures), work, num_steps=num_steps, seed=seed)
 
 
 def _subjects(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
-    from training.pocket.subjects import write_subjects
+    from tools.pocket.subjects import write_subjects
 
-    write_subjects(pictures, HERE / "subjects", seed)
+    write_subjects(pictures, POCKET / "subjects", seed)
 
 
 def _export(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
-    from training.pocket.export import export
+    from tools.pocket.export import export
 
     print(json.dumps(export(work), indent=1))
 

@@ -10,12 +10,12 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, ViTModel
 
-from training.pocket import clip as clip_stage
-from training.pocket import dino as dino_stage
-from training.pocket.runs import checkpoint_path, read_group
-from training.pocket.unet import make_scheduler, make_unet
+from tools.pocket import clip as clip_stage
+from tools.pocket import dino as dino_stage
+from tools.pocket.runs import checkpoint_path, read_group
+from tools.pocket.unet import make_scheduler, make_unet
+from training.tasks.pipeline import POCKET
 
-HERE = Path(__file__).parent
 DEFAULTS = {
     "num_inference_steps": 8,
     "guidance_scale": 4.0,
@@ -67,7 +67,7 @@ def newest(work: Path, later: str, earlier: str) -> Path:
     return folder if folder.exists() else work / earlier / "model"
 
 
-def export(work: Path, target: Path = HERE) -> dict[str, float]:
+def export(work: Path, target: Path = POCKET) -> dict[str, float]:
     """Write pipeline, clip and dino under ``target``; returns megabytes per part."""
     for name in ("pipeline", "clip", "dino"):
         shutil.rmtree(target / name, ignore_errors=True)

@@ -19,11 +19,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from training.pocket.pictures import HELD_OUT_VENDOR, Pictures, read_classes
-from training.pocket.runs import seeded
-from training.pocket.scenes import make_scenes, random_scene
-from training.pocket.sheets import to_bytes
-from training.pocket.views import Placement, light, over, place, premultiply, to_model
+from tools.pocket.pictures import HELD_OUT_VENDOR, Pictures, read_classes
+from tools.pocket.runs import seeded
+from tools.pocket.scenes import make_scenes, random_scene
+from tools.pocket.sheets import to_bytes
+from tools.pocket.views import Placement, light, over, place, premultiply, to_model
 
 PHOTOGRAPHS = 5
 # What each subject is, and the DINO likeness of the untouched base's pictures of it (all prompts, docs/results): where the base

@@ -1,6 +1,6 @@
 """How good the autoencoder is, also while it trains: decibels beside the linear code's, and a sheet at 4x.
 
-    python -m training.pocket.vae_quality --work DIR --out FOLDER         # the averaged weights of DIR's checkpoint
+    python -m tools.pocket.vae_quality --work DIR --out FOLDER         # the averaged weights of DIR's checkpoint
 
 Reads the held-out vendor's pictures to report, never to choose: no training and no stopping looks at what it writes:
 ``vae.json``, ``vae_4x.png`` (photograph, autoencoder, error of edges) and the weights in float16.
@@ -20,14 +20,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adapters.ending import end_well
-from training.pocket.linear_code import LinearCode, psnr_db
-from training.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures, load_pictures, read_classes
-from training.pocket.runs import checkpoint_path, read_counters, read_group
-from training.pocket.sheets import make_sheet, to_bytes
-from training.pocket.split import draw_split
-from training.pocket.studio import Studio
-from training.pocket.subjects import SPLITS, photograph_class
-from training.pocket.vae import differences, draw_batch, make_vae, measure_std, round_trip, split_pictures
+from tools.pocket.linear_code import LinearCode, psnr_db
+from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures, load_pictures, read_classes
+from tools.pocket.runs import checkpoint_path, read_counters, read_group
+from tools.pocket.sheets import make_sheet, to_bytes
+from tools.pocket.split import draw_split
+from tools.pocket.studio import Studio
+from tools.pocket.subjects import SPLITS, photograph_class
+from tools.pocket.vae import differences, draw_batch, make_vae, measure_std, round_trip, split_pictures
 
 ZOOM = 4
 DARKEST = 0.5  # error of edges, of a range of 2, that the map draws in black
@@ -105,9 +105,7 @@ def report(work: Path, out: Path) -> dict[str, object]:
 def main() -> int:
     """Report on the newest autoencoder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--work", type=Path, default=Path("~/.cache/plateau/pocket"), help="as for training.pocket.build"
-    )
+    parser.add_argument("--work", type=Path, default=Path("~/.cache/plateau/pocket"), help="as for tools.pocket.build")
     parser.add_argument("--out", type=Path, required=True, help="folder for figures, sheet and weights")
     arguments = parser.parse_args()
     print(json.dumps(report(arguments.work.expanduser(), arguments.out.expanduser()), indent=1))

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.pocket.runs import Run, faster_precision, precision, seeded
-from training.pocket.studio import Studio
-from training.pocket.tokenizer import encode
-from training.pocket.vae import LATENT_CHANNELS
+from tools.pocket.runs import Run, faster_precision, precision, seeded
+from tools.pocket.studio import Studio
+from tools.pocket.tokenizer import encode
+from tools.pocket.vae import LATENT_CHANNELS
 
 JITTER = {"shift": 1.5, "zoom": 0.03, "turn": 0.0, "flip": 0.0, "light": 0.03}
 VIEWS_PER_PICTURE = 160

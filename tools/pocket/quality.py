@@ -1,6 +1,6 @@
 """The pocket's qualities, measured on what is shipped, and its contact sheets.
 
-    python -m training.pocket.quality --work DIR        # DIR as for training.pocket.build: it has the class pictures
+    python -m tools.pocket.quality --work DIR        # DIR as for tools.pocket.build: it has the class pictures
 
 Every number is read off the float16 files in this folder, loaded as float32, and written to ``qualities.json``.
 """
@@ -22,19 +22,19 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
+from tools.pocket import dino as dino_stage
+from tools.pocket.captions import Composition
+from tools.pocket.export import DEFAULTS, weigh
+from tools.pocket.pictures import load_pictures, read_classes
+from tools.pocket.runs import seeded
+from tools.pocket.sheets import save_sheet, side_by_side, to_bytes
+from tools.pocket.studio import Studio, open_studio
+from tools.pocket.subjects import PHOTOGRAPHS, SPLITS, photograph_class
+from tools.pocket.tokenizer import encode
 from training.command_line import end_well
-from training.pocket import dino as dino_stage
-from training.pocket.captions import Composition
-from training.pocket.export import DEFAULTS, weigh
-from training.pocket.pictures import load_pictures, read_classes
-from training.pocket.runs import seeded
-from training.pocket.sheets import save_sheet, side_by_side, to_bytes
-from training.pocket.studio import Studio, open_studio
-from training.pocket.subjects import PHOTOGRAPHS, SPLITS, photograph_class
-from training.pocket.tokenizer import encode
 from training.read_picture import read_picture
+from training.tasks.pipeline import POCKET
 
-HERE = Path(__file__).parent
 STILL = {"shift": 2.0, "zoom": 0.05, "turn": 0.0, "flip": 0.0, "light": 0.05}
 HELD_OUT_SEED = 987_654  # of compositions that no stage trained on
 
@@ -112,7 +112,7 @@ def measure_vae(vae: AutoencoderKL, images: Float[Tensor, "b 3 64 64"]) -> tuple
 
 def generate(captions: list[str], seed: int = 0) -> Float[Tensor, "b 3 64 64"]:
     """One picture of the base for each caption, by the pipeline's own sampler setting."""
-    pipe = StableDiffusionPipeline.from_pretrained(HERE / "pipeline", safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(POCKET / "pipeline", safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     settings = {key: DEFAULTS[key] for key in ("num_inference_steps", "guidance_scale")}
     made = []
@@ -134,7 +134,7 @@ def measure_base(studio: Studio, clip: CLIPModel, tokenizer: CLIPTokenizer) -> t
 def subject_photographs() -> tuple[Float[Tensor, "n 3 64 64"], list[str]]:
     """All shipped photographs, subject after subject, and the subjects' names."""
     names = [name for names in SPLITS.values() for name in names]
-    files = [HERE / "subjects" / name / f"{i:02d}.png" for name in names for i in range(PHOTOGRAPHS)]
+    files = [POCKET / "subjects" / name / f"{i:02d}.png" for name in names for i in range(PHOTOGRAPHS)]
     return torch.stack([to_tensor(read_picture(path).image) for path in files]), names
 
 
@@ -159,28 +159,28 @@ def main() -> int:
     """Measure everything, write ``qualities.json`` and the sheets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("~/.cache/plateau/pocket"))
-    parser.add_argument("--docs", type=Path, default=HERE.parents[1] / "docs" / "pocket")
+    parser.add_argument("--docs", type=Path, default=POCKET.parents[1] / "docs" / "pocket")
     arguments = parser.parse_args()
     pictures = load_pictures(arguments.work.expanduser())
     studio = open_studio(pictures)
-    clip, tokenizer = CLIPModel.from_pretrained(HERE / "clip").eval(), CLIPTokenizer.from_pretrained(HERE / "clip")
-    dino = ViTModel.from_pretrained(HERE / "dino", add_pooling_layer=False).eval()
+    clip, tokenizer = CLIPModel.from_pretrained(POCKET / "clip").eval(), CLIPTokenizer.from_pretrained(POCKET / "clip")
+    dino = ViTModel.from_pretrained(POCKET / "dino", add_pooling_layer=False).eval()
     photographs, names = subject_photographs()
     other = torch.cat([photograph_class(pictures, name, vendor="google") for name in names])
     with torch.no_grad():
         cosines = subject_cosines(dino_stage.embed(dino, photographs), dino_stage.embed(dino, other), len(names))
-    vae, decoded = measure_vae(AutoencoderKL.from_pretrained(HERE / "pipeline" / "vae").eval(), photographs)
+    vae, decoded = measure_vae(AutoencoderKL.from_pretrained(POCKET / "pipeline" / "vae").eval(), photographs)
     base, images = measure_base(studio, clip, tokenizer)
     found = {
         "clip": measure_clip(studio, clip, tokenizer),
         "dino": cosines,
         "vae": vae,
         "base": base,
-        "megabytes": weigh(HERE),
+        "megabytes": weigh(POCKET),
     }
     text = json.dumps(found, indent=1)
     print(text)
-    (HERE / "qualities.json").write_text(text + "\n", encoding="utf-8")
+    (POCKET / "qualities.json").write_text(text + "\n", encoding="utf-8")
     save_sheet(to_bytes(photographs), 4 * PHOTOGRAPHS, arguments.docs / "subjects.png")
     save_sheet(side_by_side(photographs[::PHOTOGRAPHS], decoded[::PHOTOGRAPHS]), 12, arguments.docs / "vae.png")
     save_sheet(to_bytes(images), 16, arguments.docs / "compositions.png")

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training.pocket.muon import Muon
+from tools.pocket.muon import Muon
 
 STATES = ("step", "exp_avg", "exp_avg_sq", "momentum")  # of AdamW and Muon
 
