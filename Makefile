@@ -88,8 +88,8 @@ DEMO_GRID = $(BIN)/python sweeps/lr_robustness.py --method delora --multipliers 
 
 slurm-demo: $(VENV)/.plateau-run ## a SLURM of one node on this machine, a small grid on it, its figure (needs root)
 	@set -ex; \
-	$(BIN)/python -m slurm.local_cluster up --install --folder $(DEMO_FOLDER); \
-	trap '$(BIN)/python -m slurm.local_cluster down --folder $(DEMO_FOLDER)' EXIT; \
+	$(BIN)/python -m tools.slurm_node up --install --folder $(DEMO_FOLDER); \
+	trap '$(BIN)/python -m tools.slurm_node down --folder $(DEMO_FOLDER)' EXIT; \
 	export SLURM_CONF=$(DEMO_FOLDER)/slurm.conf; \
 	$(DEMO_GRID); \
 	$(BIN)/python -m slurm.status runs/slurm-demo --wait; \

@@ -28,7 +28,7 @@ from slurm.clusters import PRIVATE, Cluster, choose_cluster
 from slurm.code_version import code_version
 from slurm.estimate import Pack, Predict
 from slurm.limits import Limits
-from slurm.local_daemons import list_processes
+from slurm.processes import list_processes
 from slurm.sbatch import SBATCH_S, Request, UnknownJob, open_private, text_path
 from slurm.scheduler import Scheduler, SchedulerError, no_slurm
 from slurm.states import ALIVE, Sent

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from slurm.local_files import Cluster
     from tests.make_grid import Grid
     from tests.make_studio import Studio
+    from tools.slurm_node.files import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 

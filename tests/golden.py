@@ -29,7 +29,7 @@ WORKERS = {
     "slurm/job.py",
     "slurm/local_workers.py",
     "training/probe.py",
-    "slurm/local_cluster.py",
+    "tools/slurm_node/__main__.py",
     "slurm/task.py",
 }
 METHODS = ("lora", "dora", "delora", "ether_plus")

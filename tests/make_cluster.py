@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from adapters import BadInput
-from slurm import local_cluster
-from slurm.local_cluster import Options, check, require_packages
-from slurm.local_files import Cluster
 from tests.waiting import HANG_S, wait_for
+from tools.slurm_node import __main__ as local_cluster
+from tools.slurm_node.__main__ import Options, check, require_packages
+from tools.slurm_node.files import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = "PLATEAU_REQUIRE_SLURM"
@@ -119,6 +119,6 @@ def wait_for_state(job: str, state: str) -> None:
 
 
 def run_local_cluster(*words: str, **options: object) -> subprocess.CompletedProcess:
-    """`python -m slurm.local_cluster ...`."""
-    command = [sys.executable, "-m", "slurm.local_cluster", *words]
+    """`python -m tools.slurm_node ...`."""
+    command = [sys.executable, "-m", "tools.slurm_node", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, **options)  # type: ignore[call-overload]

@@ -82,7 +82,9 @@ def start(what: str, folder: Path, **more: object) -> subprocess.Popen:
 
 def test_every_program_runs_in_it() -> None:
     programs = [
-        name for name in list_modules(*ROOMS, "benchmarks", "tools") if '__name__ == "__main__"' in (ROOT / name).read_text()
+        name
+        for name in list_modules(*ROOMS, "benchmarks", "tools")
+        if '__name__ == "__main__"' in (ROOT / name).read_text()
     ]
     assert len(programs) > 30
     calls = re.compile(r"\b(run_program|run_driver|end_well)\(")

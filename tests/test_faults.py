@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from slurm.local_files import Cluster
 from tests import make_cluster
 from tests.make_cluster import call, count_restarts, find_states
 from tests.make_grid import MULTIPLIERS, STEPS, Grid, cells
 from tests.waiting import HANG_S, wait_for
+from tools.slurm_node.files import Cluster
 from training.store import read_json
 
 pytestmark = pytest.mark.slurm

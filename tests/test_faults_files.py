@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from slurm.claims import Holder
-from slurm.local_files import Cluster
 from slurm.sweep_folder import PackFiles
 from tests import make_cluster
 from tests.compare_runs import assert_same, assert_same_results, rows
@@ -26,6 +25,7 @@ from tests.make_disk import make_disk, make_quota, read_only, why_no_quota
 from tests.make_grid import MULTIPLIERS, NAN_STEP, STEPS, Grid, cells, copy_plan, write_method
 from tests.make_studio import Studio
 from tests.waiting import wait_for
+from tools.slurm_node.files import Cluster
 from training.store import RunFolder, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]

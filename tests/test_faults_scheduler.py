@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from slurm.local_files import Cluster
 from slurm.scheduler import Scheduler
 from slurm.submissions import Submissions
 from slurm.sweep_folder import SweepFolder
@@ -24,6 +23,7 @@ from tests import make_cluster
 from tests.make_cluster import call, find_states
 from tests.make_grid import MULTIPLIERS, Grid, cells, copy_plan, count_jobs
 from tests.waiting import HANG_S, wait_for
+from tools.slurm_node.files import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slurm

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from adapters import BadInput
-from slurm import local_cluster
-from slurm.local_cluster import Options, check, find_ports, require_fit, require_packages
-from slurm.local_daemons import Daemon, last_error, list_processes
-from slurm.local_files import Cluster, program
+from slurm.processes import list_processes
 from tests import make_cluster
 from tests.waiting import wait_for
+from tools.slurm_node import __main__ as local_cluster
+from tools.slurm_node.__main__ import Options, check, find_ports, require_fit, require_packages
+from tools.slurm_node.daemons import Daemon, last_error
+from tools.slurm_node.files import Cluster, program
 
 ROOT = Path(__file__).resolve().parents[1]
 slurm_only = pytest.mark.slurm

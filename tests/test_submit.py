@@ -27,7 +27,7 @@ from slurm.clusters import Cluster
 from slurm.code_version import code_version
 from slurm.estimate import Need, Pack
 from slurm.limits import Limits, Partition
-from slurm.local_daemons import list_processes
+from slurm.processes import list_processes
 from slurm.sbatch import Request, open_private
 from slurm.scheduler import Scheduler, SchedulerError
 from slurm.submissions import Submissions

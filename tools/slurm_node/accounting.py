@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 from adapters import BadInput
-from slurm.local_daemons import Daemon
-from slurm.local_files import Cluster, program
+from tools.slurm_node.daemons import Daemon
+from tools.slurm_node.files import Cluster, program
 
 SQL = """\
 create database if not exists slurm;

@@ -1,9 +1,9 @@
 """A real SLURM of one node on this machine, in a folder and on ports of its own: for tests, teaching and laptops.
 
-    sudo python -m slurm.local_cluster up --install
+    sudo python -m tools.slurm_node up --install
     export SLURM_CONF=/var/lib/plateau-slurm/slurm.conf
     python sweeps/lr_robustness.py --method delora --cluster slurm
-    sudo python -m slurm.local_cluster down
+    sudo python -m tools.slurm_node down
 
 A SLURM or munge that is there already is left alone: key, socket, ports and state are the folder's own. There are two
 partitions: jobs in `debug` are requeued when `urgent` needs their place. Imports no torch.
@@ -27,9 +27,9 @@ from typing import Annotated, Literal
 import tyro
 
 from adapters import BadInput, counted
-from slurm import local_accounting
-from slurm.local_daemons import end_processes, wait_until
-from slurm.local_files import NUM_PORTS, Cluster, Shape, find_program, program
+from tools.slurm_node import accounting
+from tools.slurm_node.daemons import end_processes, wait_until
+from tools.slurm_node.files import NUM_PORTS, Cluster, Shape, find_program, program
 from training.command_line import run_program
 
 FOLDER = Path("/var/lib/plateau-slurm")
@@ -246,7 +246,7 @@ def start(cluster: Cluster) -> None:
     munge = cluster.folder / "munge.socket"
     cluster.munged.start(lambda: cluster.ask("munge", "--no-input", f"--socket={munge}") is not None)
     if cluster.shape.accounting:
-        local_accounting.start(cluster)
+        accounting.start(cluster)
     cluster.slurmctld.start(lambda: cluster.ask("scontrol", "ping") is not None)
     cluster.slurmd.start(lambda: cluster.node_state() in ("idle", "mixed", "allocated", "completing"))
 
@@ -277,7 +277,7 @@ def down(folder: Path, keep: bool) -> str:
         daemon.stop()
     end_processes(cluster.find_jobs, 2.0)
     if cluster.shape.accounting:
-        local_accounting.stop(cluster)
+        accounting.stop(cluster)
     cluster.munged.stop()
     if not keep:
         shutil.rmtree(folder)

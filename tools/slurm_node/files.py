@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import BadInput
-from slurm.local_daemons import Daemon, list_processes, read_environment
+from slurm.processes import list_processes
+from tools.slurm_node.daemons import Daemon, read_environment
 
 NUM_PORTS = 4  # of slurmctld, slurmd, slurmdbd and MariaDB
 CONF = """\
@@ -89,7 +90,7 @@ StorageLoc=slurm
 
 @dataclass(frozen=True)
 class Shape:
-    """What a cluster is like; `slurm.local_cluster.Options` says what each field means."""
+    """What a cluster is like; `tools.slurm_node.__main__.Options` says what each field means."""
 
     cpus: int
     max_array_size: int

@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import BadInput
+from slurm.processes import list_processes
 
 EXEC_S = 1.0  # until a process that was started shows its command line
 TERM_S = 10.0  # until a daemon that was asked to end is killed
@@ -61,16 +62,6 @@ class Daemon:
     def stop(self) -> None:
         """End it, at last by force."""
         end_processes(self.find, TERM_S)
-
-
-def list_processes() -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Process id and command line of every process that has one (zombies have none)."""
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                words = Path("/proc", entry, "cmdline").read_bytes().split(b"\0")[:-1]
-                if words:
-                    yield int(entry), tuple(os.fsdecode(word) for word in words)
 
 
 def read_environment(pid: int) -> list[tuple[str, str]]:

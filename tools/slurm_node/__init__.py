@@ -1,0 +1,1 @@
+"""A real SLURM of one node on this machine."""
