@@ -161,7 +161,7 @@ def _pretend(sweep: Any, packs: list[str]) -> None:
             rows = json.loads(files[name].spec.read_text(encoding="utf-8"))["runs"]
             ending = {
                 "pack": name, "runs": {row["run_id"]: "finished" for row in rows}, "turns": 1, "seconds": 100.0,
-                "replaced_by": [], "reason": None, "errors": {},
+                "reason": None, "errors": {},
             }  # fmt: skip
             files[name].ended.write_text(json.dumps(ending), encoding="utf-8")
             claim["outcome"] = "done"

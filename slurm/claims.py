@@ -126,6 +126,15 @@ class Claim:
         if not self.is_mine():
             raise TurnLost(f"turn {self.turn} at {self.pack.name} is over")
 
+    def note(self, **more: Any) -> None:
+        """Add to what stands in the claim, for the turns after it.
+
+        Raises:
+            StoreError: if it cannot be written.
+        """
+        self.contents.update(more)
+        write_json(self.pack.claim(self.turn), self.contents)
+
     def end(self, outcome: str, **more: Any) -> None:
         """Give the turn up: "done", "stopped", "failed" or "refused"; `more` stands in the claim for the reader.
 

@@ -1,7 +1,8 @@
-"""How a pack ended: its runs' statuses and errors, or the smaller packs that took its place. Imports no torch.
+"""How a pack ended: its runs' statuses and errors. Imports no torch.
 
-`<pack>.ended.json` holds {"pack", "runs": {run_id: status}, "turns", "seconds", "replaced_by": [names], "reason": text or
-null, "errors": {run_id: last line}, "cost": what it asked for and took, for `slurm/estimate.py`; absent where that is not known}.
+`<pack>.ended.json` holds {"pack", "runs": {run_id: status}, "turns", "seconds", "reason": why fewer runs than all were trained
+together, or null, "errors": {run_id: last line}, "cost": what it asked for and took, for `slurm/estimate.py`}; without "cost"
+where that is not known.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def read_ended(pack: PackFiles) -> dict | None:
     except DamagedFile as error:
         print(f"{error}: the pack's runs are looked at instead", file=sys.stderr)
         return None
-    return {"replaced_by": []} | found
+    return found
 
 
 def write_ended(
@@ -36,18 +37,17 @@ def write_ended(
     runs: Sequence[RunFolder],
     turns: int,
     *,
-    replaced_by: Sequence[str] = (),
     reason: str | None = None,
 ) -> None:
-    """Write down how a pack ended, from its runs as they stand; of a replaced pack, only those that are left out.
+    """Write down how a pack ended, from its runs as they stand.
 
     Raises:
         StoreError: if it cannot be written.
     """
     records = {run.run_id: run.read() if run.exists() else {"status": RunStatus.PLANNED} for run in runs}
     errors = {run_id: last_line(r["error"]) for run_id, r in records.items() if r.get("error")}
-    seconds = max((float(record.get("pack_seconds") or 0.0) for record in records.values()), default=0.0)
-    cost = {} if replaced_by else _cost(records.values(), seconds)
+    seconds = sum(float(record.get("seconds") or 0.0) for record in records.values())
+    cost = {} if reason else _cost(records.values(), seconds)
     write_signed(
         pack.ended,
         {
@@ -55,7 +55,6 @@ def write_ended(
             "runs": {run_id: record["status"] for run_id, record in records.items()},
             "turns": turns,
             "seconds": seconds,
-            "replaced_by": list(replaced_by),
             "reason": reason,
             "errors": errors,
         }

@@ -22,7 +22,6 @@ from adapters.ending import end_well
 from slurm.claims import BEAT_S, Holder, JobGone, Watch, take
 from slurm.code_version import code_version
 from slurm.ended import has_failed, read_ended
-from slurm.halve import spec_id
 from slurm.scheduler import Scheduler
 from slurm.states import Outcome, Sent
 from slurm.sweep_folder import PackFiles, SweepFolder, read_contents, sweep_of
@@ -35,7 +34,7 @@ from training.shared_file_system import SETTLE_S, wait_for_file
 from training.stop import WARNINGS, StopSignals
 from training.store import StoreError, read_json
 
-__all__ = ["Setting", "make_task", "run_pack", "run_sent", "run_task", "spec_id"]
+__all__ = ["Setting", "make_task", "run_pack", "run_sent", "run_task"]
 _WATCH = Watch()  # what this process has seen of other holders
 
 
@@ -47,8 +46,6 @@ def run_pack(
     job_gone: JobGone | None = None,
 ) -> str:
     """Run one pack, once: a pack that another process holds is left to it.
-
-    A pack that smaller ones have replaced stands for them.
 
     Args:
         path: the pack's JSON specification, `<runs>/<sweep>/packs/<pack>.json`.
@@ -64,32 +61,18 @@ def run_pack(
         Interrupted: when asked to stop, with everything checkpointed.
     """
     contents, files = read_contents(path), PackFiles.of(path)
-
-    def run(name: str) -> str:
-        return run_pack(path.with_name(f"{name}.json"), report, stop=stop, job_gone=job_gone)
-
-    if (whole := contents.get("part_of")) and not _is_replaced(PackFiles.of(path.with_name(f"{whole}.json"))):
-        return run(whole)
     runs = list_runs(sweep_of(path).path, contents)
     while (end := read_ended(files)) is None or not _is_final(end, runs):
         claim = take(files, _WATCH, job_gone, code=code_version())
         if claim is None:
             return "busy"
         Turn(claim, path, contents, runs, report, stop).play()
-    if end["replaced_by"]:
-        outcomes = {run(name) for name in end["replaced_by"]}
-        return next(outcome for outcome in ("busy", "failed", "done") if outcome in outcomes)
     return "failed" if has_failed(end) else "done"
-
-
-def _is_replaced(files: PackFiles) -> bool:
-    end = read_ended(files)
-    return end is not None and bool(end["replaced_by"])
 
 
 def _is_final(end: dict, runs: list[Run]) -> bool:
     """Whether what is written down about a pack's end still holds: a damaged run may have been set aside since."""
-    return bool(end["replaced_by"]) or has_failed(end) or all(run.folder.exists() for run in runs)
+    return has_failed(end) or all(run.folder.exists() for run in runs)
 
 
 def run_all(paths: Sequence[Path], run: Callable[[Path], str], stop: Callable[[], bool], pause_s: float) -> None:

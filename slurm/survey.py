@@ -23,7 +23,7 @@ from slurm.submissions import ABRUPT, ACTIVE, FAILURES, HOLDING, STUCK, UNWANTED
 from slurm.sweep_folder import PackFiles, SweepFolder
 from slurm.sweep_reader import SweepReader
 from training.shared_file_system import SETTLE_S
-from training.states import ENDED, RunStatus
+from training.states import RunStatus
 
 
 class Scheduler(Protocol):
@@ -39,7 +39,7 @@ class PackState:
     Attributes:
         name: the pack's name.
         state: how it stands.
-        num_cells: its cells; of a pack that was halved, those that are not in the smaller packs.
+        num_cells: its cells.
         counts: its cells by their statuses (`RunStatus`), and "queued".
         phase, step, steps: where its holder is.
         rate: measured steps a second; None if unknown.
@@ -217,9 +217,8 @@ class Surveyor:
     def _ended(self, pack: PackFiles) -> PackState:
         ending = self.files.endings[pack.name]
         statuses, errors = list(ending.get("runs", {}).values()), ending.get("errors") or {}
-        if ending.get("replaced_by"):  # what had ended stays with it
-            statuses = [status for status in statuses if status in ENDED]
-            errors = {pack.name: f"halved: {ending.get('reason') or 'no reason given'}"}
+        if reason := ending.get("reason"):
+            errors = errors or {pack.name: f"with fewer runs at a time: {reason}"}
         counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
         runs = [
             self.files.run(pack, run_id)

@@ -11,8 +11,10 @@ After the first thousand, packs go to numbered folders `packs/001/`, ..., so tha
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,3 +163,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
     except OSError as error:
         raise StoreError(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def spec_id(run_ids: Sequence[str]) -> str:
+    """A short name that depends on the membership and the order of a pack."""
+    return hashlib.sha256("\n".join(run_ids).encode()).hexdigest()[:10]

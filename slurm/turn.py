@@ -1,8 +1,8 @@
 """One turn at a pack: train it with a heartbeat, and write down how that ended.
 
 An error in a pack of several runs, or two kills in a row where memory is taken (before the first step is done, or at the
-same pictures), halves it. An error in a single run is tried again, `N_TRIES` times in all; then the run has failed, with
-the traceback in its run.json.
+same pictures): from then on half as many runs are trained together. An error in a single run is tried again, `N_TRIES` times in
+all; then the run has failed, with the traceback in its run.json, and the others go on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import torch
 from adapters import BadInput
 from slurm.claims import Claim, Heart, TurnLost
 from slurm.ended import last_line, write_ended
-from slurm.halve import halve
 from slurm.states import Outcome
 from training.accelerator import arithmetic
 from training.loop import Interrupted, train_pack
@@ -44,6 +43,7 @@ class Turn:
         runs: its runs.
         report: told of the progress.
         stop: says whether to stop; None: after a signal.
+        failed: the runs that have failed in it, and how.
     """
 
     claim: Claim
@@ -52,6 +52,7 @@ class Turn:
     runs: list[Run]
     report: Callable[[Progress], None]
     stop: Callable[[], bool] | None = None
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def play(self) -> bool:
         """Train the pack; returns whether it has ended (False: another turn is to be taken).
@@ -77,30 +78,44 @@ class Turn:
             raise
 
     def _play(self, heart: Heart) -> bool:
-        if done := next((claim for claim in self.claim.before if claim.get("replaced_by")), None):
-            return self._close(replaced_by=done["replaced_by"], reason=done["reason"])
         for line in filter(None, (run.folder.mend() for run in self.runs)):
             print(line, file=sys.stderr)
-        if all(run.folder.status() in ENDED for run in self.runs):
-            return self._close()
         count, reason = count_kills(self.claim.before)
-        if reason and len(self.runs) > 1:
-            return self._halve(reason)
-        if reason and count >= N_TRIES:
-            return self._fail(f"killed {count} times: {reason}")
-        text = self._train(heart)
-        if text is None:
-            return self._close()
-        print(text, file=sys.stderr)
-        if len(self.runs) > 1:
-            return self._halve(last_line(text))
-        tries = 1 + count_tries(self.claim.before)
-        if tries >= N_TRIES:
-            return self._fail(text)
-        self.claim.end(Outcome.FAILED, error=last_line(text), tries=tries)
-        return False
+        if reason and (runs := self._due()) and (len(runs) > 1 or count >= N_TRIES):
+            self._take_less(runs, reason if len(runs) > 1 else f"killed {count} times: {reason}")
+        while runs := self._due():
+            if text := self._try(heart, runs):
+                print(text, file=sys.stderr)
+                self._take_less(runs, text)
+        return self._close()
 
-    def _train(self, heart: Heart) -> str | None:
+    def _due(self) -> list[Run]:
+        """The next runs that are trained together: as many of those that have not ended as memory has held before."""
+        due = [run for run in self.runs if run.folder.status() not in ENDED and run.folder.run_id not in self.failed]
+        return due[: at_most((*self.claim.before, self.claim.contents))]
+
+    def _take_less(self, runs: Sequence[Run], text: str) -> None:
+        """Train half as many runs together from now on; a single one has failed, and the others are together again."""
+        self.claim.check()
+        if len(runs) > 1:
+            number, reason = (len(runs) + 1) // 2, last_line(text)
+            self.claim.note(at_most=number, reason=reason)
+            print(
+                f"pack {self.claim.pack.name} goes on with at most {number} runs at a time: {reason}", file=sys.stderr
+            )
+        else:
+            fail(runs[0], text)
+            self.failed[runs[0].folder.run_id] = text
+            self.claim.note(at_most=len(self.runs))  # it may have been the only one that could not be trained
+
+    def _try(self, heart: Heart, runs: Sequence[Run]) -> str | None:
+        """Train runs together, one alone up to `N_TRIES` times; returns the traceback of the last error."""
+        for _ in range(N_TRIES if len(runs) == 1 else 1):
+            if not (text := self._train(heart, runs)):
+                return None
+        return text
+
+    def _train(self, heart: Heart, runs: Sequence[Run]) -> str | None:
         """Train; returns the traceback of an error, None if there was none."""
         began: list[tuple[float, int]] = []
 
@@ -109,7 +124,7 @@ class Turn:
                 self.claim.check()
             began.append((time.monotonic(), progress.step))
             del began[1:-1]
-            heart.tell(**describe(progress, *began[0]))
+            heart.tell(**describe(progress, *began[0]), run=runs[0].folder.run_id)
             self.report(progress)
 
         setting = Setting.read(self.spec, self.contents)
@@ -118,9 +133,9 @@ class Turn:
         try:
             if self.stop and self.stop():
                 raise Interrupted(self.claim.pack.name)
-            with arithmetic(allow_tf32=self.runs[0].cell.allow_tf32, deterministic=setting.deterministic):
+            with arithmetic(allow_tf32=runs[0].cell.allow_tf32, deterministic=setting.deterministic):
                 train_pack(
-                    self.runs, make_task(setting, self.runs), pack=self.claim.pack.name, report=hear, stop=self.stop,
+                    runs, make_task(setting, list(runs)), pack=self.claim.pack.name, report=hear, stop=self.stop,
                     checkpoint_every_s=setting.checkpoint_every_s, before_write=self.claim.check,
                 )  # fmt: skip
             return None
@@ -128,41 +143,34 @@ class Turn:
             raise
         except Exception as error:
             text = "".join(traceback.format_exception(error))
-            if len(self.runs) == 1 and is_lack_of_memory(error):
-                cell, checkpointing = self.runs[0].cell, setting.gradient_checkpointing
+            if len(runs) == 1 and is_lack_of_memory(error):
+                cell, checkpointing = runs[0].cell, setting.gradient_checkpointing
                 text += describe_too_large(cell, checkpointing, "memory", None) + "\n"
         forget_model()
         gc.collect()
         return text
 
-    def _close(self, *, replaced_by: Sequence[str] = (), reason: str | None = None) -> bool:
+    def _close(self) -> bool:
         self.claim.check()
-        folders = [run.folder for run in self.runs if not replaced_by or run.folder.status() in ENDED]
-        write_ended(self.claim.pack, folders, self.claim.turn, replaced_by=replaced_by, reason=reason)
-        more = {"replaced_by": list(replaced_by), "reason": reason} if replaced_by else {}
-        self.claim.end(Outcome.DONE, **more)
+        claims = (*self.claim.before, self.claim.contents)
+        reason = next((claim["reason"] for claim in reversed(claims) if claim.get("reason")), None)
+        write_ended(self.claim.pack, [run.folder for run in self.runs], self.claim.turn, reason=reason)
+        if self.failed:
+            self.claim.end(Outcome.FAILED, error=last_line(next(iter(self.failed.values()))))
+        else:
+            self.claim.end(Outcome.DONE)
         return True
 
-    def _halve(self, reason: str) -> bool:
-        self.claim.check()
-        open_ids = {run.folder.run_id for run in self.runs if run.folder.status() not in ENDED}
-        names = halve(self.spec, self.contents, open_ids, reason)
-        print(f"pack {self.claim.pack.name} is halved, {' and '.join(names)} take its place: {reason}", file=sys.stderr)
-        return self._close(replaced_by=names, reason=reason)
 
-    def _fail(self, text: str) -> bool:
-        """Mark the runs that have not ended as failed."""
-        self.claim.check()
-        for run in self.runs:
-            if run.folder.status() not in ENDED:
-                known = run.folder.read() if run.folder.exists() else {"cell": run.cell.to_dict(), "labels": run.labels}
-                run.folder.write(known | {"status": RunStatus.FAILED, "error": text})
-        return self._close_failed(last_line(text))
+def at_most(claims: Sequence[dict]) -> int | None:
+    """How many runs are trained together, by the history of a pack; None where all are."""
+    return next((claim["at_most"] for claim in reversed(claims) if claim.get("at_most")), None)
 
-    def _close_failed(self, error: str) -> bool:
-        write_ended(self.claim.pack, [run.folder for run in self.runs], self.claim.turn)
-        self.claim.end(Outcome.FAILED, error=error)
-        return True
+
+def fail(run: Run, text: str) -> None:
+    """Mark a run as failed."""
+    known = run.folder.read() if run.folder.exists() else {"cell": run.cell.to_dict(), "labels": run.labels}
+    run.folder.write(known | {"status": RunStatus.FAILED, "error": text})
 
 
 def describe(progress: Progress, since: float, first: int) -> dict:
@@ -180,14 +188,6 @@ def is_lack_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def count_tries(before: Sequence[dict]) -> int:
-    """How often an error was met and tried again since the pack was last given up or begun."""
-    for claim in reversed(before):
-        if claim.get("outcome") == Outcome.FAILED:
-            return int(claim.get("tries", 0))
-    return 0
-
-
 def count_kills(before: Sequence[dict]) -> tuple[int, str | None]:
     """How often in a row the pack was killed at the present place, and why it should not be tried again as it is.
 
@@ -199,7 +199,10 @@ def count_kills(before: Sequence[dict]) -> tuple[int, str | None]:
         if claim.get("outcome") != Outcome.KILLED or claim.get("reopened"):
             break
         last = claim.get("last") or {}
-        places.append((last.get("phase"), last.get("step")) if last.get("turn") == turn else ("starting", None))
+        known = last.get("turn") == turn and last.get("phase") != "starting"
+        places.append((last["phase"], last.get("step"), last.get("run")) if known else ("starting", None, None))
+        if claim.get("at_most"):  # fewer since then
+            break
     if not places:
         return 0, None
     if is_out_of_memory((before[-1].get("holder") or {}).get("job", "")):

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from slurm.ended import write_ended
-from slurm.halve import split_off
 from slurm.reopen import reopen, reopen_failed
 from slurm.sweep_folder import PackFiles
 from slurm.sweep_reader import SweepReader
@@ -49,9 +48,7 @@ class Done:
         done = cls(plan, files, dict.fromkeys(plan.run_ids().values(), RunStatus.PLANNED))
         for pack, rows in plan.packs.items():
             if pack in files.endings:
-                runs = files.endings[pack].get("runs", {})
-                whole = not done.is_replaced(pack)  # of a halved pack, what had ended stays with it
-                done.statuses |= {run_id: status for run_id, status in runs.items() if whole or status in ENDED}
+                done.statuses |= files.endings[pack].get("runs", {})
             elif files.claims.get(pack) or plan.run(rows[0][1]).exists():
                 done.statuses |= {run_id: done._status(plan.run(run_id)) for _, run_id in rows}
                 done._write_ending_anew(pack)
@@ -67,14 +64,9 @@ class Done:
         packs = [
             pack
             for pack, rows in self.plan.packs.items()
-            if not self.is_replaced(pack)
-            and any(identity in wanted and self.statuses[run_id] not in ENDED for identity, run_id in rows)
+            if any(identity in wanted and self.statuses[run_id] not in ENDED for identity, run_id in rows)
         ]
         return sorted(packs, key=lambda pack: pack.startswith(f"{BASE}-"))
-
-    def is_replaced(self, pack: str) -> bool:
-        """Whether a pack was halved: its cells are in the packs that took its place."""
-        return bool(self.files.endings.get(pack, {}).get("replaced_by"))
 
     def reopen_failed(self, wanted: set[str]) -> None:
         """Reopen packs with failed runs of wanted cells: whoever asks for them again wants them tried again."""
@@ -126,10 +118,8 @@ def _open_packs(done: Done, again: set[str]) -> None:
     """See to it that runs which are to be trained again are in a pack that will be run."""
     for pack, rows in list(done.plan.packs.items()):
         files, lost = PackFiles.of(done.plan.spec(pack)), {run_id for _, run_id in rows} & again
-        if lost and not done.is_replaced(pack):
+        if lost:
             reopen(files)
-        elif lost := {run_id for run_id in lost if done.files.endings[pack]["runs"].get(run_id) in ENDED}:
-            split_off(files, lost)
     done.plan.catch_up()
 
 

@@ -18,8 +18,8 @@ from adapters.starting_point import to_bytes
 from analysis.compact import to_png
 from analysis.folders import OWN_PICTURES
 from slurm.claims import exclusive
-from slurm.job import Setting, spec_id
-from slurm.sweep_folder import PackFiles, SweepFolder, read_spec_file
+from slurm.job import Setting
+from slurm.sweep_folder import PackFiles, SweepFolder, read_spec_file, spec_id
 from sweeps.grid import Planned, Scene
 from training import forms
 from training.cell import BASE, Cell, by_pack_key

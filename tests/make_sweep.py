@@ -83,7 +83,7 @@ class Sweep:
     def end(self, name: str, statuses: list[str], seconds: float = 10.0, **more: Any) -> None:
         """How a pack ended."""
         runs = {f"{name}-run{n}": status for n, status in enumerate(statuses)}
-        ending = {"pack": name, "runs": runs, "turns": 1, "seconds": seconds, "replaced_by": [], "reason": None}
+        ending = {"pack": name, "runs": runs, "turns": 1, "seconds": seconds, "reason": None}
         self.put(self.files(name).ended, {**ending, "errors": {}, **more})
 
     def send(self, job: str | None, tasks: list[list[str]], token: str = "t1", **more: Any) -> None:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -25,7 +25,7 @@ import torch
 
 from adapters import BadInput
 from slurm import claims, inline, job, turn
-from slurm.claims import Holder, read_beat, read_claims
+from slurm.claims import Heart, Holder, read_beat, read_claims
 from slurm.ended import read_ended
 from slurm.job import run_pack, run_task
 from slurm.sweep_folder import PackFiles, read_contents
@@ -36,6 +36,7 @@ from tests.waiting import HANG_S, wait_for
 from training import loop, shared_file_system
 from training.cell import Cell
 from training.loop import Interrupted
+from training.run import Run
 from training.stop import StopSignals
 from training.store import RunFolder, StoreError, find_runs, write_json
 from training.tasks.subject import SubjectTask
@@ -125,7 +126,7 @@ def test_pack_leaves_how_it_ended_and_is_not_run_twice(studio: Studio, tmp_path:
     end = read_ended(files)
     assert end is not None
     assert end["runs"] == {run.run_id: "finished" for run in find_runs(tmp_path)}
-    assert (end["pack"], end["turns"], end["replaced_by"], end["errors"]) == (spec.stem, 1, [], {})
+    assert (end["pack"], end["turns"], end["reason"], end["errors"]) == (spec.stem, 1, None, {})
     assert outcomes(spec) == ["done"]
     beat = read_beat(files)
     assert (beat["turn"], beat["steps"]) == (1, STEPS)
@@ -198,12 +199,11 @@ def test_bad_cell_fails_after_its_tries_and_the_others_finish(
     whole = read_ended(PackFiles.of(spec))
     assert whole is not None
     assert whole["reason"] == "RuntimeError: this cell is cursed"
-    halves = [json.loads(spec.with_name(f"{name}.json").read_text()) for name in whole["replaced_by"]]
-    assert [len(half["runs"]) for half in halves] == [2, 2]
-    assert all(half["part_of"] == spec.stem and "cursed" in half["reason"] for half in halves)
-    (alone,) = [p for p in spec.parent.glob("*.ended.json") if "failed" in json.loads(p.read_text())["runs"].values()]
-    assert json.loads(alone.read_text())["errors"] == {bad.run_id: "RuntimeError: this cell is cursed"}
-    assert "is halved" in capsys.readouterr().err
+    assert whole["errors"] == {bad.run_id: "RuntimeError: this cell is cursed"}
+    sizes = {run.read()["cell"]["lr"]: run.read()["provenance"]["pack_size"] for run in find_runs(tmp_path)}
+    assert sizes == {1e-3: 2, 2e-3: 2, 3e-3: 1, 4e-3: 1}
+    assert outcomes(spec) == ["failed"]
+    assert "goes on with at most 2 runs at a time" in capsys.readouterr().err
     assert run_pack(spec) == "failed", "what has failed is not tried again unasked"
     assert len(tries) == 2 + turn.N_TRIES
 
@@ -249,7 +249,7 @@ def test_model_is_loaded_anew_after_an_error_that_left_adapters_in_it(
     assert run_pack(whole) == "done"
     monkeypatch.setattr(loop, "attach", attach_and_fail)
     assert run_pack(spec) == "done"
-    assert outcomes(spec) == ["failed", "done"]
+    assert outcomes(spec) == ["done"]
     assert_same_results(tmp_path / "whole", tmp_path / "fallen")
 
 
@@ -273,8 +273,14 @@ def kill(spec: Path, times: int, **beat: object) -> None:
 def test_two_kills_where_memory_is_taken_halve_the_pack(
     times: int, beat: dict, halved: bool, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turn.Turn, "_train", lambda self, heart: None)
-    monkeypatch.setattr(turn, "make_task", None)
+    sizes = []
+
+    def finish(self: turn.Turn, heart: Heart, runs: Sequence[Run]) -> None:
+        sizes.append(len(runs))
+        for run in runs:
+            run.folder.write(run.folder.read() | {"status": "finished"})
+
+    monkeypatch.setattr(turn.Turn, "_train", finish)
     spec = store(studio, tmp_path)
     kill(spec, times, **beat)
     for row in json.loads(spec.read_text())["runs"]:
@@ -283,8 +289,8 @@ def test_two_kills_where_memory_is_taken_halve_the_pack(
     run_pack(spec)
     end = read_ended(PackFiles.of(spec))
     assert end is not None
-    assert bool(end["replaced_by"]) == halved
-    assert not halved or "killed 2 times in a row" in end["reason"]
+    assert sizes == ([1, 1] if halved else [2])
+    assert ("killed 2 times in a row" in str(end["reason"])) == halved
 
 
 def test_one_kill_halves_the_pack_when_slurm_says_out_of_memory(
@@ -307,23 +313,20 @@ def test_single_cell_that_is_killed_every_time_ends_as_failed(studio: Studio, tm
     assert run.read()["error"].startswith("killed 3 times")
 
 
-def test_half_of_a_pack_that_was_not_replaced_is_not_trained_beside_it(
+def test_pack_that_was_killed_after_it_took_less_goes_on_with_less(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between the halves' specifications and the ending of the whole: the whole still stands."""
     spec = store(studio, tmp_path)
     with monkeypatch.context() as patch:
-        at_step(2, raiser(RuntimeError("once")), patch)
-        patch.setattr(turn, "write_ended", lambda *a, **b: raiser(KeyboardInterrupt())(None))
+        at_step(2, lambda task: raiser(MemoryError() if len(task.cells) > 1 else KeyboardInterrupt())(task), patch)
         with pytest.raises(KeyboardInterrupt):
             run_pack(spec)
-    halves = [p for p in spec.parent.glob("lora-*.json") if "part_of" in json.loads(p.read_text())]
-    assert len(halves) == 2
-    assert run_pack(halves[0]) == "done"
-    assert {run.read()["provenance"]["pack"] for run in find_runs(tmp_path)} == {spec.stem}
+    assert run_pack(spec) == "done"
+    assert outcomes(spec) == ["stopped", "done"]
+    assert {run.read()["provenance"]["pack_size"] for run in find_runs(tmp_path)} == {1}
 
 
-def test_damaged_ending_of_a_replaced_pack_is_restored(
+def test_damaged_ending_of_a_pack_that_took_less_is_restored(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     spec = store(studio, tmp_path)
@@ -335,7 +338,7 @@ def test_damaged_ending_of_a_replaced_pack_is_restored(
     ended.write_text(ended.read_text()[:30])
     assert run_pack(spec) == "done"
     assert f"damaged file {ended}" in capsys.readouterr().err
-    assert json.loads(ended.read_text())["replaced_by"] == before["replaced_by"]
+    assert json.loads(ended.read_text())["reason"] == before["reason"] == "RuntimeError: two"
     assert {run.read()["provenance"]["pack_size"] for run in find_runs(tmp_path)} == {1}
 
 

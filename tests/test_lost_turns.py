@@ -113,7 +113,7 @@ MOMENTS = {
     "adapter and status": before_the_end,
     "the status of the stopped": when_stopped,
     "the pack's ending": before_closing,
-    "the halves": before_halving,
+    "what it takes less of": before_halving,
     "the status of the failed": before_failing,
 }
 

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,9 +17,7 @@ import pytest
 
 from adapters import BadInput
 from benchmarks.operations import count_operations
-from slurm.halve import halve
 from slurm.job import Setting
-from slurm.survey import survey
 from slurm.sweep_folder import SweepFolder, read_contents
 from sweeps import plan as planning
 from sweeps.done import Done, check_ended
@@ -29,7 +26,7 @@ from sweeps.plan import Plan
 from tests.make_runs import Maker
 from training.cell import Cell
 from training.pack import list_runs
-from training.store import find_runs, read_json
+from training.store import find_runs
 
 SETTING = Setting("model", "dino", "clip", "subjects", "sks", "a photo", "runs")
 
@@ -95,7 +92,7 @@ def test_ended_runs_are_not_opened_to_find_out_that_they_are_done(folder: Path) 
 def write_ending(plan: Plan, pack: str, runs: dict[str, str], **more: Any) -> None:
     """The `ended.json` of a pack."""
     path = plan.spec(pack).with_name(f"{pack}.ended.json")
-    ending = {"pack": pack, "runs": runs, "turns": 1, "seconds": 1.0, "replaced_by": [], "reason": None, "errors": {}}
+    ending = {"pack": pack, "runs": runs, "turns": 1, "seconds": 1.0, "reason": None, "errors": {}}
     path.write_text(json.dumps(ending | more))
 
 
@@ -247,56 +244,6 @@ def test_identity_is_that_of_earlier_versions() -> None:
 
 
 # What is done.
-
-
-def test_halved_pack_gives_its_open_cells_to_the_smaller_ones(folder: Path) -> None:
-    plan = Plan.read(folder)
-    cells = make_cells(4)
-    plan.add(cells, SETTING, 4, 1)
-    ((whole, rows),) = plan.packs.items()
-    spec = read_json(plan.spec(whole))
-    for name, part in (("lora-a", spec["runs"][1:3]), ("lora-b", spec["runs"][3:])):
-        (folder / "packs" / f"{name}.json").write_text(
-            json.dumps(spec | {"pack": name, "runs": part, "part_of": whole})
-        )
-    statuses = dict(zip((run_id for _, run_id in rows), ("finished", "running", "running", "running")))
-    write_ending(plan, whole, statuses, replaced_by=["lora-a", "lora-b"], reason="out of memory")
-    plan = Plan.read(folder)
-    write_ending(plan, "lora-a", {run_id: "finished" for _, run_id in plan.packs["lora-a"]})
-    done = Done.look(plan)
-    assert done.todo({p.cell.identity() for p in cells}) == ["lora-b"]
-    assert sum(done.has(p.cell.identity()) for p in cells) == 3
-
-
-def test_run_that_ended_before_its_pack_was_halved_and_is_lost_gets_a_pack_of_its_own(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan, cells = Plan.read(folder), make_cells(3)
-    plan.add(cells, SETTING, 3, 1)
-    ((whole, rows),) = plan.packs.items()
-    ids = [run_id for _, run_id in rows]
-    (half,) = halve(plan.spec(whole), json.loads(plan.spec(whole).read_text()), ids[1:2], "out of memory")
-    write_ending(plan, whole, {ids[0]: "finished", ids[2]: "finished"}, replaced_by=[half], reason="out of memory")
-    plan = Plan.read(folder)
-    write_ending(plan, half, {ids[1]: "finished"})
-    lost = {ids[0]}
-    monkeypatch.setattr("sweeps.done._damage", lambda run: f"{run.run_id} is gone" if run.run_id in lost else "")
-    wanted, done = {p.cell.identity() for p in cells}, Done.look(plan)
-    assert done.todo(wanted) == []
-    check_ended(done, wanted)
-    assert done.lines == [f"{ids[0]} is gone"]
-    for _ in range(2):  # and so it stays, should the same command be given twice
-        found = Done.look(plan := Plan.read(folder))
-        (new,) = found.todo(wanted)
-        assert [run_id for _, run_id in plan.packs[new]] == [ids[0]]
-        assert json.loads(plan.spec(new).read_text())["part_of"] == whole
-    counts = Counter(status for state in survey(plan.sweep, None) for status in Counter(state.counts).elements())
-    assert counts == {"finished": 2, "planned": 1}
-    write_ending(plan, new, {ids[0]: "finished"})
-    assert Done.look(plan).todo(wanted) == []
-    check_ended(Done.look(plan), wanted)
-    assert Done.look(plan).todo(wanted) == [new], "should it be lost again, that pack is reopened"
-    assert len(Plan.read(folder).packs) == 3
 
 
 def test_failed_runs_are_tried_again_when_asked_for(folder: Path) -> None:

@@ -54,7 +54,7 @@ def test_pace_hangs_on_no_clock_that_can_be_set(sweep: Sweep) -> None:
 
 
 def test_states_follow_from_files_alone(sweep: Sweep) -> None:
-    for name in ("planned", "running", "stopped", "refused", "ended", "halved"):
+    for name in ("planned", "running", "stopped", "refused", "ended", "fewer"):
         sweep.pack(name)
     sweep.claim("running")
     sweep.beat("running", 40, diverged=1, rate=2.0)
@@ -62,11 +62,11 @@ def test_states_follow_from_files_alone(sweep: Sweep) -> None:
     sweep.claim("refused", outcome="refused", error="code 1 was submitted, code 2 is here")
     sweep.claim("ended", outcome="done")
     sweep.end("ended", ["finished", "failed"], errors={"ended-run1": "ValueError: no"})
-    sweep.end("halved", [], replaced_by=["a", "b"], reason="out of memory")
+    sweep.end("fewer", ["finished", "finished"], reason="out of memory")
     found = {pack.name: pack for pack in survey(sweep.folder)}
     assert states(list(found.values())) == {
         "planned": "planned", "running": "running", "stopped": "preempted", "refused": "failed", "ended": "ended",
-        "halved": "ended",
+        "fewer": "ended",
     }  # fmt: skip
     running = found["running"]
     assert (running.step, running.steps, running.phase, running.rate) == (40, 100, "training", 2.0)
@@ -74,7 +74,7 @@ def test_states_follow_from_files_alone(sweep: Sweep) -> None:
     assert found["ended"].counts == {"finished": 1, "failed": 1}
     assert found["ended"].error == "ValueError: no"
     assert found["ended"].log == str(sweep.path / "ended-run1" / "run.json")
-    assert found["halved"].num_cells == 0
+    assert found["fewer"].error == "with fewer runs at a time: out of memory"
     assert {name for name, pack in found.items() if pack.is_missing} == {"planned", "stopped", "refused"}
 
 

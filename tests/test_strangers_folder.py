@@ -119,7 +119,7 @@ def test_pictures_outside_the_run_are_not_read(tmp_path: Path) -> None:
 
 
 def test_claims_endings_and_records_of_another_form_count_as_damaged(sweep: Sweep, tmp_path: Path) -> None:
-    sweep.put(sweep.files("p0").ended, {"runs": {"../x": 3}, "replaced_by": ["../../x"]})
+    sweep.put(sweep.files("p0").ended, {"runs": {"../x": 3}})
     for more in ({"tasks": 3}, {"job": "--user=root"}, {"workers": [{"pid": 1}]}, {"token": "../x"}, {"folder": 3}):
         sweep.send("5", [["p0"]])
         change(sweep.folder.submissions / "t1.json", **more)

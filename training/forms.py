@@ -42,23 +42,23 @@ SETTING = {
     "device": one_of("cpu", "cuda"), "threads": COUNT, "checkpoint_every_s": NUMBER,
 }  # fmt: skip
 SPEC = {
-    "pack": PART, "setting!": SETTING, "part_of": PART, "reason": TEXT,
+    "pack": PART, "setting!": SETTING,
     "runs!": [{"run_id!": PART, "folder": PLACE, "identity": NAME, "cell!": CELL | {"method!": PART, "steps!": COUNT},
                "labels": LABELS}],
 }  # fmt: skip
 BEAT = {
     "turn": COUNT, "count": COUNT, "time": NUMBER, "phase": TEXT, "step": COUNT, "steps": COUNT, "diverged": COUNT,
-    "rate": NUMBER,
+    "rate": NUMBER, "run": PART,
 }  # fmt: skip
 HOLDER = {
     "host": TEXT, "user": TEXT, "machine": TEXT, "pid": _PROCESS, "started": COUNT, "job": _JOB, "restart": COUNT,
 }  # fmt: skip
 CLAIM = {
-    "holder": HOLDER, "began": NUMBER, "outcome": NAME, "error": TEXT, "replaced_by": [PART], "reason": TEXT,
+    "holder": HOLDER, "began": NUMBER, "outcome": NAME, "error": TEXT, "at_most": COUNT, "reason": TEXT,
     "tries": COUNT, "reopened": FLAG, "last": BEAT,
 }  # fmt: skip
 ENDED = {
-    "pack": PART, "runs!": {"*": one_of(*RunStatus)}, "turns": COUNT, "seconds": NUMBER, "replaced_by": [PART],
+    "pack": PART, "runs!": {"*": one_of(*RunStatus)}, "turns": COUNT, "seconds": NUMBER,
     "reason": TEXT, "errors": {"*": TEXT},
     "cost": {"kind!": TEXT, "size!": COUNT, "rows!": NUMBER, "passes!": NUMBER, "training_s!": NUMBER, "pictures_s!": NUMBER},
 }  # fmt: skip
