@@ -87,7 +87,7 @@ def foresee(name: str, words: Sequence[str], runs: Path) -> Foreseen:
         words: flags of `sweeps/lr_robustness.py`.
         runs: an empty runs folder.
     """
-    from slurm import inline
+    from slurm import pool
     from slurm.estimate import Pack, learn
     from slurm.sweep_folder import PackFiles
     from sweeps import driver, lr_robustness
@@ -95,7 +95,7 @@ def foresee(name: str, words: Sequence[str], runs: Path) -> Foreseen:
     from training.store import read_json
 
     seen: dict[str, Any] = {}
-    plan_work, run_inline = driver.plan_work, inline.run_inline
+    plan_work, run_inline = driver.plan_work, pool.run_inline
 
     def note_plan(sweep: Any) -> Any:
         seen["work"] = plan_work(sweep)
@@ -111,7 +111,7 @@ def foresee(name: str, words: Sequence[str], runs: Path) -> Foreseen:
     with (
         patch.object(sys, "argv", arguments),
         patch.object(driver, "plan_work", note_plan),
-        patch.object(inline, "run_inline", note_run),
+        patch.object(pool, "run_inline", note_run),
         contextlib.redirect_stdout(sys.stderr),
     ):
         code = run_driver(lr_robustness.RobustnessOptions, lr_robustness.drive, "")

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from adapters import BadInput
 from slurm.estimate import NAME, Estimate
-from slurm.inline import num_workers
+from slurm.pool import num_workers
 from slurm.telling import hear, telling
 from training.cell import Cell
 from training.demand import Cost, read_costs, shape_of, to_json

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from adapters import counted
-from slurm.claims import Holder, holder_of, read_stat
+from slurm.claims import Holder, holder_of
 from slurm.states import ALIVE, PackStatus
 from slurm.submissions import workers_of
 from slurm.survey import PackState, Surveyor
@@ -47,19 +47,14 @@ def cancel(surveyor: Surveyor, packs: Iterable[PackState], scheduler: Canceller 
 
 
 def _stop(holders: set[Holder], workers: set[Holder]) -> list[str]:
-    """Signal each process once: one that a worker has started hears of it from the worker."""
+    """Signal each process once."""
     me, lines = Holder.me(), []
-    here = {worker.pid for worker in workers if worker.is_dead(me) is False}
     for process in sorted(holders | workers, key=lambda holder: holder.pid):
         dead = process.is_dead(me)
         if dead is None and process in holders:
             lines.append(f"process {process.pid} of {process.user} on {process.host} goes on: stop it there")
-        elif dead is False and _parent(process.pid) not in here:
+        elif dead is False:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGTERM)
                 lines.append(f"process {process.pid} was asked to stop")
     return lines
-
-
-def _parent(pid: int) -> int:
-    return int((read_stat(pid) or ["0", "0"])[1])

@@ -156,7 +156,7 @@ def learn(costs: Costs, endings: Iterable[Mapping]) -> dict[str, Paid]:
 def makespan(durations: Sequence[float], workers: int, start_s: float) -> float:
     """Seconds until all packs are done by workers that take turns.
 
-    Worker n goes through the packs from the n-th on, and takes each that nobody holds (`slurm/inline.py`).
+    Worker n goes through the packs from the n-th on, and takes each that nobody holds (`slurm/pool.py`).
 
     Args:
         durations: seconds of each pack, in the order in which they are tried.

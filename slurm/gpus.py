@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"  # CUDA reads it when it starts
 
@@ -23,23 +20,3 @@ def choose_gpu(worker: int, device: str) -> str | None:
     """The GPU of a worker: each has its own while there are enough of them; None where workers train on a CPU."""
     gpus = list_gpus() if device == "cuda" else []
     return gpus[worker % len(gpus)] if gpus else None
-
-
-@contextlib.contextmanager
-def showing(gpu: str | None) -> Iterator[None]:
-    """Let processes that are started meanwhile see one GPU only; None leaves them what this one sees."""
-    before = os.environ.get(VISIBLE)
-    if gpu is not None:
-        os.environ[VISIBLE] = gpu
-    try:
-        yield
-    finally:
-        if gpu is not None:
-            os.environ.pop(VISIBLE)
-            os.environ.update({VISIBLE: before} if before is not None else {})
-
-
-def run_on(gpu: str | None, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a process that has not used CUDA yet, and sees one GPU only."""
-    with showing(gpu):
-        return function(*arguments)

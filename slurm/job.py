@@ -1,7 +1,8 @@
 """Run packs from their specifications: all that a job does, wherever it runs.
 
     python -m slurm.job runs/<sweep>/packs/<pack>.json ... [--code VERSION]
-    python -m slurm.job --sent runs/<sweep>/submissions/<token>.json        # this task's packs of an array that was sent
+    python -m slurm.job --sent runs/<sweep>/submissions/<token>.json [TASK]  # a task's packs of an array that was sent
+    python -m slurm.job -                                                   # a JSON list of packs comes on standard input
 
 A job that SLURM warns (`--signal=B:URG@90`, or USR2) checkpoints and has itself requeued, whatever its time limit.
 SIGTERM or SIGINT: it checkpoints and stops; its runs are `preempted`, and the same command goes on with them.
@@ -9,12 +10,14 @@ SIGTERM or SIGINT: it checkpoints and stops; its runs are `preempted`, and the s
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from adapters import BadInput, counted
@@ -22,6 +25,7 @@ from adapters.ending import end_well
 from slurm.claims import BEAT_S, Holder, JobGone, Watch, take
 from slurm.code_version import code_version
 from slurm.ended import has_failed, read_ended
+from slurm.own_job import is_preempted, is_to_go_on, requeue
 from slurm.scheduler import Scheduler
 from slurm.states import Outcome, Sent
 from slurm.sweep_folder import PackFiles, SweepFolder, read_contents, sweep_of
@@ -31,7 +35,7 @@ from training.pack import Setting, list_runs, make_task
 from training.process_setup import keep_freed_memory, quiet_libraries
 from training.run import Progress, Run
 from training.shared_file_system import SETTLE_S, wait_for_file
-from training.stop import WARNINGS, StopSignals
+from training.stop import STOPPED, WARNINGS, StopSignals
 from training.store import StoreError, read_json
 
 __all__ = ["Setting", "make_task", "run_pack", "run_sent", "run_task"]
@@ -151,8 +155,31 @@ def run_task(
         raise BadInput(f"{len(errors)} of {counted(len(paths), 'pack')} could not be run; the first: {errors[0]}")
 
 
-def run_sent(path: Path, stop: StopSignals | None = None) -> None:
-    """Run the packs of this task of an array that was sent, as its record says.
+def run_fed(stop: Callable[[], bool]) -> int:
+    """Run the packs that stand on standard input, as a worker of the program that feeds it: without that, it stops.
+
+    Returns:
+        The exit code: `STOPPED` when asked to stop, with everything checkpointed.
+
+    Raises:
+        BadInput: as `run_pack`.
+    """
+    words = sys.stdin.readline()
+
+    def stopped() -> bool:
+        return stop() or bool(select.select([sys.stdin], [], [], 0)[0])  # closed: nobody looks at what is trained
+
+    quiet_libraries()
+    keep_freed_memory()
+    try:
+        run_all([Path(spec) for spec in json.loads(words or "[]")], partial(run_pack, stop=stopped), stopped, BEAT_S)
+    except (Interrupted, KeyboardInterrupt):
+        return STOPPED
+    return 0
+
+
+def run_sent(path: Path, number: int, stop: StopSignals | None = None) -> None:
+    """Run the packs of a task of an array that was sent, as its record says.
 
     A submission that was given up, since its job was not in the queue, has been sent anew: a job that comes all the same
     does nothing.
@@ -161,7 +188,7 @@ def run_sent(path: Path, stop: StopSignals | None = None) -> None:
         BadInput: as `run_task`; if the record is damaged, or has no such task.
     """
     wait_for_file(path)
-    record, number = read_json(path), int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    record = read_json(path)
     try:
         names, code, state = record["tasks"][number], str(record["code"]), record["state"]
     except (TypeError, KeyError, IndexError):
@@ -217,63 +244,28 @@ class Moves:
         self.seen = self.seen or progress.phase == "done" or self._first.setdefault(progress.pack, place) != place
 
 
-def is_to_go_on(job: str) -> bool:
-    """Whether SLURM ends this job for its time limit, or asks it to leave for another: then it is to be started again.
-
-    SLURM requeues by itself a job that it had to end by force for another, but not one that ends when it is asked to.
-    """
-    facts = show_job(job)
-    asked_to_leave = facts.get("PreemptTime", "None") != "None" and facts.get("JobState") in ("RUNNING", "SIGNALING")
-    return facts.get("Reason") == "TimeLimit" or asked_to_leave
-
-
-def is_preempted(job: str) -> bool:
-    """Whether a job has to leave for another one; True where SLURM does not answer, since that happens to jobs of any length."""
-    facts = show_job(job)
-    return not facts or facts.get("PreemptTime", "None") != "None"
-
-
-def show_job(job: str) -> dict[str, str]:
-    """What SLURM says about a job; empty if it does not answer."""
-    try:
-        asked = ["scontrol", "show", "job", job]
-        words = subprocess.run(
-            asked, capture_output=True, encoding="utf-8", errors="replace", timeout=20
-        ).stdout.split()
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return dict(word.split("=", 1) for word in words if "=" in word)
-
-
-def requeue(job: str) -> None:
-    """Have SLURM start this job again; if it refuses, its words go to stderr and the same command resumes by hand."""
-    try:
-        done = subprocess.run(
-            ["scontrol", "requeue", job], capture_output=True, encoding="utf-8", errors="replace", timeout=60
-        )
-        words = done.stderr.strip() if done.returncode else ""
-    except (OSError, subprocess.TimeoutExpired) as error:
-        words = str(error)
-    if words:
-        print(f"job {job} is not requeued: {words}; give the same command again", file=sys.stderr)
-
-
 def main(arguments: Sequence[str], stop: StopSignals | None = None) -> int:
     """The command line; 2 if a pack could not be run."""
-    words = list(arguments)
-    code = ""
+    words, code = list(arguments), ""
     if "--code" in words:
         at = words.index("--code")
         code = words[at + 1] if at + 1 < len(words) else "?"
         del words[at : at + 2]
-    sent = words[:1] == ["--sent"] and len(words) == 2
-    if not words or any(word.startswith("-") for word in words[sent:]):
-        print("usage: python -m slurm.job SPEC.json ... [--code VERSION], or --sent RECORD.json", file=sys.stderr)
-        return 2
     try:
-        run_sent(Path(words[1]), stop) if sent else run_task(words, code, stop=stop)
+        match words:
+            case ["-"] if stop is not None:
+                return run_fed(stop)
+            case ["--sent", record, *task] if len(task) <= 1:
+                number = task[0] if task else os.environ.get("SLURM_ARRAY_TASK_ID", "0")
+                run_sent(Path(record), int(number), stop)
+            case [_, *_] if not any(word.startswith("-") for word in words):
+                run_task(words, code, stop=stop)
+            case _:
+                usage = "usage: python -m slurm.job SPEC.json ... [--code VERSION], or --sent RECORD.json [TASK]"
+                print(usage, file=sys.stderr)
+                return 2
     except BadInput as error:
-        print(error, file=sys.stderr)
+        print(error, file=sys.stdout if words == ["-"] else sys.stderr)
         return 2
     return 0
 

@@ -29,12 +29,12 @@ from slurm.cancel import cancel
 from slurm.reopen import reopen_failed
 from slurm.resubmit import Resubmitter
 from slurm.scheduler import Scheduler
+from slurm.screen import Screen
 from slurm.status_table import SweepState, draw, plain_lines, to_json
 from slurm.survey import PackState, Surveyor, survey
 from training.command_line import run_program
 
 __all__ = ["PackState", "Surveyor", "survey"]
-LINE_S = 60.0  # between two lines that say the same, where stdout is no terminal
 
 
 @dataclass(frozen=True)
@@ -104,52 +104,25 @@ def _follow(board: Board, options: Options) -> list[SweepState]:
 
     Whoever waits also sends what the cluster had no room for.
     """
-    from rich.console import Console
-    from rich.live import Live
-
-    console, quiet, told = Console(), 0, _Told()
+    quiet = 0
     later = Resubmitter(board.scheduler) if options.wait and isinstance(board.scheduler, Scheduler) else None
-    live = Live(console=console, auto_refresh=False, transient=True)
-    shows = console.is_terminal and not options.json
     sweeps = board.look()
     moves = board.may_change(sweeps)
     try:
-        if shows:
-            live.start()
-        while quiet < 2 or options.watch:
-            if shows:
-                live.update(draw(sweeps, board.note, console.height - 6), refresh=True)
-            elif not options.json:
-                told.tell(sweeps, board.note)
-            if later is not None and (sent := later.send(sweeps, at_once=not moves)):
-                console.print("\n".join(sent), highlight=False, markup=False, emoji=False, soft_wrap=True)
-                quiet = 0
-            time.sleep(options.every_s)
-            sweeps = board.look()
-            moves, full = board.may_change(sweeps), later is not None and bool(later.waiting)
-            quiet = 0 if moves or full else quiet + 1
+        with Screen(is_silent=options.json) as screen:
+            while quiet < 2 or options.watch:
+                screen.show(sweeps, board.note)
+                if later is not None and (sent := later.send(sweeps, at_once=not moves)):
+                    screen.say(sent)
+                    quiet = 0
+                time.sleep(options.every_s)
+                sweeps = board.look()
+                moves, full = board.may_change(sweeps), later is not None and bool(later.waiting)
+                quiet = 0 if moves or full else quiet + 1
     except KeyboardInterrupt:
         if options.wait:
             raise
-    finally:
-        if shows:
-            live.stop()
     return sweeps
-
-
-class _Told:
-    """Prints a line when something has changed, or when nothing was said for `LINE_S`."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.at = -math.inf
-
-    def tell(self, sweeps: list[SweepState], note: str) -> None:
-        lines = [sweep.line().partition(";")[0] for sweep in sweeps] + [note]
-        if lines != self.lines or time.monotonic() - self.at > LINE_S:
-            said = [sweep.line() for sweep in sweeps] + ([note] if note else [])
-            print("\n".join(f"{time.strftime('%H:%M:%S')} {line}" for line in said), flush=True)
-            self.lines, self.at = lines, time.monotonic()
 
 
 def _show(board: Board, sweeps: list[SweepState], options: Options) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,17 @@ class SweepState:
     Attributes:
         folder: `<runs>/<sweep>`.
         packs: how each stands.
+        expected_s: seconds that packs are expected to take, by name, where that is known.
     """
 
     folder: Path
     packs: list[PackState]
+    expected_s: Mapping[str, float] = field(default_factory=dict)
+
+    def only(self, names: Collection[str], expected_s: Mapping[str, float] | None = None) -> SweepState:
+        """Some of the packs."""
+        packs = [pack for pack in self.packs if pack.name in names]
+        return SweepState(self.folder, packs, self.expected_s if expected_s is None else expected_s)
 
     def cells(self) -> dict[str, int]:
         """Number of cells of each status, none left out."""
@@ -70,16 +77,28 @@ class SweepState:
         return "time left not measured yet" if left is None else f"{duration(left)} left"
 
     def seconds_left(self) -> float | None:
-        """Expected seconds until all is done by as many workers as there are now, from what was measured; None if unknown."""
+        """Expected seconds until all is done by as many workers as there are now; None if unknown.
+
+        A pack takes as long as those that have ended did on average, or, as far as that is known, what was expected of it
+        times how far off that was for those.
+        """
         running = [pack for pack in self.packs if pack.state == PackStatus.RUNNING]
-        rated = [pack for pack in running if pack.rate]
-        costs = [pack.seconds for pack in self.packs if pack.seconds > 0] or [p.steps / p.rate for p in rated if p.rate]
-        waiting = sum(pack.state == PackStatus.QUEUED or pack.is_missing for pack in self.packs)
-        if not running or not costs:
+        waiting = [pack for pack in self.packs if pack.state == PackStatus.QUEUED or pack.is_missing]
+        known = [(pack.seconds, pack.name) for pack in self.packs if pack.seconds > 0]
+        known = known or [(pack.steps / pack.rate, pack.name) for pack in running if pack.rate]
+        took, expected = sum(seconds for seconds, _ in known), sum(self.expected_s.get(name, 0.0) for _, name in known)
+
+        def whole(pack: PackState) -> float | None:
+            if own := self.expected_s.get(pack.name):
+                return own * (took / expected if expected else 1.0)
+            return took / len(known) if known else None
+
+        left = [max(0, p.steps - p.step) / p.rate if p.rate else whole(p) for p in running]
+        later = [whole(pack) for pack in waiting]
+        if not running or None in (*left, *later):
             return None if running or waiting else 0.0
-        each = sum(costs) / len(costs)
-        left = [max(0, p.steps - p.step) / p.rate if p.rate else each for p in running]
-        return max(max(left), (sum(left) + waiting * each) / len(running))
+        rest = [seconds for seconds in (*left, *later) if seconds is not None]
+        return max(*rest[: len(running)], sum(rest) / len(running))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -173,7 +192,7 @@ def _packs(packs: Sequence[PackState], rows: int) -> list[Any]:
     trouble = [pack for pack in packs if is_trouble(pack)]
     parts: list[Any] = []
     for shown, heads in (
-        (running, ("pack", "cells", "where", "doing", "step", "steps/s", "")),
+        (running, ("pack", "cells", "where", "doing", "step", "steps/s", "loss", "distance", "")),
         (trouble, ("pack", "")),
     ):
         table = Table(*heads, box=None, pad_edge=False, header_style="dim")
@@ -200,15 +219,8 @@ def reasons(packs: Iterable[PackState]) -> list[str]:
 def _row(pack: PackState) -> tuple[str, ...]:
     where = f"{pack.host} {pack.job}".strip()
     step, rate = f"{pack.step}/{pack.steps}", f"{pack.rate:.2g}" if pack.rate else ""
-    return (
-        pack.name,
-        str(pack.num_cells),
-        where,
-        pack.phase,
-        step,
-        rate,
-        "; ".join(filter(None, (pack.error, pack.unseen))),
-    )
+    remarks = "; ".join(filter(None, (pack.error, pack.unseen)))
+    return pack.name, str(pack.num_cells), where, pack.phase, step, rate, pack.loss, pack.distance, remarks
 
 
 def duration(seconds: float | None) -> str:

@@ -84,7 +84,7 @@ class Task:
 
     def log(self) -> Path | None:
         """Where its errors go, if the file is there."""
-        names = [f"{self.job}_0_log.err", *(f"{worker.pid}_0_log.err" for worker in self.workers)]
+        names = [f"{self.job}_0_log.err", *(f"worker-{number}.log" for number in range(len(self.workers)))]
         found = (self.folder / name for name in names if self.folder is not None)
         return next((path for path in found if path.exists()), None)
 

@@ -195,12 +195,6 @@ def store(sweep: SweepFolder, record: dict[str, Any]) -> Path:
     return path
 
 
-def spec_paths(sweep: SweepFolder, tasks: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Absolute paths of the specifications of each task's packs."""
-    files = sweep.scan()
-    return [[str(files[pack].spec.resolve()) for pack in task] for task in tasks]
-
-
 def repair(sweep: SweepFolder, scheduler: Scheduler) -> list[str]:
     """Settle the intents of submitters that died: an array that SLURM knows is adopted, the others were never sent.
 

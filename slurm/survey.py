@@ -49,6 +49,7 @@ class PackState:
         host: where it is held, or was last.
         seconds: what it cost, if it has ended.
         stuck: whether SLURM lets it wait until somebody steps in.
+        loss, distance: the smallest and the largest of its runs' last losses and relative distances; "" where unknown.
         unseen: why it is not certain that it runs or is queued: that stands in its files, and nobody was seen; "" if it is.
     """
 
@@ -66,10 +67,19 @@ class PackState:
     host: str = ""
     seconds: float = 0.0
     stuck: bool = False
+    loss: str = ""
+    distance: str = ""
     unseen: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("phase", "error", "job", "host"):  # what others have written is shown on terminals
+        for name in (
+            "phase",
+            "error",
+            "job",
+            "host",
+            "loss",
+            "distance",
+        ):  # what others have written is shown on terminals
             object.__setattr__(self, name, printable(getattr(self, name)))
 
     @property
@@ -211,7 +221,8 @@ class Surveyor:
             pack.name, PackStatus.RUNNING, len(spec.runs), {RunStatus.RUNNING: len(spec.runs)},
             str(beat.get("phase", "starting")), int(beat.get("step") or 0), int(beat.get("steps") or spec.steps),
             rate if rate > 0 else None, f"{diverged} diverged" if diverged else "", job=holder.job if holder else "",
-            host=holder.host if holder else "", unseen=unseen,
+            host=holder.host if holder else "", loss=str(beat.get("loss", "")), distance=str(beat.get("distance", "")),
+            unseen=unseen,
         )  # fmt: skip
 
     def _ended(self, pack: PackFiles) -> PackState:

@@ -1,7 +1,8 @@
 """What a job starts: it listens for signals before anything slow is imported, so that no warning is lost; then `slurm.job`.
 
-python -m slurm.task --sent runs/<sweep>/submissions/<token>.json
+python -m slurm.task --sent runs/<sweep>/submissions/<token>.json [TASK]
 python -m slurm.task runs/<sweep>/packs/<pack>.json ... [--code VERSION]
+python -m slurm.task -                  # a worker of the program that writes a JSON list of packs to its standard input
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 import shutil
 import subprocess
 import sys
@@ -174,13 +175,22 @@ def fail(run: Run, text: str) -> None:
 
 
 def describe(progress: Progress, since: float, first: int) -> dict:
-    """What a heartbeat says: where the pack is, and its steps a second since this process began."""
+    """What a heartbeat says: where the pack is, its steps a second since this process began, and the last values."""
     passed = time.monotonic() - since
     rate = (progress.step - first) / passed if progress.step > first and passed > 0 else None
     return {
         "phase": progress.phase, "step": progress.step, "steps": progress.steps, "diverged": progress.diverged,
-        "rate": rate,
+        "rate": rate, "loss": span(progress.losses, "{:.3f}"), "distance": span(progress.distances, "{:.3g}"),
     }  # fmt: skip
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """The smallest and the largest of a pack's values."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "not finite" if values else ""
+    low, high = form.format(min(finite)), form.format(max(finite))
+    return low if low == high else f"{low} to {high}"
 
 
 def is_lack_of_memory(error: Exception) -> bool:

@@ -11,8 +11,10 @@ import pandas as pd
 
 from adapters import BadInput
 from analysis import Results, load
-from slurm import inline
+from slurm import pool
+from slurm.board import Board
 from slurm.ended import last_line
+from slurm.screen import Screen
 from sweeps import jobs
 from sweeps.done import Done
 from sweeps.grid import Planned, Scene
@@ -20,7 +22,6 @@ from sweeps.jobs import Sender, describe_states
 from sweeps.options import Options, Stopped
 from sweeps.plan import Plan
 from sweeps.plan_lines import describe_rates, show_plan
-from sweeps.progress import ProgressDisplay
 from sweeps.work import Sweep, Work, look, plan_work, resolve
 from training.states import RunStatus
 
@@ -79,12 +80,10 @@ def run_work(sweep: Sweep, work: Work) -> bool:
         Stopped: after Ctrl-C.
     """
     plan, packs, where = sweep.plan, work.packs, sweep.options.where
-    num_done = len(sweep.cells) - len(work.todo)
-    estimate = work.seconds
     while packs:
         plan.refresh(work.setting, packs)
         if where.executor == "inline":
-            _run(plan, packs, min(work.workers, len(packs)), num_done, estimate, work.setting.device)
+            _run(plan, packs, work)
         elif not _send(work.sender, plan, packs, sweep.wanted, where.wait):
             return False
         _report_failures(plan, packs)
@@ -151,12 +150,21 @@ def _send(sender: Sender, plan: Plan, packs: list[str], wanted: set[str], wait: 
     return True
 
 
-def _run(plan: Plan, packs: Sequence[str], workers: int, num_done: int, estimate: float | None, device: str) -> None:
-    cells = {pack: len(plan.packs[pack]) for pack in packs}
-    work = {pack: plan.work[pack] for pack in packs}
-    with ProgressDisplay(num_done, cells, work, estimate) as display:
-        specs = [plan.spec(pack) for pack in packs]
-        outcome = inline.run_inline(specs, workers=workers, listen=display.listen, device=device)
+def _run(plan: Plan, packs: Sequence[str], work: Work) -> None:
+    """Run packs here, and show how they stand.
+
+    Raises:
+        StoreError: as the worker that met it says.
+        Stopped: after a signal.
+    """
+    board, expected_s, specs = Board(plan.folder, None), work.each_s(), [plan.spec(pack) for pack in packs]
+    with Screen() as screen:
+
+        def look() -> None:
+            screen.show([state.only(packs, expected_s) for state in board.look()])
+
+        workers = min(work.workers, len(packs))
+        outcome = pool.run_inline(specs, workers=workers, device=work.setting.device, look=look)
     if outcome == "stopped":
         raise Stopped("stopped; everything computed is checkpointed: the same command goes on from here")
 

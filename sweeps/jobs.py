@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from rich.console import Console
-from rich.live import Live
-
 from adapters import BadInput, counted
 from slurm.arrays import plan_arrays
 from slurm.board import Board
@@ -20,16 +17,16 @@ from slurm.clusters import Cluster
 from slurm.estimate import Pack, Predict
 from slurm.export import export, export_text
 from slurm.limits import Limits
-from slurm.local_workers import start_local
+from slurm.pool import start_local
 from slurm.resubmit import Resubmitter
 from slurm.sbatch import Request
 from slurm.scheduler import Scheduler
+from slurm.screen import Screen
 from slurm.states import ALIVE, PackStatus
-from slurm.status_table import SweepState, draw
+from slurm.status_table import duration
 from slurm.submit import Report, check_cluster, read_missing, submit_missing
 from slurm.survey import survey
 from slurm.sweep_folder import SweepFolder
-from sweeps.progress import duration
 
 EVERY_S = 5.0  # between two looks while waiting
 
@@ -171,21 +168,13 @@ def wait(sender: Sender, list_open: Callable[[], list[str]]) -> None:
     """
     board = Board(sender.sweep.path, sender.scheduler if Scheduler.is_here() else None)
     resubmitter = Resubmitter(sender.scheduler, sender.cluster) if sender.executor == "slurm" else None
-    console, said = Console(), ""
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    with Screen() as screen:
         while wanted := list_open():
             (state,) = board.look()
-            if console.is_terminal:
-                live.update(draw([state], board.note, console.height - 6), refresh=True)
-            elif (line := "; ".join(filter(None, (state.line(), board.note)))) != said:
-                console.print(
-                    f"{time.strftime('%H:%M:%S')} {line}", highlight=False, markup=False, emoji=False, soft_wrap=True
-                )
-                said = line
-            open_packs = SweepState(state.folder, [pack for pack in state.packs if pack.name in wanted])
+            screen.show([state], board.note)
+            open_packs = state.only(wanted)
             if resubmitter is not None and resubmitter.choose(open_packs):
-                for line in resubmitter.send([open_packs]):
-                    console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+                screen.say(resubmitter.send([open_packs]))
             elif not board.may_change([open_packs]) and (left := _left(sender, wanted)):
                 raise BadInput(left)
             time.sleep(EVERY_S)

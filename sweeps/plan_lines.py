@@ -14,9 +14,9 @@ from pathlib import Path
 from adapters import counted
 from analysis.series import method_label
 from slurm.calibrate import machine_load, measured_file
+from slurm.status_table import duration
 from sweeps.grid import Planned
 from sweeps.plan import Plan, is_packable
-from sweeps.progress import duration
 from sweeps.remarks import describe_scene
 from sweeps.smaller import LONG_S, offer_smaller
 from sweeps.work import Sweep, Work, as_pack

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from slurm.status_table import duration
 from sweeps.grid import Planned
-from sweeps.progress import duration
 
 LONG_S = 600.0
 SUBJECTS, MULTIPLIERS = "subjects", "multipliers"

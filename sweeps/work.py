@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm import inline
+from slurm import pool
 from slurm.arrays import MEMORY_MARGIN
 from slurm.calibrate import calibrate, keep_calibration
 from slurm.estimate import Estimate, Need, Pack, learn
@@ -86,6 +86,11 @@ class Work:
         """Seconds that all of it takes; None where nothing was measured."""
         return self.expected.seconds(self.left) if self.expected else 0.0
 
+    def each_s(self) -> dict[str, float]:
+        """Seconds that each pack is expected to take, by name; empty where nothing was measured."""
+        expected = self.expected
+        return {pack.name: expected.pack_s(pack.demand) for pack in self.left} if expected and expected.costs else {}
+
 
 def resolve(options: Options, scene: Scene, planned: Sequence[Planned], name: str) -> Sweep:
     """Open the sweep's folder, and look up which cells earlier results hold.
@@ -146,8 +151,8 @@ def _workers(options: Options, setting: Setting, num_cells: int, measured: Estim
     """Workers of this machine and threads of each; a cluster's tasks are one worker each."""
     if (cluster := options.where.choose()) is not None:
         return 1, 0 if setting.device == "cuda" else max(1, cluster.cpus_per_task)
-    each_mib = measured.peak_mib(measured.pack_size) if measured and measured.costs else inline.WORKER_MIB
-    workers, threads = inline.choose_workers(max(2, num_cells), setting.device, each_mib)
+    each_mib = measured.peak_mib(measured.pack_size) if measured and measured.costs else pool.WORKER_MIB
+    workers, threads = pool.choose_workers(max(2, num_cells), setting.device, each_mib)
     if options.workers != "auto":
         cores = workers * threads
         workers = int(options.workers)

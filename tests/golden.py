@@ -27,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("adapters", "analysis", "benchmarks", "figures", "slurm", "sweeps", "tools", "training")
 WORKERS = {
     "slurm/job.py",
-    "slurm/local_workers.py",
     "training/probe.py",
     "tools/slurm_node/__main__.py",
     "slurm/task.py",

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import figures
-from slurm import inline, job
+from slurm import job, pool
 from sweeps.options import Options, run_driver
 from tests.make_studio import Studio
 
@@ -56,7 +56,7 @@ def drive_here(module: ModuleType, arguments: Sequence[str], runs: Path) -> Driv
     out, err = StringIO(), StringIO()
     with (
         mock.patch.object(sys, "argv", list(arguments)),
-        mock.patch.object(inline, "run_inline", run_here),
+        mock.patch.object(pool, "run_inline", run_here),
         mock.patch.object(figures, "save", keep(driven.drawn, figures.save)),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -82,7 +82,7 @@ def keep(drawn: dict[str, Figure], save: Callable[..., list[Path]]) -> Callable[
 
 
 def run_here(specs: Sequence[Path], **_: Any) -> str:
-    """`inline.run_inline` without processes."""
+    """`pool.run_inline` without processes."""
     for spec in specs:
         assert job.run_pack(spec, lambda progress: None, stop=lambda: False) != "failed"
     return "done"

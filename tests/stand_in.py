@@ -24,7 +24,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from slurm import calibrate, inline
+from slurm import calibrate, pool
 from slurm.ended import write_ended
 from slurm.sweep_folder import PackFiles, read_contents, sweep_of
 from sweeps import rates
@@ -52,7 +52,7 @@ def stand_in(only: str = "") -> None:
     os.fsync = lambda _: None  # type: ignore[assignment]
     calibrate._measure_elsewhere = lambda setting, cell: {n: Cost(0.01, 500.0) for n in (1, 16)}  # type: ignore[assignment]
     rates.write_rates.__defaults__ = (Path("base_rates.toml").absolute(),)  # not into the checkout
-    inline.run_inline = stop if only == "plan" else make_results  # type: ignore[assignment]
+    pool.run_inline = stop if only == "plan" else make_results  # type: ignore[assignment]
     if only == "parse":
         command_line.run_program = parse_only  # type: ignore[assignment]
 
@@ -68,7 +68,7 @@ def parse_only(options: type, run: Callable, description: str, arguments: Sequen
 
 
 def make_results(specs: Sequence[Path], **_: Any) -> str:
-    """`inline.run_inline`: every run of every pack has results at once."""
+    """`pool.run_inline`: every run of every pack has results at once."""
     for spec in specs:
         runs = list_runs(sweep_of(spec).path, read_contents(spec))
         for run in runs:

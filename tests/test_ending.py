@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pty
 import re
@@ -15,15 +14,13 @@ from typing import Any
 
 import pytest
 
-from slurm import inline
+from slurm import pool
 from tests.test_house import ROOMS, list_modules
 from tests.waiting import HANG_S
-from training.stop import StopSignals
 
 ROOT = Path(__file__).resolve().parents[1]
 CHILDREN = {
     "benchmarks/peak.py",
-    "slurm/local_workers.py",
     "training/probe.py",
 }  # nobody types them
 PROGRAM = """
@@ -178,28 +175,24 @@ def test_signal_unwinds_it(number: int, code: int, tmp_path: Path) -> None:
     assert (tmp_path / "unwound").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_end_of_the_terminal_reaches_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def work(paths: list[str], worker: int, events: Any, driver: Any) -> None:
-        with StopSignals() as stop:
-            events.put(inline.Event("progress", worker, None))
-            while not stop():
-                time.sleep(0.01)
-            events.put(inline.Event("stopped", worker, ""))
-
-    def listen(event: inline.Event) -> None:
-        if event.kind == "progress":
-            os.kill(os.getpid(), signal.SIGHUP)
+    worker = """
+import os, signal, sys, time
+from training.stop import STOPPED, StopSignals
+with StopSignals() as stop:
+    os.kill(os.getppid(), signal.SIGHUP)
+    while not stop():
+        time.sleep(0.01)
+sys.exit(STOPPED)
+"""
 
     def die(number: int, frame: object) -> None:
         raise AssertionError("the sweep would have ended on the spot")
 
     before = signal.signal(signal.SIGHUP, die)
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: fork)
-    monkeypatch.setattr(inline, "work", work)
+    monkeypatch.setattr(pool, "WORKER", (sys.executable, "-c", worker))
     try:
-        assert inline.run_inline([], workers=1, listen=listen) == "stopped"
+        assert pool.run_inline([], workers=1) == "stopped"
     finally:
         signal.signal(signal.SIGHUP, before)
 

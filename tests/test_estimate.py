@@ -15,7 +15,7 @@ import pytest
 
 from adapters import BadInput
 from adapters.parameters import COPIES_IN_TRAINING
-from slurm import calibrate, inline
+from slurm import calibrate, pool
 from slurm.calibrate import choose_size
 from slurm.ended import read_ended, write_ended
 from slurm.estimate import NAME, START_S, Estimate, Need, Pack, Paid, learn, makespan, predict_by
@@ -166,16 +166,16 @@ def test_nothing_is_foreseen_where_nothing_was_measured() -> None:
 
 def test_size_is_the_smallest_that_is_as_good_as_the_best_in_the_memory_there_is(monkeypatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
-    monkeypatch.setattr(calibrate, "num_workers", inline.num_workers)
-    monkeypatch.setattr(inline, "machine_mib", lambda: 1e6)
+    monkeypatch.setattr(calibrate, "num_workers", pool.num_workers)
+    monkeypatch.setattr(pool, "machine_mib", lambda: 1e6)
     assert choose_size(COSTS) == 8
     assert choose_size(COSTS | {16: Cost(7.7, 700.0)}) == 8, "within 2 % of the best"
-    monkeypatch.setattr(inline, "machine_mib", lambda: 2300.0)
-    assert inline.choose_workers(9, "cpu", 560.0) == (4, 1)
-    assert inline.choose_workers(9, "cpu", 640.0) == (3, 1)
+    monkeypatch.setattr(pool, "machine_mib", lambda: 2300.0)
+    assert pool.choose_workers(9, "cpu", 560.0) == (4, 1)
+    assert pool.choose_workers(9, "cpu", 640.0) == (3, 1)
     assert choose_size(COSTS) == 4, "four workers with packs of 4 beat three with packs of 8"
-    monkeypatch.setattr(inline, "machine_mib", lambda: 100.0)
-    assert inline.choose_workers(9, "cpu", 500.0) == (1, 4)
+    monkeypatch.setattr(pool, "machine_mib", lambda: 100.0)
+    assert pool.choose_workers(9, "cpu", 500.0) == (1, 4)
     assert choose_size(COSTS, "cuda") == 8
     assert choose_size(COSTS, task_mib=600.0) == 4
     assert choose_size(COSTS, task_mib=100.0) == 1, "none fits; the smallest is tried"

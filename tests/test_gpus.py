@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from slurm import inline
+from slurm import pool
 from slurm.arrays import plan_arrays
 from slurm.clusters import Cluster
 from slurm.estimate import Need, Pack
-from slurm.gpus import VISIBLE, choose_gpu, list_gpus, run_on
-from slurm.inline import choose_workers, run_inline
+from slurm.gpus import VISIBLE, choose_gpu, list_gpus
 from slurm.limits import Limits
-from tests.say_visible import say_visible
+from slurm.pool import choose_workers, start_process
 from tests.test_loop import make_cell
 
 
@@ -27,12 +27,11 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VISIBLE, raising=False)
 
 
-def start_workers(monkeypatch: pytest.MonkeyPatch, device: str) -> list[str | None]:
-    """What each of two real worker processes sees."""
-    seen: dict[int, Any] = {}
-    monkeypatch.setattr(inline, "work", say_visible)
-    run_inline([], workers=2, listen=lambda event: seen.update({event.worker: event.value}), device=device)
-    return [seen[worker] for worker in range(2)]
+def start_workers(monkeypatch: pytest.MonkeyPatch, device: str) -> list[str]:
+    """What each of two worker processes sees."""
+    monkeypatch.setattr(pool, "WORKER", (sys.executable, "-c", f"import os; print(os.environ.get('{VISIBLE}'))"))
+    team = [start_process((), number, device, os.environ, stdout=subprocess.PIPE, text=True) for number in range(2)]
+    return [process.communicate()[0].strip() for process in team]
 
 
 def test_workers_on_cuda_see_one_gpu_each_and_on_a_cpu_what_they_saw(
@@ -56,15 +55,6 @@ def test_number_of_workers_follows_the_gpus(two_gpus: None, monkeypatch: pytest.
 
 def test_more_workers_than_gpus_share_them(two_gpus: None) -> None:
     assert [choose_gpu(worker, "cuda") for worker in range(3)] == ["0", "1", "0"]
-
-
-def test_worker_that_outlives_its_starter_sees_one_gpu(tmp_path: Path) -> None:
-    import submitit
-
-    executor = submitit.LocalExecutor(tmp_path)
-    executor.update_parameters(timeout_min=1)
-    jobs = [executor.submit(run_on, name, os.getenv, VISIBLE) for name in ("0", "GPU-8f")]
-    assert [job.result() for job in jobs] == ["0", "GPU-8f"]
 
 
 def test_every_task_of_a_cluster_asks_for_one_gpu_and_holds_one_pack() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -18,14 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 
 from adapters import BadInput
-from slurm import claims, inline, job, turn
-from slurm.claims import Heart, Holder, read_beat, read_claims
+from slurm import claims, job, own_job, pool, turn
+from slurm.claims import Heart, read_beat, read_claims
 from slurm.ended import read_ended
 from slurm.job import run_pack, run_task
 from slurm.sweep_folder import PackFiles, read_contents
@@ -37,7 +34,7 @@ from training import loop, shared_file_system
 from training.cell import Cell
 from training.loop import Interrupted
 from training.run import Run
-from training.stop import StopSignals
+from training.stop import STOPPED, StopSignals
 from training.store import RunFolder, StoreError, find_runs, write_json
 from training.tasks.subject import SubjectTask
 
@@ -425,26 +422,26 @@ def test_signal_among_the_pictures_does_not_wait_for_them(
 def test_worker_stops_when_its_driver_is_gone(
     studio: Studio, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A driver that is killed can tell its workers nothing; they see that they have another parent."""
-    spec, gone = store(studio, tmp_path), list[SubjectTask]()
-    with monkeypatch.context() as patch:
-        driver = Holder.of(os.getppid())
-        patch.setattr(inline.os, "getppid", lambda: 1 if gone else driver.pid)
-        at_step(5, gone.append, patch)
-        inline.work([str(spec)], 0, multiprocessing.get_context("spawn").Queue(), driver)
+    """A driver that is killed can tell its workers nothing; what it fed them by is closed."""
+    spec, (ours, theirs) = store(studio, tmp_path), os.pipe()
+    with (
+        monkeypatch.context() as patch,
+        open(ours, encoding="utf-8") as stdin,
+        open(theirs, "w", encoding="utf-8") as driver,
+    ):
+        print(json.dumps([str(spec)]), file=driver, flush=True)
+        patch.setattr(sys, "stdin", stdin)
+        at_step(5, lambda _: driver.close(), patch)
+        assert job.run_fed(lambda: False) == STOPPED
     assert outcomes(spec) == ["stopped"]
     assert set(statuses(tmp_path).values()) == {"preempted"}
     assert run_pack(spec) == "done"
     assert_same_results(undisturbed, tmp_path)
 
 
-def test_worker_does_not_begin_when_its_driver_died_while_it_started() -> None:
-    """Read after the start, a dead driver's place taker would count as the driver."""
-    parent = Holder.of(os.getppid())
-    for driver in (dataclasses.replace(parent, pid=1 << 22), dataclasses.replace(parent, started=parent.started + 1)):
-        events = mock.Mock()
-        inline.work(["no.json"], 0, events, driver)
-        assert not events.mock_calls
+def test_worker_ends_when_its_driver_died_before_it_said_what_to_run() -> None:
+    done = subprocess.run([*pool.WORKER, "-"], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_requeue_says_when_slurm_refuses(
@@ -456,9 +453,9 @@ def test_requeue_says_when_slurm_refuses(
     )
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    job.requeue("1")
+    own_job.requeue("1")
     assert capsys.readouterr().err == ""
-    job.requeue("2")
+    own_job.requeue("2")
     assert "job 2 is not requeued: Requests not allowed" in capsys.readouterr().err
     assert Path(f"{scontrol}.called").read_text(encoding="utf-8").splitlines() == ["requeue 1", "requeue 2"]
 

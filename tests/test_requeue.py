@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.job import is_to_go_on
+from slurm.own_job import is_to_go_on
 from slurm.turn import is_out_of_memory
 
 # As SLURM 22.05 answers `scontrol show job` while the job has SIGTERM.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from slurm import inline
+from slurm import pool
 from training.stop import describe_exit
 from training.store import StoreError
 
@@ -40,31 +39,33 @@ def test_end_of_a_process_has_its_own_words(number: int, words: str) -> None:
     assert describe_exit(3) == "ended with exit code 3"
 
 
-def end(number: int) -> None:
-    """As a process that listens to nothing yet."""
-    listen_to_none(number)
-    os.kill(os.getpid(), number)
+def play_worker(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """Let workers be a program of a few lines."""
+    monkeypatch.setattr(pool, "WORKER", (sys.executable, "-c", "\n".join(("import os, signal, time", *lines))))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV])
 def test_worker_that_ends_by_a_signal_is_told_by_its_name(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(inline.multiprocessing, "get_context", lambda kind: fork)
-    monkeypatch.setattr(inline, "work", lambda *about: end(number))
+    play_worker(monkeypatch, f"os.kill(os.getpid(), {number:d})")
     with pytest.raises(StoreError) as caught:
-        inline.run_inline([Path("p.json")], workers=1, listen=lambda event: None)
+        pool.run_inline([Path("p.json")], workers=1)
     assert str(caught.value).startswith(f"a worker {describe_exit(-number)}; nothing computed is lost")
     assert ("--pack-size" in str(caught.value)) == (number == signal.SIGKILL)
 
 
 def test_driver_that_is_asked_to_end_while_its_workers_start_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    fork, driver = multiprocessing.get_context("fork"), os.getpid()
+    play_worker(monkeypatch, "os.kill(os.getppid(), signal.SIGTERM)", "time.sleep(600)")
+    assert pool.run_inline([Path("p.json")], workers=1) == "stopped"
 
-    def start(*about: object) -> None:
-        listen_to_none(signal.SIGTERM)
-        os.kill(driver, signal.SIGTERM)
-        signal.pause()
 
-    monkeypatch.setattr(inline.multiprocessing, "get_context", lambda kind: fork)
-    monkeypatch.setattr(inline, "work", start)
-    assert inline.run_inline([Path("p.json")], workers=1, listen=lambda event: None) == "stopped"
+def test_worker_that_cannot_go_on_stops_the_others_and_its_last_line_is_the_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    waits = f"open({str(tmp_path)!r} + '/waits', 'w'); time.sleep(600)"
+    fails = f"while not os.path.exists({str(tmp_path)!r} + '/waits'): time.sleep(0.01)"
+    play_worker(
+        monkeypatch, "import json, sys", "if json.loads(input())[0].endswith('a.json'):", f"    {waits}", fails,
+        "print('noise')", "print('the disk is full')", "sys.exit(2)",
+    )  # fmt: skip
+    with pytest.raises(StoreError, match="^the disk is full$"):
+        pool.run_inline([Path("a.json"), Path("b.json")], workers=2)

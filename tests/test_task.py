@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adapters import BadInput
-from slurm import job
+from slurm import job, own_job
 from slurm.job import run_task
 from tests.make_slurm import make_slurm
 from tests.make_studio import ROOT, Studio
@@ -102,7 +102,7 @@ def test_task_whose_time_is_over_before_its_first_step_is_not_started_for_ever(
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
     monkeypatch.setattr(job, "requeue", requeued.append)
-    monkeypatch.setattr(job, "show_job", lambda name: {"PreemptTime": "2026-01-01" if preempted else "None"})
+    monkeypatch.setattr(own_job, "show_job", lambda name: {"PreemptTime": "2026-01-01" if preempted else "None"})
     spec = store(studio, tmp_path)
     with StopSignals(signal.SIGURG) as stop:
         if at:

@@ -48,7 +48,7 @@ SPEC = {
 }  # fmt: skip
 BEAT = {
     "turn": COUNT, "count": COUNT, "time": NUMBER, "phase": TEXT, "step": COUNT, "steps": COUNT, "diverged": COUNT,
-    "rate": NUMBER, "run": PART,
+    "rate": NUMBER, "run": PART, "loss": TEXT, "distance": TEXT,
 }  # fmt: skip
 HOLDER = {
     "host": TEXT, "user": TEXT, "machine": TEXT, "pid": _PROCESS, "started": COUNT, "job": _JOB, "restart": COUNT,

@@ -9,6 +9,7 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 WARNINGS = (signal.SIGUSR2, signal.SIGURG)  # of a scheduler that will end the job soon
+STOPPED = 128 + signal.SIGINT  # exit code of a program that has stopped as it was asked to
 IMPATIENT_S = 1.0  # a terminal's Ctrl-C may arrive twice, once by way of the parent
 
 

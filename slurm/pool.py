@@ -1,0 +1,218 @@
+"""Workers on this machine: processes of `slurm.task` that take turns at the packs of a sweep.
+
+Each is given all packs, each from another place on, and takes those that nobody holds. Those of `--cluster inline` stop with
+the program that started them: they are told on standard input what to run, and stop when it is closed, as it is for a program
+that was killed. Those of `--cluster local` outlive it, in a session of their own that neither Ctrl-C nor a closed terminal
+reaches; their process ids and start times go into the record, so that others can tell whether they live.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from slurm.claims import Holder, exclusive
+from slurm.clusters import Cluster
+from slurm.gpus import VISIBLE, choose_gpu, list_gpus
+from slurm.sbatch import ROOT, open_private
+from slurm.states import Sent
+from slurm.submissions import Submissions
+from slurm.submit import make_record, next_number, read_missing, store
+from slurm.survey import survey
+from slurm.sweep_folder import SweepFolder
+from training.memory_advice import machine_mib
+from training.stop import STOPPED, describe_exit, is_shrugged_off
+from training.store import StoreError, store_error
+
+WORKER = (sys.executable, "-P", "-m", "slurm.task")
+WORKER_MIB = 2048.0  # set aside for a worker whose memory was not measured
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to the workers, which checkpoint and stop
+LOOK_S = 0.5  # between two looks, and between two heartbeats of workers that somebody looks at
+_outliving: list[subprocess.Popen] = []  # kept: Python warns of a process that nobody has waited for
+
+
+def choose_workers(num_packs: int, device: str, each_mib: float = WORKER_MIB) -> tuple[int, int]:
+    """How many worker processes, and threads for each.
+
+    On a CPU, one-thread processes side by side beat one process with many threads (`benchmarks/packs.py`); memory
+    and the number of packs limit them. Each GPU has one.
+    """
+    workers = max(1, min(num_packs, num_workers(device, each_mib)))
+    if device != "cpu":
+        return workers, 0
+    return workers, max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def num_workers(device: str, each_mib: float) -> int:
+    """How many workers of a size this machine holds: one a core as far as memory goes, or one for each GPU."""
+    count = min(len(os.sched_getaffinity(0)), int(machine_mib() / each_mib)) if device == "cpu" else len(list_gpus())
+    return max(1, count)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker that stops with this process.
+
+    Attributes:
+        process: its process, whose standard input is open as long as it may work.
+        said: its standard output, where it leaves the error that ended it.
+    """
+
+    process: subprocess.Popen
+    said: IO[str]
+
+    @classmethod
+    def start(cls, number: int, specs: Sequence[str], device: str, said: IO[str]) -> Worker:
+        """Start a worker; it takes the specifications in the order given."""
+        beats = {"PLATEAU_BEAT_S": str(LOOK_S)} | os.environ
+        worker = cls(start_process(("-",), number, device, beats, stdin=subprocess.PIPE, stdout=said, text=True), said)
+        with contextlib.suppress(BrokenPipeError):  # it was ended meanwhile, as its exit code will say
+            print(json.dumps(specs), file=worker.process.stdin, flush=True)
+        return worker
+
+    def close(self) -> None:
+        """Ask it to stop, wait until it has ended, and close its standard input."""
+        self.process.terminate()
+        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+
+    def error(self) -> str:
+        """The last line that it said."""
+        self.said.seek(0)
+        return (self.said.read().strip().splitlines() or ["a worker could not go on"])[-1]
+
+
+def start_process(
+    arguments: Sequence[str], number: int, device: str, environment: Mapping[str, str], **more: Any
+) -> subprocess.Popen:
+    """Start `slurm.task` in a process that sees one GPU, or on a CPU what this process sees."""
+    gpu = choose_gpu(number, device)
+    seen = {VISIBLE: gpu} if gpu is not None else {}
+    path = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
+    return subprocess.Popen([*WORKER, *arguments], env={**environment, **seen, "PYTHONPATH": path}, **more)
+
+
+def run_inline(
+    specs: Sequence[Path], *, workers: int, device: str = "cpu", look: Callable[[], None] = lambda: None
+) -> str:
+    """Run packs in worker processes until all have ended.
+
+    Args:
+        specs: the packs' JSON specifications.
+        workers: number of processes.
+        device: "cpu", or "cuda", of which each worker sees one GPU.
+        look: called every `LOOK_S` seconds, and once more when all have ended.
+
+    Returns:
+        "done", or "stopped" after a signal; what was computed is checkpointed.
+
+    Raises:
+        StoreError: as the worker that met it says; the others have stopped with checkpoints.
+    """
+    paths, team, heard = [str(path.resolve()) for path in specs], list[Worker](), list[int]()
+
+    def pass_on(number: int, frame: object) -> None:
+        heard.append(number)
+        for worker in team:
+            worker.process.send_signal(number)
+
+    with _handling(pass_on), contextlib.ExitStack() as closing:
+        for number in range(workers):
+            said = closing.enter_context(
+                tempfile.TemporaryFile("w+", encoding="utf-8")
+            )  # no pipe: nobody reads meanwhile
+            team.append(Worker.start(number, [*paths[number:], *paths[:number]], device, said))
+            closing.callback(team[-1].close)
+        while running := [worker for worker in team if worker.process.poll() is None]:
+            look()
+            if any(worker.process.returncode == 2 for worker in team):
+                pass_on(signal.SIGTERM, None)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running[0].process.wait(LOOK_S)
+        look()
+        return _outcome(team, bool(heard))
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let a handler hear of the signals that stop a sweep."""
+    before = {number: signal.signal(number, handler) for number in PASSED_ON if not is_shrugged_off(number)}
+    try:
+        yield
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own)
+
+
+def _outcome(team: Sequence[Worker], was_asked: bool) -> str:
+    """What the ends of all workers come to; one that did not listen yet ended without a word."""
+    codes = [worker.process.returncode for worker in team]
+    if 2 in codes:
+        raise StoreError(team[codes.index(2)].error())
+    killed = [code for code in codes if code not in (0, STOPPED)]
+    if killed and not was_asked and STOPPED not in codes:
+        smaller = ", with a smaller --pack-size or fewer --workers if it happens again"
+        raise StoreError(
+            f"a worker {describe_exit(killed[0])}; nothing computed is lost: run the same command again"
+            + (smaller if killed[0] == -signal.SIGKILL else "")
+        )
+    return "stopped" if any(codes) else "done"
+
+
+def start_local(sweep: SweepFolder, packs: Sequence[str] | None, num_workers: int) -> list[Holder]:
+    """Start workers for the packs that nobody works on or means to, which outlive this process; returns their processes.
+
+    Raises:
+        BadInput: if another process is submitting this sweep, or the workers cannot be started.
+    """
+    with exclusive(sweep.path, "submitter"):
+        settle(sweep)
+        missing = read_missing(sweep, survey(sweep, None), packs)
+        if not missing:
+            return []
+        names = [pack.name for pack in missing]
+        count = min(num_workers, len(names))
+        tasks = [names[first:] + names[:first] for first in (len(names) * n // count for n in range(count))]
+        device = "cuda" if any(pack.device == "cuda" for pack in missing) else "cpu"
+        cluster, private = Cluster("local", gpus="1" if device == "cuda" else "0"), open_private(sweep.submissions)
+        record = make_record(next_number(sweep), cluster, "local", private) | {"tasks": tasks, "workers": []}
+        path = store(sweep, record)
+        for number in range(count):
+            record["workers"].append(dataclasses.asdict(_start_outliving(path, record["folder"], number, device)))
+            store(sweep, record)
+        store(sweep, record | {"state": Sent.SENT})
+        return [Holder(**worker) for worker in record["workers"]]
+
+
+def _start_outliving(record: Path, folder: str, number: int, device: str) -> Holder:
+    log, arguments = Path(folder) / f"worker-{number}.log", ("--sent", str(record.resolve()), str(number))
+    try:
+        with open(log, "wb") as file:
+            process = start_process(arguments, number, device, os.environ, start_new_session=True,
+                                    stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)  # fmt: skip
+    except OSError as error:
+        raise store_error(error, log) from None
+    _outliving.append(process)
+    return Holder.of(process.pid)
+
+
+def settle(sweep: SweepFolder) -> None:
+    """Close the intents of starters that died; workers that they did start hold their packs by claims."""
+    submissions = Submissions(sweep)
+    submissions.refresh()
+    for record in submissions.records:
+        if record.get("executor") == "local" and record.get("state") == "intent":
+            state = Sent.SENT if record.get("workers") else Sent.REFUSED
+            store(sweep, record | {"state": state, "error": "the process that started the workers died"})
