@@ -14,8 +14,8 @@ from analysis import load, subject_scores
 from analysis.comparisons import MEASURES, compare, power_sentence, subject_measures
 from analysis.divergence import divergence_rates
 from analysis.permutation import holm, sign_flip
-from analysis.simulated import World
 from analysis.statistics import studentised_bootstrap
+from benchmarks.simulated import World
 from tests.make_runs import GAIN, Shape, make_runs
 
 

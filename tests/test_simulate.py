@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from adapters import BadInput
-from analysis.simulate import (
+from benchmarks.simulate import (
     SIZES,
     TABLES,
     Options,
@@ -21,7 +21,7 @@ from analysis.simulate import (
     simulate,
     write_table,
 )
-from analysis.simulated import SHAPES
+from benchmarks.simulated import SHAPES
 
 CONSERVATIVE = ("width", "edge", "sensitivity", "at_best", "joint", "interquartile", "peak")  # may cover more than 97 %
 

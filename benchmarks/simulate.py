@@ -1,7 +1,7 @@
 """Do the printed 95 % intervals cover 95 %, and do tests at 5 % reject 5 %? Simulated studies of the sizes used.
 
-python -m analysis.simulate --out docs/statistics.md      # every table, each written when it is done
-python -m analysis.simulate --out docs/statistics.md --tables false_findings --studies 500
+python -m benchmarks.simulate --out docs/statistics.md      # every table, each written when it is done
+python -m benchmarks.simulate --out docs/statistics.md --tables false_findings --studies 500
 
 Every number goes through the functions that print it: `plateau`, `joint_plateau`, `compare`, `sign_flip`, `split_variance`.
 """
@@ -25,10 +25,10 @@ from adapters import BadInput, counted
 from analysis.comparisons import compare, subject_measures
 from analysis.permutation import holm, sign_flip
 from analysis.plateau import TOLERANCE, find_plateaus, joint_plateau, plateau
-from analysis.simulated import OCTAVES, PROMPT, SHAPES, World
 from analysis.statistics import Ints, rate_interval, subject_bootstrap, t_interval
 from analysis.tables import to_markdown
 from analysis.variance import split_variance
+from benchmarks.simulated import OCTAVES, PROMPT, SHAPES, World
 from training.store import writing
 
 SIZES = tuple((n, seeds) for seeds in (1, 3) for n in (6, 8, 12, 16))
@@ -251,7 +251,7 @@ def main(options: Options) -> int:
 
 def _provenance(options: Options, seconds: float) -> str:
     error = 100 * np.sqrt(0.95 * 0.05 / options.studies)
-    command = shlex.join(["python", "-m", "analysis.simulate", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "benchmarks.simulate", *sys.argv[1:]])
     return (
         f"{options.studies} studies of each size (a true 95.0 shows as 95.0 ± {2 * error:.1f}), `{command}`, {seconds:.0f} s, "
         f"{counted(options.num_processes, 'process')} on {_processor()}, numpy {np.__version__}, {time.strftime('%Y-%m-%d')}."
