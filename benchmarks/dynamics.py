@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.rows import Row
 from benchmarks.scene import WARMUP, Effort, Place, Scene, threads
 from benchmarks.timing import clock, mean_of
-from slurm.job import Setting
+from slurm.worker.run import Setting
 from sweeps.options import Options
 from training.dynamics import Dynamics
 

@@ -87,9 +87,9 @@ def foresee(name: str, words: Sequence[str], runs: Path) -> Foreseen:
         words: flags of `sweeps/lr_robustness.py`.
         runs: an empty runs folder.
     """
-    from slurm import pool
-    from slurm.estimate import Pack, learn
-    from slurm.sweep_folder import PackFiles
+    from slurm.estimate.need import Pack, learn
+    from slurm.store.layout import PackFiles
+    from slurm.worker import pool
     from sweeps import driver, lr_robustness
     from sweeps.options import run_driver
     from training.store import read_json

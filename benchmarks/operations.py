@@ -85,9 +85,9 @@ class JobRates:
 
 def count_rates() -> JobRates:
     """Count what a job does, by the very functions that it calls."""
-    from slurm.claims import Heart, Watch, take
-    from slurm.ended import write_ended
-    from slurm.sweep_folder import PackFiles
+    from slurm.store.layout import PackFiles
+    from slurm.store.leases import Heart, Watch, take
+    from slurm.store.outcome import write_ended
     from training.store import RunFolder, writing
 
     with tempfile.TemporaryDirectory(prefix="plateau-scale-") as scratch:
@@ -123,7 +123,7 @@ def count_rates() -> JobRates:
 
 def watch_rates() -> ViewerRates:
     """Count what a refresh costs with no pack running, and what each running pack adds."""
-    from slurm.survey import Surveyor
+    from slurm.store.pack_states import Surveyor
     from tests.make_sweep import Sweep
 
     totals = []

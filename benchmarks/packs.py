@@ -25,8 +25,8 @@ from adapters import counted
 from benchmarks.rows import Row
 from benchmarks.scene import WARMUP, Effort, Place, Scene, threads
 from benchmarks.timing import ratio_of
-from slurm.calibrate import calibrate
-from slurm.job import Setting
+from slurm.estimate.calibrate import calibrate
+from slurm.worker.run import Setting
 
 METHOD, RANK = "delora", 8
 AIM = 2.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.scene import Place
-from slurm.estimate import Estimate, Pack
+from slurm.estimate.need import Estimate, Pack
 from training.cell import Cell
 from training.demand import Cost
 from training.pack import Setting

@@ -76,8 +76,8 @@ def _in_a_process(cells: int) -> dict[str, Any]:
 
 def measure(num_cells: int) -> dict[str, Any]:
     """Seconds, operations and memory of one size."""
-    from slurm.survey import Surveyor
-    from slurm.sweep_folder import SweepFolder
+    from slurm.store.layout import SweepFolder
+    from slurm.store.pack_states import Surveyor
     from sweeps.done import Done
     from sweeps.grid import base_cells
     from sweeps.plan import Plan
@@ -133,7 +133,7 @@ def _measured(row: dict[str, Any], name: str) -> Iterator[None]:
 
 def make_cells(num_cells: int) -> tuple[list[Any], Any]:
     """100 methods x rates x 2 seeds x 5 subjects, and the setting that they share."""
-    from slurm.job import Setting
+    from slurm.worker.run import Setting
     from sweeps.grid import Planned
     from training.cell import Cell
 
@@ -151,7 +151,7 @@ def make_cells(num_cells: int) -> tuple[list[Any], Any]:
 
 def _pretend(sweep: Any, packs: list[str]) -> None:
     """Let half of the packs have ended and `RUNNING` be running in this process, as their files would say."""
-    from slurm.claims import Holder
+    from slurm.store.leases import Holder
 
     files, holder = sweep.scan(), dataclasses.asdict(Holder.me())
     half = len(packs) // 2
@@ -176,7 +176,7 @@ def _count_files(folder: Path) -> int:
 
 def _largest_folder(folder: Path, num_runs: int) -> int:
     """Entries of the largest folder once every run has its own, from where the plan puts them."""
-    from slurm.sweep_folder import SweepFolder
+    from slurm.store.layout import SweepFolder
 
     sweep = SweepFolder(folder)
     entries = Counter({Path(top): len(below) + len(files) for top, below, files in os.walk(folder)})

@@ -1,1 +1,4 @@
-"""Packs get run somewhere: in this process, in worker processes of this machine, later on a cluster."""
+"""Packs get run: in worker processes of this machine, or as job arrays of a cluster; nothing here knows what they compute.
+
+store <- worker <- estimate <- submit <- status: a room may import those before it.
+"""

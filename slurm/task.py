@@ -18,9 +18,9 @@ from training.stop import StopSignals
 def main(arguments: Sequence[str]) -> int:
     """As `slurm.job.main`, with ears."""
     with StopSignals(signal.SIGURG) as stop:
-        from slurm import job  # torch, diffusers: seconds, on a busy node a minute
+        from slurm.worker import run
 
-        return job.main(arguments, stop)
+        return run.main(arguments, stop)
 
 
 if __name__ == "__main__":

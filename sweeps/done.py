@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from slurm.ended import write_ended
-from slurm.reopen import reopen, reopen_failed
-from slurm.sweep_folder import PackFiles
-from slurm.sweep_reader import SweepReader
+from slurm.store.layout import PackFiles
+from slurm.store.outcome import reopen, reopen_failed, write_ended
+from slurm.store.reader import SweepReader
 from sweeps.plan import Plan
 from training.cell import BASE
 from training.states import ENDED, RunStatus

@@ -11,10 +11,10 @@ import pandas as pd
 
 from adapters import BadInput
 from analysis import Results, load
-from slurm import pool
-from slurm.board import Board
-from slurm.ended import last_line
-from slurm.screen import Screen
+from slurm.status.monitor import Board
+from slurm.status.screen import Screen
+from slurm.store.outcome import last_line
+from slurm.worker import pool
 from sweeps import jobs
 from sweeps.done import Done
 from sweeps.grid import Planned, Scene

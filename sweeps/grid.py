@@ -13,7 +13,7 @@ from adapters import BadInput, MethodSpec, counted, get_class
 from adapters.checkpoint import Checkpoint, check_fit
 from adapters.inject import try_on
 from adapters.starting_point import agree, content_hash
-from slurm.job import Setting
+from slurm.worker.run import Setting
 from sweeps.options import Options, with_defaults
 from sweeps.rates import Rates, check_base_lr, choose_rates, describe_borrowed, scaled
 from training.cell import Cell, RunningFlags, TrainingFlags

@@ -10,23 +10,23 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from adapters import BadInput, counted
-from slurm.arrays import plan_arrays
-from slurm.board import Board
-from slurm.claims import user_name
-from slurm.clusters import Cluster
-from slurm.estimate import Pack, Predict
-from slurm.export import export, export_text
-from slurm.limits import Limits
-from slurm.pool import start_local
-from slurm.resubmit import Resubmitter
-from slurm.sbatch import Request
-from slurm.scheduler import Scheduler
-from slurm.screen import Screen
-from slurm.states import ALIVE, PackStatus
-from slurm.status_table import duration
-from slurm.submit import Report, check_cluster, read_missing, submit_missing
-from slurm.survey import survey
-from slurm.sweep_folder import SweepFolder
+from slurm.estimate.need import Pack, Predict
+from slurm.status.monitor import Board
+from slurm.status.screen import Screen
+from slurm.store.layout import SweepFolder
+from slurm.store.leases import user_name
+from slurm.store.limits import Limits
+from slurm.store.pack_states import survey
+from slurm.store.queue import Scheduler
+from slurm.store.states import ALIVE, PackStatus
+from slurm.store.sweep_state import duration
+from slurm.submit.arrays import plan_arrays
+from slurm.submit.clusters import Cluster
+from slurm.submit.export import export, export_text
+from slurm.submit.local import start_local
+from slurm.submit.resubmit import Resubmitter
+from slurm.submit.sbatch import Request
+from slurm.submit.send import Report, check_cluster, read_missing, submit_missing
 
 EVERY_S = 5.0  # between two looks while waiting
 

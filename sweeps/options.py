@@ -15,9 +15,9 @@ import tyro
 
 from adapters import METHODS, BadInput, MethodSpec, parse_method
 from adapters.documents import PART
-from slurm.clusters import EXECUTORS, Cluster, choose_cluster
-from slurm.scheduler import Scheduler
-from slurm.submit import check_cluster
+from slurm.store.queue import Scheduler
+from slurm.submit.clusters import EXECUTORS, Cluster, choose_cluster
+from slurm.submit.send import check_cluster
 from sweeps import presets
 from training.cell import FLAGS, POSITIVE, STEP_LISTS, RunningFlags, TrainingFlags
 from training.command_line import end_well, parse

@@ -1,7 +1,7 @@
 """The stored plan of a sweep: which cells train together. Every resume reuses it, so that results stay the same to the bit.
 
 One process at a time plans a sweep, and reads what others have planned before. A specification is written once, and read
-once by each process. Packs and runs after the first thousand stand in numbered folders (`slurm.sweep_folder`).
+once by each process. Packs and runs after the first thousand stand in numbered folders (`slurm.store.layout`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from adapters.own_method import source
 from adapters.starting_point import to_bytes
 from analysis.compact import to_png
 from analysis.folders import OWN_PICTURES
-from slurm.claims import exclusive
-from slurm.job import Setting
-from slurm.sweep_folder import PackFiles, SweepFolder, read_spec_file, spec_id
+from slurm.store.layout import PackFiles, SweepFolder, read_spec_file, spec_id
+from slurm.store.leases import exclusive
+from slurm.worker.run import Setting
 from sweeps.grid import Planned, Scene
 from training import forms
 from training.cell import BASE, Cell, by_pack_key

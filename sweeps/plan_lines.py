@@ -13,8 +13,8 @@ from pathlib import Path
 
 from adapters import counted
 from analysis.series import method_label
-from slurm.calibrate import machine_load, measured_file
-from slurm.status_table import duration
+from slurm.estimate.calibrate import machine_load, measured_file
+from slurm.store.sweep_state import duration
 from sweeps.grid import Planned
 from sweeps.plan import Plan, is_packable
 from sweeps.remarks import describe_scene

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from slurm.status_table import duration
+from slurm.store.sweep_state import duration
 from sweeps.grid import Planned
 
 LONG_S = 600.0

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm import pool
-from slurm.arrays import MEMORY_MARGIN
-from slurm.calibrate import calibrate, keep_calibration
-from slurm.estimate import Estimate, Need, Pack, learn
-from slurm.job import Setting
+from slurm.estimate.calibrate import calibrate, keep_calibration
+from slurm.estimate.need import Estimate, Need, Pack, learn
+from slurm.submit.arrays import MEMORY_MARGIN
+from slurm.worker import pool
+from slurm.worker.run import Setting
 from sweeps.done import Done, check_ended
 from sweeps.earlier import Earlier
 from sweeps.grid import Planned, Scene, base_cells

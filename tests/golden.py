@@ -26,7 +26,7 @@ from training.store import RunFolder, find_runs
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("adapters", "analysis", "benchmarks", "figures", "slurm", "sweeps", "tools", "training")
 WORKERS = {
-    "slurm/job.py",
+    "slurm/worker/run.py",
     "training/probe.py",
     "tools/slurm_node/__main__.py",
     "slurm/task.py",

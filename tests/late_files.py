@@ -133,11 +133,12 @@ class LateFiles:
 
 def main(server: str, mine: str, machine: str, log: str, spec: str, delay_s: str) -> int:
     """Run one pack as a job of a machine; every step that it trains is a line `machine step` in the log."""
-    from slurm import claims, job
+    from slurm.store import leases
+    from slurm.worker import run as job
     from training import whole_files
     from training.tasks.subject import SubjectTask
 
-    claims.machine = whole_files.machine = lambda: machine  # type: ignore[assignment]
+    leases.machine = whole_files.machine = lambda: machine  # type: ignore[assignment]
     losses = SubjectTask.losses
 
     def noted(self: SubjectTask, step: int, micro: int = 0) -> Any:

@@ -19,9 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slurm import calibrate
-from slurm.job import run_pack
-from slurm.sweep_folder import SweepFolder
+from slurm.estimate import calibrate
+from slurm.store.layout import SweepFolder
+from slurm.worker.run import run_pack
 from tests.make_dreambench import make_dreambench
 from tests.make_hub import serve_hub
 from tests.make_pipeline import make_pipeline, make_scorers

@@ -16,7 +16,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import figures
-from slurm import job, pool
+from slurm.worker import pool
+from slurm.worker import run as job
 from sweeps.options import Options, run_driver
 from tests.make_studio import Studio
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slurm.claims import read_beat, read_claims
-from slurm.scheduler import Scheduler
-from slurm.submissions import Submissions
-from slurm.survey import PackState, survey
-from slurm.sweep_folder import PackFiles, SweepFolder
+from slurm.store.layout import PackFiles, SweepFolder
+from slurm.store.leases import read_beat, read_claims
+from slurm.store.pack_states import PackState, survey
+from slurm.store.queue import Scheduler
+from slurm.store.submissions import Submissions
 from tests.compare_runs import assert_same
 from tests.make_cluster import call, find_states
 from tests.make_studio import Studio

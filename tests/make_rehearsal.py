@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from benchmarks.sd15 import make_sd15
-from slurm import calibrate
+from slurm.estimate import calibrate
 from sweeps import lr_robustness
 from tests.make_dreambench import REAL, make_dreambench
 from tests.make_driver import Driven, drive_here

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.sweep_folder import spec_id
+from slurm.store.layout import spec_id
 from tests.make_pipeline import make_pipeline, make_scorers, make_subjects
 from training.cell import Cell
 from training.pack import Setting

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slurm.claims import Holder
-from slurm.sweep_folder import PackFiles, SweepFolder
+from slurm.store.layout import PackFiles, SweepFolder
+from slurm.store.leases import Holder
 from training.cell import Cell
 
 FAR = Holder("node7", "ada", "another-boot", 4242, 17)

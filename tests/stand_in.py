@@ -24,9 +24,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from slurm import calibrate, pool
-from slurm.ended import write_ended
-from slurm.sweep_folder import PackFiles, read_contents, sweep_of
+from slurm.estimate import calibrate
+from slurm.store.layout import PackFiles, read_contents, sweep_of
+from slurm.store.outcome import write_ended
+from slurm.worker import pool
 from sweeps import rates
 from tests.make_runs import BASE_SCORE, GAIN, MATRICES, PROMPTS, matrix_names, norms_columns, steps_columns
 from training import command_line

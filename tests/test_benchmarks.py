@@ -19,7 +19,7 @@ from benchmarks.real_scale import Bench
 from benchmarks.rows import Row, to_markdown, write_page
 from benchmarks.scene import QUICK, Effort, Place, find_place
 from benchmarks.timing import Interval, mean_of, ratio_of, ratio_of_means
-from slurm.estimate import Estimate
+from slurm.estimate.need import Estimate
 from tests.make_pipeline import make_place
 from training.demand import Cost
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm import claims, sweep_folder
-from slurm.claims import Claim, Heart, Holder, TurnLost, Watch, exclusive, read_beat, read_claims, take
-from slurm.sweep_folder import PackFiles
+from slurm.store import layout, leases
+from slurm.store.layout import PackFiles
+from slurm.store.leases import Claim, Heart, Holder, TurnLost, Watch, exclusive, read_beat, read_claims, take
 from tests.waiting import HANG_S, wait_for
 from training import whole_files
 from training.whole_files import StoreError, create_json, name_aside, remove_asides, write_json
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def _no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "SETTLE_S", 0.0)
+    monkeypatch.setattr(leases, "SETTLE_S", 0.0)
 
 
 @pytest.fixture
@@ -175,8 +175,8 @@ def test_turn_from_another_machine_settles_before_anything_is_read(
 ) -> None:
     """What the holder before wrote last may be seen late, and it may see the new claim late."""
     slept = []
-    monkeypatch.setattr(claims, "SETTLE_S", 7.0)
-    monkeypatch.setattr(claims.time, "sleep", lambda seconds: slept.append((seconds, pack.claim(2).exists())))
+    monkeypatch.setattr(leases, "SETTLE_S", 7.0)
+    monkeypatch.setattr(leases.time, "sleep", lambda seconds: slept.append((seconds, pack.claim(2).exists())))
     hold(pack, 1, machine="elsewhere", job="9")
     assert take(pack, Watch(), lambda job: True) is not None
     assert slept == [(7.0, True)], "it must wait once, after its own claim was made"
@@ -357,7 +357,7 @@ def test_file_and_its_name_are_on_the_disk_before_it_counts(tmp_path: Path, monk
 def test_newest_turn_is_found_when_the_listing_is_older(pack: PackFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     for turn in (1, 2):
         write_json(pack.claim(turn), {"outcome": "stopped"})
-    monkeypatch.setattr(sweep_folder, "list_packs", lambda folder: {})
+    monkeypatch.setattr(layout, "list_packs", lambda folder: {})
     claim = take(pack, Watch())
     assert claim is not None
     assert claim.turn == 3
@@ -369,7 +369,7 @@ def test_exclusive_frees_the_turn_when_its_work_fails(tmp_path: Path) -> None:
     with exclusive(tmp_path, "planner", wait_s=0.0):
         pass
     hold(PackFiles("planner", tmp_path), 3, machine="elsewhere", host="host-9", user="ada")
-    with pytest.raises(claims.BadInput, match="of ada on host-9 is busy"), exclusive(tmp_path, "planner", wait_s=0.0):
+    with pytest.raises(leases.BadInput, match="of ada on host-9 is busy"), exclusive(tmp_path, "planner", wait_s=0.0):
         pass
 
 

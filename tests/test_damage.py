@@ -30,11 +30,11 @@ from analysis import Results, export_compact, load
 from analysis.compact import TABLES
 from analysis.query import main as ask
 from figures.__main__ import draw_all
-from slurm.claims import Holder
-from slurm.status import Options
-from slurm.status import main as status
-from slurm.survey import survey
-from slurm.sweep_folder import SweepFolder
+from slurm.status.__main__ import Options
+from slurm.status.__main__ import main as status
+from slurm.store.layout import SweepFolder
+from slurm.store.leases import Holder
+from slurm.store.pack_states import survey
 from sweeps.done import Done
 from sweeps.grid import Scene
 from sweeps.plan import Plan, open_sweep

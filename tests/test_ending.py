@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from slurm import pool
+from slurm.worker import pool
 from tests.test_house import ROOMS, list_modules
 from tests.waiting import HANG_S
 

@@ -15,12 +15,13 @@ import pytest
 
 from adapters import BadInput
 from adapters.parameters import COPIES_IN_TRAINING
-from slurm import calibrate, pool
-from slurm.calibrate import choose_size
-from slurm.ended import read_ended, write_ended
-from slurm.estimate import NAME, START_S, Estimate, Need, Pack, Paid, learn, makespan, predict_by
-from slurm.sweep_folder import PackFiles, SweepFolder
-from slurm.telling import telling
+from slurm.estimate import calibrate
+from slurm.estimate.calibrate import choose_size
+from slurm.estimate.need import NAME, START_S, Estimate, Need, Pack, Paid, learn, makespan, predict_by
+from slurm.estimate.telling import telling
+from slurm.store.layout import PackFiles, SweepFolder
+from slurm.store.outcome import read_ended, write_ended
+from slurm.worker import pool
 from tests.make_process import pretend_process
 from tests.make_studio import ROOT, Studio
 from tests.test_loop import make_cell

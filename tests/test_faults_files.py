@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.claims import Holder
-from slurm.sweep_folder import PackFiles
+from slurm.store.layout import PackFiles
+from slurm.store.leases import Holder
 from tests import make_cluster
 from tests.compare_runs import assert_same, assert_same_results, rows
 from tests.make_cluster import find_states

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.claims import read_claims
-from slurm.sweep_folder import SweepFolder
+from slurm.store.layout import SweepFolder
+from slurm.store.leases import read_claims
 from tests.compare_runs import assert_same_results
 from tests.make_disk import Disk, make_disk, read_only
 from tests.make_studio import Studio

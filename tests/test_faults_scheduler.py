@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.scheduler import Scheduler
-from slurm.submissions import Submissions
-from slurm.sweep_folder import SweepFolder
+from slurm.store.layout import SweepFolder
+from slurm.store.queue import Scheduler
+from slurm.store.submissions import Submissions
 from tests import make_cluster
 from tests.make_cluster import call, find_states
 from tests.make_grid import MULTIPLIERS, Grid, cells, copy_plan, count_jobs
@@ -32,9 +32,9 @@ pytestmark = pytest.mark.slurm
 SUBMITTER = """
 import os, signal, sys
 from slurm import submit
-from slurm.clusters import Cluster
-from slurm.estimate import Need
-from slurm.sweep_folder import SweepFolder
+from slurm.submit.clusters import Cluster
+from slurm.estimate.need import Need
+from slurm.store.layout import SweepFolder
 
 def die(*args, **named):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from slurm import pool
-from slurm.arrays import plan_arrays
-from slurm.clusters import Cluster
-from slurm.estimate import Need, Pack
-from slurm.gpus import VISIBLE, choose_gpu, list_gpus
-from slurm.limits import Limits
-from slurm.pool import choose_workers, start_process
+from slurm.estimate.need import Need, Pack
+from slurm.store.limits import Limits
+from slurm.submit.arrays import plan_arrays
+from slurm.submit.clusters import Cluster
+from slurm.worker import pool
+from slurm.worker.gpus import VISIBLE, choose_gpu, list_gpus
+from slurm.worker.pool import choose_workers, start_process
 from tests.test_loop import make_cell
 
 

@@ -35,6 +35,15 @@ ARROWS = {
     "figures": ["adapters", "training.store", "training.command_line", "training.read_picture", "analysis", "figures"],
     "sweeps": ["adapters", "training", "slurm", "analysis", "figures", "sweeps"],
 }
+# The rooms of slurm, in the order in which they may be imported, and what they may know of what they run.
+SLURM_ROOMS = ("store", "worker", "estimate", "submit", "status")
+UNKNOWN_TO_SLURM = [
+    "training.tasks",
+    "training.optimizer",
+    "training.probe.measure_or_fit",
+    "adapters.base",
+    "adapters.pack",
+]
 TORCH_FREE = [
     "analysis", "figures", "training/store.py", "training/command_line.py", "training/read_picture.py", "adapters/__init__.py",
 ]  # fmt: skip
@@ -102,6 +111,24 @@ def test_arrows_never_point_back(room: str) -> None:
         if module.split(".")[0] in ours and not begins_with(module, ARROWS[room])
     ]
     assert not wrong, f"{room} may import {ARROWS[room]} only:\n" + "\n".join(wrong)
+
+
+def test_rooms_of_slurm_import_those_before_them_alone() -> None:
+    wrong = [
+        f"{name}:{line}: imports {module}"
+        for number, room in enumerate(SLURM_ROOMS)
+        for name in list_modules("slurm")
+        for line, module in find_imports(name)
+        if name.parts[1] == room and begins_with(module, [f"slurm.{later}" for later in SLURM_ROOMS[number + 1 :]])
+    ]
+    wrong += [
+        f"{name}:{line}: imports {module}"
+        for name in list_modules("slurm")
+        for line, module in find_imports(name)
+        if begins_with(module, UNKNOWN_TO_SLURM)
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert {name.parts[1] for name in list_modules("slurm")} == {*SLURM_ROOMS, "__init__.py", "job.py", "task.py"}
 
 
 def test_files_import_each_other_in_no_circle() -> None:

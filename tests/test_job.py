@@ -21,11 +21,13 @@ import pytest
 import torch
 
 from adapters import BadInput
-from slurm import claims, job, own_job, pool, turn
-from slurm.claims import Heart, read_beat, read_claims
-from slurm.ended import read_ended
-from slurm.job import run_pack, run_task
-from slurm.sweep_folder import PackFiles, read_contents
+from slurm.store import leases
+from slurm.store.layout import PackFiles, read_contents
+from slurm.store.leases import Heart, read_beat, read_claims
+from slurm.store.outcome import read_ended
+from slurm.worker import attempt, own_job, pool
+from slurm.worker import run as job
+from slurm.worker.run import run_pack, run_task
 from tests.compare_runs import assert_same, assert_same_results
 from tests.make_studio import ROOT, Studio, make_pack
 from tests.test_loop import make_cell
@@ -44,7 +46,7 @@ RATES = (1e-3, 2e-3)
 
 @pytest.fixture(autouse=True)
 def _no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "SETTLE_S", 0.0)
+    monkeypatch.setattr(leases, "SETTLE_S", 0.0)
     monkeypatch.setattr(shared_file_system, "SETTLE_S", 0.0)
 
 
@@ -106,7 +108,7 @@ def cut(spec: Path, step: int = 6) -> None:
     """Leave a pack as a process that is killed before a step does: a claim without outcome, runs without end."""
     with pytest.MonkeyPatch.context() as patch:
         at_step(step, raiser(KeyboardInterrupt()), patch)
-        patch.setattr(claims.Claim, "end", lambda self, outcome, **more: claims._mine.clear())
+        patch.setattr(leases.Claim, "end", lambda self, outcome, **more: leases._mine.clear())
         with pytest.raises(KeyboardInterrupt):
             run_pack(spec)
 
@@ -135,7 +137,7 @@ def test_pack_leaves_how_it_ended_and_is_not_run_twice(studio: Studio, tmp_path:
 
 def test_pack_that_another_process_holds_is_left_to_it(studio: Studio, tmp_path: Path) -> None:
     spec = store(studio, tmp_path)
-    claim = claims.take(PackFiles.of(spec), claims.Watch())
+    claim = leases.take(PackFiles.of(spec), leases.Watch())
     assert claim is not None
     assert run_pack(spec) == "busy"
     claim.end("stopped")
@@ -189,7 +191,7 @@ def test_bad_cell_fails_after_its_tries_and_the_others_finish(
     at_step(5, fail_for_one, monkeypatch)
     assert run_pack(spec) == "failed"
     assert statuses(tmp_path) == {1e-3: "finished", 2e-3: "finished", 3e-3: "failed", 4e-3: "finished"}
-    assert tries == [4, 2] + [1] * turn.N_TRIES
+    assert tries == [4, 2] + [1] * attempt.N_TRIES
     (bad,) = [run for run in find_runs(tmp_path) if run.status() == "failed"]
     assert "Traceback" in bad.read()["error"]
     assert "cursed" in bad.read()["error"]
@@ -202,7 +204,7 @@ def test_bad_cell_fails_after_its_tries_and_the_others_finish(
     assert outcomes(spec) == ["failed"]
     assert "goes on with at most 2 runs at a time" in capsys.readouterr().err
     assert run_pack(spec) == "failed", "what has failed is not tried again unasked"
-    assert len(tries) == 2 + turn.N_TRIES
+    assert len(tries) == 2 + attempt.N_TRIES
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
@@ -272,12 +274,12 @@ def test_two_kills_where_memory_is_taken_halve_the_pack(
 ) -> None:
     sizes = []
 
-    def finish(self: turn.Turn, heart: Heart, runs: Sequence[Run]) -> None:
+    def finish(self: attempt.Turn, heart: Heart, runs: Sequence[Run]) -> None:
         sizes.append(len(runs))
         for run in runs:
             run.folder.write(run.folder.read() | {"status": "finished"})
 
-    monkeypatch.setattr(turn.Turn, "_train", finish)
+    monkeypatch.setattr(attempt.Turn, "_train", finish)
     spec = store(studio, tmp_path)
     kill(spec, times, **beat)
     for row in json.loads(spec.read_text())["runs"]:
@@ -294,17 +296,17 @@ def test_one_kill_halves_the_pack_when_slurm_says_out_of_memory(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(turn, "is_out_of_memory", lambda name: not asked.append(name))
-    assert turn.count_kills([{"outcome": "killed", "holder": {"job": "7"}, "last": {"turn": 1, "phase": "training"}}]) == (
+    monkeypatch.setattr(attempt, "is_out_of_memory", lambda name: not asked.append(name))
+    assert attempt.count_kills([{"outcome": "killed", "holder": {"job": "7"}, "last": {"turn": 1, "phase": "training"}}]) == (
         1, "SLURM ended it: out of memory",
     )  # fmt: skip
     assert asked == ["7"]
-    assert turn.count_kills([{"outcome": "stopped"}]) == (0, None)
+    assert attempt.count_kills([{"outcome": "stopped"}]) == (0, None)
 
 
 def test_single_cell_that_is_killed_every_time_ends_as_failed(studio: Studio, tmp_path: Path) -> None:
     spec = store(studio, tmp_path, rates=(1e-3,))
-    kill(spec, turn.N_TRIES, phase="starting")
+    kill(spec, attempt.N_TRIES, phase="starting")
     assert run_pack(spec) == "failed"
     (run,) = find_runs(tmp_path)
     assert run.read()["error"].startswith("killed 3 times")
@@ -478,7 +480,7 @@ def test_other_code_than_was_submitted_is_refused_with_both_versions(studio: Stu
 
 
 def test_code_version_changes_with_any_file_that_jobs_run(tmp_path: Path) -> None:
-    from slurm.code_version import ROOMS, hash_files
+    from slurm.store.code_version import ROOMS, hash_files
 
     for room in ROOMS:
         (tmp_path / room).mkdir()
@@ -625,7 +627,7 @@ def test_damaged_files_of_a_pack_lose_nothing(
     files = PackFiles.of(spec)
     path = {"beat": files.beat, "claim": files.claim(1), "ended": files.ended}[name]
     damage_half(path)
-    monkeypatch.setattr(job, "_WATCH", claims.Watch(stale_s=0.0))
+    monkeypatch.setattr(job, "_WATCH", leases.Watch(stale_s=0.0))
     wait_for(lambda: run_pack(spec) == "done", "its end")
     assert {run.path: run.read() for run in find_runs(tmp_path)} == before, "something was trained again"
     assert read_ended(PackFiles.of(spec)) is not None

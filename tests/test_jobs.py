@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.claims import Holder
+from slurm.store.leases import Holder
 from tests.make_slurm import FakeSlurm, make_slurm
 from tests.make_studio import ROOT, Studio
 from tests.waiting import wait_for

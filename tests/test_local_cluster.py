@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from adapters import BadInput
-from slurm.processes import list_processes
+from slurm.submit.processes import list_processes
 from tests import make_cluster
 from tests.waiting import wait_for
 from tools.slurm_node import __main__ as local_cluster

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from slurm import claims, turn
-from slurm.job import run_pack
-from slurm.sweep_folder import PackFiles
+from slurm.store import leases
+from slurm.store.layout import PackFiles
+from slurm.worker import attempt
+from slurm.worker.run import run_pack
 from tests.make_studio import Studio, make_pack
 from tests.test_job import STEPS, at_step, cells, kill, store
 from training import loop
@@ -62,7 +63,7 @@ def after(owner: object, name: str, do: Callable, patch: Patch, when: Callable[.
 
 
 def at_the_start(take_over: TakeOver, patch: Patch) -> None:
-    after(turn, "make_task", take_over, patch)
+    after(attempt, "make_task", take_over, patch)
 
 
 def before_a_checkpoint(take_over: TakeOver, patch: Patch) -> None:
@@ -90,7 +91,7 @@ def when_stopped(take_over: TakeOver, patch: Patch) -> None:
 
 
 def before_closing(take_over: TakeOver, patch: Patch) -> None:
-    after(turn, "train_pack", take_over, patch)
+    after(attempt, "train_pack", take_over, patch)
 
 
 def before_halving(take_over: TakeOver, patch: Patch) -> None:
@@ -103,7 +104,7 @@ def before_halving(take_over: TakeOver, patch: Patch) -> None:
 
 def before_failing(take_over: TakeOver, patch: Patch) -> None:
     """Killed as often as is allowed."""
-    after(turn, "count_kills", take_over, patch)
+    after(attempt, "count_kills", take_over, patch)
 
 
 MOMENTS = {
@@ -122,11 +123,11 @@ MOMENTS = {
 def test_turn_lost_before_a_write_leaves_the_file_to_the_other(
     write: str, studio: Studio, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(claims, "SETTLE_S", 0.0)
+    monkeypatch.setattr(leases, "SETTLE_S", 0.0)
     fails = write == "the status of the failed"
     spec = store(studio, tmp_path, rates=(1e-3,) if fails else (1e-3, 2e-3))
     if fails:
-        kill(spec, turn.N_TRIES, phase="starting")
+        kill(spec, attempt.N_TRIES, phase="starting")
     take_over = TakeOver(spec)
     with monkeypatch.context() as patch:
         MOMENTS[write](take_over, patch)
@@ -140,7 +141,7 @@ def test_turn_lost_before_a_write_leaves_the_file_to_the_other(
 
 def test_turn_lost_while_training_is_noticed_by_the_heart(studio: Studio, tmp_path: Path, monkeypatch: Patch) -> None:
     """Between two checkpoints nothing is written, but the time would be lost."""
-    monkeypatch.setattr(claims, "BEAT_S", 0.02)
+    monkeypatch.setattr(leases, "BEAT_S", 0.02)
     spec = make_pack(studio, tmp_path / "sweep", cells((1e-3,)), checkpoint_every_s=1e9)
     take_over, steps = TakeOver(spec), []
 

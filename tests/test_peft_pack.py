@@ -23,7 +23,7 @@ from adapters.peft_pack import PeftPack
 from adapters.peft_tuner import list_types, no_build_on_cpu
 from adapters.toy import Model, make_model
 from analysis.series import method_label
-from slurm.estimate import Estimate, Pack
+from slurm.estimate.need import Estimate, Pack
 from sweeps import lr_robustness
 from sweeps.options import run_driver
 from sweeps.plan import is_packable

@@ -15,8 +15,8 @@ import pytest
 from adapters import BadInput
 from adapters.adapter_file import open_tensors
 from analysis.query import main as ask
-from slurm.status import Options
-from slurm.status import main as status
+from slurm.status.__main__ import Options
+from slurm.status.__main__ import main as status
 from sweeps.done import _damage
 from tests.make_runs import make_runs
 from tests.make_sweep import Sweep

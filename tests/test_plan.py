@@ -17,8 +17,8 @@ import pytest
 
 from adapters import BadInput
 from benchmarks.operations import count_operations
-from slurm.job import Setting
-from slurm.sweep_folder import SweepFolder, read_contents
+from slurm.store.layout import SweepFolder, read_contents
+from slurm.worker.run import Setting
 from sweeps import plan as planning
 from sweeps.done import Done, check_ended
 from sweeps.grid import Planned
@@ -108,7 +108,7 @@ def test_small_sweep_stays_flat(folder: Path) -> None:
 
 
 def test_large_sweep_is_put_into_numbered_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slurm.sweep_folder.SHARD", 4)
+    monkeypatch.setattr("slurm.store.layout.SHARD", 4)
     Plan.read(folder).add(make_cells(6), SETTING, 1, 1)
     plan = Plan.read(folder)
     plan.add(make_cells(14), SETTING, 1, 1)

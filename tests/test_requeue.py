@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.own_job import is_to_go_on
-from slurm.turn import is_out_of_memory
+from slurm.worker.attempt import is_out_of_memory
+from slurm.worker.own_job import is_to_go_on
 
 # As SLURM 22.05 answers `scontrol show job` while the job has SIGTERM.
 CANCELLED = "JobId=9 JobName=wrap\n   JobState=COMPLETING Reason=None Dependency=(null)\n   PreemptTime=None\n"

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from slurm.board import Board
-from slurm.clusters import Cluster
-from slurm.estimate import Need
-from slurm.resubmit import MOST_SENT, Resubmitter
-from slurm.scheduler import Scheduler
-from slurm.submit import submit_missing
+from slurm.estimate.need import Need
+from slurm.status.monitor import Board
+from slurm.store.queue import Scheduler
+from slurm.submit.clusters import Cluster
+from slurm.submit.resubmit import MOST_SENT, Resubmitter
+from slurm.submit.send import submit_missing
 from tests.make_slurm import FakeSlurm, make_slurm
 from tests.make_sweep import Sweep
 
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    monkeypatch.setattr("slurm.claims.SETTLE_S", 0.01)
-    monkeypatch.setattr("slurm.survey.SETTLE_S", 0.01)
+    monkeypatch.setattr("slurm.store.leases.SETTLE_S", 0.01)
+    monkeypatch.setattr("slurm.store.pack_states.SETTLE_S", 0.01)
     return make_slurm(tmp_path, monkeypatch)
 
 

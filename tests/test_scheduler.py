@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm import limits, scheduler
-from slurm.scheduler import Scheduler, SchedulerError, State
+from slurm.store import limits, queue
+from slurm.store.queue import Scheduler, SchedulerError, State
 from tests.make_slurm import FakeSlurm, make_slurm
 
 QUEUE = """\
@@ -30,7 +30,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 
 def test_queue_is_read_task_by_task() -> None:
-    found = scheduler.read_queue(QUEUE)
+    found = queue.read_queue(QUEUE)
     assert found["1_2"] == State("PENDING", "JobArrayTaskLimit", "plateau-abc", "root")
     assert [job for job, state in found.items() if state.over] == ["5_0", "1_1"]
     assert found["2"].name == "a|b.sh"
@@ -79,7 +79,7 @@ def test_jobs_are_asked_for_in_one_query(slurm: FakeSlurm) -> None:
 def test_filters_of_the_users_own_squeue_do_not_count(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SQUEUE_PARTITION", "SQUEUE_FORMAT", "SLURM_TIME_FORMAT"):
         monkeypatch.setenv(name, "surprise")
-    assert not {"SQUEUE_PARTITION", "SQUEUE_FORMAT", "SLURM_TIME_FORMAT"} & scheduler.query_env().keys()
+    assert not {"SQUEUE_PARTITION", "SQUEUE_FORMAT", "SLURM_TIME_FORMAT"} & queue.query_env().keys()
 
 
 def test_job_is_gone_only_when_it_cannot_run_again(slurm: FakeSlurm) -> None:

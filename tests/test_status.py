@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from slurm import claims
-from slurm import survey as surveying
-from slurm.claims import Holder
-from slurm.status import PackState, Surveyor, survey
-from slurm.status_table import SweepState, is_trouble
+from slurm.status.table import is_trouble
+from slurm.store import leases
+from slurm.store import pack_states as surveying
+from slurm.store.leases import Holder
+from slurm.store.pack_states import PackState, Surveyor, survey
+from slurm.store.sweep_state import SweepState
 from tests.make_sweep import FAR, Job, Slurm, Sweep
 
 
@@ -236,7 +237,7 @@ def test_holder_elsewhere_is_believed_as_long_as_its_heart_beats(sweep: Sweep) -
 def test_silent_holder_elsewhere_is_listened_to_before_a_pack_is_called_missing(
     beats: bool, state: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(claims, "STALE_S", 0.3)
+    monkeypatch.setattr(leases, "STALE_S", 0.3)
     monkeypatch.setattr(surveying, "BEAT_S", 0.05)
     sweep.pack("a")
     sweep.claim("a", FAR)

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from adapters import BadInput
-from slurm import board as boards
-from slurm import survey as surveying
-from slurm.claims import Holder
-from slurm.reopen import reopen
-from slurm.status import Options, main
-from slurm.status_table import SweepState, draw
-from slurm.survey import PackState
+from slurm.status import monitor as boards
+from slurm.status.__main__ import Options, main
+from slurm.status.table import draw
+from slurm.store import pack_states as surveying
+from slurm.store.leases import Holder
+from slurm.store.outcome import reopen
+from slurm.store.pack_states import PackState
+from slurm.store.sweep_state import SweepState
 from tests.make_slurm import FakeSlurm, make_slurm
 from tests.make_sweep import FAR, Sweep
 
@@ -88,7 +89,7 @@ def test_each_look_asks_slurm_once_for_all_sweeps(sweep: Sweep, slurm: FakeSlurm
 
 def boards_scheduler():
     """This machine's SLURM, which is the pretended one."""
-    from slurm.scheduler import Scheduler
+    from slurm.store.queue import Scheduler
 
     return Scheduler()
 
@@ -181,7 +182,7 @@ def test_wait_waits_for_what_runs(sweep: Sweep) -> None:
 
 
 def test_wait_ends_when_a_holder_elsewhere_falls_silent(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slurm.claims.STALE_S", 0.3)
+    monkeypatch.setattr("slurm.store.leases.STALE_S", 0.3)
     sweep.pack("a")
     sweep.claim("a", FAR)
     assert main(options(sweep, wait=True)) == 3

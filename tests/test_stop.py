@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import pool
+from slurm.worker import pool
 from training.stop import describe_exit
 from training.store import StoreError
 

@@ -16,12 +16,13 @@ from adapters import BadInput
 from analysis.load import load
 from analysis.query import main as ask
 from analysis.tables import to_latex, to_markdown
-from slurm import cancel
-from slurm.claims import Holder
-from slurm.job import main as run_job
-from slurm.status import Options, main
-from slurm.status_table import SweepState, draw, plain_lines
-from slurm.survey import PackState, survey
+from slurm.status.__main__ import Options, main
+from slurm.status.table import draw, plain_lines
+from slurm.store.leases import Holder
+from slurm.store.pack_states import PackState, survey
+from slurm.store.sweep_state import SweepState
+from slurm.submit import cancel
+from slurm.worker.run import main as run_job
 from sweeps.plan import Plan
 from tests.make_runs import Maker
 from tests.make_sweep import Job, Slurm, Sweep

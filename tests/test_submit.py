@@ -20,20 +20,21 @@ from types import SimpleNamespace
 import pytest
 
 from adapters import BadInput
-from slurm import export as exporting
-from slurm import sbatch, submit
-from slurm.arrays import choose_time, plan_arrays
-from slurm.clusters import Cluster
-from slurm.code_version import code_version
-from slurm.estimate import Need, Pack
-from slurm.limits import Limits, Partition
-from slurm.processes import list_processes
-from slurm.sbatch import Request, open_private
-from slurm.scheduler import Scheduler, SchedulerError
-from slurm.submissions import Submissions
-from slurm.submit import Report, submit_missing
-from slurm.survey import survey
-from slurm.sweep_folder import SweepFolder
+from slurm.estimate.need import Need, Pack
+from slurm.store.code_version import code_version
+from slurm.store.layout import SweepFolder
+from slurm.store.limits import Limits, Partition
+from slurm.store.pack_states import survey
+from slurm.store.queue import Scheduler, SchedulerError
+from slurm.store.submissions import Submissions
+from slurm.submit import export as exporting
+from slurm.submit import sbatch
+from slurm.submit import send as sending
+from slurm.submit.arrays import choose_time, plan_arrays
+from slurm.submit.clusters import Cluster
+from slurm.submit.processes import list_processes
+from slurm.submit.sbatch import Request, open_private
+from slurm.submit.send import Report, submit_missing
 from tests.make_slurm import FakeSlurm, make_slurm
 from tests.make_sweep import Sweep
 from tests.waiting import HANG_S
@@ -45,7 +46,7 @@ SECRET = "hf_thisTokenMustNotReachAnyDisk"
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    monkeypatch.setattr("slurm.claims.SETTLE_S", 0.01)
+    monkeypatch.setattr("slurm.store.leases.SETTLE_S", 0.01)
     monkeypatch.setenv("PLATEAU_SETTLE_S", "0.01")
     return make_slurm(tmp_path, monkeypatch)
 
@@ -351,7 +352,7 @@ def test_records_are_read_as_often_for_many_arrays_as_for_one(slurm: FakeSlurm, 
 def test_clock_that_is_set_back_sends_nothing_twice(slurm: FakeSlurm, sweep: Sweep, monkeypatch) -> None:
     times = iter(datetime(2026, 1, day) for day in (2, 2, 1, 1))
     with monkeypatch.context() as clock:
-        clock.setattr(submit, "datetime", SimpleNamespace(now=lambda: next(times)))
+        clock.setattr(sending, "datetime", SimpleNamespace(now=lambda: next(times)))
         assert send(sweep).num_tasks == 30
         slurm.forget()
         assert send(sweep).num_tasks == 30
@@ -519,9 +520,9 @@ DEATHS = {
 SUBMITTER = """
 import os, signal, sys
 from slurm import sbatch, submit
-from slurm.clusters import Cluster
-from slurm.estimate import Need
-from slurm.sweep_folder import SweepFolder
+from slurm.submit.clusters import Cluster
+from slurm.estimate.need import Need
+from slurm.store.layout import SweepFolder
 
 def die(*args, **named):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -551,7 +552,7 @@ def test_nothing_is_lost_or_sent_twice_when_the_submitter_is_killed(
     assert states(sweep) == {"queued": 30}
     assert report.num_tasks == 30 - before
     assert bool(report.repaired) == (moment not in ("before the intent", "between two arrays"))
-    assert submit.submit_missing(sweep.folder, Cluster(), minutes).sent == []
+    assert sending.submit_missing(sweep.folder, Cluster(), minutes).sent == []
 
 
 def test_sbatch_that_outlives_its_submitter_is_waited_for(slurm: FakeSlurm, sweep: Sweep, monkeypatch) -> None:
@@ -567,7 +568,7 @@ def test_sbatch_that_outlives_its_submitter_is_waited_for(slurm: FakeSlurm, swee
         go.touch()  # now the controller answers it
         return found
 
-    monkeypatch.setattr(submit, "list_processes", look)
+    monkeypatch.setattr(sending, "list_processes", look)
     report = send(sweep)
     go.touch()
     assert "its submitter died, the job is kept" in report.repaired[0]
@@ -605,7 +606,7 @@ def test_two_submitters_at_once_send_each_pack_once(
     slurm: FakeSlurm, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both look before either sends, if they may."""
-    monkeypatch.setattr(submit, "survey", lambda *about: [survey(*about), time.sleep(1.0)][0])
+    monkeypatch.setattr(sending, "survey", lambda *about: [survey(*about), time.sleep(1.0)][0])
     context = multiprocessing.get_context("fork")
     team = [context.Process(target=send, args=(sweep,)) for _ in range(2)]
     for process in team:

@@ -14,7 +14,7 @@ from tests.take_out import ROOT, Copy, Options, copy_of_checkout, examine, judge
 
 FAULTS, PROTECTIONS = read_list()
 NODE = "tests/test_x.py::test_x"
-PROTECTION = Protection("p", next(iter(FAULTS)), "It protects.", "slurm/claims.py", "a | b", "", (NODE,))
+PROTECTION = Protection("p", next(iter(FAULTS)), "It protects.", "slurm/store/leases.py", "a | b", "", (NODE,))
 
 
 @pytest.mark.parametrize("protection", PROTECTIONS, ids=lambda protection: protection.name)

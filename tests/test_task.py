@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from adapters import BadInput
-from slurm import job, own_job
-from slurm.job import run_task
+from slurm.worker import own_job
+from slurm.worker import run as job
+from slurm.worker.run import run_task
 from tests.make_slurm import make_slurm
 from tests.make_studio import ROOT, Studio
 from tests.test_job import at_step, outcomes, send, store

@@ -15,7 +15,7 @@ from training.whole_files import list_files
 
 _SPEC = re.compile(
     r"(?!.*\.(beat|ended|claim-\d{6})\.json$)[^.].*\.json"
-)  # `slurm.sweep_folder` has all files of a pack
+)  # `slurm.store.layout` has all files of a pack
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import BadInput
-from slurm.processes import list_processes
+from slurm.submit.processes import list_processes
 
 EXEC_S = 1.0  # until a process that was started shows its command line
 TERM_S = 10.0  # until a daemon that was asked to end is killed

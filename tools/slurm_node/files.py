@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import BadInput
-from slurm.processes import list_processes
+from slurm.submit.processes import list_processes
 from tools.slurm_node.daemons import Daemon, read_environment
 
 NUM_PORTS = 4  # of slurmctld, slurmd, slurmdbd and MariaDB

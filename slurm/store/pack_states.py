@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from adapters import printable
-from slurm.claims import BEAT_S, STALE_S, Holder, Watch, holder_of, read_beat
-from slurm.states import MISSING, Outcome, PackStatus
-from slurm.submissions import ABRUPT, ACTIVE, FAILURES, HOLDING, STUCK, UNWANTED, Jobs, JobState, Task, state_of
-from slurm.sweep_folder import PackFiles, SweepFolder
-from slurm.sweep_reader import SweepReader
+from slurm.store.layout import PackFiles, SweepFolder
+from slurm.store.leases import BEAT_S, STALE_S, Holder, Watch, holder_of, read_beat
+from slurm.store.reader import SweepReader
+from slurm.store.states import MISSING, Outcome, PackStatus
+from slurm.store.submissions import ABRUPT, ACTIVE, FAILURES, HOLDING, STUCK, UNWANTED, Jobs, JobState, Task, state_of
 from training.shared_file_system import SETTLE_S
 from training.states import RunStatus
 

@@ -2,7 +2,7 @@
 
     python -m slurm.status                     # every sweep in runs/, until nothing is left that can end
     python -m slurm.status runs/lr_robustness  # one sweep
-    python -m slurm.status --once --json       # for programs; slurm/status_table.py has the schema
+    python -m slurm.status --once --json       # for programs; slurm/status/table.py has the schema
     python -m slurm.status --wait              # exit code 0: all done; 1: something failed; 3: nobody works on what is left;
                                                # meanwhile packs that the cluster had no room for are sent
     python -m slurm.status --retry failed      # failed runs are to be tried again; the sweep's own command sends them
@@ -24,14 +24,15 @@ from typing import Literal
 import tyro
 
 from adapters import BadInput, counted, printable
-from slurm.board import Board, exit_code
-from slurm.cancel import cancel
-from slurm.reopen import reopen_failed
-from slurm.resubmit import Resubmitter
-from slurm.scheduler import Scheduler
-from slurm.screen import Screen
-from slurm.status_table import SweepState, draw, plain_lines, to_json
-from slurm.survey import PackState, Surveyor, survey
+from slurm.status.monitor import Board, exit_code
+from slurm.status.screen import Screen
+from slurm.status.table import draw, plain_lines, to_json
+from slurm.store.outcome import reopen_failed
+from slurm.store.pack_states import PackState, Surveyor, survey
+from slurm.store.queue import Scheduler
+from slurm.store.sweep_state import SweepState
+from slurm.submit.cancel import cancel
+from slurm.submit.resubmit import Resubmitter
 from training.command_line import run_program
 
 __all__ = ["PackState", "Surveyor", "survey"]

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from adapters import BadInput
-from slurm.claims import Claim, Heart, TurnLost
-from slurm.ended import last_line, write_ended
-from slurm.states import Outcome
+from slurm.store.leases import Claim, Heart, TurnLost
+from slurm.store.outcome import last_line, write_ended
+from slurm.store.states import Outcome
 from training.accelerator import arithmetic
 from training.loop import Interrupted, train_pack
 from training.memory_advice import describe_too_large

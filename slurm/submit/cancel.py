@@ -9,10 +9,10 @@ from contextlib import suppress
 from typing import Protocol
 
 from adapters import counted
-from slurm.claims import Holder, holder_of
-from slurm.states import ALIVE, PackStatus
-from slurm.submissions import workers_of
-from slurm.survey import PackState, Surveyor
+from slurm.store.leases import Holder, holder_of
+from slurm.store.pack_states import PackState, Surveyor
+from slurm.store.states import ALIVE, PackStatus
+from slurm.store.submissions import workers_of
 
 
 class Canceller(Protocol):

@@ -21,20 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from adapters import BadInput
-from slurm import claims
-from slurm.arrays import choose_partition, choose_time, fit, plan_arrays, split
-from slurm.claims import exclusive, user_name
-from slurm.clusters import PRIVATE, Cluster, choose_cluster
-from slurm.code_version import code_version
-from slurm.estimate import Pack, Predict
-from slurm.limits import Limits
-from slurm.processes import list_processes
-from slurm.sbatch import SBATCH_S, Request, UnknownJob, open_private, text_path
-from slurm.scheduler import Scheduler, SchedulerError, no_slurm
-from slurm.states import ALIVE, Sent
-from slurm.submissions import Submissions
-from slurm.survey import PackState, survey
-from slurm.sweep_folder import SweepFolder
+from slurm.estimate.need import Pack, Predict
+from slurm.store import leases
+from slurm.store.code_version import code_version
+from slurm.store.layout import SweepFolder
+from slurm.store.leases import exclusive, user_name
+from slurm.store.limits import Limits
+from slurm.store.pack_states import PackState, survey
+from slurm.store.queue import Scheduler, SchedulerError, no_slurm
+from slurm.store.states import ALIVE, Sent
+from slurm.store.submissions import Submissions
+from slurm.submit.arrays import choose_partition, choose_time, fit, plan_arrays, split
+from slurm.submit.clusters import PRIVATE, Cluster, choose_cluster
+from slurm.submit.processes import list_processes
+from slurm.submit.sbatch import SBATCH_S, Request, UnknownJob, open_private, text_path
 from training.store import write_json
 
 _LIMIT = re.compile(r"submit limit|MaxSubmit|MaxJobs|QOSGrpSubmit|AssocGrpSubmit|job count", re.IGNORECASE)
@@ -89,7 +89,7 @@ def submit_missing(
     """
     scheduler = scheduler or Scheduler()
     limits = check_cluster(cluster, scheduler)
-    with exclusive(sweep.path, "submitter", wait_s=60.0 + claims.STALE_S):
+    with exclusive(sweep.path, "submitter", wait_s=60.0 + leases.STALE_S):
         report = Report(repaired=repair(sweep, scheduler))
         states = survey(sweep, scheduler)
         requests = plan_arrays(read_missing(sweep, states, packs), cluster, predict, limits)
@@ -240,7 +240,7 @@ def _find_twice(intents: Sequence[dict], scheduler: Scheduler) -> dict[str, str]
     """What `_find` finds; a second time, if the queue may not show everything yet."""
     found = _find(intents, scheduler)
     if len(found) < len(intents):
-        time.sleep(claims.SETTLE_S)
+        time.sleep(leases.SETTLE_S)
         found = _find(intents, scheduler)
     return found
 

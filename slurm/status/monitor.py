@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 from adapters import BadInput, counted
-from slurm.states import PackStatus
-from slurm.status_table import SweepState
-from slurm.survey import Scheduler, Surveyor
-from slurm.sweep_folder import SweepFolder
+from slurm.store.layout import SweepFolder
+from slurm.store.pack_states import Scheduler, Surveyor
+from slurm.store.states import PackStatus
+from slurm.store.sweep_state import SweepState
 from training.states import RunStatus
 
 SILENCE_S = 600.0  # after which a scheduler that does not answer is not waited for

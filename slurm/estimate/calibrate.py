@@ -22,9 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from adapters import BadInput
-from slurm.estimate import NAME, Estimate
-from slurm.pool import num_workers
-from slurm.telling import hear, telling
+from slurm.estimate.need import NAME, Estimate
+from slurm.estimate.telling import hear, telling
+from slurm.worker.pool import num_workers
 from training.cell import Cell
 from training.demand import Cost, read_costs, shape_of, to_json
 from training.memory_advice import describe_too_large, total_gib

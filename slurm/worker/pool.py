@@ -1,15 +1,13 @@
 """Workers on this machine: processes of `slurm.task` that take turns at the packs of a sweep.
 
-Each is given all packs, each from another place on, and takes those that nobody holds. Those of `--cluster inline` stop with
-the program that started them: they are told on standard input what to run, and stop when it is closed, as it is for a program
-that was killed. Those of `--cluster local` outlive it, in a session of their own that neither Ctrl-C nor a closed terminal
-reaches; their process ids and start times go into the record, so that others can tell whether they live.
+Each is given all packs, each from another place on, and takes those that nobody holds. It is told on standard input what to run,
+and stops when that is closed, as it is when the program that started it was killed. (`slurm/submit/local.py` has those that
+outlive it.)
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import signal
@@ -21,24 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from slurm.claims import Holder, exclusive
-from slurm.clusters import Cluster
-from slurm.gpus import VISIBLE, choose_gpu, list_gpus
-from slurm.sbatch import ROOT, open_private
-from slurm.states import Sent
-from slurm.submissions import Submissions
-from slurm.submit import make_record, next_number, read_missing, store
-from slurm.survey import survey
-from slurm.sweep_folder import SweepFolder
+from slurm.store.code_version import ROOT
+from slurm.worker.gpus import VISIBLE, choose_gpu, list_gpus
 from training.memory_advice import machine_mib
 from training.stop import STOPPED, describe_exit, is_shrugged_off
-from training.store import StoreError, store_error
+from training.store import StoreError
 
 WORKER = (sys.executable, "-P", "-m", "slurm.task")
 WORKER_MIB = 2048.0  # set aside for a worker whose memory was not measured
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to the workers, which checkpoint and stop
+TALK = {"stdin": subprocess.PIPE, "encoding": "utf-8", "errors": "strict"}
 LOOK_S = 0.5  # between two looks, and between two heartbeats of workers that somebody looks at
-_outliving: list[subprocess.Popen] = []  # kept: Python warns of a process that nobody has waited for
 
 
 def choose_workers(num_packs: int, device: str, each_mib: float = WORKER_MIB) -> tuple[int, int]:
@@ -75,7 +66,7 @@ class Worker:
     def start(cls, number: int, specs: Sequence[str], device: str, said: IO[str]) -> Worker:
         """Start a worker; it takes the specifications in the order given."""
         beats = {"PLATEAU_BEAT_S": str(LOOK_S)} | os.environ
-        worker = cls(start_process(("-",), number, device, beats, stdin=subprocess.PIPE, stdout=said, text=True), said)
+        worker = cls(start_process(("-",), number, device, beats, **TALK, stdout=said), said)
         with contextlib.suppress(BrokenPipeError):  # it was ended meanwhile, as its exit code will say
             print(json.dumps(specs), file=worker.process.stdin, flush=True)
         return worker
@@ -169,50 +160,3 @@ def _outcome(team: Sequence[Worker], was_asked: bool) -> str:
             + (smaller if killed[0] == -signal.SIGKILL else "")
         )
     return "stopped" if any(codes) else "done"
-
-
-def start_local(sweep: SweepFolder, packs: Sequence[str] | None, num_workers: int) -> list[Holder]:
-    """Start workers for the packs that nobody works on or means to, which outlive this process; returns their processes.
-
-    Raises:
-        BadInput: if another process is submitting this sweep, or the workers cannot be started.
-    """
-    with exclusive(sweep.path, "submitter"):
-        settle(sweep)
-        missing = read_missing(sweep, survey(sweep, None), packs)
-        if not missing:
-            return []
-        names = [pack.name for pack in missing]
-        count = min(num_workers, len(names))
-        tasks = [names[first:] + names[:first] for first in (len(names) * n // count for n in range(count))]
-        device = "cuda" if any(pack.device == "cuda" for pack in missing) else "cpu"
-        cluster, private = Cluster("local", gpus="1" if device == "cuda" else "0"), open_private(sweep.submissions)
-        record = make_record(next_number(sweep), cluster, "local", private) | {"tasks": tasks, "workers": []}
-        path = store(sweep, record)
-        for number in range(count):
-            record["workers"].append(dataclasses.asdict(_start_outliving(path, record["folder"], number, device)))
-            store(sweep, record)
-        store(sweep, record | {"state": Sent.SENT})
-        return [Holder(**worker) for worker in record["workers"]]
-
-
-def _start_outliving(record: Path, folder: str, number: int, device: str) -> Holder:
-    log, arguments = Path(folder) / f"worker-{number}.log", ("--sent", str(record.resolve()), str(number))
-    try:
-        with open(log, "wb") as file:
-            process = start_process(arguments, number, device, os.environ, start_new_session=True,
-                                    stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)  # fmt: skip
-    except OSError as error:
-        raise store_error(error, log) from None
-    _outliving.append(process)
-    return Holder.of(process.pid)
-
-
-def settle(sweep: SweepFolder) -> None:
-    """Close the intents of starters that died; workers that they did start hold their packs by claims."""
-    submissions = Submissions(sweep)
-    submissions.refresh()
-    for record in submissions.records:
-        if record.get("executor") == "local" and record.get("state") == "intent":
-            state = Sent.SENT if record.get("workers") else Sent.REFUSED
-            store(sweep, record | {"state": state, "error": "the process that started the workers died"})

@@ -8,15 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adapters import BadInput, counted
-from slurm.clusters import Cluster
-from slurm.estimate import predict_by
-from slurm.scheduler import Scheduler
-from slurm.states import PackStatus, Sent
-from slurm.status_table import SweepState
-from slurm.submissions import Submissions
-from slurm.submit import last_cluster, submit_missing
-from slurm.survey import PackState
-from slurm.sweep_folder import SweepFolder
+from slurm.estimate.need import predict_by
+from slurm.store.layout import SweepFolder
+from slurm.store.pack_states import PackState
+from slurm.store.queue import Scheduler
+from slurm.store.states import PackStatus, Sent
+from slurm.store.submissions import Submissions
+from slurm.store.sweep_state import SweepState
+from slurm.submit.clusters import Cluster
+from slurm.submit.send import last_cluster, submit_missing
 
 EVERY_S = 30.0
 MOST_SENT = 3  # how often a pack is sent again, should its jobs die

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from slurm.code_version import code_version
-from slurm.sbatch import ROOT, Request, literal, set_up
-from slurm.sweep_folder import SweepFolder, read_spec_file
+from slurm.store.code_version import ROOT, code_version
+from slurm.store.layout import SweepFolder, read_spec_file
+from slurm.submit.sbatch import Request, literal, set_up
 from training.store import writing
 
 README = """\

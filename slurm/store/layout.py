@@ -1,7 +1,7 @@
 """The files of one sweep's folder that executors share; the only place that knows their names.
 
     <runs>/<sweep>/packs/<pack>.json                 the pack's specification: what `slurm.job.run_pack` reads
-    <runs>/<sweep>/packs/<pack>.claim-000001.json    one file for each turn of a process at the pack (`slurm/claims.py`)
+    <runs>/<sweep>/packs/<pack>.claim-000001.json    one file for each turn of a process at the pack (`slurm/store/leases.py`)
     <runs>/<sweep>/packs/<pack>.beat.json            where the present holder is; rewritten every few seconds
     <runs>/<sweep>/packs/<pack>.ended.json           how each of its runs ended, or which smaller packs took its place
     <runs>/<sweep>/submissions/                      one JSON file for each job array that was sent to a cluster

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from adapters import BadInput
-from slurm.claims import user_name
-from slurm.clusters import SETTINGS, Cluster
-from slurm.scheduler import SchedulerError, in_one_line
+from slurm.store.code_version import ROOT
+from slurm.store.leases import user_name
+from slurm.store.queue import SchedulerError, in_one_line
+from slurm.submit.clusters import SETTINGS, Cluster
 from training.store import store_error, writing
 
-ROOT = Path(__file__).resolve().parents[1]
 WARN_S = 90  # seconds before the end at which a task is warned
 SBATCH_S = 300.0  # sbatch itself tries again for minutes while the controller is busy
 EXPORT = (

@@ -19,7 +19,7 @@ from typing import Any
 from adapters import BadInput
 from adapters.documents import read_toml
 
-DEFAULTS = Path(__file__).with_name("clusters.toml")
+DEFAULTS = Path(__file__).parents[1] / "clusters.toml"
 EXECUTORS = ("inline", "local", "slurm", "export")
 _WORD = re.compile(r"(?!-)[\w.,:+@/=-]*", re.ASCII)  # what begins with a dash would be an option
 _EXPRESSION = re.compile(

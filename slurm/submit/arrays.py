@@ -12,10 +12,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 from adapters import BadInput, counted
-from slurm.clusters import Cluster
-from slurm.estimate import Need, Pack, Predict
-from slurm.limits import Limits, Partition
-from slurm.sbatch import Request
+from slurm.estimate.need import Need, Pack, Predict
+from slurm.store.limits import Limits, Partition
+from slurm.submit.clusters import Cluster
+from slurm.submit.sbatch import Request
 
 MARGIN = 2.0  # a node may be half as fast as the machine that was measured
 MEMORY_MARGIN, MEMORY_STEP_MIB = 1.5, 512  # a task that takes more than it asked for is ended

@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from slurm.status_table import SweepState, draw
+from slurm.status.table import draw
+from slurm.store.sweep_state import SweepState
 
 LINE_S = 60.0  # between two lines that say the same, where stdout is no terminal
 BELOW = 6  # lines of a terminal that are left to what is said below the table

@@ -29,8 +29,8 @@ from types import TracebackType
 from typing import Any
 
 from adapters import BadInput
-from slurm.states import Outcome
-from slurm.sweep_folder import PackFiles
+from slurm.store.layout import PackFiles
+from slurm.store.states import Outcome
 from training import forms
 from training.shared_file_system import SETTLE_S
 from training.whole_files import (

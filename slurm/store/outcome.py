@@ -1,8 +1,8 @@
-"""How a pack ended: its runs' statuses and errors. Imports no torch.
+"""How a pack ended: its runs' statuses and errors; and how that is taken back, so that it is run again. Imports no torch.
 
 `<pack>.ended.json` holds {"pack", "runs": {run_id: status}, "turns", "seconds", "reason": why fewer runs than all were trained
-together, or null, "errors": {run_id: last line}, "cost": what it asked for and took, for `slurm/estimate.py`}; without "cost"
-where that is not known.
+together, or null, "errors": {run_id: last line}, "cost": what it asked for and took, for `slurm/estimate`}; without "cost" where
+that is not known.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Sequence
 
-from slurm.sweep_folder import PackFiles
+from slurm.store.layout import PackFiles
+from slurm.store.reader import SweepReader
+from training import forms
 from training.cell import Cell
 from training.demand import Demand
-from training.forms import ENDED
 from training.states import RunStatus
-from training.store import RunFolder
-from training.whole_files import DamagedFile, write_signed
+from training.store import RunFolder, write_json
+from training.whole_files import DamagedFile, read_quietly, write_signed
 from training.whole_files import read_json as read_file
 
 
 def read_ended(pack: PackFiles) -> dict | None:
     """How a pack ended; None if it has not, or if the file is damaged, which is said on stderr."""
     try:
-        found: dict = read_file(pack.ended, ENDED)
+        found: dict = read_file(pack.ended, forms.ENDED)
     except FileNotFoundError:
         return None
     except DamagedFile as error:
@@ -82,3 +83,39 @@ def last_line(text: str) -> str:
 def has_failed(ended: dict) -> bool:
     """Whether a run of an ended pack has failed."""
     return RunStatus.FAILED in ended["runs"].values()
+
+
+def reopen(pack: PackFiles) -> bool:
+    """Remove the pack's `ended.json`, unless a later turn than the listed one has begun; says whether it was removed.
+
+    By an explicit wish alone, of a driver or of `slurm.status --retry`.
+    The newest claim notes it: without the note, others would take the missing file for one that is not visible yet.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    if pack.newest_turn() != pack.turn:
+        return False
+    if claim := read_quietly(pack.claim(pack.turn), forms.CLAIM):
+        write_json(pack.claim(pack.turn), claim | {"reopened": True})
+    pack.ended.unlink(missing_ok=True)
+    return True
+
+
+def reopen_failed(reader: SweepReader, wanted: Collection[str] | None = None) -> dict[str, list[str]]:
+    """Reopen the packs of a sweep that have failed runs, as last read; returns those runs by pack.
+
+    Args:
+        reader: the sweep's files.
+        wanted: the runs that matter; None for all.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    found = {}
+    for name, ending in list(reader.endings.items()):
+        failed = [run_id for run_id, status in ending.get("runs", {}).items() if status == RunStatus.FAILED]
+        if any(wanted is None or run_id in wanted for run_id in failed) and reopen(reader.packs[name]):
+            del reader.endings[name]
+            found[name] = failed
+    return found

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from adapters import BadInput
-from slurm.claims import user_name
-from slurm.limits import Limits, read_config, read_max_submit, read_partitions
+from slurm.store.leases import user_name
+from slurm.store.limits import Limits, read_config, read_max_submit, read_partitions
 
 QUERY_S = 30.0  # SLURM's own programs give up on a silent controller after about ten
 OVER = frozenset({

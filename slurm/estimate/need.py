@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slurm.sweep_folder import read_spec_file
+from slurm.store.layout import read_spec_file
 from training.cell import Cell
 from training.demand import PASSES, Costs, Demand, on_line, read_costs, row_s
 
@@ -139,7 +139,7 @@ def learn(costs: Costs, endings: Iterable[Mapping]) -> dict[str, Paid]:
 
     Args:
         costs: what was measured before.
-        endings: as `slurm/ended.py` writes them; those without a cost are left out.
+        endings: as `slurm/store/outcome.py` writes them; those without a cost are left out.
     """
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     for cost in (ending.get("cost") for ending in endings) if costs else ():
@@ -156,7 +156,7 @@ def learn(costs: Costs, endings: Iterable[Mapping]) -> dict[str, Paid]:
 def makespan(durations: Sequence[float], workers: int, start_s: float) -> float:
     """Seconds until all packs are done by workers that take turns.
 
-    Worker n goes through the packs from the n-th on, and takes each that nobody holds (`slurm/pool.py`).
+    Worker n goes through the packs from the n-th on, and takes each that nobody holds (`slurm/worker/pool.py`).
 
     Args:
         durations: seconds of each pack, in the order in which they are tried.

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from slurm.claims import Holder, holder_of
-from slurm.states import Sent
-from slurm.sweep_folder import SweepFolder
+from slurm.store.layout import SweepFolder
+from slurm.store.leases import Holder, holder_of
+from slurm.store.states import Sent
 from training.forms import SUBMISSION
 from training.whole_files import is_inside, list_files, read_quietly
 

@@ -1,0 +1,1 @@
+"""How sweeps stand, for people and for programs."""

@@ -1,0 +1,1 @@
+"""Run packs: one attempt, one process, several processes of this machine."""
