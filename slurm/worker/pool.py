@@ -28,7 +28,6 @@ from training.store import StoreError
 WORKER = (sys.executable, "-P", "-m", "slurm.task")
 WORKER_MIB = 2048.0  # set aside for a worker whose memory was not measured
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to the workers, which checkpoint and stop
-TALK = {"stdin": subprocess.PIPE, "encoding": "utf-8", "errors": "strict"}
 LOOK_S = 0.5  # between two looks, and between two heartbeats of workers that somebody looks at
 
 
@@ -66,7 +65,12 @@ class Worker:
     def start(cls, number: int, specs: Sequence[str], device: str, said: IO[str]) -> Worker:
         """Start a worker; it takes the specifications in the order given."""
         beats = {"PLATEAU_BEAT_S": str(LOOK_S)} | os.environ
-        worker = cls(start_process(("-",), number, device, beats, **TALK, stdout=said), said)
+        worker = cls(
+            start_process(
+                ("-",), number, device, beats, stdin=subprocess.PIPE, stdout=said, encoding="utf-8", errors="strict"
+            ),
+            said,
+        )
         with contextlib.suppress(BrokenPipeError):  # it was ended meanwhile, as its exit code will say
             print(json.dumps(specs), file=worker.process.stdin, flush=True)
         return worker
