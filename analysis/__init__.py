@@ -6,11 +6,12 @@ results.scores                # one row for each run, step, metric and prompt
 score_curve(results)          # means with 95 % intervals over subjects
 """
 
-from analysis.coincidence import coincidence, run_ends, score_vs_distance
+from analysis.best_settings import best_settings, best_table, tried_settings
 from analysis.compact import export_compact
 from analysis.comparisons import compare, power_sentence
 from analysis.curves import base_line, paired_curve, run_scores, score_curve, subject_scores
 from analysis.directions import magnitude_direction, magnitude_direction_correlation
+from analysis.distance_collapse import coincidence, run_ends, score_vs_distance
 from analysis.distances import distance_curve, gauge_curve, subject_distances
 from analysis.divergence import divergence_rates
 from analysis.early_warning import early_warning
@@ -19,10 +20,9 @@ from analysis.norms import weight_norms
 from analysis.permutation import holm, sign_flip
 from analysis.pictures import pictures
 from analysis.plateau import TOLERANCE, find_plateau, joint_plateau, plateau
+from analysis.plateau_by_setting import plateau_by_setting, scores_by_setting
 from analysis.power import detectable_difference
 from analysis.results import METRICS, Results
-from analysis.selection import best_settings, best_table, tried_settings
-from analysis.settings import plateau_by_setting, scores_by_setting
 from analysis.summary import Robustness, plateau_sentence, robustness, summary, unfit_subjects
 from analysis.tables import format_table, to_latex, to_markdown, write_tables
 from analysis.variance import split_variance, variance_table

@@ -10,7 +10,7 @@ import pandas as pd
 
 from adapters import BadInput
 from analysis.grid import Grid, subject_grid
-from analysis.inversion import edge_intervals, max_interval
+from analysis.plateau_intervals import edge_intervals, max_interval
 from analysis.results import ANY, DRIFT, RANGES
 from analysis.statistics import Bools, Floats, Ints, t_interval
 
@@ -143,7 +143,7 @@ def plateau(table: pd.DataFrame, tolerance: float = TOLERANCE, *, x: str = "mult
         Rows series, method, metric, num_subjects, num_diverged, base, every field of `Plateau`, and the ends of 95 % intervals
         peak_low/_high, gain_low/_high (of the peak over the base, paired by subject), width_low/_high, low_edge_low/_high,
         high_edge_low/_high, sensitivity_low/_high, area_low/_high, worst_low/_high. They allow for the choice of the best point
-        (`analysis.inversion`), and never leave the range of the score; they start from 2 subjects.
+        (`analysis.plateau_intervals`), and never leave the range of the score; they start from 2 subjects.
 
     Raises:
         BadInput: if the tolerance is not between 0 and 1, or a subject has no score of the untouched base.

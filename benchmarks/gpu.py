@@ -28,7 +28,7 @@ from adapters import BadInput, counted, parse_method
 from benchmarks.device_limits import count_flop, peak_bytes, peak_rate
 from benchmarks.real_scale import Bench, Pack, Scale
 from benchmarks.rows import Row, describe_machine, to_markdown, write_page
-from benchmarks.timing import Interval, clock, interleave, mean_of, once, ratio_of
+from benchmarks.timing import Spread, clock, interleave, mean_of, once, ratio_of
 from benchmarks.waiting import count_waits
 from training.store import writing
 from training.tasks.sampling import sample, start_noise
@@ -140,7 +140,7 @@ def _methods(bench: Bench, options: Options, lora: Pack, size: int) -> Iterator[
             METHOD_AIM,
         )
     cost = ratio_of(times["lora"], times["silent"])
-    minus = Interval(cost.value - 1, cost.low - 1, cost.high - 1, cost.num)
+    minus = Spread(cost.value - 1, cost.low - 1, cost.high - 1, cost.num)
     yield Row(f"reading all matrices at every step, share of LoRA's step, packs of {size}", minus, 0.01, unit="%")
     for name, pack in {"lora": lora, **packs}.items():
         waits = once(count_waits(pack, bench.device))

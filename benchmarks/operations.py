@@ -86,7 +86,7 @@ class JobRates:
 def count_rates() -> JobRates:
     """Count what a job does, by the very functions that it calls."""
     from slurm.store.layout import PackFiles
-    from slurm.store.leases import Heart, Watch, take
+    from slurm.store.leases import Heartbeat, StalenessTracker, take
     from slurm.store.outcome import write_ended
     from training.store import RunFolder, writing
 
@@ -97,14 +97,14 @@ def count_rates() -> JobRates:
         pack = PackFiles("pack", Path(scratch) / "grid" / "packs")
         pack.folder.mkdir()
         with count_operations() as turn:
-            claim = take(pack, Watch())
+            claim = take(pack, StalenessTracker())
             assert claim is not None
             claim.check()
             write_ended(pack, runs, claim.turn)
             claim.end("done")
-        claim = take(pack, Watch())
+        claim = take(pack, StalenessTracker())
         assert claim is not None
-        with Heart(claim, every_s=0.02) as heart, count_operations() as beats:
+        with Heartbeat(claim, every_s=0.02) as heart, count_operations() as beats:
             first = heart._count
             time.sleep(0.5)
         num_beats = max(1, heart._count - first)

@@ -49,7 +49,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Setting:
+class PricedPreset:
     """What of a preset decides the work of a cell.
 
     Attributes:
@@ -71,21 +71,21 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Work:
+class CellWork:
     """Operations of one sample through the U-Net of a method: a training step's, and a picture's pass."""
 
     step: float
     row: float
 
 
-def read_setting() -> Setting:
+def read_setting() -> PricedPreset:
     """The preset `paper`; what it leaves open is as the flags' defaults have it."""
     from sweeps.options import Options
     from sweeps.presets import read_presets
 
     of = {setting.flag: setting.value for setting in read_presets()["paper"].settings}
     prior = of["prior_loss_weight"] > 0
-    return Setting(
+    return PricedPreset(
         steps=of["steps"], rows=of["train_batch_size"] * (2 if prior else 1),
         evaluations=len({*of["eval_steps"], of["steps"]}),
         pictures=of["num_prompts"] * of["num_images"] + of.get("num_drift_prompts", Options.num_drift_prompts),
@@ -109,7 +109,7 @@ def without_contents() -> Iterator[None]:
 
 
 @cache
-def count_method(method: str, rank: int, resolution: int) -> Work:
+def count_method(method: str, rank: int, resolution: int) -> CellWork:
     """Operations of one sample through the U-Net with a method's adapters; "" for none."""
     import torch
 
@@ -134,7 +134,7 @@ def count_method(method: str, rank: int, resolution: int) -> Work:
 
         with torch.no_grad():
             row = count_flop(forward)
-        return Work(count_flop(lambda: forward().sum().backward()) if method else 0.0, row)
+        return CellWork(count_flop(lambda: forward().sum().backward()) if method else 0.0, row)
 
 
 @cache
@@ -177,7 +177,7 @@ class Price:
     plain_evaluation: float
 
 
-def price(method: str, options: Options, setting: Setting) -> Price:
+def price(method: str, options: Options, setting: PricedPreset) -> Price:
     """What a method's part of the grid costs."""
     cells = options.multipliers * options.subjects * options.seeds
     work = count_method(method, setting.rank, setting.resolution)
@@ -194,14 +194,14 @@ def price(method: str, options: Options, setting: Setting) -> Price:
     )  # fmt: skip
 
 
-def price_classes(options: Options, setting: Setting) -> float:
+def price_classes(options: Options, setting: PricedPreset) -> float:
     """GPU-hours of the class pictures, which all runs share."""
     work = count_method("", setting.rank, setting.resolution)
     each = setting.passes * work.row + count_picture(setting.resolution)
     return NUM_CLASSES * setting.class_pictures * each / (options.picture_share * options.peak) / 3600
 
 
-def to_markdown(rows: Sequence[Price], classes: float, options: Options, setting: Setting) -> str:
+def to_markdown(rows: Sequence[Price], classes: float, options: Options, setting: PricedPreset) -> str:
     """The prices as a table, with what they assume."""
     lines = [
         "| method | cells | TFLOP of a sample's step | GPU-hours: training | evaluation | plain loop: training | evaluation |",

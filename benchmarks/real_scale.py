@@ -86,13 +86,13 @@ class Bench:
         pipeline = dataclasses.replace(self.pipeline, unet=share(self.pipeline.unet))
         return SubjectTask(pipeline, None, cells, {self.subject.name: self.subject})
 
-    def make_pack(self, method: str, size: int, *, reads: bool = True, means: str = "") -> Pack:
+    def make_pack(self, method: str, size: int, *, reads: bool = True, means: str = "") -> StackedPack:
         """A pack, ready for its first step; `means` is "channels_last", "compile" (of the transformer blocks) or nothing."""
         task = self.make_task(method, size)
         if means == "channels_last":
             unet = copy.deepcopy(self.pipeline.unet).to(memory_format=torch.channels_last)
             task.pipeline = dataclasses.replace(task.pipeline, unet=unet)
-        pack = Pack(task, reads)
+        pack = StackedPack(task, reads)
         if means == "compile":
             task.pipeline.unet.compile_repeated_blocks()
         return pack
@@ -108,7 +108,7 @@ class Bench:
         return peft_step(share(self.plain), batch, fused=None, rank=self.scale.rank)
 
 
-class Pack:
+class StackedPack:
     """A pack in the U-Net of its task, with optimiser and readings; one call is one step, to losses and gradient norms.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from adapters import counted
-from benchmarks.timing import Interval
+from benchmarks.timing import Spread
 from training.provenance import provenance
 from training.store import writing
 
@@ -37,7 +37,7 @@ class Row:
     """
 
     name: str
-    measured: Interval
+    measured: Spread
     aim: float | None = None
     sense: Literal["<=", ">="] = "<="
     judged: Literal["value", "high"] = "value"

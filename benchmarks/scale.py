@@ -78,9 +78,9 @@ def measure(num_cells: int) -> dict[str, Any]:
     """Seconds, operations and memory of one size."""
     from slurm.store.layout import SweepFolder
     from slurm.store.pack_states import Surveyor
-    from sweeps.done import Done
     from sweeps.grid import base_cells
     from sweeps.plan import Plan
+    from sweeps.progress import PlanProgress
 
     planned, setting = make_cells(num_cells)
     row: dict[str, Any] = {"cells": num_cells, "imports_mib": _peak_mib()}
@@ -92,7 +92,7 @@ def measure(num_cells: int) -> dict[str, Any]:
             cells = [*base_cells(planned), *planned]
             found = Plan.read(folder)
             found.add(cells, setting, PACK, 1)
-            Done.look(found).todo({p.cell.identity() for p in cells})
+            PlanProgress.look(found).todo({p.cell.identity() for p in cells})
             return found
 
         with _measured(row, "plan"):
@@ -134,12 +134,12 @@ def _measured(row: dict[str, Any], name: str) -> Iterator[None]:
 def make_cells(num_cells: int) -> tuple[list[Any], Any]:
     """100 methods x rates x 2 seeds x 5 subjects, and the setting that they share."""
     from slurm.worker.run import Setting
-    from sweeps.grid import Planned
+    from sweeps.grid import LabelledCell
     from training.cell import Cell
 
     digest = "0123456789abcdef" * 4
     cells = [
-        Planned(
+        LabelledCell(
             Cell(method="lora", options=f"alpha={method}r,init=kaiming", rank=8, subject=f"subject{subject}", seed=seed,
                  steps=500, lr=1e-3 * (1 + rate), model_hash=digest, subject_hash=f"{subject}{digest[1:]}", scorer_hash=digest),
             f"x{1 + rate}", {"multiplier": 1.0 + rate, "model": "pocket", "class": "dog", "split": "evidence"},
@@ -151,9 +151,9 @@ def make_cells(num_cells: int) -> tuple[list[Any], Any]:
 
 def _pretend(sweep: Any, packs: list[str]) -> None:
     """Let half of the packs have ended and `RUNNING` be running in this process, as their files would say."""
-    from slurm.store.leases import Holder
+    from slurm.store.leases import Owner
 
-    files, holder = sweep.scan(), dataclasses.asdict(Holder.me())
+    files, holder = sweep.scan(), dataclasses.asdict(Owner.me())
     half = len(packs) // 2
     for number, name in enumerate(packs[: half + RUNNING]):
         claim = {"holder": holder, "began": 0.0}

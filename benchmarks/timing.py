@@ -22,7 +22,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Interval:
+class Spread:
     """An estimate with its 95 % interval from `num` repetitions; the limits are NaN where there is only one."""
 
     value: float
@@ -70,25 +70,25 @@ def interleave(
     return {name: np.array(values) for name, values in times.items()}
 
 
-def mean_of(values: Sequence[float] | np.ndarray) -> Interval:
+def mean_of(values: Sequence[float] | np.ndarray) -> Spread:
     """The mean with its t interval."""
     sample = np.asarray(values, dtype=float)
     mean, half = float(sample.mean()), _half_width(sample)
-    return Interval(mean, mean - half, mean + half, len(sample))
+    return Spread(mean, mean - half, mean + half, len(sample))
 
 
-def once(value: float) -> Interval:
+def once(value: float) -> Spread:
     """A value that was measured a single time, without limits."""
-    return Interval(value, math.nan, math.nan, 1)
+    return Spread(value, math.nan, math.nan, 1)
 
 
-def ratio_of(numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray) -> Interval:
+def ratio_of(numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray) -> Spread:
     """The paired ratio: the t interval of the rounds' log ratios, turned back."""
     logs = mean_of(np.log(np.asarray(numerators, dtype=float) / np.asarray(denominators, dtype=float)))
-    return Interval(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high), logs.num)
+    return Spread(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high), logs.num)
 
 
-def ratio_of_means(numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray) -> Interval:
+def ratio_of_means(numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray) -> Spread:
     """The ratio of two paired means, with Fieller's interval (1954): right also where a single value may be negative.
 
     For differences such as the time above a base. The limits are the values q for which the mean of
@@ -97,13 +97,13 @@ def ratio_of_means(numerators: Sequence[float] | np.ndarray, denominators: Seque
     over, under = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     value, num = float(over.mean() / under.mean()), len(over)
     if num < 2:
-        return Interval(value, math.nan, math.nan, num)
+        return Spread(value, math.nan, math.nan, num)
     (var_over, cov), (_, var_under) = np.cov(over, under) / num * stats.t.ppf(0.5 + CONFIDENCE / 2, num - 1) ** 2
     a, b, c = under.mean() ** 2 - var_under, over.mean() * under.mean() - cov, over.mean() ** 2 - var_over
     if a <= 0 or b * b < a * c:
-        return Interval(value, -math.inf, math.inf, num)
+        return Spread(value, -math.inf, math.inf, num)
     root = math.sqrt(b * b - a * c)
-    return Interval(value, float((b - root) / a), float((b + root) / a), num)
+    return Spread(value, float((b - root) / a), float((b + root) / a), num)
 
 
 def _half_width(sample: np.ndarray) -> float:

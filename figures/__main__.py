@@ -22,8 +22,8 @@ import pandas as pd
 from adapters import BadInput
 from analysis import Results, load, to_markdown, write_tables
 from analysis.verdicts import judge_claims, read_claims
-from figures.drawn import MISSING, Drawn
-from figures.gallery import GALLERY, draw_norms, driver_of
+from figures.figure_set import MISSING, FigureSet
+from figures.registry import GALLERY, draw_norms, driver_of
 from figures.style import METADATA, STYLES, use_style
 from training.command_line import end_well
 from training.store import writing
@@ -115,7 +115,7 @@ def draw_all(names: Sequence[str], results: Path, out: Path, formats: Sequence[s
     return paths, lines
 
 
-def draw_one(name: str, folder: Path) -> Drawn:
+def draw_one(name: str, folder: Path) -> FigureSet:
     """Draw one driver's results.
 
     Raises:
@@ -124,7 +124,7 @@ def draw_one(name: str, folder: Path) -> Drawn:
     name = driver_of(name) or name
     if name == "weight_norms" and (folder / NORMS).is_file() and not _has_runs(folder):
         return draw_norms(pd.read_csv(folder / NORMS))
-    draw: Callable[[Results], Drawn] = GALLERY[name]
+    draw: Callable[[Results], FigureSet] = GALLERY[name]
     return draw(load(folder))
 
 

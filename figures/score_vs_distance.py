@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from adapters import BadInput
-from analysis.coincidence import ScoreVsDistance
+from analysis.distance_collapse import ScoreVsDistance
 from figures.labels import add_subtitle, fit_text
 from figures.looks import Look, looks
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means, plain_log_axis
@@ -34,7 +34,7 @@ def draw(data: ScoreVsDistance) -> Figure:
     dotted line the one curve fitted to all series; the text gives what it leaves on subjects that it has not seen.
 
     Args:
-        data: what `analysis.coincidence.score_vs_distance` returned.
+        data: what `analysis.distance_collapse.score_vs_distance` returned.
 
     Raises:
         BadInput: if there is nothing to draw.

@@ -43,7 +43,7 @@ def drive(options: TuningOptions) -> int:
     """Try every setting on the tuning subjects and keep the best."""
     from adapters import BadInput, get_class
     from adapters.method_words import RATES
-    from analysis.selection import RULE
+    from analysis.best_settings import RULE
     from sweeps.driver import run_sweep
     from sweeps.grid import plan_cell, set_scene
     from sweeps.report import report_tuning

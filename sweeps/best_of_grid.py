@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from sweeps.options import Options, run_driver, with_defaults  # noqa: E402
 
 if TYPE_CHECKING:
-    from sweeps.grid import Scene
+    from sweeps.grid import ResolvedInputs
 
 NAME = "best_of_grid"
 NUM_CHOOSING = 4
@@ -69,7 +69,7 @@ def drive(options: BestOptions) -> int:
     return 0
 
 
-def split_subjects(options: BestOptions) -> tuple[Scene, Scene]:
+def split_subjects(options: BestOptions) -> tuple[ResolvedInputs, ResolvedInputs]:
     """The scenes of the subjects that choose, and of those that are reported.
 
     Raises:

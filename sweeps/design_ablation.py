@@ -32,7 +32,7 @@ class AblationOptions(Options):
 
 def drive(options: AblationOptions) -> int:
     """Run every row over the grid; print the table and what each step changes, draw scores and distances."""
-    from figures.gallery import draw_design_ablation
+    from figures.registry import draw_design_ablation
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, set_scene
     from sweeps.report_variants import report_variants

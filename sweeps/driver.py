@@ -11,17 +11,17 @@ import pandas as pd
 
 from adapters import BadInput
 from analysis import Results, load
-from slurm.status.monitor import Board
+from slurm.status.monitor import Monitor
 from slurm.status.screen import Screen
 from slurm.store.outcome import last_line
 from slurm.worker import pool
 from sweeps import jobs
-from sweeps.done import Done
-from sweeps.grid import Planned, Scene
+from sweeps.grid import LabelledCell, ResolvedInputs
 from sweeps.jobs import Sender, describe_states
 from sweeps.options import Options, Stopped
 from sweeps.plan import Plan
 from sweeps.plan_lines import describe_rates, show_plan
+from sweeps.progress import PlanProgress
 from sweeps.work import Sweep, Work, look, plan_work, resolve
 from training.states import RunStatus
 
@@ -45,8 +45,8 @@ class Outcome:
 
 def run_sweep(
     options: Options,
-    scene: Scene,
-    planned: Sequence[Planned],
+    scene: ResolvedInputs,
+    planned: Sequence[LabelledCell],
     name: str,
     smaller: Sequence[str] = ("subjects", "multipliers"),
 ) -> Outcome | None:
@@ -140,7 +140,7 @@ def _send(sender: Sender, plan: Plan, packs: list[str], wanted: set[str], wait: 
 
     def list_open() -> list[str]:
         plan.catch_up()
-        done = Done.look(plan)
+        done = PlanProgress.look(plan)
         return [pack for pack in done.todo(wanted) if pack not in done.files.endings]
 
     try:
@@ -157,7 +157,7 @@ def _run(plan: Plan, packs: Sequence[str], work: Work) -> None:
         StoreError: as the worker that met it says.
         Stopped: after a signal.
     """
-    board, expected_s, specs = Board(plan.folder, None), work.each_s(), [plan.spec(pack) for pack in packs]
+    board, expected_s, specs = Monitor(plan.folder, None), work.each_s(), [plan.spec(pack) for pack in packs]
     with Screen() as screen:
 
         def look() -> None:

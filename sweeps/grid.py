@@ -27,7 +27,7 @@ from training.tasks.scorer_kind import check_scorers
 
 
 @dataclass(frozen=True)
-class Planned:
+class LabelledCell:
     """A cell that a driver wants, with the names that it goes by in this sweep."""
 
     cell: Cell
@@ -36,7 +36,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Scene:
+class ResolvedInputs:
     """Model, scorers and subjects of a sweep, located and hashed; what every cell shares.
 
     Attributes:
@@ -63,7 +63,7 @@ class Scene:
         """Names and contents of the scorers."""
         return name_scorers(dataclasses.asdict(self.setting), self.shared["scorer_hash"])
 
-    def of(self, options: Options) -> Scene:
+    def of(self, options: Options) -> ResolvedInputs:
         """The same model, scorers and subjects under other flags."""
         return replace(self, shared=self.shared | shared_flags(options))
 
@@ -73,7 +73,7 @@ def name_scorers(setting: Mapping[str, Any], scorer_hash: str) -> dict[str, str]
     return {"scorers": f"{setting['dino']}, {setting['clip']}", "scorer_hash": scorer_hash}
 
 
-def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -> Scene:
+def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -> ResolvedInputs:
     """Locate and check model, scorers and subjects.
 
     Args:
@@ -114,7 +114,7 @@ def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -
     start = open_start(options, model) if options.init_adapter else None
     if start is not None:
         shared["init_adapter"] = content_hash(start)
-    return Scene(setting, shared, subjects, options.model, start)
+    return ResolvedInputs(setting, shared, subjects, options.model, start)
 
 
 def shared_flags(options: Options) -> dict:
@@ -190,8 +190,8 @@ def choose_subjects(
 
 
 def expand(
-    options: Options, scene: Scene, specs: Iterable[MethodSpec] | None = None, *, quiet: bool = False
-) -> list[Planned]:
+    options: Options, scene: ResolvedInputs, specs: Iterable[MethodSpec] | None = None, *, quiet: bool = False
+) -> list[LabelledCell]:
     """Every cell of methods x subjects x seeds x multipliers; cells of one subject stand together.
 
     Which base rates are borrowed is said on stderr, unless `quiet`.
@@ -217,7 +217,7 @@ def expand(
     return planned
 
 
-def expand_each(options: Options, scene: Scene, changes: Iterable[Mapping[str, object]]) -> list[Planned]:
+def expand_each(options: Options, scene: ResolvedInputs, changes: Iterable[Mapping[str, object]]) -> list[LabelledCell]:
     """The cells of the grid under each of several changes of the flags, which go before what is said of a single method.
 
     Raises:
@@ -238,8 +238,8 @@ def name_rates(rates: Rates) -> dict[str, object]:
 
 
 def plan_cell(
-    scene: Scene, spec: MethodSpec, subject: subject_folders.Subject, seed: int, labels: dict, **own: object
-) -> Planned:
+    scene: ResolvedInputs, spec: MethodSpec, subject: subject_folders.Subject, seed: int, labels: dict, **own: object
+) -> LabelledCell:
     """One cell of a scene; `own` are the fields in which it differs from the shared ones."""
     fields = scene.shared | own
     if not get_class(spec.name).uses_rank:
@@ -253,14 +253,14 @@ def plan_cell(
     label = f"x{labels['multiplier']:g}" if labels.get("multiplier") is not None else f"lr{cell.lr:g}"
     named = {"label": spec.label} if spec.words.get("label") or "@" in spec.name else {}
     about = {"model": scene.model_name, "class": subject.cls, "split": subject.split}
-    return Planned(cell, label, labels | named | about)
+    return LabelledCell(cell, label, labels | named | about)
 
 
-def base_cells(planned: Iterable[Planned]) -> list[Planned]:
+def base_cells(planned: Iterable[LabelledCell]) -> list[LabelledCell]:
     """The untouched base's cells that the planned ones are compared with, each once."""
     cells = {p.cell.base().identity(): (p.cell.base(), p.labels) for p in planned}
     return [
-        Planned(
+        LabelledCell(
             cell,
             "base",
             {"multiplier": None, "model": labels["model"], "class": labels["class"], "split": labels["split"]},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adapters import BadInput, counted
 from slurm.estimate.need import Pack, Predict
-from slurm.status.monitor import Board
+from slurm.status.monitor import Monitor
 from slurm.status.screen import Screen
 from slurm.store.layout import SweepFolder
 from slurm.store.leases import user_name
@@ -166,7 +166,7 @@ def wait(sender: Sender, list_open: Callable[[], list[str]]) -> None:
     Raises:
         BadInput: if packs are left that nobody works on.
     """
-    board = Board(sender.sweep.path, sender.scheduler if Scheduler.is_here() else None)
+    board = Monitor(sender.sweep.path, sender.scheduler if Scheduler.is_here() else None)
     resubmitter = Resubmitter(sender.scheduler, sender.cluster) if sender.executor == "slurm" else None
     with Screen() as screen:
         while wanted := list_open():

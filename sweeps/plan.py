@@ -20,7 +20,7 @@ from analysis.folders import OWN_PICTURES
 from slurm.store.layout import PackFiles, SweepFolder, read_spec_file, spec_id
 from slurm.store.leases import exclusive
 from slurm.worker.run import Setting
-from sweeps.grid import Planned, Scene
+from sweeps.grid import LabelledCell, ResolvedInputs
 from training import forms
 from training.cell import BASE, Cell, by_pack_key
 from training.many_files import write_texts
@@ -126,7 +126,7 @@ class Plan:
         """The fields of the setting that a pack was planned with."""
         return self._settings[pack]
 
-    def add(self, planned: Sequence[Planned], setting: Setting, pack_size: int, workers: int) -> None:
+    def add(self, planned: Sequence[LabelledCell], setting: Setting, pack_size: int, workers: int) -> None:
         """Put cells that no pack holds yet into new packs of one group each.
 
         Raises:
@@ -138,10 +138,10 @@ class Plan:
             self.catch_up()
             self._store(self.draft(planned, pack_size, workers), setting)
 
-    def draft(self, planned: Sequence[Planned], pack_size: int, workers: int) -> list[list[Planned]]:
+    def draft(self, planned: Sequence[LabelledCell], pack_size: int, workers: int) -> list[list[LabelledCell]]:
         """The packs that cells which no pack holds yet would form, each of one group."""
         new = {p.cell.identity(): p for p in planned if p.cell.identity() not in self._ids}
-        groups: list[list[Planned]] = []
+        groups: list[list[LabelledCell]] = []
         for group in by_pack_key([p.cell for p in new.values()]).values():
             size = BASE_PACK if group[0].method == BASE else pack_size
             if not is_packable(group[0].method):
@@ -149,7 +149,7 @@ class Plan:
             groups += [[new[cell.identity()] for cell in cells] for cells in even_chunks(group, size, workers)]
         return groups
 
-    def _store(self, groups: Sequence[Sequence[Planned]], setting: Setting) -> None:
+    def _store(self, groups: Sequence[Sequence[LabelledCell]], setting: Setting) -> None:
         num_packs, num_runs = (max(pair) for pair in zip(self._tally(), (len(self.packs), len(self._runs))))
         shared, specs = dataclasses.asdict(setting), {}
         for members in groups:
@@ -163,7 +163,7 @@ class Plan:
         for path, spec in specs.items():
             self._keep(path.stem, path, spec)
 
-    def _row(self, planned: Planned, number: int) -> dict[str, object]:
+    def _row(self, planned: LabelledCell, number: int) -> dict[str, object]:
         """One run in a specification; `folder` says where it stands if that is not directly in the sweep's folder."""
         cell, run_id, place = planned.cell, planned.cell.run_id(planned.label), self.sweep.place_run(number)
         folder = {} if place == self.folder else {"folder": f"{place.name}/{run_id}"}
@@ -195,7 +195,7 @@ def spec_text(spec: dict) -> str:
     return f'{head[:-2]},\n "runs": [\n  {rows}\n ]\n}}\n'
 
 
-def name_pack(members: Sequence[Planned]) -> str:
+def name_pack(members: Sequence[LabelledCell]) -> str:
     """A pack's name, which depends on its members and their order."""
     return f"{members[0].cell.method_stem}-{spec_id([p.cell.run_id(p.label) for p in members])}"
 
@@ -217,7 +217,7 @@ def keep_method_files(folder: Path, methods: Iterable[str]) -> None:
                 aside.write_bytes(source(method).read_bytes())
 
 
-def keep_start(folder: Path, scene: Scene) -> None:
+def keep_start(folder: Path, scene: ResolvedInputs) -> None:
     """Write the adapter that a scene's cells start from into a sweep's folder: workers and resumes use the copy."""
     if scene.start is None or (path := start_file(folder, scene.shared["init_adapter"])).exists():
         return
@@ -225,7 +225,7 @@ def keep_start(folder: Path, scene: Scene) -> None:
         aside.write_bytes(to_bytes(scene.start))
 
 
-def keep_own_pictures(folder: Path, scene: Scene) -> None:
+def keep_own_pictures(folder: Path, scene: ResolvedInputs) -> None:
     """Put a photograph of each subject into a sweep's folder, small, for the sheets of pictures."""
     for subject in scene.subjects:
         path = folder / OWN_PICTURES / f"{subject.name}.png"
@@ -244,7 +244,7 @@ def even_chunks(cells: Sequence[Cell], size: int, workers: int) -> list[Sequence
     return [cells[a:b] for a, b in zip(bounds, bounds[1:])]
 
 
-def open_sweep(runs: Path, sweep: str, scene: Scene) -> Path:
+def open_sweep(runs: Path, sweep: str, scene: ResolvedInputs) -> Path:
     """Make or check a sweep's folder.
 
     Raises:

@@ -15,7 +15,7 @@ from adapters import counted
 from analysis.series import method_label
 from slurm.estimate.calibrate import machine_load, measured_file
 from slurm.store.sweep_state import duration
-from sweeps.grid import Planned
+from sweeps.grid import LabelledCell
 from sweeps.plan import Plan, is_packable
 from sweeps.remarks import describe_scene
 from sweeps.smaller import LONG_S, offer_smaller
@@ -27,7 +27,7 @@ from training.tasks.pipeline import attention_shapes
 BUSY = 0.25  # of the cores
 
 
-def describe_rates(planned: Sequence[Planned]) -> list[str]:
+def describe_rates(planned: Sequence[LabelledCell]) -> list[str]:
     """A line for each method and base rate of a plan: the rate, and where it comes from."""
     lines = []
     for p in planned:

@@ -20,7 +20,7 @@ Flags = TypeVar("Flags")
 
 
 @dataclass(frozen=True)
-class Setting:
+class PresetEntry:
     """One setting of a preset.
 
     Attributes:
@@ -49,7 +49,7 @@ class Preset:
 
     name: str
     title: str
-    settings: tuple[Setting, ...]
+    settings: tuple[PresetEntry, ...]
 
 
 def read_presets(path: Path = PRESETS) -> dict[str, Preset]:
@@ -58,9 +58,9 @@ def read_presets(path: Path = PRESETS) -> dict[str, Preset]:
     return {name: Preset(name, table["title"], _settings(table, tables)) for name, table in tables.items()}
 
 
-def _settings(table: Mapping[str, Any], tables: Mapping[str, Any]) -> tuple[Setting, ...]:
+def _settings(table: Mapping[str, Any], tables: Mapping[str, Any]) -> tuple[PresetEntry, ...]:
     inherited = _settings(tables[table["like"]], tables) if "like" in table else ()
-    settings = [*inherited, *(Setting(**row) for row in table["setting"])]
+    settings = [*inherited, *(PresetEntry(**row) for row in table["setting"])]
     return tuple({setting.title: setting for setting in settings}.values())
 
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters import counted
-from sweeps.grid import Scene
+from sweeps.grid import ResolvedInputs
 from training.tasks.picture_folder import describe_remarks
 from training.tasks.pipeline import POCKET_MODEL, POCKET_SUBJECTS
 from training.tasks.prompt_length import Cut, find_cut
 from training.tasks.scorers import POCKET_CLIP, POCKET_DINO
 
 
-def describe_scene(scene: Scene) -> list[str]:
+def describe_scene(scene: ResolvedInputs) -> list[str]:
     """Lines on what a scene's user has to know: where the pocket is out of its world, what becomes of pictures and prompts.
 
     Raises:
@@ -23,7 +23,7 @@ def describe_scene(scene: Scene) -> list[str]:
     return [*_describe_pocket(scene), *describe_remarks(pictures), *_describe_prompts(scene)]
 
 
-def _describe_pocket(scene: Scene) -> list[str]:
+def _describe_pocket(scene: ResolvedInputs) -> list[str]:
     setting = scene.setting
     if Path(setting.subjects) == POCKET_SUBJECTS.resolve():
         return []
@@ -41,7 +41,7 @@ def _describe_pocket(scene: Scene) -> list[str]:
     ]
 
 
-def _describe_prompts(scene: Scene) -> list[str]:
+def _describe_prompts(scene: ResolvedInputs) -> list[str]:
     """A line where the model's text encoders cut a prompt, or where CLIP alone does for its scores."""
     count, drift = (int(scene.shared[name]) for name in ("num_prompts", "num_drift_prompts"))
     asked = [prompt for s in scene.subjects for prompt in (*s.prompts[:count], s.instance_prompt, *s.unrelated[:drift])]

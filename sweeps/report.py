@@ -28,10 +28,10 @@ from analysis import (
     unfit_subjects,
     write_tables,
 )
-from figures.drawn import Drawn, of_first_subject, sheet_pictures
-from figures.gallery import draw_dora_magnitude, draw_lr_robustness, draw_norms, draw_prolonged_training
-from sweeps.driver import Outcome
-from sweeps.grid import Scene
+from figures.figure_set import FigureSet, of_first_subject, sheet_pictures
+from figures.registry import draw_dora_magnitude, draw_lr_robustness, draw_norms, draw_prolonged_training
+from sweeps.driver import SweepOutcome
+from sweeps.grid import ResolvedInputs
 from sweeps.rates import write_rates
 from training.provenance import commit
 from training.store import writing
@@ -57,7 +57,7 @@ def show(frame: pd.DataFrame) -> None:
     console.print(table)
 
 
-def report_robustness(outcome: Outcome, background: Path | None, docs: Path | None) -> None:
+def report_robustness(outcome: SweepOutcome, background: Path | None, docs: Path | None) -> None:
     """Fig. 2: the table by multiplier, the plateau in a sentence, the figure and the sheets of pictures."""
     behind = evidence(background, outcome.results) if docs is None else None
     drawn = draw_lr_robustness(outcome.results, behind)
@@ -87,7 +87,7 @@ def evidence(folder: Path | None, results: Results) -> Results | None:
     return found.select(subject=sorted(subjects))
 
 
-def report_prolonged(outcome: Outcome, docs: Path | None) -> None:
+def report_prolonged(outcome: SweepOutcome, docs: Path | None) -> None:
     """Fig. 3: scores, distance and lambda against the steps; a subject's pictures along them."""
     drawn = draw_prolonged_training(outcome.results)
     dino = drawn.tables["scores"][drawn.tables["scores"]["metric"] == "dino"]
@@ -95,7 +95,7 @@ def report_prolonged(outcome: Outcome, docs: Path | None) -> None:
     publish(outcome, drawn, docs, draw_prolonged_training, shown=lambda results: of_first_subject(pictures(results)))
 
 
-def report_magnitude(outcome: Outcome, docs: Path | None) -> None:
+def report_magnitude(outcome: SweepOutcome, docs: Path | None) -> None:
     """Fig. 5 and App. C: DoRA minus fixed-magnitude DoRA, paired by subject; magnitudes against directions."""
     drawn = draw_dora_magnitude(outcome.results)
     print("DoRA minus DoRA with fixed magnitude, paired by subject:")
@@ -119,10 +119,10 @@ def report_norms(norms: pd.DataFrame, axis: str, folder: Path, docs: Path | None
 
 
 def publish(
-    outcome: Outcome,
-    drawn: Drawn,
+    outcome: SweepOutcome,
+    drawn: FigureSet,
     docs: Path | None,
-    draw: Callable[[Results], Drawn],
+    draw: Callable[[Results], FigureSet],
     *,
     shown: Callable[[Results], pd.DataFrame] | None = None,
     num_norms: int = 2,
@@ -148,7 +148,7 @@ def publish(
         write_record(docs, outcome.results)
 
 
-def say_notes(drawn: Drawn) -> None:
+def say_notes(drawn: FigureSet) -> None:
     """Print which base rate each series has and where it comes from, and which runs are missing."""
     for note in drawn.notes:
         print(note)
@@ -213,7 +213,7 @@ def processor() -> str:
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def report_tuning(outcome: Outcome, scene: Scene, write: bool, rule: str) -> None:
+def report_tuning(outcome: SweepOutcome, scene: ResolvedInputs, write: bool, rule: str) -> None:
     """The best setting of each method by the rule, printed, and written with its provenance."""
     results = outcome.results
     tried = tried_settings(results)
@@ -243,7 +243,7 @@ def _boundary(row: pd.Series) -> str:
     return "" if pd.isna(row["boundary"]) else f", lambda starts at {row['boundary']:g}"
 
 
-def _table(scene: Scene, best: pd.DataFrame, runs: pd.DataFrame, rule: str) -> dict:
+def _table(scene: ResolvedInputs, best: pd.DataFrame, runs: pd.DataFrame, rule: str) -> dict:
     methods = {}
     for _, row in best.iterrows():
         if row["options"] != parse_method(row["method"]).canonical:

@@ -8,15 +8,15 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import best_settings, power_sentence, tried_settings
-from analysis.selection import RULE
-from figures.gallery import draw_best_of_grid
-from sweeps.driver import Outcome
-from sweeps.grid import Planned, Scene, plan_cell
+from analysis.best_settings import RULE
+from figures.registry import draw_best_of_grid
+from sweeps.driver import SweepOutcome
+from sweeps.grid import LabelledCell, ResolvedInputs, plan_cell
 from sweeps.options import Options
 from sweeps.report import edge, keep_tables, publish, show
 
 
-def report_choice(outcome: Outcome, scene: Scene, docs: Path | None) -> pd.DataFrame:
+def report_choice(outcome: SweepOutcome, scene: ResolvedInputs, docs: Path | None) -> pd.DataFrame:
     """Print and write what was tried and which setting of each method is taken; returns those."""
     tried = tried_settings(outcome.results)
     best = best_settings(tried)
@@ -31,7 +31,9 @@ def report_choice(outcome: Outcome, scene: Scene, docs: Path | None) -> pd.DataF
     return best
 
 
-def plan_best(best: pd.DataFrame, grid: Sequence[Planned], scene: Scene, options: Options) -> list[Planned]:
+def plan_best(
+    best: pd.DataFrame, grid: Sequence[LabelledCell], scene: ResolvedInputs, options: Options
+) -> list[LabelledCell]:
     """The cells of the best settings on a scene's subjects, with the rates that the grid had there."""
     by_setting = {_setting(p.cell.method, p.cell.options, p.cell.lr, p.cell.boundary): p for p in grid}
     specs = {(spec.name, spec.canonical): spec for spec in options.specs()}
@@ -50,7 +52,7 @@ def _setting(method: str, options: str, lr: float, boundary: float | None) -> tu
     return method, options, lr, None if boundary is None or pd.isna(boundary) else boundary
 
 
-def report_best(outcome: Outcome, docs: Path | None) -> None:
+def report_best(outcome: SweepOutcome, docs: Path | None) -> None:
     """Tables 3 and 6: scores at the best settings with parameters and spread of the seeds, and every pair of methods."""
     drawn = draw_best_of_grid(outcome.results)
     show(drawn.tables["best"])

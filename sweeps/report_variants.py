@@ -8,24 +8,24 @@ from pathlib import Path
 
 from adapters import MethodSpec
 from analysis import Results, power_sentence
-from figures.drawn import Drawn
-from figures.gallery import (
+from figures.figure_set import FigureSet
+from figures.registry import (
     draw_boundary_and_angle,
     draw_rank_robustness,
     draw_setting_robustness,
 )
-from sweeps.driver import Outcome
+from sweeps.driver import SweepOutcome
 from sweeps.report import publish, say_plateaus, show
 
 
 def report_variants(
-    outcome: Outcome, draw: Callable[..., Drawn], specs: Sequence[MethodSpec], docs: Path | None
+    outcome: SweepOutcome, draw: Callable[..., FigureSet], specs: Sequence[MethodSpec], docs: Path | None
 ) -> None:
     """A comparison of variants over learning rates: the table, each plateau, the curves, the differences.
 
     Args:
         outcome: the runs.
-        draw: of `figures.gallery`, with an order.
+        draw: of `figures.registry`, with an order.
         specs: the variants, in the order in which they are shown.
         docs: where figure and tables go besides.
     """
@@ -40,19 +40,19 @@ def report_variants(
     publish(outcome, drawn, docs, ordered)
 
 
-def _say_curves(drawn: Drawn, results: Results) -> None:
+def _say_curves(drawn: FigureSet, results: Results) -> None:
     show(drawn.tables["summary"])
     say_plateaus(drawn.tables["plateau"], results)
 
 
-def report_boundary(outcome: Outcome, docs: Path | None) -> None:
+def report_boundary(outcome: SweepOutcome, docs: Path | None) -> None:
     """Fig. 6: scores and distances by which rate is scaled; where lambda, saturation and distance go, by lambda's start."""
     drawn = draw_boundary_and_angle(outcome.results)
     _say_curves(drawn, outcome.results)
     publish(outcome, drawn, docs, draw_boundary_and_angle)
 
 
-def report_ranks(outcome: Outcome, docs: Path | None) -> None:
+def report_ranks(outcome: SweepOutcome, docs: Path | None) -> None:
     """Curves at every rank, and the plateau against the rank."""
     drawn = draw_rank_robustness(outcome.results)
     _say_curves(drawn, outcome.results)
@@ -60,14 +60,14 @@ def report_ranks(outcome: Outcome, docs: Path | None) -> None:
     publish(outcome, drawn, docs, draw_rank_robustness)
 
 
-def report_settings(outcome: Outcome, docs: Path | None) -> None:
+def report_settings(outcome: SweepOutcome, docs: Path | None) -> None:
     """The plateau against every setting that was varied."""
     drawn = draw_setting_robustness(outcome.results)
     _say_settings(drawn, "plateau_vs_setting")
     publish(outcome, drawn, docs, draw_setting_robustness)
 
 
-def _say_settings(drawn: Drawn, name: str) -> None:
+def _say_settings(drawn: FigureSet, name: str) -> None:
     dino = drawn.tables[name][drawn.tables[name]["metric"] == "dino"]
     ends = [f"{stem}_{end}" for stem in ("peak", "width", "area") for end in ("low", "high")]
     show(dino[["series", "setting", "value", "peak", "width_octaves", "area", *ends, "num_diverged", "num_subjects"]])

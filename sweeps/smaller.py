@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from slurm.store.sweep_state import duration
-from sweeps.grid import Planned
+from sweeps.grid import LabelledCell
 
 LONG_S = 600.0
 SUBJECTS, MULTIPLIERS = "subjects", "multipliers"
 
 
 def offer_smaller(
-    planned: Sequence[Planned],
+    planned: Sequence[LabelledCell],
     arguments: Sequence[str],
     asked: Sequence[str],
     seconds: Callable[[set[str]], float | None],
@@ -53,13 +53,13 @@ def offer_smaller(
     return [f"smaller, {duration(takes)} or so: python sweeps/{Path(program).name} {shlex.join(words)}"]
 
 
-def _values(planned: Sequence[Planned]) -> tuple[list[str], list[float]]:
+def _values(planned: Sequence[LabelledCell]) -> tuple[list[str], list[float]]:
     """The subjects and the multipliers, in the order of the plan."""
     multipliers = [p.labels["multiplier"] for p in planned if p.labels.get("multiplier") is not None]
     return list(dict.fromkeys(p.cell.subject for p in planned)), sorted(set(multipliers))
 
 
-def _fewer(planned: Sequence[Planned], kinds: Sequence[str]) -> Iterator[tuple[list[str], list[float]]]:
+def _fewer(planned: Sequence[LabelledCell], kinds: Sequence[str]) -> Iterator[tuple[list[str], list[float]]]:
     """Ever smaller selections: subjects halved with every multiplier; then one, with the ends and what is between them halved."""
     subjects, multipliers = _values(planned)
     while SUBJECTS in kinds and len(subjects) > 1:
@@ -70,7 +70,7 @@ def _fewer(planned: Sequence[Planned], kinds: Sequence[str]) -> Iterator[tuple[l
         yield subjects, multipliers
 
 
-def _is_kept(p: Planned, subjects: Sequence[str], multipliers: Sequence[float]) -> bool:
+def _is_kept(p: LabelledCell, subjects: Sequence[str], multipliers: Sequence[float]) -> bool:
     multiplier = p.labels.get("multiplier")
     return p.cell.subject in subjects and (multiplier is None or multiplier in multipliers)
 

@@ -33,7 +33,7 @@ class StartOptions(Options):
 
 def drive(options: StartOptions) -> int:
     """Run every variant over the grid; print the table and how each differs from the first, draw scores and distances."""
-    from figures.gallery import draw_start_robustness
+    from figures.registry import draw_start_robustness
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, set_scene
     from sweeps.report_variants import report_variants

@@ -14,12 +14,12 @@ from slurm.estimate.need import Estimate, Need, Pack, learn
 from slurm.submit.arrays import MEMORY_MARGIN
 from slurm.worker import pool
 from slurm.worker.run import Setting
-from sweeps.done import Done, check_ended
-from sweeps.earlier import Earlier
-from sweeps.grid import Planned, Scene, base_cells
+from sweeps.grid import LabelledCell, ResolvedInputs, base_cells
 from sweeps.jobs import Sender
 from sweeps.options import Options
 from sweeps.plan import Plan, keep_method_files, keep_own_pictures, keep_start, name_pack, open_sweep
+from sweeps.progress import PlanProgress, check_ended
+from sweeps.reuse import EarlierResults
 from training.demand import state_mib
 
 
@@ -37,13 +37,13 @@ class Sweep:
     """
 
     options: Options
-    scene: Scene
+    scene: ResolvedInputs
     folder: Path
-    asked: Sequence[Planned]
-    cells: Sequence[Planned]
-    ours: Sequence[Planned]
+    asked: Sequence[LabelledCell]
+    cells: Sequence[LabelledCell]
+    ours: Sequence[LabelledCell]
     plan: Plan
-    earlier: Earlier
+    earlier: EarlierResults
 
     @property
     def wanted(self) -> set[str]:
@@ -73,7 +73,7 @@ class Work:
         sender: sends them to where they run on their own.
     """
 
-    todo: Sequence[Planned]
+    todo: Sequence[LabelledCell]
     packs: list[str]
     left: Sequence[Pack]
     setting: Setting
@@ -92,7 +92,7 @@ class Work:
         return {pack.name: expected.pack_s(pack.demand) for pack in self.left} if expected and expected.costs else {}
 
 
-def resolve(options: Options, scene: Scene, planned: Sequence[Planned], name: str) -> Sweep:
+def resolve(options: Options, scene: ResolvedInputs, planned: Sequence[LabelledCell], name: str) -> Sweep:
     """Open the sweep's folder, and look up which cells earlier results hold.
 
     Raises:
@@ -101,7 +101,7 @@ def resolve(options: Options, scene: Scene, planned: Sequence[Planned], name: st
     folder = open_sweep(options.runs, options.sweep or name, scene)
     asked = [*base_cells(planned), *planned]
     cells = list({p.cell.identity(): p for p in asked}.values())
-    plan, earlier = Plan.read(folder), Earlier.read(options.results, scene)
+    plan, earlier = Plan.read(folder), EarlierResults.read(options.results, scene)
     ours = [p for p in cells if earlier.find(p.cell) is None]
     return Sweep(options, scene, folder, asked, cells, ours, plan, earlier)
 
@@ -124,7 +124,7 @@ def plan_work(sweep: Sweep) -> Work:
             keep_method_files(sweep.folder, [p.cell.method for p in missing])
             keep_calibration(sweep.folder, scene.setting, sweep.cells[-1].cell, expected)
             plan.add(missing, setting, expected.pack_size, workers)
-            done = Done.look(plan)
+            done = PlanProgress.look(plan)
         keep_start(sweep.folder, scene)
         keep_own_pictures(sweep.folder, scene)
     packs = done.todo(sweep.wanted)
@@ -160,14 +160,14 @@ def _workers(options: Options, setting: Setting, num_cells: int, measured: Estim
     return workers, threads
 
 
-def as_pack(members: Sequence[Planned], setting: Setting) -> Pack:
+def as_pack(members: Sequence[LabelledCell], setting: Setting) -> Pack:
     """A pack that is not stored."""
     return Pack.of(name_pack(members), [p.cell for p in members], dataclasses.asdict(setting))
 
 
-def look(plan: Plan, wanted: set[str], dry_run: bool = False) -> Done:
+def look(plan: Plan, wanted: set[str], dry_run: bool = False) -> PlanProgress:
     """What is done. Failed runs are to be tried again; where all are done, their tables are checked: they are drawn next."""
-    done = Done.look(plan)
+    done = PlanProgress.look(plan)
     if not dry_run:
         done.reopen_failed(wanted)
         if not done.todo(wanted):

@@ -14,7 +14,6 @@ import pytest
 if TYPE_CHECKING:
     from tests.make_grid import Grid
     from tests.make_studio import Studio
-    from tools.slurm_node.files import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,7 +49,7 @@ def pocket() -> Path:
 
 
 @pytest.fixture(scope="session")
-def slurm_cluster() -> Iterator["Cluster"]:
+def slurm_cluster() -> Iterator["LocalSlurm"]:
     """A real SLURM, up until the session ends; a test that asks for it carries the marker `slurm`."""
     from tests import make_cluster
 
@@ -78,7 +77,7 @@ def undisturbed(studio: "Studio", tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture
-def grid(slurm_cluster: "Cluster", studio: "Studio", tmp_path: Path) -> "Grid":
+def grid(slurm_cluster: "LocalSlurm", studio: "Studio", tmp_path: Path) -> "Grid":
     """Two cells on SLURM, whose steps take no longer than they must."""
     from tests.make_grid import MULTIPLIERS, Grid, cells
 

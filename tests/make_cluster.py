@@ -16,7 +16,7 @@ from adapters import BadInput
 from tests.waiting import HANG_S, wait_for
 from tools.slurm_node import __main__ as local_cluster
 from tools.slurm_node.__main__ import Options, check, require_packages
-from tools.slurm_node.files import Cluster
+from tools.slurm_node.files import LocalSlurm
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = "PLATEAU_REQUIRE_SLURM"
@@ -51,12 +51,12 @@ def require_slurm(*flags: str) -> None:
 
 
 @contextlib.contextmanager
-def make_cluster(folder: Path, *flags: str) -> Iterator[Cluster]:
+def make_cluster(folder: Path, *flags: str) -> Iterator[LocalSlurm]:
     """A cluster that is up inside the block; SLURM's commands of this process and its children reach it."""
     before = os.environ.get("SLURM_CONF")
     try:
         up(folder, *flags)
-        cluster = Cluster.read(folder)
+        cluster = LocalSlurm.read(folder)
         assert cluster is not None
         os.environ["SLURM_CONF"] = str(cluster.conf)
         yield cluster

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from slurm.store.layout import PackFiles, SweepFolder
-from slurm.store.leases import Holder
+from slurm.store.leases import Owner
 from training.cell import Cell
 
-FAR = Holder("node7", "ada", "another-boot", 4242, 17)
+FAR = Owner("node7", "ada", "another-boot", 4242, 17)
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Sweep:
         """A pack's files, freshly looked up."""
         return PackFiles.of(self.folder.packs / f"{name}.json")
 
-    def claim(self, name: str, holder: Holder | None = None, **more: Any) -> int:
+    def claim(self, name: str, holder: Owner | None = None, **more: Any) -> int:
         """One more turn; returns its number."""
         turn = self.files(name).turn + 1
         self.put(
-            self.files(name).claim(turn), {"holder": dataclasses.asdict(holder or Holder.me()), "began": 1.0, **more}
+            self.files(name).claim(turn), {"holder": dataclasses.asdict(holder or Owner.me()), "began": 1.0, **more}
         )
         return turn
 

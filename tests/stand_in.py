@@ -40,7 +40,7 @@ from training.store import GAUGES
 HEAVY = (
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "transformers.models.clip.modeling_clip",
     "transformers.models.vit.modeling_vit", "matplotlib.pyplot", "scipy.stats", "duckdb", "tyro", "rich.live", "submitit",
-    "figures.gallery", "sweeps.driver", "sweeps.report",
+    "figures.registry", "sweeps.driver", "sweeps.report",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from benchmarks.device_limits import count_flop
 from benchmarks.real_scale import Bench
 from benchmarks.rows import Row, to_markdown, write_page
 from benchmarks.scene import QUICK, Effort, Place, find_place
-from benchmarks.timing import Interval, mean_of, ratio_of, ratio_of_means
+from benchmarks.timing import Spread, mean_of, ratio_of, ratio_of_means
 from slurm.estimate.need import Estimate
 from tests.make_pipeline import make_place
 from training.demand import Cost
@@ -49,7 +49,7 @@ def test_every_script_yields_its_rows(script: object, place: Place, monkeypatch:
 
 def test_ratios_of_known_numbers() -> None:
     slow, fast = np.array([2.0, 4.0, 8.0]), np.array([1.0, 2.0, 4.0])
-    assert ratio_of(slow, fast) == Interval(pytest.approx(2.0), pytest.approx(2.0), pytest.approx(2.0), 3)
+    assert ratio_of(slow, fast) == Spread(pytest.approx(2.0), pytest.approx(2.0), pytest.approx(2.0), 3)
     noisy = ratio_of([2.1, 1.9, 2.2, 1.8], [1.0, 1.0, 1.0, 1.0])
     assert noisy.low < 2 < noisy.high
     above = ratio_of_means([0.6, 0.7, 0.8], [1.0, 1.1, 1.2])
@@ -60,7 +60,7 @@ def test_ratios_of_known_numbers() -> None:
 
 
 def test_a_row_is_judged_at_the_end_that_it_says() -> None:
-    measured = Interval(1.0, 0.9, 1.1, 4)
+    measured = Spread(1.0, 0.9, 1.1, 4)
     assert Row("a", measured, 1.05).met == "yes"
     assert Row("a", measured, 1.05, judged="high").met == "no"
     assert Row("a", measured, 1.05, sense=">=").met == "no"
@@ -70,7 +70,7 @@ def test_a_row_is_judged_at_the_end_that_it_says() -> None:
 def test_the_page_says_where_and_how(tmp_path: Path) -> None:
     import torch
 
-    table = to_markdown([Row("a thing", Interval(1.5, 1.4, 1.6, 4), 2.0)])
+    table = to_markdown([Row("a thing", Spread(1.5, 1.4, 1.6, 4), 2.0)])
     text = write_page(tmp_path, [table], "python -m benchmarks", torch.device("cpu"), "a model").read_text()
     for word in ("a thing", "1.500x", "[1.400x, 1.600x]", "python -m benchmarks", "machine:", "torch", "a model"):
         assert word in text

@@ -17,7 +17,17 @@ import pytest
 
 from slurm.store import layout, leases
 from slurm.store.layout import PackFiles
-from slurm.store.leases import Claim, Heart, Holder, TurnLost, Watch, exclusive, read_beat, read_claims, take
+from slurm.store.leases import (
+    Heartbeat,
+    Lease,
+    LeaseLost,
+    Owner,
+    StalenessTracker,
+    exclusive,
+    read_beat,
+    read_claims,
+    take,
+)
 from tests.waiting import HANG_S, wait_for
 from training import whole_files
 from training.whole_files import StoreError, create_json, name_aside, remove_asides, write_json
@@ -36,9 +46,9 @@ def pack(tmp_path: Path) -> PackFiles:
     return PackFiles("pack", tmp_path)
 
 
-def hold(pack: PackFiles, turn: int, **changes: object) -> Holder:
+def hold(pack: PackFiles, turn: int, **changes: object) -> Owner:
     """Write a claim as another process would."""
-    holder = dataclasses.replace(Holder.me(), **changes)
+    holder = dataclasses.replace(Owner.me(), **changes)
     write_json(pack.claim(turn), {"holder": dataclasses.asdict(holder), "began": time.time()})
     return holder
 
@@ -52,7 +62,7 @@ def dead_pid() -> int:
 
 def take_many(folder: str, times: int, out: multiprocessing.Queue) -> None:
     """Take turns and note, for each, when it began and ended."""
-    watch = Watch()
+    watch = StalenessTracker()
     while times:
         claim = take(PackFiles("pack", Path(folder)), watch)
         if claim is None:
@@ -79,8 +89,8 @@ def test_turns_never_overlap_when_many_processes_want_them(pack: PackFiles) -> N
 
 def test_living_holder_keeps_its_turn_and_a_dead_one_loses_it(pack: PackFiles) -> None:
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    write_json(pack.claim(1), {"holder": dataclasses.asdict(Holder.of(sleeper.pid))})
-    watch = Watch(stale_s=0.0)
+    write_json(pack.claim(1), {"holder": dataclasses.asdict(Owner.of(sleeper.pid))})
+    watch = StalenessTracker(stale_s=0.0)
     for _ in range(3):
         assert take(pack, watch) is None, "a living process of this machine needs no heartbeat"
     sleeper.kill()
@@ -93,20 +103,20 @@ def test_living_holder_keeps_its_turn_and_a_dead_one_loses_it(pack: PackFiles) -
 
 def test_process_id_of_another_start_is_no_sign_of_life(pack: PackFiles) -> None:
     """The id of a dead holder may be given to a new process: here to ourselves."""
-    hold(pack, 1, started=Holder.me().started + 1)
-    assert take(pack, Watch()) is not None
+    hold(pack, 1, started=Owner.me().started + 1)
+    assert take(pack, StalenessTracker()) is not None
 
 
 def test_dead_process_that_nobody_has_waited_for_loses_its_turn(pack: PackFiles) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:  # waited for when the block ends
-        write_json(pack.claim(1), {"holder": dataclasses.asdict(Holder.of(process.pid))})
+        write_json(pack.claim(1), {"holder": dataclasses.asdict(Owner.of(process.pid))})
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert take(pack, Watch()) is not None
+        assert take(pack, StalenessTracker()) is not None
 
 
 def test_holder_of_a_dead_machine_loses_its_turn_when_its_heart_stops(pack: PackFiles) -> None:
     hold(pack, 1, machine="elsewhere", host="elsewhere")
-    watch = Watch(stale_s=0.2)
+    watch = StalenessTracker(stale_s=0.2)
     beats = 0
     end = time.monotonic() + 0.6
     while time.monotonic() < end:  # it beats for a while: another host's clock says next to nothing
@@ -126,7 +136,7 @@ def test_an_hour_of_clock_skew_decides_nothing(hours: int, pack: PackFiles) -> N
     """Neither the times in files nor those of files: only that a heartbeat changes, on our own clock."""
     skewed = time.time() + 3600 * hours
     hold(pack, 1, machine="elsewhere")
-    watch = Watch(stale_s=0.3)
+    watch = StalenessTracker(stale_s=0.3)
     for count in range(12):
         write_json(pack.beat, {"turn": 1, "count": count, "time": skewed})
         for path in (pack.beat, pack.claim(1)):
@@ -141,32 +151,32 @@ def test_requeued_job_takes_over_from_its_earlier_start(pack: PackFiles, monkeyp
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     hold(pack, 1, machine="elsewhere", job="17", restart=0)
-    assert take(pack, Watch()) is not None
+    assert take(pack, StalenessTracker()) is not None
 
 
 def test_task_of_an_array_is_called_as_slurm_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_JOB_ID": "21", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "4"}.items():
         monkeypatch.setenv(name, value)
-    assert Holder.me().job == "17_4"
+    assert Owner.me().job == "17_4"
 
 
 @pytest.mark.parametrize(("gone", "taken"), [(True, True), (False, False), (None, False)])
 def test_slurm_is_asked_about_a_job_elsewhere(gone: bool | None, taken: bool, pack: PackFiles) -> None:
     hold(pack, 1, machine="elsewhere", job="18_4")
     asked = []
-    claim = take(pack, Watch(), lambda job: asked.append(job) or gone)
+    claim = take(pack, StalenessTracker(), lambda job: asked.append(job) or gone)
     assert asked == ["18_4"]
     assert (claim is not None) == taken
 
 
 def test_holder_that_was_thought_dead_notices_before_it_writes(pack: PackFiles) -> None:
-    claim = take(pack, Watch())
+    claim = take(pack, StalenessTracker())
     assert claim is not None
-    with Heart(claim, every_s=0.02) as heart:
+    with Heartbeat(claim, every_s=0.02) as heart:
         claim.check()
         write_json(pack.claim(2), {})  # somebody took over
         wait_for(lambda: heart.lost, "the notice")
-        with pytest.raises(TurnLost, match="turn 1 at pack"):
+        with pytest.raises(LeaseLost, match="turn 1 at pack"):
             claim.check()
 
 
@@ -178,7 +188,7 @@ def test_turn_from_another_machine_settles_before_anything_is_read(
     monkeypatch.setattr(leases, "SETTLE_S", 7.0)
     monkeypatch.setattr(leases.time, "sleep", lambda seconds: slept.append((seconds, pack.claim(2).exists())))
     hold(pack, 1, machine="elsewhere", job="9")
-    assert take(pack, Watch(), lambda job: True) is not None
+    assert take(pack, StalenessTracker(), lambda job: True) is not None
     assert slept == [(7.0, True)], "it must wait once, after its own claim was made"
 
 
@@ -187,7 +197,7 @@ def test_damaged_claim_is_told_of_and_taken_over_when_nobody_beats(
     damage: str, pack: PackFiles, capsys: pytest.CaptureFixture
 ) -> None:
     pack.claim(1).write_text(damage)
-    watch = Watch(stale_s=0.1)
+    watch = StalenessTracker(stale_s=0.1)
     for count in range(5):
         write_json(pack.beat, {"turn": 1, "count": count})
         assert take(pack, watch) is None, "its holder may live"
@@ -199,7 +209,7 @@ def test_damaged_claim_is_told_of_and_taken_over_when_nobody_beats(
 
 def test_damaged_heartbeat_is_no_sign_of_death(pack: PackFiles) -> None:
     hold(pack, 1, machine="elsewhere")
-    watch = Watch(stale_s=0.2)
+    watch = StalenessTracker(stale_s=0.2)
     pack.beat.write_text('{"turn": 1, "co')
     assert take(pack, watch) is None
     assert read_beat(pack) == {}
@@ -217,29 +227,29 @@ def test_claim_on_a_full_or_closed_disk_is_one_line_and_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", raiser(number))
         with pytest.raises(StoreError, match="no space left|cannot write") as caught:
-            take(pack, Watch())
+            take(pack, StalenessTracker())
         assert str(pack.folder) in str(caught.value)
         assert "\n" not in str(caught.value)
     assert list(pack.folder.iterdir()) == []
-    assert take(pack, Watch()) is not None
+    assert take(pack, StalenessTracker()) is not None
 
 
 def test_turn_given_up_on_a_full_disk_is_no_longer_held(pack: PackFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """The outcome could not be written, and the process lives on: after space is there it goes on itself."""
-    claim = take(pack, Watch())
+    claim = take(pack, StalenessTracker())
     assert claim is not None
-    assert take(pack, Watch()) is None
+    assert take(pack, StalenessTracker()) is None
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", raiser(errno.ENOSPC))
         claim.end_quietly("failed", error="no space left")
     assert "outcome" not in read_claims(pack)[0]
-    again = take(pack, Watch())
+    again = take(pack, StalenessTracker())
     assert again is not None
     assert again.turn == 2
 
 
 def test_heartbeat_makes_room_for_the_end_on_a_full_disk(pack: PackFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim, fsync = take(pack, Watch()), os.fsync
+    claim, fsync = take(pack, StalenessTracker()), os.fsync
     assert claim is not None
     write_json(pack.beat, {"turn": 1, "count": 1})
 
@@ -252,9 +262,9 @@ def test_heartbeat_makes_room_for_the_end_on_a_full_disk(pack: PackFiles, monkey
 
 
 def test_heart_goes_on_over_a_full_disk(pack: PackFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim = take(pack, Watch())
+    claim = take(pack, StalenessTracker())
     assert claim is not None
-    with Heart(claim, every_s=0.01) as heart:
+    with Heartbeat(claim, every_s=0.01) as heart:
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", raiser(errno.ENOSPC))
             time.sleep(0.05)
@@ -296,7 +306,7 @@ def test_what_dead_writers_left_is_ignored_and_removed(pack: PackFiles, monkeypa
         path.write_text("{")
     assert PackFiles.of(pack.spec).turn == 0
     hold(pack, 1, pid=dead_pid())
-    assert take(pack, Watch()) is not None
+    assert take(pack, StalenessTracker()) is not None
     assert not any(path.exists() for path in dead)
     assert far.exists(), "its writer may live on the other machine"
     assert living.exists()
@@ -358,7 +368,7 @@ def test_newest_turn_is_found_when_the_listing_is_older(pack: PackFiles, monkeyp
     for turn in (1, 2):
         write_json(pack.claim(turn), {"outcome": "stopped"})
     monkeypatch.setattr(layout, "list_packs", lambda folder: {})
-    claim = take(pack, Watch())
+    claim = take(pack, StalenessTracker())
     assert claim is not None
     assert claim.turn == 3
 
@@ -374,8 +384,8 @@ def test_exclusive_frees_the_turn_when_its_work_fails(tmp_path: Path) -> None:
 
 
 def test_claim_tells_who_made_it(pack: PackFiles) -> None:
-    claim = take(pack, Watch(), code="abc")
-    assert isinstance(claim, Claim)
+    claim = take(pack, StalenessTracker(), code="abc")
+    assert isinstance(claim, Lease)
     (stored,) = read_claims(pack)
-    assert Holder(**stored["holder"]) == Holder.me()
+    assert Owner(**stored["holder"]) == Owner.me()
     assert stored["code"] == "abc"

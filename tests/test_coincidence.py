@@ -14,7 +14,7 @@ from scipy.interpolate import CubicSpline
 import figures
 from adapters import BadInput
 from analysis import load, subject_distances, subject_scores
-from analysis.coincidence import (
+from analysis.distance_collapse import (
     coincidence,
     common_curve,
     left_out_variance,

@@ -32,9 +32,9 @@ from analysis import (
 )
 from analysis.notes import notes
 from analysis.results import Results
-from figures.gallery import GAUGES
 from figures.note import add_note
 from figures.plateau_vs_setting import TITLES
+from figures.registry import GAUGES
 from figures.style import STYLES, use_style
 from tests.make_runs import Shape, make_runs
 

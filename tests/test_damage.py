@@ -33,11 +33,11 @@ from figures.__main__ import draw_all
 from slurm.status.__main__ import Options
 from slurm.status.__main__ import main as status
 from slurm.store.layout import SweepFolder
-from slurm.store.leases import Holder
+from slurm.store.leases import Owner
 from slurm.store.pack_states import survey
-from sweeps.done import Done
-from sweeps.grid import Scene
+from sweeps.grid import ResolvedInputs
 from sweeps.plan import Plan, open_sweep
+from sweeps.progress import PlanProgress
 from tests.make_runs import MATRICES, Shape, make_runs
 from tests.make_sweep import FAR, Sweep
 from training.cell import Cell
@@ -316,7 +316,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("ended", "ended2", "held", "sent"):
         made.pack(name)
     for name in ("ended", "ended2"):
-        made.claim(name, Holder.me(), outcome="done")
+        made.claim(name, Owner.me(), outcome="done")
         made.end(name, ["finished", "diverged"])
     made.claim("held", FAR)
     made.beat("held", step=3)
@@ -350,7 +350,7 @@ def test_damaged_file_of_a_sweep_ends_status_well(pattern: str, damage: tuple[st
 def test_damaged_ending_is_named_and_written_anew(text: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     made = Sweep(tmp_path / "runs" / "lr_robustness")
     made.pack("p")
-    made.claim("p", Holder.me(), outcome="done")
+    made.claim("p", Owner.me(), outcome="done")
     for name, status_of in (("p-run0", "finished"), ("p-run1", "diverged")):
         RunFolder(made.path / name).write(
             {
@@ -367,10 +367,10 @@ def test_damaged_ending_is_named_and_written_anew(text: str, tmp_path: Path, cap
     if text == "folder":
         path.rmdir()
         path.write_text("{}")
-    done = Done.look(Plan.read(made.path))
+    done = PlanProgress.look(Plan.read(made.path))
     assert done.lines == [f"{path} was written anew from the pack's runs"]
     assert read_json(path)["runs"] == {"p-run0": "finished", "p-run1": "diverged"}
-    assert Done.look(Plan.read(made.path)).lines == []
+    assert PlanProgress.look(Plan.read(made.path)).lines == []
 
 
 def test_damaged_file_of_a_plan_says_what_to_do(tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ def test_damaged_file_of_a_plan_says_what_to_do(tmp_path: Path) -> None:
     (made.path / "plan.json").unlink()
     assert list(Plan.read(made.path).packs) == ["p"]
     (made.path / "sweep.json").write_text("{")
-    scene = Mock(spec=Scene, model_name="pocket", model_hash="0", scorers={})
+    scene = Mock(spec=ResolvedInputs, model_name="pocket", model_hash="0", scorers={})
     with pytest.raises(StoreError, match=r"sweep\.json: .*remove it if the runs are of 'pocket'"):
         open_sweep(made.path.parent, made.path.name, scene)
 

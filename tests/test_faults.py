@@ -19,13 +19,13 @@ from tests import make_cluster
 from tests.make_cluster import call, count_restarts, find_states
 from tests.make_grid import MULTIPLIERS, STEPS, Grid, cells
 from tests.waiting import HANG_S, wait_for
-from tools.slurm_node.files import Cluster
+from tools.slurm_node.files import LocalSlurm
 from training.store import read_json
 
 pytestmark = pytest.mark.slurm
 
 
-def preempt(cluster: Cluster, folder: Path) -> str:
+def preempt(cluster: LocalSlurm, folder: Path) -> str:
     """Take every CPU of the node for a moment, ahead of others; returns the job."""
     return make_cluster.submit(
         folder, "sleep 1", "--partition=urgent", f"--cpus-per-task={cluster.shape.cpus}", "--time=1"
@@ -51,7 +51,7 @@ def test_ten_tasks_killed_at_random_steps_end_as_if_undisturbed(grid: Grid, undi
 
 
 def test_preempted_with_user_signal_goes_on_by_itself(
-    grid: Grid, slurm_cluster: Cluster, undisturbed: Path, tmp_path: Path
+    grid: Grid, slurm_cluster: LocalSlurm, undisturbed: Path, tmp_path: Path
 ) -> None:
     grid.mood(sleep_s=0.4)
     grid.submit()
@@ -69,7 +69,7 @@ def test_preempted_with_user_signal_goes_on_by_itself(
 
 
 def test_preempted_without_user_signal_goes_on_by_itself(
-    grid: Grid, slurm_cluster: Cluster, undisturbed: Path, tmp_path: Path
+    grid: Grid, slurm_cluster: LocalSlurm, undisturbed: Path, tmp_path: Path
 ) -> None:
     grid.mood(sleep_s=0.4)
     folder = make_cluster.name_folder("silent")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from slurm.store.layout import PackFiles
-from slurm.store.leases import Holder
+from slurm.store.leases import Owner
 from tests import make_cluster
 from tests.compare_runs import assert_same, assert_same_results, rows
 from tests.make_cluster import find_states
@@ -25,7 +25,7 @@ from tests.make_disk import make_disk, make_quota, read_only, why_no_quota
 from tests.make_grid import MULTIPLIERS, NAN_STEP, STEPS, Grid, cells, copy_plan, write_method
 from tests.make_studio import Studio
 from tests.waiting import wait_for
-from tools.slurm_node.files import Cluster
+from tools.slurm_node.files import LocalSlurm
 from training.store import RunFolder, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,7 +179,7 @@ def find_pack(grid: Grid, method: str) -> PackFiles:
 
 
 def test_same_plan_gives_the_same_results_inline_locally_and_on_slurm(
-    planned: Grid, slurm_cluster: Cluster, tmp_path: Path
+    planned: Grid, slurm_cluster: LocalSlurm, tmp_path: Path
 ) -> None:
     local, remote = (plan_alike(planned, tmp_path / name) for name in ("local", "slurm"))
     local.submit(cluster="local")
@@ -194,7 +194,7 @@ def test_same_plan_gives_the_same_results_inline_locally_and_on_slurm(
     assert all(job.startswith(f"{remote.jobs()[0]}_") for job in holders), holders
 
 
-def test_replica_that_is_not_finite_diverges_alone(planned: Grid, slurm_cluster: Cluster, tmp_path: Path) -> None:
+def test_replica_that_is_not_finite_diverges_alone(planned: Grid, slurm_cluster: LocalSlurm, tmp_path: Path) -> None:
     grid = plan_alike(planned, tmp_path / "runs")
     grid.mood(nan_seed=1)
     grid.submit()
@@ -215,7 +215,7 @@ def test_replica_that_is_not_finite_diverges_alone(planned: Grid, slurm_cluster:
 def haunt(files: PackFiles, ahead_s: float) -> list[Path]:
     """Leave what a process of a dead host leaves whose clock was wrong: a claim, a heartbeat, and files half written."""
     then = time.time() + ahead_s
-    holder = dataclasses.replace(Holder.me(), host="node7", machine="another-boot", job="")
+    holder = dataclasses.replace(Owner.me(), host="node7", machine="another-boot", job="")
     write_json(files.claim(1), {"holder": dataclasses.asdict(holder), "began": then})
     write_json(files.beat, {"turn": 1, "count": 9, "time": then, "phase": "training", "step": 5, "steps": STEPS})
     row = read_json(files.spec)["runs"][0]
@@ -231,7 +231,7 @@ def haunt(files: PackFiles, ahead_s: float) -> list[Path]:
 
 
 def test_what_a_dead_host_left_is_taken_over_whatever_its_clock_said(
-    planned: Grid, slurm_cluster: Cluster, tmp_path: Path
+    planned: Grid, slurm_cluster: LocalSlurm, tmp_path: Path
 ) -> None:
     grid = plan_alike(planned, tmp_path / "runs", times={"PLATEAU_STALE_S": "4"})
     asides = haunt(find_pack(grid, "patient"), HOUR_S) + haunt(find_pack(grid, "delora"), -HOUR_S)
@@ -285,7 +285,7 @@ class LateMachines:
 
 
 def test_files_seen_late_bring_no_double_training_and_no_false_start(
-    planned: Grid, slurm_cluster: Cluster, tmp_path: Path
+    planned: Grid, slurm_cluster: LocalSlurm, tmp_path: Path
 ) -> None:
     """The first of two machines is killed on its way, and SLURM says so long before its last files are seen."""
     grid = plan_alike(planned, tmp_path / "server")

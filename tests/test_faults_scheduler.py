@@ -23,7 +23,7 @@ from tests import make_cluster
 from tests.make_cluster import call, find_states
 from tests.make_grid import MULTIPLIERS, Grid, cells, copy_plan, count_jobs
 from tests.waiting import HANG_S, wait_for
-from tools.slurm_node.files import Cluster
+from tools.slurm_node.files import LocalSlurm
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slurm
@@ -122,7 +122,9 @@ def test_two_users_at_once_and_the_same_command_while_jobs_run(grid: Grid, undis
     grid.assert_same_as(undisturbed, 2)
 
 
-def test_daemons_restart_and_the_node_goes_down_and_up(grid: Grid, slurm_cluster: Cluster, undisturbed: Path) -> None:
+def test_daemons_restart_and_the_node_goes_down_and_up(
+    grid: Grid, slurm_cluster: LocalSlurm, undisturbed: Path
+) -> None:
     grid.mood(sleep_s=1.0)
     grid.submit()
     grid.wait_for_step(grid.packs(), 1)
@@ -154,7 +156,7 @@ def test_daemons_restart_and_the_node_goes_down_and_up(grid: Grid, slurm_cluster
     grid.assert_same_as(undisturbed, 2)
 
 
-def start(cluster: Cluster) -> None:
+def start(cluster: LocalSlurm) -> None:
     """Start what does not run."""
     make_cluster.up(cluster.folder, *make_cluster.FLAGS)
 

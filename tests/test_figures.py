@@ -30,7 +30,7 @@ from analysis import (
 )
 from analysis.results import Results
 from analysis.summary import Robustness
-from figures.drawn import Drawn
+from figures.figure_set import FigureSet
 from figures.style import BACKGROUND
 from tests.make_runs import BASE_SCORE, Shape, assert_drawn, make_runs
 
@@ -341,7 +341,7 @@ before = state()
 import figures
 from analysis import load, robustness
 from figures.note import add_note
-figures.style, figures.gallery
+figures.style, figures.registry
 assert state() == before, "the import"
 figure = figures.fig2_lr_robustness.draw(robustness(load({str(root)!r})))
 add_note(figure, ["A sentence."])
@@ -377,7 +377,7 @@ def test_what_is_drawn_and_written_does_not_hang_on_the_last_bits(tmp_path: Path
     for number, noise in enumerate((0.0, 1e-14)):
         curves = Robustness(*(frame.copy() for frame in robustness(results)))
         curves.scores[["mean", "low", "high"]] *= 1 + noise
-        drawn = Drawn()
+        drawn = FigureSet()
         drawn.add("fig2", figures.fig2_lr_robustness.draw(curves), curves.scores)
         drawn.tables["summary"] = curves.scores
         drawn.save(tmp_path / str(number), ("png",))

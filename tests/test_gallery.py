@@ -27,8 +27,8 @@ from analysis import (
 )
 from analysis.tables import clearly_best, escape_latex, to_latex
 from figures.__main__ import main
-from figures.drawn import arrange, of_first_subject, sheet_pictures
-from figures.gallery import GALLERY, draw_dora_magnitude, draw_lr_robustness, find_defaults
+from figures.figure_set import arrange, of_first_subject, sheet_pictures
+from figures.registry import GALLERY, draw_dora_magnitude, draw_lr_robustness, find_defaults
 from figures.style import STYLES, fit_size, use_style
 from tests.make_runs import OPTIONS, Maker, Shape
 from tests.test_figures import line_of

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.inversion import dunnett_quantile, edge_intervals, max_interval
 from analysis.plateau import find_plateaus
+from analysis.plateau_intervals import dunnett_quantile, edge_intervals, max_interval
 
 OCTAVES = np.arange(5.0)
 ALIVE = np.ones(5, dtype=bool)

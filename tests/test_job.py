@@ -23,7 +23,7 @@ import torch
 from adapters import BadInput
 from slurm.store import leases
 from slurm.store.layout import PackFiles, read_contents
-from slurm.store.leases import Heart, read_beat, read_claims
+from slurm.store.leases import Heartbeat, read_beat, read_claims
 from slurm.store.outcome import read_ended
 from slurm.worker import attempt, own_job, pool
 from slurm.worker import run as job
@@ -108,7 +108,7 @@ def cut(spec: Path, step: int = 6) -> None:
     """Leave a pack as a process that is killed before a step does: a claim without outcome, runs without end."""
     with pytest.MonkeyPatch.context() as patch:
         at_step(step, raiser(KeyboardInterrupt()), patch)
-        patch.setattr(leases.Claim, "end", lambda self, outcome, **more: leases._mine.clear())
+        patch.setattr(leases.Lease, "end", lambda self, outcome, **more: leases._mine.clear())
         with pytest.raises(KeyboardInterrupt):
             run_pack(spec)
 
@@ -137,7 +137,7 @@ def test_pack_leaves_how_it_ended_and_is_not_run_twice(studio: Studio, tmp_path:
 
 def test_pack_that_another_process_holds_is_left_to_it(studio: Studio, tmp_path: Path) -> None:
     spec = store(studio, tmp_path)
-    claim = leases.take(PackFiles.of(spec), leases.Watch())
+    claim = leases.take(PackFiles.of(spec), leases.StalenessTracker())
     assert claim is not None
     assert run_pack(spec) == "busy"
     claim.end("stopped")
@@ -274,12 +274,12 @@ def test_two_kills_where_memory_is_taken_halve_the_pack(
 ) -> None:
     sizes = []
 
-    def finish(self: attempt.Turn, heart: Heart, runs: Sequence[Run]) -> None:
+    def finish(self: attempt.Attempt, heart: Heartbeat, runs: Sequence[Run]) -> None:
         sizes.append(len(runs))
         for run in runs:
             run.folder.write(run.folder.read() | {"status": "finished"})
 
-    monkeypatch.setattr(attempt.Turn, "_train", finish)
+    monkeypatch.setattr(attempt.Attempt, "_train", finish)
     spec = store(studio, tmp_path)
     kill(spec, times, **beat)
     for row in json.loads(spec.read_text())["runs"]:
@@ -627,7 +627,7 @@ def test_damaged_files_of_a_pack_lose_nothing(
     files = PackFiles.of(spec)
     path = {"beat": files.beat, "claim": files.claim(1), "ended": files.ended}[name]
     damage_half(path)
-    monkeypatch.setattr(job, "_WATCH", leases.Watch(stale_s=0.0))
+    monkeypatch.setattr(job, "_WATCH", leases.StalenessTracker(stale_s=0.0))
     wait_for(lambda: run_pack(spec) == "done", "its end")
     assert {run.path: run.read() for run in find_runs(tmp_path)} == before, "something was trained again"
     assert read_ended(PackFiles.of(spec)) is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.store.leases import Holder
+from slurm.store.leases import Owner
 from tests.make_slurm import FakeSlurm, make_slurm
 from tests.make_studio import ROOT, Studio
 from tests.waiting import wait_for
@@ -93,9 +93,9 @@ def test_local_workers_outlive_the_driver(slurm: FakeSlurm, studio: Studio, tmp_
     assert started.returncode == 0, started.stderr
     assert "started 2 workers, which outlive this process" in started.stdout
     (record,) = (json.loads(path.read_text()) for path in (runs / "lr_robustness" / "submissions").glob("*.json"))
-    workers = [Holder(**worker) for worker in record["workers"]]
+    workers = [Owner(**worker) for worker in record["workers"]]
     assert len(workers) == 2
-    wait_for(lambda: all(worker.is_dead(Holder.me()) for worker in workers), "the end of its workers")
+    wait_for(lambda: all(worker.is_dead(Owner.me()) for worker in workers), "the end of its workers")
     assert statuses(runs) == {"finished"}
     assert_no_secret(runs)
     assert not slurm.jobs()

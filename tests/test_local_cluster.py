@@ -19,7 +19,7 @@ from tests.waiting import wait_for
 from tools.slurm_node import __main__ as local_cluster
 from tools.slurm_node.__main__ import Options, check, find_ports, require_fit, require_packages
 from tools.slurm_node.daemons import Daemon, last_error
-from tools.slurm_node.files import Cluster, program
+from tools.slurm_node.files import LocalSlurm, program
 
 ROOT = Path(__file__).resolve().parents[1]
 slurm_only = pytest.mark.slurm
@@ -129,14 +129,14 @@ def test_daemon_is_found_by_command_and_environment(tmp_path: Path) -> None:
 
 
 @slurm_only
-def test_jobs_run_when_the_cluster_is_up(slurm_cluster: Cluster, tmp_path: Path) -> None:
+def test_jobs_run_when_the_cluster_is_up(slurm_cluster: LocalSlurm, tmp_path: Path) -> None:
     job = make_cluster.submit(tmp_path, "hostname", "--array=0-3")
     make_cluster.wait_for_state(job, "COMPLETED")
     assert len(list(tmp_path.glob("*.out"))) == 4
 
 
 @slurm_only
-def test_up_again_changes_nothing_and_starts_what_was_killed(slurm_cluster: Cluster) -> None:
+def test_up_again_changes_nothing_and_starts_what_was_killed(slurm_cluster: LocalSlurm) -> None:
     folder = slurm_cluster.folder
     before = slurm_cluster.slurmctld.find() + slurm_cluster.slurmd.find() + slurm_cluster.munged.find()
     assert len(before) == 3
@@ -153,19 +153,19 @@ def test_up_again_changes_nothing_and_starts_what_was_killed(slurm_cluster: Clus
 
 
 @slurm_only
-def test_other_options_are_refused_while_it_runs(slurm_cluster: Cluster, capsys: pytest.CaptureFixture) -> None:
+def test_other_options_are_refused_while_it_runs(slurm_cluster: LocalSlurm, capsys: pytest.CaptureFixture) -> None:
     assert local_cluster.main(["up", "--folder", str(slurm_cluster.folder), "--cpus", "3"]) == 2
     assert f"cpus is {make_cluster.CPUS}, not 3" in capsys.readouterr().err
 
 
 @slurm_only
-def test_clusters_that_start_at_once_have_ports_of_their_own(slurm_cluster: Cluster) -> None:
+def test_clusters_that_start_at_once_have_ports_of_their_own(slurm_cluster: LocalSlurm) -> None:
     folders = [make_cluster.name_folder(f"twin{number}") for number in range(2)]
     try:
         with ThreadPoolExecutor(2) as team:
             done = list(team.map(lambda folder: make_cluster.run_local_cluster("up", "--folder", str(folder)), folders))
         assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
-        found = [*map(Cluster.read, folders), slurm_cluster]
+        found = [*map(LocalSlurm.read, folders), slurm_cluster]
         assert len({port for cluster in found if cluster is not None for port in cluster.ports}) == 3 * 4
     finally:
         for folder in folders:
@@ -173,7 +173,7 @@ def test_clusters_that_start_at_once_have_ports_of_their_own(slurm_cluster: Clus
 
 
 @slurm_only
-def test_a_second_cluster_comes_and_goes_beside_the_first(slurm_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_second_cluster_comes_and_goes_beside_the_first(slurm_cluster: LocalSlurm, tmp_path: Path) -> None:
     folder, outcomes = make_cluster.name_folder("second"), []
     flags = ("--folder", str(folder), "--cpus", "2")
     pair = [threading.Thread(target=lambda: outcomes.append(make_cluster.run_local_cluster("up", *flags)))
@@ -184,7 +184,7 @@ def test_a_second_cluster_comes_and_goes_beside_the_first(slurm_cluster: Cluster
         for thread in pair:
             thread.join()
         assert [done.returncode for done in outcomes] == [0, 0], outcomes
-        second = Cluster.read(folder)
+        second = LocalSlurm.read(folder)
         assert second is not None
         assert not set(second.ports) & set(slurm_cluster.ports)
         assert len(second.slurmctld.find()) == len(second.munged.find()) == 1

@@ -11,8 +11,8 @@ import pytest
 from analysis import export_compact, load
 from analysis.notes import describe_missing, describe_rates
 from analysis.results import Results
-from figures.drawn import Drawn
-from sweeps.grid import Planned
+from figures.figure_set import FigureSet
+from sweeps.grid import LabelledCell
 from sweeps.plan_lines import describe_load
 from sweeps.smaller import offer_smaller
 from tests.make_runs import Shape, make_runs
@@ -59,13 +59,13 @@ def test_a_deleted_run_is_missed_in_words_tables_and_copies(root: Path, tmp_path
     assert said.startswith("Of 15 planned runs 2 are missing (")
     assert "LoRA at 4x on owl, seed 0" in said
     assert len(results.select(subject="cat").missing) == 1
-    drawn = Drawn.of(results)
+    drawn = FigureSet.of(results)
     assert said in drawn.notes
     drawn.save(tmp_path / "out")
     assert "owl" in (tmp_path / "out" / "missing.md").read_text()
     export_compact(results, tmp_path / "compact")
     assert describe_missing(load(tmp_path / "compact")) == said
-    Drawn.of(load(root)).save(tmp_path / "out")
+    FigureSet.of(load(root)).save(tmp_path / "out")
     assert not list((tmp_path / "out").glob("missing.*")), "what is there again is no longer missed"
     assert load(copy, root).missing.empty, "another folder has them"
 
@@ -105,9 +105,9 @@ def test_a_plan_says_the_load_that_it_was_measured_under() -> None:
     assert describe_load({}, 9.0, again) == []
 
 
-def make_plan(subjects: int, multipliers: tuple[float, ...]) -> list[Planned]:
+def make_plan(subjects: int, multipliers: tuple[float, ...]) -> list[LabelledCell]:
     return [
-        Planned(
+        LabelledCell(
             Cell(method="lora", options="", rank=8, subject=f"s{number}", seed=0, steps=10, lr=1e-3 * m),
             "",
             {"multiplier": m},

@@ -17,7 +17,7 @@ from adapters.adapter_file import open_tensors
 from analysis.query import main as ask
 from slurm.status.__main__ import Options
 from slurm.status.__main__ import main as status
-from sweeps.done import _damage
+from sweeps.progress import _damage
 from tests.make_runs import make_runs
 from tests.make_sweep import Sweep
 from training.command_line import end_well

@@ -20,9 +20,9 @@ from benchmarks.operations import count_operations
 from slurm.store.layout import SweepFolder, read_contents
 from slurm.worker.run import Setting
 from sweeps import plan as planning
-from sweeps.done import Done, check_ended
-from sweeps.grid import Planned
+from sweeps.grid import LabelledCell
 from sweeps.plan import Plan
+from sweeps.progress import PlanProgress, check_ended
 from tests.make_runs import Maker
 from training.cell import Cell
 from training.pack import list_runs
@@ -31,12 +31,12 @@ from training.store import find_runs
 SETTING = Setting("model", "dino", "clip", "subjects", "sks", "a photo", "runs")
 
 
-def make_cells(count: int, method: str = "lora") -> list[Planned]:
+def make_cells(count: int, method: str = "lora") -> list[LabelledCell]:
     """Cells of one group."""
     cells = [
         Cell(method=method, options="", rank=4, subject="dog", seed=seed, steps=10, lr=1e-3) for seed in range(count)
     ]
-    return [Planned(cell, f"s{cell.seed}", {"multiplier": 1.0}) for cell in cells]
+    return [LabelledCell(cell, f"s{cell.seed}", {"multiplier": 1.0}) for cell in cells]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_ten_thousand_cells_are_planned_at_the_pace_of_a_thousand(tmp_path: Path
         plan = Plan.read(folder)
         plan.add(cells, SETTING, 8, 1)
         again = Plan.read(folder)
-        todo = Done.look(again).todo({p.cell.identity() for p in cells})
+        todo = PlanProgress.look(again).todo({p.cell.identity() for p in cells})
         took_s = time.process_time() - began
         assert sorted(todo) == sorted(plan.packs)
         assert len(again.run_ids()) == count
@@ -74,7 +74,7 @@ def test_operations_grow_with_the_number_of_packs(count: int, folder: Path) -> N
         plan.add(make_cells(count), SETTING, 2, 1)
     assert sum(counts.values()) < 60 + 8 * (count // 2)
     with count_operations() as counts:
-        Done.look(Plan.read(folder))
+        PlanProgress.look(Plan.read(folder))
     assert sum(counts.values()) < 20 + 4 * (count // 2)
 
 
@@ -84,7 +84,7 @@ def test_ended_runs_are_not_opened_to_find_out_that_they_are_done(folder: Path) 
     for pack, rows in plan.packs.items():
         write_ending(plan, pack, {run_id: "finished" for _, run_id in rows})
     with count_operations() as counts:
-        done = Done.look(plan)
+        done = PlanProgress.look(plan)
     assert set(done.statuses.values()) == {"finished"}
     assert counts["open"] <= 10, "one ending a pack"
 
@@ -253,11 +253,11 @@ def test_failed_runs_are_tried_again_when_asked_for(folder: Path) -> None:
     for pack, rows in plan.packs.items():
         write_ending(plan, pack, {run_id: "failed" for _, run_id in rows})
     (first, *_), wanted = plan.packs.values(), {plan.packs[next(iter(plan.packs))][0][0]}
-    done = Done.look(plan)
+    done = PlanProgress.look(plan)
     assert len(done.todo(wanted)) == 1
     done.reopen_failed(wanted)
     assert [line.split()[1] for line in done.lines] == [run_id for _, run_id in first]
-    found = Done.look(Plan.read(folder))
+    found = PlanProgress.look(Plan.read(folder))
     assert sorted(found.statuses.values()) == ["failed", "failed", "planned", "planned"]
 
 
@@ -268,8 +268,8 @@ def test_run_that_is_gone_is_trained_again(folder: Path) -> None:
     ((pack, rows),) = plan.packs.items()
     write_ending(plan, pack, {run_id: "finished" for _, run_id in rows})
     wanted = {p.cell.identity() for p in cells}
-    done = Done.look(plan)
+    done = PlanProgress.look(plan)
     assert done.todo(wanted) == []
     check_ended(done, wanted)
     assert len(done.lines) == 2
-    assert Done.look(plan).todo(wanted) == [pack], "the pack's ending was taken away"
+    assert PlanProgress.look(plan).todo(wanted) == [pack], "the pack's ending was taken away"

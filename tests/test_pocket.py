@@ -20,7 +20,7 @@ from torch import nn
 
 from adapters.inject import find_targets
 from tools.pocket.captions import SIZES, STYLES
-from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures, read_classes
+from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, PictureSet, read_classes
 from tools.pocket.quality import subject_cosines, subject_photographs, to_tensor
 from tools.pocket.scenes import COMPANIONS, make_scenes
 from tools.pocket.studio import open_studio
@@ -196,7 +196,7 @@ def test_the_held_out_vendor_trains_nothing() -> None:
     vendors = np.repeat(np.array([*TRAIN_VENDORS, HELD_OUT_VENDOR]), 3)
     pixels = np.zeros((9, 64, 64, 4), np.uint8)
     pixels[vendors == HELD_OUT_VENDOR] = 255
-    pictures = Pictures(pixels, np.array(["heart", "star", "ball"] * 3), vendors, codes, np.ones(9, bool))
+    pictures = PictureSet(pixels, np.array(["heart", "star", "ball"] * 3), vendors, codes, np.ones(9, bool))
     for only_classes in (False, True):
         studio = open_studio(pictures, only_classes=only_classes)
         assert set(studio.pictures.vendors) == set(TRAIN_VENDORS)

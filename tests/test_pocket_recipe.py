@@ -14,7 +14,7 @@ from torch import nn
 
 from tools.pocket.linear_code import LinearCode, psnr_db
 from tools.pocket.muon import orthogonalise
-from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures, read_classes
+from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, PictureSet, read_classes
 from tools.pocket.runs import STATES, Run, checkpoint_path, read_counters, seeded
 from tools.pocket.split import SPLIT_CSV, draw_split
 from tools.pocket.subjects import SPLITS
@@ -87,13 +87,13 @@ def test_the_next_split_is_that_of_its_seed() -> None:
     assert not seen & {row["class"] for row in rows if row["split"] == "last_look"}
 
 
-def make_pictures(codes: list[str], num_classes: int, names: list[str] | None = None) -> Pictures:
+def make_pictures(codes: list[str], num_classes: int, names: list[str] | None = None) -> PictureSet:
     """White squares of all three vendors: ``codes`` and the companions' pictures, the first ``num_classes`` of them classes."""
     codes = [*codes, "2764", "2b50", "1f535"]
     vendors = np.repeat(np.array([*TRAIN_VENDORS, HELD_OUT_VENDOR]), len(codes))
     pixels = np.full((len(vendors), 64, 64, 4), 255, np.uint8)
     named = np.array([*(names or codes[:-3]), *codes[-3:]])
-    return Pictures(
+    return PictureSet(
         pixels, np.tile(named, 3), vendors, np.tile(codes, 3), np.tile(np.arange(len(codes)) < num_classes, 3)
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slurm.estimate.need import Need
-from slurm.status.monitor import Board
+from slurm.status.monitor import Monitor
 from slurm.store.queue import Scheduler
 from slurm.submit.clusters import Cluster
 from slurm.submit.resubmit import MOST_SENT, Resubmitter
@@ -32,9 +32,9 @@ def sweep(tmp_path: Path) -> Sweep:
     return made
 
 
-def waiting(sweep: Sweep, every_s: float = 0.0) -> tuple[Board, Resubmitter]:
+def waiting(sweep: Sweep, every_s: float = 0.0) -> tuple[Monitor, Resubmitter]:
     scheduler = Scheduler()
-    return Board(sweep.folder.path, scheduler), Resubmitter(scheduler, every_s=every_s)
+    return Monitor(sweep.folder.path, scheduler), Resubmitter(scheduler, every_s=every_s)
 
 
 def test_rest_is_sent_when_the_queue_has_room(sweep: Sweep, slurm: FakeSlurm) -> None:
@@ -86,7 +86,7 @@ def test_cancelled_packs_are_left_alone(sweep: Sweep, slurm: FakeSlurm) -> None:
 def test_own_command_sends_what_died_again_a_few_times(sweep: Sweep, slurm: FakeSlurm) -> None:
     submit_missing(sweep.folder, Cluster(), lambda pack: Need(60.0))
     scheduler = Scheduler()
-    board, others = Board(sweep.folder.path, scheduler), Resubmitter(scheduler, every_s=0.0)
+    board, others = Monitor(sweep.folder.path, scheduler), Resubmitter(scheduler, every_s=0.0)
     own = Resubmitter(scheduler, Cluster(), every_s=0.0)
     for _ in range(MOST_SENT + 2):
         for job, (now, name) in list(slurm.jobs().items()):

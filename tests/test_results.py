@@ -14,7 +14,7 @@ from analysis.statements import MARKER, fill
 from analysis.summary import robustness
 from analysis.tables import rounded
 from analysis.verdicts import judge_claims, read_claims
-from figures.gallery import driver_of
+from figures.registry import driver_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -12,7 +12,7 @@ import pytest
 from slurm.status.table import is_trouble
 from slurm.store import leases
 from slurm.store import pack_states as surveying
-from slurm.store.leases import Holder
+from slurm.store.leases import Owner
 from slurm.store.pack_states import PackState, Surveyor, survey
 from slurm.store.sweep_state import SweepState
 from tests.make_sweep import FAR, Job, Slurm, Sweep
@@ -27,11 +27,11 @@ def states(found: list[PackState]) -> dict[str, str]:
     return {pack.name: pack.state for pack in found}
 
 
-def dead_here() -> Holder:
+def dead_here() -> Owner:
     """A process of this machine that is over."""
     process = subprocess.Popen(["true"])
     process.wait()
-    return dataclasses.replace(Holder.me(), pid=process.pid)
+    return dataclasses.replace(Owner.me(), pid=process.pid)
 
 
 # States.
@@ -189,7 +189,7 @@ def test_what_was_not_seen_is_told_apart_while_slurm_is_silent(sweep: Sweep) -> 
     for name in names:
         sweep.pack(name)
     sweep.send("12", [[name] for name in names])
-    sweep.claim("alive", dataclasses.replace(Holder.me(), job="12_0"))
+    sweep.claim("alive", dataclasses.replace(Owner.me(), job="12_0"))
     sweep.claim("dead", dataclasses.replace(dead_here(), job="12_1"))
     sweep.claim("elsewhere", dataclasses.replace(FAR, job="12_2"))
     sweep.beat("elsewhere", 1, time=0.0)

@@ -18,7 +18,7 @@ from slurm.status import monitor as boards
 from slurm.status.__main__ import Options, main
 from slurm.status.table import draw
 from slurm.store import pack_states as surveying
-from slurm.store.leases import Holder
+from slurm.store.leases import Owner
 from slurm.store.outcome import reopen
 from slurm.store.pack_states import PackState
 from slurm.store.sweep_state import SweepState
@@ -80,7 +80,7 @@ def test_each_look_asks_slurm_once_for_all_sweeps(sweep: Sweep, slurm: FakeSlurm
     fill(sweep)
     other = Sweep(sweep.path.parent / "other")
     fill(other)
-    board = boards.Board(sweep.path.parent, boards_scheduler())
+    board = boards.Monitor(sweep.path.parent, boards_scheduler())
     for look in (1, 2, 3):
         assert len(board.look()) == 2
         assert len(slurm.calls()) == look
@@ -109,7 +109,7 @@ def test_silent_scheduler_leaves_what_folders_tell(
 
 def test_silence_is_dated_from_its_beginning(sweep: Sweep, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(sweep)
-    board, clock, notes = boards.Board(sweep.path, boards_scheduler()), iter(("noon", "one")), []
+    board, clock, notes = boards.Monitor(sweep.path, boards_scheduler()), iter(("noon", "one")), []
     monkeypatch.setattr(boards.time, "strftime", lambda form: next(clock))
     for fails in (False, True, True, False, True):
         slurm.failures = {"squeue": "down"} if fails else {}
@@ -173,7 +173,7 @@ def test_wait_ends_with_the_right_code(statuses: list[str] | None, code: int, sw
 
 def test_wait_waits_for_what_runs(sweep: Sweep) -> None:
     sweep.pack("a")
-    sweep.claim("a", Holder.me())
+    sweep.claim("a", Owner.me())
     timer = threading.Timer(0.8, lambda: sweep.end("a", ["finished", "finished"]))
     began = time.monotonic()
     timer.start()
@@ -195,17 +195,17 @@ def test_wait_ends_when_jobs_are_held_or_nobody_answers(
     sweep.send("12", [["a"], ["b"]])
     slurm.fail("squeue", "down")
     monkeypatch.setattr(boards, "SILENCE_S", 0.2)
-    look, looks = boards.Board.look, []
+    look, looks = boards.Monitor.look, []
 
-    def limited(self: boards.Board) -> list[SweepState]:
+    def limited(self: boards.Monitor) -> list[SweepState]:
         looks.append(self.note)
         assert len(looks) < 100, "it waits for ever"
         return look(self)
 
-    monkeypatch.setattr(boards.Board, "look", limited)
+    monkeypatch.setattr(boards.Monitor, "look", limited)
     assert main(options(sweep, wait=True)) == 3
     held = PackState("a", "queued", 2, error="JobHeldUser", stuck=True)
-    board = boards.Board(sweep.path, None)
+    board = boards.Monitor(sweep.path, None)
     assert not board.may_change([SweepState(sweep.path, [held])])
     assert board.may_change([SweepState(sweep.path, [dataclasses.replace(held, stuck=False)])])
 
@@ -241,7 +241,7 @@ def test_cancel_ends_jobs_and_stops_workers_of_this_machine(
     slurm.add("12_1", "RUNNING", "plateau-t1")
     sweep.pack("here")
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as worker:
-        sweep.claim("here", Holder.of(worker.pid))
+        sweep.claim("here", Owner.of(worker.pid))
         assert main(options(sweep, cancel=True)) == 0
         assert worker.wait(10) == -15
     told = capsys.readouterr().out

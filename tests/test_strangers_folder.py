@@ -18,7 +18,7 @@ from analysis.query import main as ask
 from analysis.tables import to_latex, to_markdown
 from slurm.status.__main__ import Options, main
 from slurm.status.table import draw, plain_lines
-from slurm.store.leases import Holder
+from slurm.store.leases import Owner
 from slurm.store.pack_states import PackState, survey
 from slurm.store.sweep_state import SweepState
 from slurm.submit import cancel
@@ -144,7 +144,7 @@ def test_worker_of_a_record_that_is_no_process_is_not_signalled(sweep: Sweep, mo
     """Of minus one, the system makes every process of the user."""
     killed = []
     monkeypatch.setattr(cancel.os, "kill", lambda *about: killed.append(about))
-    me = dataclasses.asdict(dataclasses.replace(Holder.me(), pid=-1, started=0))
+    me = dataclasses.asdict(dataclasses.replace(Owner.me(), pid=-1, started=0))
     sweep.send(None, [["p0"]], executor="local", workers=[me])
     main(Options(sweep.path, cancel=True))
     assert (-1, signal.SIGTERM) not in killed

@@ -14,7 +14,7 @@ from PIL import Image
 
 from adapters import BadInput
 from sweeps import lr_robustness
-from sweeps.grid import Scene
+from sweeps.grid import ResolvedInputs
 from sweeps.remarks import describe_scene
 from tests.make_driver import Driven, drive_studio
 from tests.make_pictures import make_scene, make_turned, to_file
@@ -100,12 +100,12 @@ def test_a_plan_says_what_becomes_of_pictures(own: Path) -> None:
     ]
 
 
-def scene_of(folder: Path, *wanted: str, **places: Path) -> Scene:
+def scene_of(folder: Path, *wanted: str, **places: Path) -> ResolvedInputs:
     """Subjects with the pocket's model and scorers, or with other `model`, `dino` and `clip`."""
     parts = {name: str(places.get(name, POCKET / place)) for name, place in PARTS.items()}
     setting = Setting(**parts, subjects=str(folder), token="sks", instance_prompt="a {token} {cls}", runs="runs")
     subjects = [load_own(folder, name) for name in wanted]
-    return Scene(setting, {"num_prompts": 2, "num_drift_prompts": 0}, subjects, "pocket")
+    return ResolvedInputs(setting, {"num_prompts": 2, "num_drift_prompts": 0}, subjects, "pocket")
 
 
 PARTS = {"model": "pipeline", "dino": "dino", "clip": "clip"}

@@ -24,7 +24,7 @@ from typing import Literal
 import tyro
 
 from adapters import BadInput, counted, printable
-from slurm.status.monitor import Board, exit_code
+from slurm.status.monitor import Monitor, exit_code
 from slurm.status.screen import Screen
 from slurm.status.table import draw, plain_lines, to_json
 from slurm.store.outcome import reopen_failed
@@ -68,7 +68,7 @@ def main(options: Options) -> int:
     """
     if not (math.isfinite(options.every_s) and options.every_s > 0):
         raise BadInput(f"--every-s is {options.every_s}; allowed: a positive number")
-    board = Board(options.folder, Scheduler() if Scheduler.is_here() else None)
+    board = Monitor(options.folder, Scheduler() if Scheduler.is_here() else None)
     if options.retry or options.cancel:
         return _act(board, options)
     if options.once or (options.json and not options.wait):
@@ -81,7 +81,7 @@ def main(options: Options) -> int:
     return exit_code(sweeps) if options.wait else 0
 
 
-def _act(board: Board, options: Options) -> int:
+def _act(board: Monitor, options: Options) -> int:
     """Retry and cancel."""
     sweeps, lines = board.look(), []
     for sweep in sweeps:
@@ -100,7 +100,7 @@ def _act(board: Board, options: Options) -> int:
     return 0
 
 
-def _follow(board: Board, options: Options) -> list[SweepState]:
+def _follow(board: Monitor, options: Options) -> list[SweepState]:
     """Look again and again; ends when two looks in a row find nothing that can still end, or at Ctrl-C.
 
     Whoever waits also sends what the cluster had no room for.
@@ -126,7 +126,7 @@ def _follow(board: Board, options: Options) -> list[SweepState]:
     return sweeps
 
 
-def _show(board: Board, sweeps: list[SweepState], options: Options) -> None:
+def _show(board: Monitor, sweeps: list[SweepState], options: Options) -> None:
     """The last look."""
     if options.json:
         print(json.dumps(to_json(sweeps, board.note), allow_nan=False))

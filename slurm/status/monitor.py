@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adapters import BadInput, counted
 from slurm.store.layout import SweepFolder
-from slurm.store.pack_states import Scheduler, Surveyor
+from slurm.store.pack_states import QueueReader, Surveyor
 from slurm.store.states import PackStatus
 from slurm.store.sweep_state import SweepState
 from training.states import RunStatus
@@ -19,7 +19,7 @@ from training.states import RunStatus
 SILENCE_S = 600.0  # after which a scheduler that does not answer is not waited for
 
 
-class Board:
+class Monitor:
     """A runs folder, or one sweep's.
 
     Args:
@@ -33,7 +33,7 @@ class Board:
         BadInput: if there is no sweep.
     """
 
-    def __init__(self, root: Path, scheduler: Scheduler | None) -> None:
+    def __init__(self, root: Path, scheduler: QueueReader | None) -> None:
         self.root, self.scheduler, self.note = root, scheduler, ""
         self.surveyors: dict[Path, Surveyor] = {}
         self._heard, self._silent_since = time.monotonic(), ""

@@ -52,7 +52,7 @@ JobGone = Callable[[str], bool | None]
 
 
 @dataclass(frozen=True)
-class Holder:
+class Owner:
     """A process, so that others can tell whether it still lives.
 
     Attributes:
@@ -72,7 +72,7 @@ class Holder:
     restart: int = 0
 
     @classmethod
-    def me(cls) -> Holder:
+    def me(cls) -> Owner:
         """This process."""
         task = os.environ.get("SLURM_ARRAY_TASK_ID")
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}" if task else os.environ.get("SLURM_JOB_ID", "")
@@ -80,11 +80,11 @@ class Holder:
         return cls(socket.gethostname(), user_name(), machine(), os.getpid(), _started(os.getpid()), job, restart)
 
     @classmethod
-    def of(cls, pid: int) -> Holder:
+    def of(cls, pid: int) -> Owner:
         """Another process of this machine."""
         return dataclasses.replace(cls.me(), pid=pid, started=_started(pid))
 
-    def is_dead(self, me: Holder, job_gone: JobGone | None = None) -> bool | None:
+    def is_dead(self, me: Owner, job_gone: JobGone | None = None) -> bool | None:
         """Whether this process is over, as seen from `me`; None if only its heartbeat can tell."""
         if self.machine == me.machine:
             return not _is_alive(self.pid, self.started)
@@ -93,12 +93,12 @@ class Holder:
         return job_gone(self.job) if self.job and job_gone else None
 
 
-class TurnLost(Exception):
+class LeaseLost(Exception):
     """Another process took over, since this one had shown no sign of life; nothing may be written any more."""
 
 
 @dataclass(frozen=True)
-class Claim:
+class Lease:
     """A turn that this process holds.
 
     Attributes:
@@ -124,7 +124,7 @@ class Claim:
             TurnLost: if a later turn has begun.
         """
         if not self.is_mine():
-            raise TurnLost(f"turn {self.turn} at {self.pack.name} is over")
+            raise LeaseLost(f"turn {self.turn} at {self.pack.name} is over")
 
     def note(self, **more: Any) -> None:
         """Add to what stands in the claim, for the turns after it.
@@ -154,7 +154,7 @@ class Claim:
                 self.end(outcome, **more)
 
 
-class Watch:
+class StalenessTracker:
     """Remembers when each heartbeat was last seen to change, on this process's own clock."""
 
     def __init__(self, stale_s: float | None = None) -> None:
@@ -180,7 +180,7 @@ class Watch:
 _mine: set[Path] = set()  # claims that this process holds
 
 
-def take(pack: PackFiles, watch: Watch, job_gone: JobGone | None = None, **more: Any) -> Claim | None:
+def take(pack: PackFiles, watch: StalenessTracker, job_gone: JobGone | None = None, **more: Any) -> Lease | None:
     """Take the next turn at a pack, if nobody has it.
 
     Args:
@@ -195,9 +195,9 @@ def take(pack: PackFiles, watch: Watch, job_gone: JobGone | None = None, **more:
     Raises:
         StoreError: if the claim cannot be written.
     """
-    me, turn = Holder.me(), pack.newest_turn()
+    me, turn = Owner.me(), pack.newest_turn()
     held = _read_claim(pack, turn) if turn else None
-    holder = holder_of(held) if held is not None else None
+    holder = owner_of(held) if held is not None else None
     if held is not None and "outcome" not in held:
         dead = holder.is_dead(me, job_gone) if holder else None
         if holder == me and pack.claim(turn) not in _mine:
@@ -214,7 +214,7 @@ def take(pack: PackFiles, watch: Watch, job_gone: JobGone | None = None, **more:
     if held is not None and "outcome" not in held:
         _write_quietly(pack.claim(turn), held | {"outcome": Outcome.KILLED, "last": read_beat(pack)})
         remove_asides(pack.folder)
-    return Claim(pack, turn + 1, tuple(_read_claim(pack, n) for n in range(1, turn + 1)), contents)
+    return Lease(pack, turn + 1, tuple(_read_claim(pack, n) for n in range(1, turn + 1)), contents)
 
 
 @contextlib.contextmanager
@@ -225,15 +225,15 @@ def exclusive(folder: Path, name: str, wait_s: float = 60.0) -> Iterator[None]:
         BadInput: if another process has been at it for `wait_s`; the message names it.
         StoreError: if the folder cannot be written.
     """
-    pack, watch, began = PackFiles(name, folder), Watch(), time.monotonic()
+    pack, watch, began = PackFiles(name, folder), StalenessTracker(), time.monotonic()
     while (claim := take(pack, watch)) is None:
         if time.monotonic() - began > wait_s:
-            holder = holder_of(_read_claim(pack, pack.newest_turn()))
+            holder = owner_of(_read_claim(pack, pack.newest_turn()))
             who = f"process {holder.pid} of {holder.user} on {holder.host}" if holder else "another process"
             raise BadInput(f"{who} is busy with {folder / name}: wait for it to end")
         time.sleep(0.2)
     try:
-        with Heart(claim):
+        with Heartbeat(claim):
             yield
     except BaseException:
         claim.end_quietly(Outcome.DONE)
@@ -241,7 +241,7 @@ def exclusive(folder: Path, name: str, wait_s: float = 60.0) -> Iterator[None]:
     claim.end(Outcome.DONE)
 
 
-class Heart:
+class Heartbeat:
     """Writes a holder's heartbeat from a thread of its own, with the progress last reported.
 
     Args:
@@ -249,14 +249,14 @@ class Heart:
         every_s: seconds between beats.
     """
 
-    def __init__(self, claim: Claim, every_s: float | None = None) -> None:
+    def __init__(self, claim: Lease, every_s: float | None = None) -> None:
         self.claim, self.every_s = claim, BEAT_S if every_s is None else every_s
         self.lost = False
         self._count, self._fields = 0, {"phase": "starting"}
         self._wake, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="heartbeat")
 
-    def __enter__(self) -> Heart:
+    def __enter__(self) -> Heartbeat:
         self._thread.start()
         return self
 
@@ -304,10 +304,10 @@ def _write_quietly(path: Path, value: dict) -> None:
         write_json(path, value)
 
 
-def holder_of(claim: dict) -> Holder | None:
+def owner_of(claim: dict) -> Owner | None:
     """The process that made a claim; None if the claim does not tell."""
     try:
-        return Holder(**claim["holder"])
+        return Owner(**claim["holder"])
     except (KeyError, TypeError):
         return None
 

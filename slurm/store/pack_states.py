@@ -18,7 +18,7 @@ from typing import Protocol
 
 from adapters import printable
 from slurm.store.layout import PackFiles, SweepFolder
-from slurm.store.leases import BEAT_S, STALE_S, Holder, Watch, holder_of, read_beat
+from slurm.store.leases import BEAT_S, STALE_S, Owner, StalenessTracker, owner_of, read_beat
 from slurm.store.reader import SweepReader
 from slurm.store.states import MISSING, Outcome, PackStatus
 from slurm.store.submissions import ABRUPT, ACTIVE, FAILURES, HOLDING, STUCK, UNWANTED, Jobs, JobState, Task, state_of
@@ -26,7 +26,7 @@ from training.shared_file_system import SETTLE_S
 from training.states import RunStatus
 
 
-class Scheduler(Protocol):
+class QueueReader(Protocol):
     """What is asked of a scheduler: the states of some jobs, in one query."""
 
     def jobs(self, wanted: Iterable[str]) -> Jobs: ...
@@ -88,7 +88,7 @@ class PackState:
         return self.state in MISSING
 
 
-def survey(folder: SweepFolder, scheduler: Scheduler | None = None, *, settle: bool = True) -> list[PackState]:
+def survey(folder: SweepFolder, scheduler: QueueReader | None = None, *, settle: bool = True) -> list[PackState]:
     """How every pack of a sweep stands now, in the order of their names.
 
     Args:
@@ -119,7 +119,7 @@ def survey(folder: SweepFolder, scheduler: Scheduler | None = None, *, settle: b
     return states
 
 
-def _look(surveyor: Surveyor, scheduler: Scheduler | None) -> tuple[list[PackState], Jobs | None]:
+def _look(surveyor: Surveyor, scheduler: QueueReader | None) -> tuple[list[PackState], Jobs | None]:
     """How the packs stand, and SLURM's answer."""
     wanted = surveyor.gather()
     jobs = scheduler.jobs(sorted(wanted)) if scheduler is not None and wanted else None
@@ -136,16 +136,16 @@ class Surveyor:
 
     def __init__(self, sweep: SweepFolder) -> None:
         self.files = SweepReader(sweep)
-        self.me = Holder.me()
+        self.me = Owner.me()
         self.doubts: dict[str, tuple[int, float]] = {}
         self.silent: set[str] = set()
-        self._watch = Watch()
+        self._watch = StalenessTracker()
 
     def gather(self) -> set[str]:
         """List the sweep and read what is new; returns the SLURM jobs (or names of arrays) that its packs depend on."""
         self.files.refresh()
         claims = self.files.claims
-        holders = [holder_of(claim) for claim in claims.values() if "outcome" not in claim]
+        holders = [owner_of(claim) for claim in claims.values() if "outcome" not in claim]
         jobs = {holder.job.partition("_")[0] for holder in holders if holder is not None and holder.job}
         return self.files.submissions.arrays(set(claims)) | jobs
 
@@ -164,7 +164,7 @@ class Surveyor:
         return any(self._is_far(self.files.claims.get(name, {})) for name in self.doubts)
 
     def _is_far(self, claim: dict) -> bool:
-        return (holder := holder_of(claim)) is None or holder.machine != self.me.machine
+        return (holder := owner_of(claim)) is None or holder.machine != self.me.machine
 
     def _judge(self, pack: PackFiles, task: Task | None, jobs: Jobs | None, sure: bool) -> PackState:
         if pack.name in self.files.endings:
@@ -184,7 +184,7 @@ class Surveyor:
     ) -> PackState:
         """A pack that nobody holds, and how its last holder ended."""
         spec, claim = self.files.spec(pack), self.files.claims[pack.name]
-        holder = holder_of(claim)
+        holder = owner_of(claim)
         job, failed = holder.job if holder else "", outcome in (Outcome.FAILED, Outcome.REFUSED)
         found = task.find(jobs or {}) if task else None
         given_up = failed and "tries" not in claim and task is not None and job == task.job
@@ -206,7 +206,7 @@ class Surveyor:
     @staticmethod
     def _died_silently(task: Task, claim: dict, found: JobState | None, jobs: Jobs | None) -> bool:
         """Whether a task's job, which SLURM may have forgotten, came to an unwanted end before it could write down why."""
-        holder = holder_of(claim)
+        holder = owner_of(claim)
         has_held = holder is not None and holder.job == task.job
         if found is not None:
             return state_of(found) in UNWANTED and not (has_held and "outcome" in claim)
@@ -214,7 +214,7 @@ class Surveyor:
         return log is not None and log.stat().st_size > 0
 
     def _running(self, pack: PackFiles, claim: dict, unseen: str) -> PackState:
-        spec, holder, beat = self.files.spec(pack), holder_of(claim), read_beat(pack)
+        spec, holder, beat = self.files.spec(pack), owner_of(claim), read_beat(pack)
         beat = beat if beat.get("turn") == pack.turn else {}
         diverged, rate = int(beat.get("diverged") or 0), beat.get("rate") or 0.0
         return PackState(
@@ -259,7 +259,7 @@ class Surveyor:
         """(whether its holder lives, as far as anybody knows; why not, or why that is not sure; whether it is over for sure)."""
         if "outcome" in claim:
             return False, "", bool(claim.get("reopened"))
-        holder = holder_of(claim)
+        holder = owner_of(claim)
         state = state_of(jobs.get(holder.job)) if holder is not None and jobs is not None else ""
         gone = None if jobs is None else state not in HOLDING
         dead = holder.is_dead(self.me, lambda job: gone) if holder is not None else None

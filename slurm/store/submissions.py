@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from slurm.store.layout import SweepFolder
-from slurm.store.leases import Holder, holder_of
+from slurm.store.leases import Owner, owner_of
 from slurm.store.states import Sent
 from training.forms import SUBMISSION
 from training.whole_files import is_inside, list_files, read_quietly
@@ -69,7 +69,7 @@ class Task:
     host: str
     user: str
     folder: Path | None
-    workers: tuple[Holder, ...] = ()
+    workers: tuple[Owner, ...] = ()
     works: bool = False
 
     def find(self, jobs: Jobs) -> JobState | None:
@@ -128,7 +128,7 @@ class Submissions:
     def tasks(self, jobs: Jobs | None) -> dict[str, Task]:
         """The newest task that each pack was sent in, by the pack's name."""
         named = {state.name: job for job, state in (jobs or {}).items()}
-        found, me = {}, Holder.me()
+        found, me = {}, Owner.me()
         for record in self.records:
             if record.get("state") == Sent.REFUSED:
                 continue
@@ -162,9 +162,9 @@ def _age(record: dict) -> tuple[int, str]:
     return record.get("number") or 0, str(record.get("made", ""))
 
 
-def workers_of(record: dict) -> list[Holder]:
+def workers_of(record: dict) -> list[Owner]:
     """The processes of a record that tells all of each."""
-    found = (holder_of({"holder": worker}) for worker in record.get("workers") or [])
+    found = (owner_of({"holder": worker}) for worker in record.get("workers") or [])
     return [holder for holder in found if holder is not None]
 
 

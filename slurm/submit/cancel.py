@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from adapters import counted
-from slurm.store.leases import Holder, holder_of
+from slurm.store.leases import Owner, owner_of
 from slurm.store.pack_states import PackState, Surveyor
 from slurm.store.states import ALIVE, PackStatus
 from slurm.store.submissions import workers_of
@@ -39,16 +39,16 @@ def cancel(surveyor: Surveyor, packs: Iterable[PackState], scheduler: Canceller 
         lines.append(f"no scancel on this machine: {counted(len(jobs), 'job')} not stopped: {', '.join(jobs[:5])}")
     claims = surveyor.files.claims
     holders = [
-        holder_of(claims.get(pack.name, {})) for pack in live if pack.state == PackStatus.RUNNING and not pack.job
+        owner_of(claims.get(pack.name, {})) for pack in live if pack.state == PackStatus.RUNNING and not pack.job
     ]
     records = [r for r in surveyor.files.submissions.records if r.get("executor") == "local"]
     workers = {worker for record in records for worker in workers_of(record)}
     return lines + _stop({holder for holder in holders if holder is not None}, workers)
 
 
-def _stop(holders: set[Holder], workers: set[Holder]) -> list[str]:
+def _stop(holders: set[Owner], workers: set[Owner]) -> list[str]:
     """Signal each process once."""
-    me, lines = Holder.me(), []
+    me, lines = Owner.me(), []
     for process in sorted(holders | workers, key=lambda holder: holder.pid):
         dead = process.is_dead(me)
         if dead is None and process in holders:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slurm.store.layout import SweepFolder
-from slurm.store.leases import Holder, exclusive
+from slurm.store.leases import Owner, exclusive
 from slurm.store.pack_states import survey
 from slurm.store.states import Sent
 from slurm.store.submissions import Submissions
@@ -27,7 +27,7 @@ from training.store import store_error
 _outliving: list[subprocess.Popen] = []  # kept: Python warns of a process that nobody has waited for
 
 
-def start_local(sweep: SweepFolder, packs: Sequence[str] | None, num_workers: int) -> list[Holder]:
+def start_local(sweep: SweepFolder, packs: Sequence[str] | None, num_workers: int) -> list[Owner]:
     """Start workers for the packs that nobody works on or means to, which outlive this process; returns their processes.
 
     Raises:
@@ -49,10 +49,10 @@ def start_local(sweep: SweepFolder, packs: Sequence[str] | None, num_workers: in
             record["workers"].append(dataclasses.asdict(_start_outliving(path, record["folder"], number, device)))
             store(sweep, record)
         store(sweep, record | {"state": Sent.SENT})
-        return [Holder(**worker) for worker in record["workers"]]
+        return [Owner(**worker) for worker in record["workers"]]
 
 
-def _start_outliving(record: Path, folder: str, number: int, device: str) -> Holder:
+def _start_outliving(record: Path, folder: str, number: int, device: str) -> Owner:
     log, arguments = Path(folder) / f"worker-{number}.log", ("--sent", str(record.resolve()), str(number))
     try:
         with open(log, "wb") as file:
@@ -61,7 +61,7 @@ def _start_outliving(record: Path, folder: str, number: int, device: str) -> Hol
     except OSError as error:
         raise store_error(error, log) from None
     _outliving.append(process)
-    return Holder.of(process.pid)
+    return Owner.of(process.pid)
 
 
 def settle(sweep: SweepFolder) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from adapters import BadInput
-from slurm.store.leases import Claim, Heart, TurnLost
+from slurm.store.leases import Heartbeat, Lease, LeaseLost
 from slurm.store.outcome import last_line, write_ended
 from slurm.store.states import Outcome
 from training.accelerator import arithmetic
@@ -35,7 +35,7 @@ N_TRIES = 3
 
 
 @dataclasses.dataclass
-class Turn:
+class Attempt:
     """A claimed pack.
 
     Attributes:
@@ -47,7 +47,7 @@ class Turn:
         failed: the runs that have failed in it, and how.
     """
 
-    claim: Claim
+    claim: Lease
     spec: Path
     contents: dict
     runs: list[Run]
@@ -63,9 +63,9 @@ class Turn:
             Interrupted: when asked to stop, with everything checkpointed.
         """
         try:
-            with Heart(self.claim) as heart:
+            with Heartbeat(self.claim) as heart:
                 return self._play(heart)
-        except TurnLost as error:
+        except LeaseLost as error:
             print(f"{error}: another process has taken it over", file=sys.stderr)
             return False
         except BadInput as error:
@@ -78,7 +78,7 @@ class Turn:
             self.claim.end_quietly(Outcome.FAILED, error=f"{type(error).__name__}: {error}")
             raise
 
-    def _play(self, heart: Heart) -> bool:
+    def _play(self, heart: Heartbeat) -> bool:
         for line in filter(None, (run.folder.mend() for run in self.runs)):
             print(line, file=sys.stderr)
         count, reason = count_kills(self.claim.before)
@@ -109,14 +109,14 @@ class Turn:
             self.failed[runs[0].folder.run_id] = text
             self.claim.note(at_most=len(self.runs))  # it may have been the only one that could not be trained
 
-    def _try(self, heart: Heart, runs: Sequence[Run]) -> str | None:
+    def _try(self, heart: Heartbeat, runs: Sequence[Run]) -> str | None:
         """Train runs together, one alone up to `N_TRIES` times; returns the traceback of the last error."""
         for _ in range(N_TRIES if len(runs) == 1 else 1):
             if not (text := self._train(heart, runs)):
                 return None
         return text
 
-    def _train(self, heart: Heart, runs: Sequence[Run]) -> str | None:
+    def _train(self, heart: Heartbeat, runs: Sequence[Run]) -> str | None:
         """Train; returns the traceback of an error, None if there was none."""
         began: list[tuple[float, int]] = []
 
@@ -140,7 +140,7 @@ class Turn:
                     checkpoint_every_s=setting.checkpoint_every_s, before_write=self.claim.check,
                 )  # fmt: skip
             return None
-        except (BadInput, Interrupted, TurnLost):
+        except (BadInput, Interrupted, LeaseLost):
             raise
         except Exception as error:
             text = "".join(traceback.format_exception(error))

@@ -23,11 +23,11 @@ from pathlib import Path
 from adapters import BadInput, counted
 from slurm.store.code_version import code_version
 from slurm.store.layout import PackFiles, SweepFolder, read_contents, sweep_of
-from slurm.store.leases import BEAT_S, Holder, JobGone, Watch, take
+from slurm.store.leases import BEAT_S, JobGone, Owner, StalenessTracker, take
 from slurm.store.outcome import has_failed, read_ended
 from slurm.store.queue import Scheduler
 from slurm.store.states import Outcome, Sent
-from slurm.worker.attempt import N_TRIES, Turn
+from slurm.worker.attempt import N_TRIES, Attempt
 from slurm.worker.own_job import is_preempted, is_to_go_on, requeue
 from training.loop import Interrupted
 from training.pack import Setting, list_runs, make_task
@@ -38,7 +38,7 @@ from training.stop import STOPPED, WARNINGS, StopSignals
 from training.store import StoreError, read_json
 
 __all__ = ["Setting", "make_task", "run_pack", "run_sent", "run_task"]
-_WATCH = Watch()  # what this process has seen of other holders
+_WATCH = StalenessTracker()  # what this process has seen of other holders
 
 
 def run_pack(
@@ -69,7 +69,7 @@ def run_pack(
         claim = take(files, _WATCH, job_gone, code=code_version())
         if claim is None:
             return "busy"
-        Turn(claim, path, contents, runs, report, stop).play()
+        Attempt(claim, path, contents, runs, report, stop).play()
     return "failed" if has_failed(end) else "done"
 
 
@@ -125,7 +125,7 @@ def run_task(
         with StopSignals() as stop:
             return run_task(specs, code, job_gone, stop)
     paths, errors = [Path(spec) for spec in specs], []
-    if job_gone is None and Holder.me().job and Scheduler.is_here():
+    if job_gone is None and Owner.me().job and Scheduler.is_here():
         job_gone = Scheduler().job_gone
     quiet_libraries()
     moves = Moves()
@@ -144,7 +144,7 @@ def run_task(
         run_all(paths, run, stop, min(5.0, BEAT_S))
     except Interrupted:
         print(f"stopped by {signal.Signals(stop.received).name}; everything computed is checkpointed", file=sys.stderr)
-        me = Holder.me()  # of an array, this task alone
+        me = Owner.me()  # of an array, this task alone
         if me.job and (stop.received in WARNINGS or is_to_go_on(me.job)):
             if not moves.seen and me.restart + 1 >= N_TRIES and not is_preempted(me.job):
                 raise BadInput(f"{me.restart + 1} starts of job {me.job} were over before a step was done: its time "

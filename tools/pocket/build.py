@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tools.pocket.pictures import PACKAGES, Pictures, build_pictures
+from tools.pocket.pictures import PACKAGES, PictureSet, build_pictures
 from tools.pocket.studio import open_studio
 from training.command_line import end_well
 from training.tasks.pipeline import POCKET
@@ -79,54 +79,54 @@ def _processor() -> str:
     return f"{names[0]} x {len(names)}" if names else platform.processor()
 
 
-def _nothing(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
+def _nothing(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
     """The pictures stage is over once the pictures are read."""
 
 
-def _vae(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
+def _vae(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
     from tools.pocket.vae import train_vae
 
     train_vae(pictures, work, num_steps=num_steps, seed=seed)
 
 
-def _clip(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
+def _clip(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
     from tools.pocket.clip import train_clip
 
     train_clip(open_studio(pictures), work, num_steps=num_steps, seed=seed)
 
 
-def _dino(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
+def _dino(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
     from tools.pocket.dino import train_dino
 
     train_dino(open_studio(pictures), work, num_steps=num_steps, seed=seed)
 
 
-def _unet(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
+def _unet(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
     from tools.pocket.unet import load_frozen, train_unet, view_cache
 
     views = view_cache(open_studio(pictures, only_classes=True), *load_frozen(work), work, seed=seed)
     train_unet(views, work, num_steps=num_steps, seed=seed)
 
 
-def _decoder(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
+def _decoder(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
     from tools.pocket.vae import split_pictures, train_decoder
 
     train_decoder(split_pictures(pictures)[0], work, num_steps=num_steps, seed=seed)
 
 
-def _clip_vision(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
+def _clip_vision(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
     from tools.pocket.clip import train_vision
 
     train_vision(open_studio(pictures), work, num_steps=num_steps, seed=seed)
 
 
-def _subjects(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
+def _subjects(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
     from tools.pocket.subjects import write_subjects
 
     write_subjects(pictures, POCKET / "subjects", seed)
 
 
-def _export(pictures: Pictures, work: Path, num_steps: int, seed: int) -> None:
+def _export(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
     from tools.pocket.export import export
 
     print(json.dumps(export(work), indent=1))

@@ -19,7 +19,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextC
 
 from tools.pocket.captions import STYLES, Composition, corpus
 from tools.pocket.eye import Eye
-from tools.pocket.runs import Run, faster_precision, precision, seeded
+from tools.pocket.runs import StageRun, faster_precision, precision, seeded
 from tools.pocket.studio import Studio
 from tools.pocket.tokenizer import MAX_LENGTH, encode, train_tokenizer
 
@@ -124,7 +124,7 @@ def train_clip(studio: Studio, work: Path, *, num_steps: int, seed: int = 0, bat
     )
     clip = make_clip(tokenizer, seed)
     stage = TextStage(clip)
-    run = Run(work / "clip", stage, num_steps=num_steps, lr=1.5e-3, ema=0.995, weight_decay=0.05)
+    run = StageRun(work / "clip", stage, num_steps=num_steps, lr=1.5e-3, ema=0.995, weight_decay=0.05)
 
     def loss_of(step: int) -> Tensor:
         images, captions = draw_hard_batch(studio, batch_size, seed, step)
@@ -176,7 +176,7 @@ def train_vision(studio: Studio, work: Path, *, num_steps: int, seed: int = 0, b
     folder = work / "clip" / "model"
     tokenizer, clip = CLIPTokenizer.from_pretrained(folder), CLIPModel.from_pretrained(folder, dtype=torch.float32)
     clip.text_model.requires_grad_(False)
-    run = Run(work / "clip_vision", clip.train(), num_steps=num_steps, lr=1e-3, ema=0.99, weight_decay=0.05)
+    run = StageRun(work / "clip_vision", clip.train(), num_steps=num_steps, lr=1e-3, ema=0.99, weight_decay=0.05)
 
     def loss_of(step: int) -> Tensor:
         images, captions = draw_hard_batch(studio, batch_size, seed, step)

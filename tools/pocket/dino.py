@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-from tools.pocket.runs import Run, faster_precision, precision, seeded
+from tools.pocket.runs import StageRun, faster_precision, precision, seeded
 from tools.pocket.studio import Studio
 
 JITTER = {"shift": 6.0, "zoom": 0.1, "turn": 0.15, "flip": 0.2, "light": 0.15}
@@ -60,7 +60,7 @@ def contrast(embedding: Float[Tensor, "2b d"]) -> Tensor:
 def train_dino(studio: Studio, work: Path, *, num_steps: int, seed: int = 0, batch_size: int = 96) -> ViTModel:
     """Train (or go on training) and save the averaged ViT with its image processor."""
     dino = make_dino(seed)
-    run = Run(work / "dino", dino, num_steps=num_steps, lr=1.5e-3, ema=0.99, weight_decay=0.05)
+    run = StageRun(work / "dino", dino, num_steps=num_steps, lr=1.5e-3, ema=0.99, weight_decay=0.05)
     images = draw_pair(studio, batch_size, seed, 0)
     dtype = faster_precision(lambda: contrast(embed(dino, images)).backward())
     for step in run.steps():

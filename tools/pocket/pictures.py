@@ -29,7 +29,7 @@ CLASSES_CSV = Path(__file__).with_name("classes.csv")
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PictureSet:
     """All pictures of a set of vendors.
 
     pixels: uint8 ``[n, 64, 64, 4]``, straight alpha. names: caption noun of each. vendors, codes: where it comes from.
@@ -42,11 +42,11 @@ class Pictures:
     codes: np.ndarray
     is_class: np.ndarray
 
-    def where(self, mask: np.ndarray) -> Pictures:
+    def where(self, mask: np.ndarray) -> PictureSet:
         """The pictures that a boolean mask keeps."""
-        return Pictures(*(getattr(self, f)[mask] for f in self.__dataclass_fields__))
+        return PictureSet(*(getattr(self, f)[mask] for f in self.__dataclass_fields__))
 
-    def of(self, *vendors: str) -> Pictures:
+    def of(self, *vendors: str) -> PictureSet:
         """The pictures of the named vendors."""
         return self.where(np.isin(self.vendors, vendors))
 
@@ -147,7 +147,7 @@ def _nouns(google: Path) -> dict[str, str]:
     return nouns
 
 
-def build_pictures(work: Path, packages: Path | None) -> Pictures:
+def build_pictures(work: Path, packages: Path | None) -> PictureSet:
     """Make ``work/pictures.npz`` (once) and return it."""
     path = work / "pictures.npz"
     if not path.exists():
@@ -168,7 +168,7 @@ def _read_all(roots: dict[str, Path]) -> dict[str, np.ndarray]:
     return dict(zip(("pixels", "names", "vendors", "codes", "is_class"), map(np.array, zip(*rows)), strict=True))
 
 
-def load_pictures(work: Path) -> Pictures:
+def load_pictures(work: Path) -> PictureSet:
     """Read ``work/pictures.npz``."""
     with np.load(work / "pictures.npz") as data:
-        return Pictures(**{field: data[field] for field in Pictures.__dataclass_fields__})
+        return PictureSet(**{field: data[field] for field in PictureSet.__dataclass_fields__})

@@ -24,7 +24,7 @@ from tools.pocket.muon import Muon
 STATES = ("step", "exp_avg", "exp_avg_sq", "momentum")  # of AdamW and Muon
 
 
-class Run:
+class StageRun:
     """One stage's training: ``for step in run.steps(): ... run.update(loss)``; stop it at any time, start it again to go on.
 
     Args:

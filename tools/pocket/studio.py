@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tools.pocket.captions import SIZES, Composition, draw_composition
-from tools.pocket.pictures import TRAIN_VENDORS, Pictures
+from tools.pocket.pictures import TRAIN_VENDORS, PictureSet
 from tools.pocket.scenes import COMPANIONS, make_scenes, random_scene
 from tools.pocket.views import Placement, light, over, place, premultiply, to_model
 
@@ -19,7 +19,7 @@ COMPANION_SCALE, COMPANION_AT = 0.34, 0.62  # its size, and its centre to the lo
 class Studio:
     """Paints compositions of the pictures it was given."""
 
-    def __init__(self, pictures: Pictures, companions: Pictures) -> None:
+    def __init__(self, pictures: PictureSet, companions: PictureSet) -> None:
         self.pictures = pictures
         self.rgba = premultiply(torch.from_numpy(pictures.pixels))
         self.scenes = make_scenes()
@@ -27,7 +27,7 @@ class Studio:
         self.companions = self._photograph_companions(companions)
 
     @staticmethod
-    def _photograph_companions(pictures: Pictures) -> dict[str, Float[Tensor, "4 64 64"]]:
+    def _photograph_companions(pictures: PictureSet) -> dict[str, Float[Tensor, "4 64 64"]]:
         found = {}
         for phrase, (code, vendor) in COMPANIONS.items():
             row = pictures.where((pictures.codes == code) & (pictures.vendors == vendor))
@@ -90,7 +90,7 @@ class Studio:
         return to_model(light(over(subject, scene), g, strength))
 
 
-def open_studio(pictures: Pictures, *, only_classes: bool = False) -> Studio:
+def open_studio(pictures: PictureSet, *, only_classes: bool = False) -> Studio:
     """A studio of the training vendors' pictures; the held-out vendor stays outside."""
     known = pictures.of(*TRAIN_VENDORS)
     return Studio(known.where(known.is_class) if only_classes else known, known)

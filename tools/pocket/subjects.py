@@ -19,7 +19,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from tools.pocket.pictures import HELD_OUT_VENDOR, Pictures, read_classes
+from tools.pocket.pictures import HELD_OUT_VENDOR, PictureSet, read_classes
 from tools.pocket.runs import seeded
 from tools.pocket.scenes import make_scenes, random_scene
 from tools.pocket.sheets import to_bytes
@@ -113,14 +113,14 @@ def photograph(rgba: Float[Tensor, "1 4 64 64"], seed: int) -> Float[Tensor, "5 
 
 
 def photograph_class(
-    pictures: Pictures, name: str, seed: int = 0, vendor: str = HELD_OUT_VENDOR
+    pictures: PictureSet, name: str, seed: int = 0, vendor: str = HELD_OUT_VENDOR
 ) -> Float[Tensor, "5 3 64 64"]:
     """Five photographs of the class's picture by ``vendor``; the seed depends on the name alone."""
     row = pictures.where((pictures.names == name) & (pictures.vendors == vendor))
     return photograph(premultiply(torch.from_numpy(row.pixels)), zlib.crc32(name.encode()) % 100_000 + seed)
 
 
-def write_subjects(pictures: Pictures, folder: Path, seed: int = 0) -> None:
+def write_subjects(pictures: PictureSet, folder: Path, seed: int = 0) -> None:
     """Write photographs, table and prompts to ``folder``, replacing what is there."""
     shutil.rmtree(folder, ignore_errors=True)
     rows = [(name, split) for split, names in SPLITS.items() for name in names]

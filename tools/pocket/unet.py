@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from tools.pocket.runs import Run, faster_precision, precision, seeded
+from tools.pocket.runs import StageRun, faster_precision, precision, seeded
 from tools.pocket.studio import Studio
 from tools.pocket.tokenizer import encode
 from tools.pocket.vae import LATENT_CHANNELS
@@ -136,7 +136,7 @@ def train_unet(
     unet = make_unet(views.states.shape[-1], seed).to(memory_format=torch.channels_last)
     unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slower than this in bfloat16 on CPUs
     scheduler = make_scheduler()
-    run = Run(work / "unet", unet, num_steps=num_steps, lr=lr, ema=0.999)
+    run = StageRun(work / "unet", unet, num_steps=num_steps, lr=lr, ema=0.999)
     first = draw_batch(views, batch_size, seed, 0)
     dtype = faster_precision(lambda: diffusion_loss(unet, scheduler, first).backward())
     for step in run.steps():

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tools.pocket.linear_code import psnr_db
-from tools.pocket.pictures import TRAIN_VENDORS, Pictures
-from tools.pocket.runs import Run, faster_precision, precision, seeded
+from tools.pocket.pictures import TRAIN_VENDORS, PictureSet
+from tools.pocket.runs import StageRun, faster_precision, precision, seeded
 from tools.pocket.studio import Studio
 from tools.pocket.subjects import photograph
 from tools.pocket.views import premultiply
@@ -47,13 +47,13 @@ def make_vae(seed: int = 0, latent_channels: int = LATENT_CHANNELS) -> Autoencod
     ).to(memory_format=torch.channels_last)
 
 
-def kept_aside(pictures: Pictures) -> np.ndarray:
+def kept_aside(pictures: PictureSet) -> np.ndarray:
     """Mask of one code in 32 that is no class: its pictures train no autoencoder, so that progress can be judged on them."""
     chosen = np.array([zlib.crc32(str(code).encode()) % 32 == 0 for code in pictures.codes])
     return chosen & ~pictures.is_class
 
 
-def split_pictures(pictures: Pictures) -> tuple[Studio, Float[Tensor, "b 3 64 64"]]:
+def split_pictures(pictures: PictureSet) -> tuple[Studio, Float[Tensor, "b 3 64 64"]]:
     """A studio of the training vendors' pictures, and two photographs each of those kept aside."""
     known = pictures.of(*TRAIN_VENDORS)
     aside = premultiply(torch.from_numpy(known.where(kept_aside(known)).pixels))
@@ -114,11 +114,13 @@ def round_trip(vae: AutoencoderKL, images: Float[Tensor, "b 3 64 64"]) -> Float[
     return torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1) for part in images.split(32)])
 
 
-def train_vae(pictures: Pictures, work: Path, *, num_steps: int, seed: int = 0, batch_size: int = 16) -> AutoencoderKL:
+def train_vae(
+    pictures: PictureSet, work: Path, *, num_steps: int, seed: int = 0, batch_size: int = 16
+) -> AutoencoderKL:
     """Train (or go on training) and return the averaged autoencoder with its scaling factor set."""
     studio, aside = split_pictures(pictures)
     vae = make_vae(seed)
-    run = Run(work / "vae", vae, num_steps=num_steps, lr=1.5e-3, muon=True, ema=0.998, weight_decay=0.0)
+    run = StageRun(work / "vae", vae, num_steps=num_steps, lr=1.5e-3, muon=True, ema=0.998, weight_decay=0.0)
     first = draw_batch(studio, batch_size, seed, 0)
     dtype = faster_precision(lambda: vae_loss(vae, first, seeded(seed, 0))[0].backward())
     for step in run.steps():
@@ -139,7 +141,7 @@ def train_decoder(studio: Studio, work: Path, *, num_steps: int, seed: int = 0, 
     vae = AutoencoderKL.from_pretrained(work / "vae" / "model").to(memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    run = Run(work / "decoder", vae, num_steps=num_steps, lr=8e-4, ema=0.995, weight_decay=0.0)
+    run = StageRun(work / "decoder", vae, num_steps=num_steps, lr=8e-4, ema=0.995, weight_decay=0.0)
 
     def loss_of(image: Tensor) -> Tensor:
         with torch.no_grad():

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adapters.ending import end_well
 from tools.pocket.linear_code import LinearCode, psnr_db
-from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, Pictures, load_pictures, read_classes
+from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, PictureSet, load_pictures, read_classes
 from tools.pocket.runs import checkpoint_path, read_counters, read_group
 from tools.pocket.sheets import make_sheet, to_bytes
 from tools.pocket.split import draw_split
@@ -44,7 +44,7 @@ def newest_vae(work: Path, studio: Studio) -> AutoencoderKL:
     return vae
 
 
-def photographs_of(pictures: Pictures, vendor: str = HELD_OUT_VENDOR) -> dict[str, Float[Tensor, "b 3 64 64"]]:
+def photographs_of(pictures: PictureSet, vendor: str = HELD_OUT_VENDOR) -> dict[str, Float[Tensor, "b 3 64 64"]]:
     """Five photographs for each class by a vendor; of the held-out one without those kept for the last look."""
     split = draw_split()
     names = [name for name, _ in read_classes().values() if vendor != HELD_OUT_VENDOR or split[name] != "last_look"]

@@ -29,7 +29,7 @@ import tyro
 from adapters import BadInput, counted
 from tools.slurm_node import accounting
 from tools.slurm_node.daemons import end_processes, wait_until
-from tools.slurm_node.files import NUM_PORTS, Cluster, Shape, find_program, program
+from tools.slurm_node.files import NUM_PORTS, LocalSlurm, Shape, find_program, program
 from training.command_line import run_program
 
 FOLDER = Path("/var/lib/plateau-slurm")
@@ -186,7 +186,7 @@ def up(folder: Path, shape: Shape) -> str:
     Raises:
         BadInput: if the folder is not fit, another cluster runs in it, or a daemon does not start.
     """
-    cluster = Cluster.read(folder)
+    cluster = LocalSlurm.read(folder)
     if cluster is None:
         require_fit(folder)
     elif is_running(cluster) and cluster.shape != shape:
@@ -194,7 +194,7 @@ def up(folder: Path, shape: Shape) -> str:
         changed = ", ".join(f"{name} is {old[name]}, not {new[name]}" for name in old if old[name] != new[name])
         raise BadInput(f"another cluster runs in {folder} ({changed}): `down` comes first")
     if cluster is None or not is_running(cluster):
-        cluster = Cluster(
+        cluster = LocalSlurm(
             folder, shape, find_ports(cluster.ports if cluster else range(FIRST_PORT, FIRST_PORT + NUM_PORTS))
         )
         cluster.write()
@@ -232,12 +232,12 @@ def find_ports(wanted: Sequence[int]) -> tuple[int, ...]:
     raise BadInput("this machine has no free port")
 
 
-def is_running(cluster: Cluster) -> bool:
+def is_running(cluster: LocalSlurm) -> bool:
     """Whether the controller or the node runs."""
     return bool(cluster.slurmctld.find() or cluster.slurmd.find())
 
 
-def start(cluster: Cluster) -> None:
+def start(cluster: LocalSlurm) -> None:
     """Start every daemon that does not run, and wait until the node takes jobs.
 
     Raises:
@@ -264,7 +264,7 @@ def down(folder: Path, keep: bool) -> str:
     Returns:
         What to tell the user.
     """
-    cluster = Cluster.read(folder)
+    cluster = LocalSlurm.read(folder)
     if cluster is None:
         with contextlib.suppress(OSError):
             folder.rmdir()  # made by the lock
@@ -286,7 +286,7 @@ def down(folder: Path, keep: bool) -> str:
 
 def show_status(folder: Path) -> int:
     """Print what runs; returns 0 if the node takes jobs, else 1."""
-    cluster = Cluster.read(folder)
+    cluster = LocalSlurm.read(folder)
     if cluster is None:
         print(f"No SLURM in {folder}.")
         return 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adapters import BadInput
 from tools.slurm_node.daemons import Daemon
-from tools.slurm_node.files import Cluster, program
+from tools.slurm_node.files import LocalSlurm, program
 
 SQL = """\
 create database if not exists slurm;
@@ -19,7 +19,7 @@ grant all on slurm.* to 'slurm'@'127.0.0.1';
 """
 
 
-def mariadb(cluster: Cluster) -> Daemon:
+def mariadb(cluster: LocalSlurm) -> Daemon:
     """The database's server, on its own port and socket."""
     data = cluster.folder / "database"
     return Daemon(
@@ -32,7 +32,7 @@ def mariadb(cluster: Cluster) -> Daemon:
     )  # fmt: skip
 
 
-def start(cluster: Cluster) -> None:
+def start(cluster: LocalSlurm) -> None:
     """Make the database if there is none, start its server and slurmdbd, and enter the cluster with its user root.
 
     Raises:
@@ -51,7 +51,7 @@ def start(cluster: Cluster) -> None:
         cluster.ask("sacctmgr", "--immediate", "--quiet", "add", *words.split())  # fails where it is there already
 
 
-def stop(cluster: Cluster) -> None:
+def stop(cluster: LocalSlurm) -> None:
     """End slurmdbd, then the database's server."""
     cluster.slurmdbd.stop()
     mariadb(cluster).stop()

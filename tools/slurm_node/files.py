@@ -104,7 +104,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class LocalSlurm:
     """A cluster: its folder, its shape, and its ports."""
 
     folder: Path
@@ -112,7 +112,7 @@ class Cluster:
     ports: tuple[int, ...]
 
     @classmethod
-    def read(cls, folder: Path) -> Cluster | None:
+    def read(cls, folder: Path) -> LocalSlurm | None:
         """The cluster of a folder, running or not; None if there is none."""
         try:
             found = json.loads((folder / "cluster.json").read_text(encoding="utf-8"))

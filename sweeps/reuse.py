@@ -8,13 +8,13 @@ from pathlib import Path
 
 from adapters import BadInput
 from analysis import load
-from sweeps.grid import Scene
+from sweeps.grid import ResolvedInputs
 from training.cell import Cell
 from training.states import ENDED
 
 
 @dataclass(frozen=True)
-class Earlier:
+class EarlierResults:
     """Ended runs that other folders hold.
 
     Attributes:
@@ -26,7 +26,7 @@ class Earlier:
     by_end: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folders: Sequence[Path], scene: Scene) -> Earlier:
+    def read(cls, folders: Sequence[Path], scene: ResolvedInputs) -> EarlierResults:
         """Look through folders.
 
         Raises:

@@ -20,7 +20,7 @@ from training.whole_files import Unreadable
 
 
 @dataclass
-class Done:
+class PlanProgress:
     """How far a plan is.
 
     Attributes:
@@ -36,7 +36,7 @@ class Done:
     lines: list[str] = field(default_factory=list)
 
     @classmethod
-    def look(cls, plan: Plan) -> Done:
+    def look(cls, plan: Plan) -> PlanProgress:
         """Look up how far a plan is; damaged runs of unfinished packs are set aside.
 
         Raises:
@@ -88,7 +88,7 @@ class Done:
         return run.status()
 
 
-def check_ended(done: Done, wanted: Iterable[str]) -> None:
+def check_ended(done: PlanProgress, wanted: Iterable[str]) -> None:
     """Hold every file of ended runs to its checksum, before figures are drawn of them.
 
     A run that is damaged or gone is set aside and its pack reopened, to be trained again; `done` says so afterwards.
@@ -113,7 +113,7 @@ def check_ended(done: Done, wanted: Iterable[str]) -> None:
         _open_packs(done, again)
 
 
-def _open_packs(done: Done, again: set[str]) -> None:
+def _open_packs(done: PlanProgress, again: set[str]) -> None:
     """See to it that runs which are to be trained again are in a pack that will be run."""
     for pack, rows in list(done.plan.packs.items()):
         files, lost = PackFiles.of(done.plan.spec(pack)), {run_id for _, run_id in rows} & again

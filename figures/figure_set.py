@@ -22,7 +22,7 @@ SHEETS = "pictures"  # what the names of sheets of pictures begin with
 
 
 @dataclass
-class Drawn:
+class FigureSet:
     """What results are shown as.
 
     Attributes:
@@ -38,7 +38,7 @@ class Drawn:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, results: Results) -> Drawn:
+    def of(cls, results: Results) -> FigureSet:
         """Nothing yet but what is to be said of the results: their base rates, and which runs are missing."""
         missing = results.missing
         return cls(tables={MISSING: missing} if len(missing) else {}, notes=notes(results))
@@ -70,7 +70,7 @@ class Drawn:
 
 
 def add_curves(
-    drawn: Drawn, results: Results, name: str, behind: Results | None = None, order: Sequence[str] = ()
+    drawn: FigureSet, results: Results, name: str, behind: Results | None = None, order: Sequence[str] = ()
 ) -> Robustness:
     """Add the curves of Fig. 2 under a name, their summary and the plateaus; returns the curves, `order`'s series first."""
     curves = Robustness(*(arrange(frame, order) for frame in robustness(results)))
@@ -100,7 +100,7 @@ def arrange(frame: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
     )
 
 
-def add_sheets(drawn: Drawn, results: Results, curves: Robustness) -> None:
+def add_sheets(drawn: FigureSet, results: Results, curves: Robustness) -> None:
     """Add a sheet of pictures for each series, subjects down, multipliers across, and one of a subject, methods down."""
     if results.images().empty:
         return
@@ -137,7 +137,7 @@ def sheet_pictures(results: Results) -> pd.DataFrame:
     return found[found["subject"].isin(_trained(found)[:MOST_SUBJECTS])]
 
 
-def add_sheet_of_one(drawn: Drawn, found: pd.DataFrame, own: Mapping[str, Path | bytes], columns: str) -> None:
+def add_sheet_of_one(drawn: FigureSet, found: pd.DataFrame, own: Mapping[str, Path | bytes], columns: str) -> None:
     """One subject, methods down, multipliers or steps across: the first subject by name, chosen by no score."""
     rows = of_first_subject(found)
     sheet = figures.picture_sheet.draw(rows, own, rows="series", columns=columns)

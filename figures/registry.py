@@ -38,20 +38,20 @@ from analysis import (
 )
 from analysis.results import BASE
 from analysis.series import method_label
-from figures.drawn import Drawn, add_curves, add_sheet_of_one, add_sheets, curve_data, of_first_seed
+from figures.figure_set import FigureSet, add_curves, add_sheet_of_one, add_sheets, curve_data, of_first_seed
 
 VARIED = ("rank", "boundary", "adam_weight_decay", "num_instance_images", "prior_loss_weight")
 GAUGES = ("lambda", "saturation", "distance_rel")
 
 
-def draw_lr_robustness(results: Results, behind: Results | None = None) -> Drawn:
+def draw_lr_robustness(results: Results, behind: Results | None = None) -> FigureSet:
     """Fig. 2, scores over the distance, what separates the methods, and sheets of pictures.
 
     Args:
         results: runs over learning rates.
         behind: other methods' runs, drawn behind in grey.
     """
-    drawn = Drawn.of(results)
+    drawn = FigureSet.of(results)
     curves = add_curves(drawn, results, "fig2_lr_robustness", behind)
     scores = subject_scores(results)
     drawn.add("scores_by_subject", figures.scores_by_subject.draw(scores), scores)
@@ -78,9 +78,9 @@ def _all_seeds(results: Results) -> Results:
     return results.select(subject=list(counts.index[counts == counts.max()]))
 
 
-def draw_prolonged_training(results: Results) -> Drawn:
+def draw_prolonged_training(results: Results) -> FigureSet:
     """Fig. 3: scores, distance and lambda against the steps; Fig. 8: a subject's pictures along them."""
-    drawn, scores = Drawn.of(results), score_curve(results, x="step")
+    drawn, scores = FigureSet.of(results), score_curve(results, x="step")
     gauges = {name: gauge_curve(results, name) for name in ("distance_rel", "lambda")}
     figure = figures.fig3_prolonged_training.draw(scores, gauges["distance_rel"], gauges["lambda"], base_line(results))
     panels = [
@@ -97,22 +97,22 @@ def draw_prolonged_training(results: Results) -> Drawn:
     return drawn
 
 
-def draw_weight_norms(results: Results, axis: str = "columns") -> Drawn:
+def draw_weight_norms(results: Results, axis: str = "columns") -> FigureSet:
     """Fig. 4: norms by block, kind and attention, before and after training."""
     return draw_norms(weight_norms(results, axis), axis)
 
 
-def draw_norms(norms: pd.DataFrame, axis: str = "columns") -> Drawn:
+def draw_norms(norms: pd.DataFrame, axis: str = "columns") -> FigureSet:
     """Fig. 4 of a frame in `analysis.weight_norms`' columns."""
-    drawn = Drawn(tables={"weight_norms": norms})
+    drawn = FigureSet(tables={"weight_norms": norms})
     drawn.add("fig4_weight_norms", figures.fig4_weight_norms.draw(norms, axis=axis), norms)
     drawn.add("norms_by_block", figures.norms_by_block.draw(norms), norms)
     return drawn
 
 
-def draw_dora_magnitude(results: Results) -> Drawn:
+def draw_dora_magnitude(results: Results) -> FigureSet:
     """Fig. 5 and App. C: DoRA minus fixed-magnitude DoRA, paired by subject; the DoRA paper's magnitudes and directions."""
-    drawn, names = Drawn.of(results), results.runs.drop_duplicates("method").set_index("method")["series"]
+    drawn, names = FigureSet.of(results), results.runs.drop_duplicates("method").set_index("method")["series"]
     if missing := [name for name in ("dora", "dora-fixed") if name not in names]:
         raise BadInput(f"no run of {missing[0]}: run python sweeps/dora_magnitude.py")
     pair = results.select(method=["dora", "dora-fixed"])
@@ -129,9 +129,9 @@ def draw_dora_magnitude(results: Results) -> Drawn:
     return drawn
 
 
-def draw_boundary_and_angle(results: Results) -> Drawn:
+def draw_boundary_and_angle(results: Results) -> FigureSet:
     """Fig. 6: scores and distances by which rate is scaled; where lambda, saturation and distance go, by lambda's start."""
-    drawn, results = Drawn.of(results), at_every_scale(results)
+    drawn, results = FigureSet.of(results), at_every_scale(results)
     add_curves(drawn, results, "fig6_boundary_and_angle")
     starts = results.runs["boundary"].unique()
     for start in starts:
@@ -152,7 +152,7 @@ def at_every_scale(results: Results) -> Results:
     return replace(results, all_runs=every.drop_duplicates(["run_id", "multiplier", "scale"], ignore_index=True))
 
 
-def draw_design_ablation(results: Results, order: Sequence[str] = ()) -> Drawn:
+def draw_design_ablation(results: Results, order: Sequence[str] = ()) -> FigureSet:
     """Table 1: the steps from LoRA to ETHER+ over learning rates, each compared with the one before it."""
     return _variants(results, "table1_design_ablation", order or _labels(ABLATION_STEPS), pairwise)
 
@@ -161,7 +161,7 @@ def _labels(methods: Sequence[str]) -> list[str]:
     return [method_label(spec.name, spec.canonical) for spec in map(parse_method, methods)]
 
 
-def draw_start_robustness(results: Results, order: Sequence[str] = ()) -> Drawn:
+def draw_start_robustness(results: Results, order: Sequence[str] = ()) -> FigureSet:
     """DeLoRA's starts and norms over learning rates, each compared with the first."""
     return _variants(
         results,
@@ -171,9 +171,9 @@ def draw_start_robustness(results: Results, order: Sequence[str] = ()) -> Drawn:
     )
 
 
-def _variants(results: Results, name: str, order: Sequence[str], pair: Callable[[list[str]], Any]) -> Drawn:
+def _variants(results: Results, name: str, order: Sequence[str], pair: Callable[[list[str]], Any]) -> FigureSet:
     """The curves of variants and how those that are paired differ: at the best rate, and over the whole grid."""
-    drawn = Drawn.of(results)
+    drawn = FigureSet.of(results)
     curves = add_curves(drawn, results, name, order=order)
     names = list(dict.fromkeys(curves.scores["series"]))
     pairs = [(b, a) for a, b in pair(names)]
@@ -182,9 +182,9 @@ def _variants(results: Results, name: str, order: Sequence[str], pair: Callable[
     return drawn
 
 
-def draw_rank_robustness(results: Results) -> Drawn:
+def draw_rank_robustness(results: Results) -> FigureSet:
     """Curves at every rank, and the plateau against the rank."""
-    drawn = Drawn.of(results)
+    drawn = FigureSet.of(results)
     add_curves(drawn, results, "rank_robustness")
     settings = {"rank": sorted(results.runs["rank"].unique())}
     ranks, rates = plateau_by_setting(results, settings), scores_by_setting(results, settings)
@@ -194,9 +194,9 @@ def draw_rank_robustness(results: Results) -> Drawn:
     return drawn
 
 
-def draw_setting_robustness(results: Results) -> Drawn:
+def draw_setting_robustness(results: Results) -> FigureSet:
     """The plateau against every setting that was varied."""
-    drawn, defaults = Drawn.of(results), find_defaults(results)
+    drawn, defaults = FigureSet.of(results), find_defaults(results)
     frame, rates = plateau_by_setting(results, defaults), scores_by_setting(results, defaults)
     drawn.add("plateau_vs_setting", figures.plateau_vs_setting.draw(frame), frame)
     drawn.add("rate_by_setting", figures.rate_by_setting.draw(rates), rates)
@@ -218,9 +218,9 @@ def find_defaults(results: Results) -> dict[str, list[Any]]:
     return {name: [None if pd.isna(value) else value for value in values] for name, values in defaults.items()}
 
 
-def draw_best_of_grid(results: Results) -> Drawn:
+def draw_best_of_grid(results: Results) -> FigureSet:
     """Tables 3 and 6: scores at the best settings with parameters and spread of the seeds, and every pair of methods."""
-    drawn, scores = Drawn.of(results), subject_scores(results)
+    drawn, scores = FigureSet.of(results), subject_scores(results)
     drawn.tables["best"] = best_table(results)
     if scores["series"].nunique() > 1:
         drawn.tables["comparisons"] = compare(scores, ("at_best",))
@@ -228,7 +228,7 @@ def draw_best_of_grid(results: Results) -> Drawn:
 
 
 # What each driver's results are shown as, in the order of the papers.
-GALLERY: Mapping[str, Callable[..., Drawn]] = {
+GALLERY: Mapping[str, Callable[..., FigureSet]] = {
     "lr_robustness": draw_lr_robustness,
     "prolonged_training": draw_prolonged_training,
     "weight_norms": draw_weight_norms,
