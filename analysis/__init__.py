@@ -7,7 +7,7 @@ score_curve(results)          # means with 95 % intervals over subjects
 """
 
 from analysis.best_settings import best_settings, best_table, tried_settings
-from analysis.compact import export_compact
+from analysis.compact_copy import export_compact
 from analysis.comparisons import compare, power_sentence
 from analysis.curves import base_line, paired_curve, run_scores, score_curve, subject_scores
 from analysis.directions import magnitude_direction, magnitude_direction_correlation

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from adapters import BadInput, counted
-from analysis.compact import CompactSource, is_compact
+from analysis.compact_copy import CompactSource, is_compact
 from analysis.folders import FolderSource
 from analysis.results import BASE, Results, Source, is_absent, listed, stack
 from training.cell import NEWER, NUMBERS

@@ -15,7 +15,7 @@ from pathlib import Path
 from adapters import BadInput, counted, get_class
 from adapters.own_method import source
 from adapters.starting_point import to_bytes
-from analysis.compact import to_png
+from analysis.compact_copy import to_png
 from analysis.folders import OWN_PICTURES
 from slurm.store.layout import PackFiles, SweepFolder, read_spec_file, spec_id
 from slurm.store.leases import exclusive

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from adapters import BadInput
-from analysis import load, pack
+from analysis import compact, load
 from analysis import query as sql
 from analysis.query import query
 from tests.make_runs import make_runs
@@ -76,7 +76,7 @@ def test_tables_of_run_folders_hold_what_the_frames_hold(runs: Path) -> None:
 
 
 def test_compact_copy_answers_too(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert pack.main([str(runs), "--out", str(tmp_path / "copy")]) == 0
+    assert compact.main([str(runs), "--out", str(tmp_path / "copy")]) == 0
     assert "2 runs in 6 files" in capsys.readouterr().out
     question = "SELECT run_id, avg(value) AS v FROM scores JOIN runs USING (run_id) GROUP BY run_id ORDER BY run_id"
     pd.testing.assert_frame_equal(query(question, tmp_path / "copy"), query(question, runs))
@@ -105,7 +105,7 @@ def test_refused_questions_are_one_line(question: str, runs: Path, capsys: pytes
 
 def test_folders_without_runs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert sql.main(["SELECT 1", str(tmp_path)]) == 2
-    assert pack.main([str(tmp_path / "gone"), "--out", str(tmp_path / "x")]) == 2
+    assert compact.main([str(tmp_path / "gone"), "--out", str(tmp_path / "x")]) == 2
     assert capsys.readouterr().err.count("error: no ") == 2
     with pytest.raises(BadInput, match="no runs in"):
         query("SELECT 1", tmp_path)

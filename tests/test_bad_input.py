@@ -120,7 +120,7 @@ def test_empty_words_are_no_paths(refused: Front) -> None:
     ("program", "words", "said"),
     [
         ("adapters.check", [""], "word 1 of the command line"),
-        ("analysis.pack", ["", "--out", "x"], "word 1 of the command line"),
+        ("analysis.compact", ["", "--out", "x"], "word 1 of the command line"),
         ("analysis.query", ["select 1", ""], "word 2 of the command line"),
         ("analysis.verdicts", ["--results", ""], "--results"),
         ("figures", ["all", "--results", "x", "--out="], "--out"),

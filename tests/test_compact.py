@@ -10,7 +10,7 @@ import pytest
 
 from adapters import BadInput
 from analysis import export_compact, gauge_curve, load, subject_distances, subject_scores
-from analysis.compact import thin
+from analysis.compact_copy import thin
 from tests.make_runs import MATRICES, Shape, make_runs
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis import load
-from analysis.compact import export_compact
+from analysis.compact_copy import export_compact
 from sweeps import lr_robustness
 from sweeps.report import trained_at
 from tests.make_driver import Driven, drive_studio

@@ -147,6 +147,16 @@ def test_files_import_each_other_in_no_circle() -> None:
     TopologicalSorter(graph).prepare()
 
 
+def test_classes_have_names_of_their_own() -> None:
+    """A program's own flags are called `Options` everywhere."""
+    found: dict[str, list[str]] = {}
+    for name in list_modules(*ROOMS, "benchmarks", "tools"):
+        for node in ast.parse((ROOT / name).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name != "Options":
+                found.setdefault(node.name, []).append(str(name))
+    assert not {name: places for name, places in found.items() if len(places) > 1}
+
+
 def test_text_files_name_their_encoding() -> None:
     """Which else is the machine's; ruff's PLW1514 sees it only where it knows that a name is a path."""
     unnamed = []

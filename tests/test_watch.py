@@ -17,7 +17,7 @@ from peft import DeloraConfig, HRAConfig, LoraConfig, OFTConfig
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-import analysis.pack
+import analysis.compact
 from adapters import BadInput
 from analysis.load import load
 from tests.make_checkpoints import load_unet
@@ -267,7 +267,7 @@ def test_what_the_loop_does_not_tell_stays_empty(tmp_path: Path) -> None:
     steps = pa.parquet.read_table(next((tmp_path / "runs").rglob("steps/*.parquet")))
     assert steps["lr"].to_pylist() == [None, None]
     assert steps["loss"].to_pylist() == [None, 1.0]
-    assert analysis.pack.main([str(tmp_path / "runs"), "--out", str(tmp_path / "copy")]) == 0
+    assert analysis.compact.main([str(tmp_path / "runs"), "--out", str(tmp_path / "copy")]) == 0
     assert load(tmp_path / "copy").trajectories("mean", ["distance_rel"])["step"].tolist() == [0, 1, 2]
 
     make_runs(tmp_path / "runs")
