@@ -29,7 +29,7 @@ RENAMED = ("multiplier", "scale", "label", "rate_source")  # what a run goes by 
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SweepOutcome:
     """What a sweep leaves.
 
     Attributes:
@@ -49,7 +49,7 @@ def run_sweep(
     planned: Sequence[LabelledCell],
     name: str,
     smaller: Sequence[str] = ("subjects", "multipliers"),
-) -> Outcome | None:
+) -> SweepOutcome | None:
     """Train what is missing and load everything; None after `--dry-run`, and while jobs do the work.
 
     Args:
@@ -91,14 +91,14 @@ def run_work(sweep: Sweep, work: Work) -> bool:
     return True
 
 
-def collect(sweep: Sweep, trained: int) -> Outcome:
+def collect(sweep: Sweep, trained: int) -> SweepOutcome:
     """Load what was asked for, each run under every name that it goes by."""
     ids = sweep.plan.run_ids()
     labels: dict[str, list[dict]] = {}
     for p in sweep.asked:
         labels.setdefault(sweep.earlier.find(p.cell) or ids[p.cell.identity()], []).append(p.labels)
     results = load(*([sweep.folder] if sweep.plan.packs else []), *sweep.earlier.folders)
-    return Outcome(relabel(results.select(list(labels)), labels), sweep.folder, trained)
+    return SweepOutcome(relabel(results.select(list(labels)), labels), sweep.folder, trained)
 
 
 def relabel(results: Results, labels: Mapping[str, Sequence[Mapping]]) -> Results:

@@ -14,6 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.make_grid import Grid
     from tests.make_studio import Studio
+    from tools.slurm_node.files import LocalSlurm
 
 ROOT = Path(__file__).resolve().parents[1]
 
