@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from adapters.errors import BadInput, printable
 from adapters.option_values import Options, OptionValue, describe_allowed, format_value, parse_number
-from adapters.plain_text import printable
 from adapters.words import counted, plural
 
 if TYPE_CHECKING:
@@ -38,13 +38,6 @@ __all__ = [
 ]
 
 PEFT = "peft:"  # what the name of a method begins with that is HF PEFT's
-
-
-class BadInput(ValueError):
-    """A value that the user gave and that cannot be used; its text is one printable line that says what is allowed."""
-
-    def __init__(self, text: object = "") -> None:
-        super().__init__(printable(text))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adapters import BadInput, counted
 from adapters.documents import OBJECT, read_json
+from adapters.errors import BadInput
 from adapters.peft_format import OWN_FILE, PEFT_FILE
+from adapters.words import counted
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adapters import BadInput, get_class
+from adapters import get_class
 from adapters.base import Adapter
 from adapters.checkpoint import Checkpoint, check_norms, check_shape
+from adapters.errors import BadInput
 from adapters.inject import attach
 from adapters.pack import Attached
 from adapters.peft_folder import attach_folder

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adapters import BadInput
 from adapters.blockwise import Blockwise
+from adapters.errors import BadInput
 from adapters.exact import exactly
 from adapters.low_rank import LowRank
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from adapters import PEFT, BadInput, MethodSpec, get_class, parse_method, peft_format
+from adapters import PEFT, MethodSpec, get_class, parse_method, peft_format
 from adapters.ending import end_well
+from adapters.errors import BadInput
 from adapters.inject import attach
 from adapters.pack import Attached
 from adapters.toy import Model, make_model

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adapters import BadInput, MethodSpec, get_class
+from adapters import MethodSpec, get_class
+from adapters.errors import BadInput
 from adapters.layer_names import TEXT_ENCODERS
 from adapters.vera import RandomPair, draw_projections
 

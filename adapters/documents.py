@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from adapters import BadInput
+from adapters.errors import BadInput
 
 DEEPEST = 100  # levels of lists and objects in each other; nothing that anybody writes has a tenth of it
 TOO_DEEP = f"lists or tables in each other, more than {DEEPEST} deep"

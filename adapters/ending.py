@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TextIO
 
-from adapters import BadInput, printable
+from adapters.errors import BadInput, printable
 
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # by their numbers
 _OF_A_DISK = (errno.ENOSPC, errno.EDQUOT)

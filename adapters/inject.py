@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from adapters import PEFT, BadInput, MethodSpec, get_class
+from adapters import PEFT, MethodSpec, get_class
 from adapters.base import Adapter
+from adapters.errors import BadInput
 from adapters.pack import Attached
 from adapters.peft_pack import attach_peft
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters import BadInput
 from adapters.documents import OBJECT, parse_json
+from adapters.errors import BadInput
 from adapters.layer_names import TEXT_ENCODERS, unwrap
 
 KEEPS_BASE = {"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"}

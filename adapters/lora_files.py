@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adapters import BadInput, parse_method
+from adapters import parse_method
 from adapters.checkpoint import Checkpoint
+from adapters.errors import BadInput
 from adapters.layer_names import to_kohya
 from adapters.peft_layout import LORA_NAMES, alpha_of, describe, misses, rename, to_peft_names
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import unicodedata
 
-from adapters import BadInput
+from adapters.errors import BadInput
 
 RATES = ("base_lr", "lr_lambda", "lr_magnitude", "boundary")
 LABEL = "label"

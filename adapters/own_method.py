@@ -21,9 +21,10 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from adapters import BadInput, Method
+from adapters import Method
 from adapters.base import Adapter, Role
 from adapters.ending import here
+from adapters.errors import BadInput
 from adapters.method_words import WORDS
 
 

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from adapters import BadInput, MethodSpec
+from adapters import MethodSpec
 from adapters.base import ROLE_ORDER, Adapter, Change, Role
+from adapters.errors import BadInput
 from adapters.exact import exactly
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters import PEFT, BadInput, MethodSpec
+from adapters import PEFT, MethodSpec
 from adapters.checkpoint import Checkpoint
+from adapters.errors import BadInput
 from adapters.inject import bare_model
 from adapters.lora_config import is_kind
 from adapters.peft_layout import PREFIX

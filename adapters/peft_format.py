@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters import BadInput, peft_layout
+from adapters import peft_layout
+from adapters.errors import BadInput
 from adapters.pack import Attached
 from adapters.peft_pack import PeftPack
 from adapters.vera import whole_pair

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters import BadInput, MethodSpec
+from adapters import MethodSpec
+from adapters.errors import BadInput
 from adapters.hra import FLOOR
 
 PREFIX = "base_model.model."

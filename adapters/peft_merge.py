@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from adapters.pack import Stack
 from adapters.peft_tuner import one_line
 

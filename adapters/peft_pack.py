@@ -17,12 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adapters import BadInput, MethodSpec, counted
+from adapters import MethodSpec
 from adapters.base import Adapter, Role
+from adapters.errors import BadInput
 from adapters.low_rank import LowRank
 from adapters.pack import Attached, Stack, group_by_shape, set_module
 from adapters.peft_merge import merge_to_copy, probe
 from adapters.peft_tuner import load_peft, make_config, no_build_on_cpu, one_line
+from adapters.words import counted
 
 PREFIX = "base_model.model."
 

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from adapters import PEFT, BadInput, MethodSpec
+from adapters import PEFT, MethodSpec
+from adapters.errors import BadInput
 
 OURS = (
     "auto_mapping", "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "inference_mode",

@@ -14,9 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from adapters import BadInput, counted, parse_method
+from adapters import parse_method
 from adapters.adapter_file import find_file, open_tensors, read_config
 from adapters.checkpoint import Checkpoint
+from adapters.errors import BadInput
 from adapters.foreign_names import name_method, name_model
 from adapters.layer_names import (
     TEXT_ENCODERS,
@@ -31,6 +32,7 @@ from adapters.lora_config import check_of_layers, is_plain, of_component, read_h
 from adapters.peft_format import CONFIG_FILE, MERGED_FILE, OWN_FILE
 from adapters.peft_layout import PREFIX
 from adapters.read_peft import read_peft
+from adapters.words import counted
 
 Layers = dict[str, dict[str, Tensor]]
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters import BadInput, MethodSpec, parse_method
+from adapters import MethodSpec, parse_method
 from adapters.checkpoint import Checkpoint
+from adapters.errors import BadInput
 from adapters.lora_config import starts_off_base
 from adapters.peft_folder import find_paths, name_tuner
 from adapters.peft_layout import NAMES, PROJECTIONS, SERIES_TERMS, from_peft_name, to_own_state

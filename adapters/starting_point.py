@@ -15,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from adapters import BadInput, MethodSpec, get_class
+from adapters import MethodSpec, get_class
 from adapters.checkpoint import Checkpoint
 from adapters.documents import parse_json
+from adapters.errors import BadInput
 from adapters.lora_config import function_of
 from adapters.peft_layout import alpha_of
 

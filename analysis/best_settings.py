@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis.curves import run_scores, score_curve
 from analysis.results import METRICS, Results
 from training.states import RunStatus

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from adapters import counted
+from adapters.words import counted
 from analysis.compact_copy import export_compact
 from analysis.load import load
 from training.command_line import run_program

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis.folders import NUMBERS, RUN_COLUMNS, dynamics_columns
 from analysis.results import Results
 from training.cell import STEP_LISTS

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis.grid import Grid, subject_grid
 from analysis.permutation import holm, sign_flip
 from analysis.plateau import TOLERANCE, find_plateaus, mean_over_octaves

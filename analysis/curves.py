@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from adapters import METHODS, BadInput
+from adapters import METHODS
+from adapters.errors import BadInput
 from analysis.results import ANY, BASE_KEY, DRIFT, METRICS, RANGES, Results
 from analysis.series import by_number
 from analysis.statistics import Interval, paired_difference, t_interval

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis.curves import in_order
 from analysis.results import Results
 from analysis.statistics import t_interval

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from analysis.curves import run_scores
 from analysis.distances import final_distances
 from analysis.permutation import sign_flip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis.curves import ended_runs, summarise
 from analysis.results import ANY, RANGES, Results
 from analysis.statistics import log_interval, t_interval

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from training import cell
 from training.cell import FLAGS
 from training.planned import PlannedRun, planned_runs

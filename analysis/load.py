@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from analysis.compact_copy import CompactSource, is_compact
 from analysis.folders import FolderSource
 from analysis.results import BASE, Results, Source, is_absent, listed, stack

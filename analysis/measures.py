@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis.comparisons import compare
 from analysis.curves import run_scores, subject_scores
 from analysis.directions import magnitude_direction, magnitude_direction_correlation

@@ -6,7 +6,8 @@ import re
 
 import pandas as pd
 
-from adapters import METHODS, BadInput
+from adapters import METHODS
+from adapters.errors import BadInput
 from analysis.results import BASE, Results
 from analysis.series import by_number
 from training.states import ENDED

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from adapters import METHODS, BadInput
+from adapters import METHODS
+from adapters.errors import BadInput
 from analysis.results import BASE, Results
 from analysis.series import by_number
 from training.states import ENDED, RunStatus

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis.grid import Grid, subject_grid
 from analysis.plateau_intervals import edge_intervals, max_interval
 from analysis.results import ANY, DRIFT, RANGES

@@ -22,7 +22,7 @@ import duckdb
 import pandas as pd
 import tyro
 
-from adapters import BadInput, printable
+from adapters.errors import BadInput, printable
 from analysis.compact_copy import CompactSource
 from analysis.folders import NUM_READERS, FolderSource
 from analysis.load import load

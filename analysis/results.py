@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from analysis.folders import GONE, NOT_RUN
 from analysis.series import name_series
 from training.cell import BASE, FLAGS

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adapters import METHODS, PEFT, counted, name_method
+from adapters import METHODS, PEFT, name_method
 from adapters.method_words import TAKEN, clean
+from adapters.words import counted
 from training.cell import FLAGS
 
 # Settings that may differ between runs of one method and would otherwise be averaged over without a word.

@@ -9,7 +9,7 @@ import re
 
 import pandas as pd
 
-from adapters import BadInput
+from adapters.errors import BadInput
 
 MARKER = re.compile(r"<!-- (?P<id>[\w-]+): (?P<verdict>[a-z ]+) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adapters import printable
+from adapters.errors import printable
 from training.store import writing
 
 DIGITS = 6  # significant ones, of what is written and drawn

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis.curves import in_order, run_scores
 from analysis.results import Results
 from analysis.statistics import Floats

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adapters import BadInput, counted
 from adapters.documents import COUNT, NAME, REAL, TEXT, Form, check_form, read_toml
+from adapters.errors import BadInput
+from adapters.words import counted
 from analysis.load import load
 from analysis.measures import MEASURES
 from analysis.results import Results

@@ -24,9 +24,11 @@ from typing import Any, Literal
 
 import torch
 
-from adapters import BadInput, counted, parse_method
+from adapters import parse_method
+from adapters.errors import BadInput
+from adapters.words import counted
 from benchmarks.device_limits import count_flop, peak_bytes, peak_rate
-from benchmarks.real_scale import Bench, Pack, Scale
+from benchmarks.real_scale import Bench, StackedPack, Scale
 from benchmarks.rows import Row, describe_machine, to_markdown, write_page
 from benchmarks.timing import Spread, clock, interleave, mean_of, once, ratio_of
 from benchmarks.waiting import count_waits
@@ -49,7 +51,7 @@ class Options:
     resolution: int | None = None
     """Side of the pictures: 512 on a GPU, 64 on a CPU."""
     sizes: tuple[int, ...] = ()
-    """Pack sizes: 1 2 4 8 16 32 on a GPU, 1 2 4 8 on a CPU."""
+    """StackedPack sizes: 1 2 4 8 16 32 on a GPU, 1 2 4 8 on a CPU."""
     methods: tuple[str, ...] = ("dora", "delora", "etherplus")
     """Methods that are set beside LoRA."""
     rank: int = 16
@@ -95,7 +97,7 @@ def measure(bench: Bench, options: Options) -> list[Row]:
     return [row if row.unit == "" else dataclasses.replace(row, aim=None) for row in rows]  # the aims are a GPU's
 
 
-def _fit(pack: Pack, device: torch.device) -> int | None:
+def _fit(pack: StackedPack, device: torch.device) -> int | None:
     """Peak bytes of a step; None where it does not fit."""
     try:
         pack()
@@ -107,7 +109,7 @@ def _fit(pack: Pack, device: torch.device) -> int | None:
 
 
 def _throughput(
-    bench: Bench, options: Options, packs: dict[int, Pack], flop: int, peak: float, source: str
+    bench: Bench, options: Options, packs: dict[int, StackedPack], flop: int, peak: float, source: str
 ) -> Iterator[Row]:
     """Packs of every size beside PEFT's loop."""
     plain = bench.plain_step()
@@ -127,7 +129,7 @@ def _throughput(
     yield Row(f"LoRA at the best pack size ({best}), cells a second over HF PEFT's", gains[best], BEST_AIM, ">=")
 
 
-def _methods(bench: Bench, options: Options, lora: Pack, size: int) -> Iterator[Row]:
+def _methods(bench: Bench, options: Options, lora: StackedPack, size: int) -> Iterator[Row]:
     """Other methods beside LoRA, what reading costs, and how often a step waits."""
     packs = {name: bench.make_pack(name, size) for name in options.methods}
     silent = bench.make_pack("lora", size, reads=False)
@@ -147,7 +149,7 @@ def _methods(bench: Bench, options: Options, lora: Pack, size: int) -> Iterator[
         yield Row(f"waits of the host inside a step, {parse_method(name).label}", waits, 0.0, unit="")
 
 
-def _sampling(bench: Bench, options: Options, pack: Pack, size: int, step_flop: int, peak: float) -> Iterator[Row]:
+def _sampling(bench: Bench, options: Options, pack: StackedPack, size: int, step_flop: int, peak: float) -> Iterator[Row]:
     """Pictures from all replicas together, guided: passes of the U-Net a second."""
     task, count, steps = pack.task, options.prompts, 2
     prompts = (bench.subject.prompts * count)[:count]
@@ -171,7 +173,7 @@ def _sampling(bench: Bench, options: Options, pack: Pack, size: int, step_flop: 
     yield Row("a guided sampler's pass, operations over those of a training step", per_pass, unit="x")
 
 
-def _tried(bench: Bench, options: Options, plain: Pack, size: int) -> Iterator[Row]:
+def _tried(bench: Bench, options: Options, plain: StackedPack, size: int) -> Iterator[Row]:
     """What might speed a step up, beside the step as it is; what cannot be had here is said on stderr."""
     for means in options.tried:
         changed = bench.make_pack("lora", size, means=means)

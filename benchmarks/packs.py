@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from adapters import counted
+from adapters.words import counted
 from benchmarks.rows import Row
 from benchmarks.scene import WARMUP, Effort, Place, Scene, threads
 from benchmarks.timing import ratio_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from training.store import writing
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from adapters import counted
+from adapters.words import counted
 from benchmarks.timing import Spread
 from training.provenance import provenance
 from training.store import writing

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from adapters import counted
+from adapters.words import counted
 from benchmarks.operations import RUNS, count_operations, count_rates, watch_rates
 
 PACK, RUNNING = 8, 64

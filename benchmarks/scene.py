@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from adapters import BadInput, get_class, parse_method
+from adapters import get_class, parse_method
+from adapters.errors import BadInput
 from benchmarks.timing import clock
 from benchmarks.untrained import make_untrained
 from training.cell import Cell

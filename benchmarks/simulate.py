@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from analysis.comparisons import compare, subject_measures
 from analysis.permutation import holm, sign_flip
 from analysis.plateau import TOLERANCE, find_plateaus, joint_plateau, plateau

@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from adapters import counted, parse_method
+from adapters import parse_method
+from adapters.words import counted
 from benchmarks.rows import Row, to_markdown
 from benchmarks.timing import mean_of, once
 from training.cell import Cell

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import pandas as pd
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis import Results, load, to_markdown, write_tables
 from analysis.verdicts import judge_claims, read_claims
 from figures.figure_set import MISSING, FigureSet

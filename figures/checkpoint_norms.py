@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from figures.fig4_weight_norms import KINDS, kind_colors
 from figures.panels import by_row, legend_columns
 from figures.style import DPI, INK, MUTED, new_figure, pt, styled

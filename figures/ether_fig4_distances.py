@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from figures.labels import fit_text
 from figures.looks import looks
 from figures.panels import draw_curves, draw_legend, limit_to_means, plain_log_axis

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis import Robustness
 from figures.labels import End, fit_text
 from figures.looks import Look, looks

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from figures.labels import fit_text
 from figures.looks import Look, looks
 from figures.panels import place_legend, series_handle

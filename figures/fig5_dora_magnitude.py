@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis import Robustness
 from figures.labels import fit_text
 from figures.looks import looks

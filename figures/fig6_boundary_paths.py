@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from figures.labels import fit_text
 from figures.looks import LINE_STYLES, SPARE_MARKERS, Look
 from figures.panels import draw_curves, draw_legend, limit_to_means

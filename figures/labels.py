@@ -72,18 +72,13 @@ def shorten(names: Sequence[str], letters: int = MOST_LETTERS) -> list[str]:
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Move numbers apart until neighbours are `gap` away from each other, as little as possible, inside [low, high]."""
+    from scipy.optimize import isotonic_regression
+
     order = np.argsort(places, kind="stable")
-    wanted = np.asarray(places, dtype=float)[order]
-    shifted = wanted - gap * np.arange(len(wanted))
-    groups: list[list[float]] = []
-    for value in shifted:  # pool adjacent violators: the least-squares increasing sequence
-        groups.append([value])
-        while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    flat = np.concatenate([np.full(len(group), np.mean(group)) for group in groups])
-    flat = np.clip(flat, low, max(low, high - gap * (len(wanted) - 1))) + gap * np.arange(len(wanted))
-    result = np.empty(len(wanted))
-    result[order] = flat
+    steps = gap * np.arange(len(order))
+    flat = isotonic_regression(np.asarray(places, dtype=float)[order] - steps).x
+    result = np.empty(len(order))
+    result[order] = np.clip(flat, low, max(low, high - gap * (len(order) - 1))) + steps
     return [float(value) for value in result]
 
 

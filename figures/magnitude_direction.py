@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from figures.labels import add_subtitle, fit_text
 from figures.looks import SPARE_MARKERS
 from figures.panels import place_legend

@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from figures.fig4_weight_norms import ATTENTIONS, BEFORE, KINDS, name_multipliers, short_block
 from figures.labels import fit_text, wrap
 from figures.style import new_figure, pt, room_in, styled

@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from figures.labels import width_pt, wrap
 from figures.style import ALARM, INK, METRIC_TITLES, MUTED, forced_width_in, multiplier_text, styled, text_color
 

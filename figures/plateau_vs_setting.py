@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from figures.labels import fit_text
 from figures.looks import Look, looks
 from figures.panels import BASE_DASHES, draw_legend, limit_to_means

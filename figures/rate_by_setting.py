@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from figures.labels import fit_text
 from figures.plateau_vs_setting import TITLES, in_order, value_name
 from figures.style import ALARM, METRIC_TITLES, multiplier_text, new_figure, num_beside, pt, styled

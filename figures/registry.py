@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 
 import figures
-from adapters import ABLATION_STEPS, DELORA_VARIANTS, BadInput, parse_method
+from adapters import ABLATION_STEPS, DELORA_VARIANTS, parse_method
+from adapters.errors import BadInput
 from analysis import (
     Results,
     base_line,

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis.distance_collapse import ScoreVsDistance
 from figures.labels import add_subtitle, fit_text
 from figures.looks import Look, looks

@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from figures.labels import fit_text, wrap
 from figures.looks import looks
 from figures.style import INK, METRIC_TITLES, multiplier_text, new_figure, pt, room_in, styled

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis.tables import rounded
 from training.store import writing
 

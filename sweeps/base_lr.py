@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import counted
+from adapters.words import counted
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -41,7 +41,8 @@ class TuningOptions(Options):
 
 def drive(options: TuningOptions) -> int:
     """Try every setting on the tuning subjects and keep the best."""
-    from adapters import BadInput, get_class
+    from adapters import get_class
+    from adapters.errors import BadInput
     from adapters.method_words import RATES
     from analysis.best_settings import RULE
     from sweeps.driver import run_sweep

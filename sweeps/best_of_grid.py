@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters import counted
+from adapters.words import counted
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -44,7 +44,7 @@ class BestOptions(Options):
 
 def drive(options: BestOptions) -> int:
     """Run the grid, choose, run the best settings; print and write grid, choice and table."""
-    from adapters import BadInput
+    from adapters.errors import BadInput
     from sweeps.driver import run_sweep
     from sweeps.grid import expand_each
     from sweeps.report_best import plan_best, report_best, report_choice
@@ -75,7 +75,7 @@ def split_subjects(options: BestOptions) -> tuple[ResolvedInputs, ResolvedInputs
     Raises:
         BadInput: if a subject that is named for one is among the other.
     """
-    from adapters import BadInput
+    from adapters.errors import BadInput
     from sweeps.grid import choose_subjects, set_scene
 
     folder, _ = choose_subjects(options.subjects, 1, "evidence")

@@ -33,7 +33,8 @@ class BoundaryOptions(Options):
 
 def drive(options: BoundaryOptions) -> int:
     """Run DeLoRA with each of its rates scaled over the grid; draw scores, distances, lambda and saturation."""
-    from adapters import BadInput, get_class
+    from adapters import get_class
+    from adapters.errors import BadInput
     from sweeps.driver import run_sweep
     from sweeps.grid import expand_each, set_scene
     from sweeps.report_variants import report_boundary

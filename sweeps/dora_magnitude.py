@@ -32,7 +32,7 @@ class MagnitudeOptions(Options):
 
 def drive(options: MagnitudeOptions) -> int:
     """Run both methods over the grid, print the paired differences, draw scores and distances."""
-    from adapters import BadInput
+    from adapters.errors import BadInput
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, set_scene
     from sweeps.report import report_magnitude

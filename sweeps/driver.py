@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis import Results, load
 from slurm.status.monitor import Monitor
 from slurm.status.screen import Screen

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapters import BadInput, MethodSpec, counted, get_class
+from adapters import MethodSpec, get_class
 from adapters.checkpoint import Checkpoint, check_fit
+from adapters.errors import BadInput
 from adapters.inject import try_on
 from adapters.starting_point import agree, content_hash
+from adapters.words import counted
 from slurm.worker.run import Setting
 from sweeps.options import Options, with_defaults
 from sweeps.rates import Rates, check_base_lr, choose_rates, describe_borrowed, scaled

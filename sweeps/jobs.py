@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from slurm.estimate.need import Pack, Predict
 from slurm.status.monitor import Monitor
 from slurm.status.screen import Screen

@@ -33,7 +33,7 @@ class RobustnessOptions(Options):
 
 def drive(options: RobustnessOptions) -> int:
     """Run the grid, print the table and the plateau, draw the figure and the sheet of pictures."""
-    from adapters import BadInput
+    from adapters.errors import BadInput
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, set_scene
     from sweeps.report import report_robustness

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from adapters import METHODS, BadInput, MethodSpec, parse_method
+from adapters import METHODS, MethodSpec, parse_method
 from adapters.documents import PART
+from adapters.errors import BadInput
 from slurm.store.queue import Scheduler
 from slurm.submit.clusters import EXECUTORS, Cluster, choose_cluster
 from slurm.submit.send import check_cluster

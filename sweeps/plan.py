@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from adapters import BadInput, counted, get_class
+from adapters import get_class
+from adapters.errors import BadInput
 from adapters.own_method import source
 from adapters.starting_point import to_bytes
+from adapters.words import counted
 from analysis.compact_copy import to_png
 from analysis.folders import OWN_PICTURES
 from slurm.store.layout import PackFiles, SweepFolder, read_spec_file, spec_id

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adapters import counted
+from adapters.words import counted
 from analysis.series import method_label
 from slurm.estimate.calibrate import machine_load, measured_file
 from slurm.store.sweep_state import duration

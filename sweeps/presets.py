@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adapters import BadInput
 from adapters.documents import read_toml
+from adapters.errors import BadInput
 
 PRESETS = Path(__file__).with_name("presets.toml")
 NONE = "none"

@@ -33,7 +33,8 @@ class RankOptions(Options):
 
 def drive(options: RankOptions) -> int:
     """Run every method at every rank over the grid; print the table, draw curves, and the plateau against the rank."""
-    from adapters import BadInput, get_class
+    from adapters import get_class
+    from adapters.errors import BadInput
     from sweeps.driver import run_sweep
     from sweeps.grid import expand_each, set_scene
     from sweeps.report_variants import report_ranks

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import BadInput, MethodSpec, get_class
+from adapters import MethodSpec, get_class
 from adapters.documents import read_toml
+from adapters.errors import BadInput
 from sweeps.options import Options
 from training.store import writing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapters import counted
+from adapters.words import counted
 from sweeps.grid import ResolvedInputs
 from training.tasks.picture_folder import describe_remarks
 from training.tasks.pipeline import POCKET_MODEL, POCKET_SUBJECTS

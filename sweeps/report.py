@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from adapters import counted, parse_method
+from adapters import parse_method
+from adapters.words import counted
 from analysis import (
     METRICS,
     Results,

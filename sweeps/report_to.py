@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal, Protocol
 import pandas as pd
 import tyro
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from analysis import Results, load
 from training.command_line import run_program
 from training.states import ENDED

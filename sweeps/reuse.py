@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from analysis import load
 from sweeps.grid import ResolvedInputs
 from training.cell import Cell

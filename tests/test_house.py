@@ -47,7 +47,7 @@ UNKNOWN_TO_SLURM = [
 TORCH_FREE = [
     "analysis", "figures", "training/store.py", "training/command_line.py", "training/read_picture.py", "adapters/__init__.py",
 ]  # fmt: skip
-TORCH_FREE += ["adapters/documents.py", "adapters/plain_text.py", "adapters/method_words.py"]
+TORCH_FREE += ["adapters/documents.py", "adapters/errors.py", "adapters/method_words.py"]
 TRAINING_ONLY = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers", "peft"}
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "stuff"}
 # Spelled in halves, so that this file may stand in the repository too.

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from adapters.layer_names import TEXT_ENCODERS
 
 FILE = "diffusion_pytorch_model.safetensors"

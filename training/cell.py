@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
-from adapters import BadInput
 from adapters.documents import Form
+from adapters.errors import BadInput
 
 BASE = "base"  # the method name of the untouched model's own run
 FROM_ONE = Form("a whole number from 1 on", lambda value: value >= 1)

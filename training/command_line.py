@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TypeVar
 
-from adapters import BadInput
 from adapters.ending import end_well
+from adapters.errors import BadInput
 
 __all__ = ["end_well", "parse", "run_program"]
 

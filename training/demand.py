@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adapters import PEFT, BadInput
+from adapters import PEFT
 from adapters.documents import NUMBER
+from adapters.errors import BadInput
 from training.cell import BASE, Cell
 from training.whole_files import read_json
 

@@ -25,10 +25,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from adapters import BadInput, counted
 from adapters.base import Adapter, norm_of_product
+from adapters.errors import BadInput
 from adapters.layer_names import unwrap
 from adapters.lora_config import KEEPS_BASE
+from adapters.words import counted
 
 
 class Watched(NamedTuple):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from training.command_line import run_program
 from training.store import write_json, writing
 

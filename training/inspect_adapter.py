@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from adapters import BadInput, counted
 from adapters.checkpoint import Checkpoint
+from adapters.errors import BadInput
+from adapters.words import counted
 from training.measure import by_block, measure, write_table
 from training.open_adapter import Opened
 from training.stop import describe_exit

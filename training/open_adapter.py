@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters import PEFT, BadInput, MethodSpec, parse_method
+from adapters import PEFT, MethodSpec, parse_method
 from adapters.checkpoint import Checkpoint
+from adapters.errors import BadInput
 from adapters.foreign_names import is_of_stable_diffusion
 from adapters.read_checkpoint import read_checkpoint
 from training.base_weights import BaseWeights

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from adapters.inject import find_targets
 from training.accelerator import round_base
 from training.cell import Cell, RunningFlags

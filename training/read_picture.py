@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, JpegImagePlugin
 
-from adapters import BadInput
+from adapters.errors import BadInput
 
 LIMIT = 2 * 89_478_485  # pixels, where Pillow takes a file for an attack
 BIG_JPEG = 4 * LIMIT  # pixels of a JPEG, which can be read at half its size

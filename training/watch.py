@@ -25,7 +25,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from adapters.exact import exactly
 from training.base_norms import describe_matrix
 from training.cell import FLAGS

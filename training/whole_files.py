@@ -23,7 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapters import BadInput, documents
+from adapters import documents
+from adapters.errors import BadInput
 
 ABANDONED_S = 86_400.0  # age, by the file system's own clock, at which another machine's file aside is nobody's
 # Errors of a place that holds no file; all others are the user's or the machine's to mend.

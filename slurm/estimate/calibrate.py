@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from slurm.estimate.need import NAME, Estimate
 from slurm.estimate.telling import hear, telling
 from slurm.worker.pool import num_workers

@@ -23,7 +23,8 @@ from typing import Literal
 
 import tyro
 
-from adapters import BadInput, counted, printable
+from adapters.errors import BadInput, printable
+from adapters.words import counted
 from slurm.status.monitor import Monitor, exit_code
 from slurm.status.screen import Screen
 from slurm.status.table import draw, plain_lines, to_json

@@ -9,7 +9,8 @@ import os
 import time
 from pathlib import Path
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from slurm.store.layout import SweepFolder
 from slurm.store.pack_states import QueueReader, Surveyor
 from slurm.store.states import PackStatus

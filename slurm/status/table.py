@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from adapters import counted, printable
+from adapters.errors import printable
+from adapters.words import counted
 from slurm.store.pack_states import PackState
 from slurm.store.states import PackStatus
 from slurm.store.sweep_state import SweepState

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from slurm.store.layout import PackFiles
 from slurm.store.states import Outcome
 from training import forms

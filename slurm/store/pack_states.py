@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from adapters import printable
+from adapters.errors import printable
 from slurm.store.layout import PackFiles, SweepFolder
 from slurm.store.leases import BEAT_S, STALE_S, Owner, StalenessTracker, owner_of, read_beat
 from slurm.store.reader import SweepReader

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from slurm.store.leases import user_name
 from slurm.store.limits import Limits, read_config, read_max_submit, read_partitions
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapters import counted, printable
+from adapters.errors import printable
+from adapters.words import counted
 from slurm.store.pack_states import PackState
 from slurm.store.states import PackStatus
 from training.states import RunStatus

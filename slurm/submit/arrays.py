@@ -11,7 +11,8 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from slurm.estimate.need import Need, Pack, Predict
 from slurm.store.limits import Limits, Partition
 from slurm.submit.clusters import Cluster

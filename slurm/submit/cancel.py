@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
-from adapters import counted
+from adapters.words import counted
 from slurm.store.leases import Owner, owner_of
 from slurm.store.pack_states import PackState, Surveyor
 from slurm.store.states import ALIVE, PackStatus

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters import BadInput
 from adapters.documents import read_toml
+from adapters.errors import BadInput
 
 DEFAULTS = Path(__file__).parents[1] / "clusters.toml"
 EXECUTORS = ("inline", "local", "slurm", "export")

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from slurm.estimate.need import predict_by
 from slurm.store.layout import SweepFolder
 from slurm.store.pack_states import PackState

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from slurm.store.code_version import ROOT
 from slurm.store.leases import user_name
 from slurm.store.queue import SchedulerError, in_one_line

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from slurm.estimate.need import Pack, Predict
 from slurm.store import leases
 from slurm.store.code_version import code_version

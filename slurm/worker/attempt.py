@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from slurm.store.leases import Heartbeat, Lease, LeaseLost
 from slurm.store.outcome import last_line, write_ended
 from slurm.store.states import Outcome

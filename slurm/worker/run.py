@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from slurm.store.code_version import code_version
 from slurm.store.layout import PackFiles, SweepFolder, read_contents, sweep_of
 from slurm.store.leases import BEAT_S, JobGone, Owner, StalenessTracker, take

@@ -26,7 +26,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from tools.slurm_node import accounting
 from tools.slurm_node.daemons import end_processes, wait_until
 from tools.slurm_node.files import NUM_PORTS, LocalSlurm, Shape, find_program, program

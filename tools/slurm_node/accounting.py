@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from tools.slurm_node.daemons import Daemon
 from tools.slurm_node.files import LocalSlurm, program
 

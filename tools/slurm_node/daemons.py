@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from slurm.submit.processes import list_processes
 
 EXEC_S = 1.0  # until a process that was started shows its command line

@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from slurm.submit.processes import list_processes
 from tools.slurm_node.daemons import Daemon, read_environment
 

@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from training.command_line import run_program
 from training.read_picture import read_picture
 from training.tasks.picture_folder import list_pictures

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapters import BadInput
 from adapters.documents import read_json
+from adapters.errors import BadInput
 
 STABLE_DIFFUSION, XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import BadInput, printable
+from adapters.errors import BadInput, printable
 from training.read_picture import HEIF_NEEDS, HEIF_SUFFIXES, MAYBE_UNREAD, WORDS, NoPicture, list_suffixes, read_picture
 
 LEFT_BEHIND = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapters import BadInput
 from adapters.documents import read_json
+from adapters.errors import BadInput
 
 
 def check_resolution(folder: Path, resolution: int) -> None:

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adapters import BadInput
 from adapters.documents import read_json
+from adapters.errors import BadInput
 from training.tasks import hub
 from training.tasks.model_kind import PARTS, XL_PARTS, check_parts, is_xl, read_config, read_index
 from training.tasks.text import Text, encode_by_one, encode_by_two, picture_sizes, tokenize

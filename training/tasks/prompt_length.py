@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters import BadInput
 from adapters.documents import read_json
+from adapters.errors import BadInput
 
 PLACES = 77  # of CLIP's text encoders, where a tokenizer does not say
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adapters import BadInput, counted
+from adapters.errors import BadInput
+from adapters.words import counted
 from training.tasks.model_kind import read_config
 
 CLIP_TOWERS = {

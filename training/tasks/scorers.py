@@ -17,8 +17,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from adapters import BadInput
 from adapters.documents import read_json
+from adapters.errors import BadInput
 from training.tasks import hub
 from training.tasks.pipeline import POCKET
 from training.tasks.scorer_kind import check_scorers, picture_sides

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from string import Formatter
 
-from adapters import BadInput, counted
 from adapters.documents import Form, read_json
+from adapters.errors import BadInput
+from adapters.words import counted
 from training.tasks import dreambench
 
 COLUMNS = ("subject", "class", "kind", "split")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from adapters import BadInput
+from adapters.errors import BadInput
 from training.read_picture import read_picture
 from training.tasks.picture_folder import is_left_behind, read_folder
 from training.tasks.subject_tables import UNRELATED, find_templates, read_prompts, read_table

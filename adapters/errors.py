@@ -1,8 +1,15 @@
-"""Text from files and folders that may be anybody's, made fit for a line of a terminal, a table or a figure."""
+"""What a user did wrong, in one line."""
 
 from __future__ import annotations
 
 import re
+
+
+class BadInput(ValueError):
+    """A value that the user gave and that cannot be used; its text is one printable line that says what is allowed."""
+
+    def __init__(self, text: object = "") -> None:
+        super().__init__(printable(text))
 
 
 def printable(text: object) -> str:
