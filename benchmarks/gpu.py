@@ -28,7 +28,7 @@ from adapters import parse_method
 from adapters.errors import BadInput
 from adapters.words import counted
 from benchmarks.device_limits import count_flop, peak_bytes, peak_rate
-from benchmarks.real_scale import Bench, StackedPack, Scale
+from benchmarks.real_scale import Bench, Scale, StackedPack
 from benchmarks.rows import Row, describe_machine, to_markdown, write_page
 from benchmarks.timing import Spread, clock, interleave, mean_of, once, ratio_of
 from benchmarks.waiting import count_waits
@@ -149,7 +149,9 @@ def _methods(bench: Bench, options: Options, lora: StackedPack, size: int) -> It
         yield Row(f"waits of the host inside a step, {parse_method(name).label}", waits, 0.0, unit="")
 
 
-def _sampling(bench: Bench, options: Options, pack: StackedPack, size: int, step_flop: int, peak: float) -> Iterator[Row]:
+def _sampling(
+    bench: Bench, options: Options, pack: StackedPack, size: int, step_flop: int, peak: float
+) -> Iterator[Row]:
     """Pictures from all replicas together, guided: passes of the U-Net a second."""
     task, count, steps = pack.task, options.prompts, 2
     prompts = (bench.subject.prompts * count)[:count]

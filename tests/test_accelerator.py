@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adapters import METHODS
 from adapters.inject import find_targets
-from benchmarks.real_scale import Pack
+from benchmarks.real_scale import StackedPack
 from benchmarks.waiting import count_waits
 from tests.test_loop import make_cell, make_task, parts, studio, train  # noqa: F401
 from training.accelerator import WORKSPACE, arithmetic, describe_arithmetic, round_base
@@ -28,9 +28,9 @@ from training.tasks.subject import SubjectTask
 
 
 @contextlib.contextmanager
-def make_pack(task: SubjectTask) -> Iterator[Pack]:
+def make_pack(task: SubjectTask) -> Iterator[StackedPack]:
     """The cells of a task in its U-Net; taken out again at the end."""
-    pack = Pack(task)
+    pack = StackedPack(task)
     try:
         yield pack
     finally:

@@ -15,7 +15,7 @@ from torch import nn
 from tools.pocket.linear_code import LinearCode, psnr_db
 from tools.pocket.muon import orthogonalise
 from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, PictureSet, read_classes
-from tools.pocket.runs import STATES, Run, checkpoint_path, read_counters, seeded
+from tools.pocket.runs import STATES, StageRun, checkpoint_path, read_counters, seeded
 from tools.pocket.split import SPLIT_CSV, draw_split
 from tools.pocket.subjects import SPLITS
 
@@ -32,7 +32,7 @@ def make_model() -> nn.Module:
 def train(folder: Path, num_steps: int = 8, stop_before: int | None = None) -> dict[str, torch.Tensor]:
     """Train in ``folder`` until the end, or break off in the middle of a step; returns weights and averages."""
     model = make_model()
-    run = Run(folder, model, num_steps=num_steps, lr=1e-2, muon=True)
+    run = StageRun(folder, model, num_steps=num_steps, lr=1e-2, muon=True)
     for step in run.steps(save_every_s=0.0):
         if step == stop_before:
             raise InterruptedError

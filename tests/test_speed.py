@@ -12,7 +12,7 @@ from adapters import BadInput
 from benchmarks import forecast, peak, price, speed
 from benchmarks.forecast import Foreseen
 from benchmarks.page import list_parts, write_part
-from benchmarks.price import Setting, Work
+from benchmarks.price import CellWork, PricedPreset
 from tests.make_pipeline import make_place
 from training.demand import Cost
 
@@ -44,18 +44,18 @@ def test_part_of_a_page_is_replaced_and_nothing_else(tmp_path: Path) -> None:
 
 # The price.
 
-SETTING = Setting(
+SETTING = PricedPreset(
     steps=1000, rows=2, evaluations=5, pictures=100, passes=50, rank=16, resolution=512, class_pictures=200
 )
 
 
 def test_preset_decides_the_work_of_a_cell() -> None:
     found = price.read_setting()
-    assert found == Setting(1400, 2, 7, 104, 50, 16, 512, 200)
+    assert found == PricedPreset(1400, 2, 7, 104, 50, 16, 512, 200)
 
 
 def test_price_is_work_over_the_assumed_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(price, "count_method", lambda method, rank, side: Work(step=2e12, row=1e12))
+    monkeypatch.setattr(price, "count_method", lambda method, rank, side: CellWork(step=2e12, row=1e12))
     monkeypatch.setattr(price, "count_picture", lambda side: 3e12)
     options = price.Options(peak=1e15, share=0.5, picture_share=0.25, plain_share=0.05)
     row = price.price("lora", options, SETTING)
