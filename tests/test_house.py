@@ -291,51 +291,44 @@ def test_forbidden_words_are_absent() -> None:
 # Documents.
 
 
-def read_tree() -> list[str]:
-    """Paths of README's captioned tree: two blanks a level, folders end in a slash, names may share a line."""
-    block = re.search(r"^## The house\n.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.S | re.M)
-    assert block, "README.md has no tree under '## The house'"
-    paths, folders = [], []
-    for line in block[1].splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        names = re.match(r"\s*((?:\S+ )*\S+)(?:\s{2,}|$)", line)
-        for name in names[1].split() if names else []:
-            folders[depth:] = []
-            paths.append("".join([*folders, name]))
-            folders += [name] if name.endswith("/") else []
-    return paths
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+    "docs/results/README.md",
+]
 
 
-def test_readme_tree_names_what_exists() -> None:
-    paths = read_tree()
-    assert {f"{room}/" for room in ROOMS} <= set(paths), "a room is missing from README's tree"
-    absent = [path for path in paths if not (ROOT / path).exists()]
-    assert not absent, f"README's tree names what is not there: {absent}"
+def test_readme_lists_every_folder_and_stays_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"^## Folders\n.*?```\n(.*?)```", text, re.S | re.M)
+    assert block, "README.md has no list under '## Folders'"
+    named = {line.split()[0] for line in block[1].splitlines()}
+    folders = {f"{path.relative_to(ROOT).parts[0]}/" for path in list_files() if path.parent != ROOT}
+    assert named == {name for name in folders if not name.startswith(".")}
+    assert len(text.encode()) < 15_000, "options belong to --help, files to their first lines, the rest to docs/"
 
 
-def test_readme_tree_captions_every_module() -> None:
-    modules = {name.as_posix() for name in list_modules(*ROOMS) if name.name != "__init__.py"}
-    silent = modules - set(read_tree())
-    assert not silent, f"README's tree has no caption for {sorted(silent)}"
-
-
-def test_readme_gives_a_command_for_every_figure() -> None:
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `figures/")]
+def test_figures_page_gives_a_command_for_every_figure() -> None:
+    rows = [line for line in (ROOT / "docs" / "figures.md").read_text().splitlines() if line.startswith("| `figures/")]
     listed = {match[1] for line in rows if (match := re.match(r"\| `(figures/\w+\.py)`", line))}
     drawn = {name.as_posix() for name in list_modules("figures") if name.name.startswith(("fig", "picture"))}
-    assert drawn <= listed, f"README's table has no row for {sorted(drawn - listed)}"
+    assert drawn <= listed, f"docs/figures.md has no row for {sorted(drawn - listed)}"
     for line in rows:
         assert re.search(r"`(python sweeps/\w+\.py|make \w+)", line), f"no command: {line}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
-def test_documents_name_files_that_exist(document: str) -> None:
-    text = (ROOT / document).read_text()
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S)) + re.findall(r"\]\(([^)#]+)\)", text)
+def test_documents_name_files_that_exist() -> None:
     rooms = "|".join([*ROOMS, "benchmarks", "tools", "docs", "tests"])
-    named = {word for span in spans for word in re.findall(rf"(?<![\w./-])(?:{rooms})/[\w./-]*(?![\w./<-])", span)}
-    absent = sorted(name for name in named if not (ROOT / name.rstrip(".")).exists())
-    assert not absent, f"{document} names what is not there: {absent}"
+    absent = []
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text()
+        spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+        named = {word for span in spans for word in re.findall(rf"(?<![\w./-])(?:{rooms})/[\w./-]*(?![\w./<-])", span)}
+        links = {(ROOT / document).parent / link for link in re.findall(r"\]\((?!http)([^)#]+)\)", text)}
+        places = links | {ROOT / name.rstrip(".") for name in named if document != "docs/reliability.md"}
+        absent += [f"{document}: {place}" for place in sorted(places) if not place.exists()]
+    assert not absent, "documents name what is not there:\n" + "\n".join(absent)
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
