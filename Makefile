@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint types check format figures evidence pocket slurm-demo
+.PHONY: help run test lint types check format docs figures evidence pocket slurm-demo
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -50,6 +50,9 @@ check: lint types test ## what CI runs: lint, types, tests
 format: $(VENV)/.plateau-test ## put style and format right
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+docs: $(VENV)/.plateau-docs ## the documentation as a site, build/docs/index.html; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . build/docs
 
 # docs/results: every driver on the pocket, in one sweep, so that what several questions share is trained once.
 EVIDENCE = $(BIN)/python sweeps/$(1).py --sweep evidence --docs docs/results/$(1) $(2) $(ARGS)
@@ -106,6 +109,10 @@ $(VENV)/.plateau-run: $(VENV)/.plateau-torch pyproject.toml constraints.txt
 
 $(VENV)/.plateau-test: $(VENV)/.plateau-torch pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[test]'
+	@touch $(VENV)/.plateau-run $@
+
+$(VENV)/.plateau-docs: $(VENV)/.plateau-torch pyproject.toml constraints.txt
+	$(PIP) --constraint constraints.txt --editable '.[train,docs]'
 	@touch $(VENV)/.plateau-run $@
 
 $(VENV)/.plateau-torch: | $(VENV)/.plateau-venv

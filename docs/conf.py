@@ -1,0 +1,116 @@
+"""The documentation site: README, CONTRIBUTING, CHANGELOG, docs/ and an API reference from docstrings. `make docs` builds it.
+
+The repository is Sphinx's source folder, so a link that works on GitHub leads to the same file in the site.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+project = "Plateau"
+author = copyright = "The Plateau contributors"
+root_doc = "README"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+include_patterns = ["*.md", "docs/**", "training/pocket/MODEL_CARD.md"]
+exclude_patterns = [".*", "build", "runs", "logs", "node_modules", "pocket_build", "tests"]
+suppress_warnings = [
+    "toc.not_included",  # tables of results are reached from the pages that name them
+    "myst.header",  # files of tables begin where the page that names them goes on
+]
+myst_heading_anchors = 3  # as on GitHub
+highlight_language = "none"
+napoleon_use_ivar = True
+autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True}
+html_theme = "furo"
+html_title = "Plateau"
+
+# The pages at the side; README itself has no such list, since GitHub would print it.
+PAGES = {
+    "Use": ["docs/figures", "docs/options", "docs/models", "docs/real_runs", "docs/cluster", "docs/api"],
+    "Methods": ["docs/methods", "docs/add_a_method", "docs/statistics"],
+    "Results": ["docs/results/README", "docs/results/verdicts", "training/pocket/MODEL_CARD"],
+    "Cost and reliability": ["docs/speed", "docs/benchmarks", "docs/gpu", "docs/scale", "docs/reliability"],
+    "Project": ["CONTRIBUTING", "CHANGELOG"],
+    "API reference": [
+        f"docs/reference/{name}" for name in ("adapters", "training", "slurm", "analysis", "figures", "sweeps")
+    ],
+}
+
+
+def add_pages(app: Any, name: str, source: list[str]) -> None:
+    """Append the pages at the side to README's text."""
+    if name == root_doc:
+        for caption, pages in PAGES.items():
+            source[0] += "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""])
+
+
+def write_reference(folder: Path) -> None:
+    """Write one page for each package, a table of its modules, and one page for each module."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for page in PAGES["API reference"]:
+        package = Path(page).name
+        rows = []
+        for path in sorted((ROOT / package).rglob("*.py")):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            opening = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+            if module == package:
+                about = to_rst(opening)
+                continue
+            rows += [f"   * - :doc:`{module}`", f"     - {' '.join(to_rst(opening).split())}"]
+            write_page(folder / f"{module}.rst", module, ["", f".. automodule:: {module}"])
+        hidden = ["", ".. toctree::", "   :hidden:", "   :glob:", "", f"   {package}.*"]
+        write_page(folder / f"{package}.rst", package, [about, "", ".. list-table::", "", *rows, *hidden])
+
+
+def write_page(path: Path, title: str, lines: list[str]) -> None:
+    """Write a page of reStructuredText."""
+    path.write_text("\n".join([title, "=" * len(title), "", *lines, ""]), encoding="utf-8")
+
+
+SPANS = re.compile(r"(:\w+:`[^`]+`|``[^`]+``|`[^`]+`)")
+
+
+def to_rst(text: str) -> str:
+    """Docstrings as reStructuredText: `code` is code, indented blocks are literal, and nothing else is markup."""
+    parts = SPANS.split(text)
+    for n, part in enumerate(parts):
+        if n % 2 == 0:
+            parts[n] = re.sub(r"(?<=\w)_(?!\w)|[*|\\]", r"\\\g<0>", part)
+        elif part.startswith("`"):
+            parts[n] = f"``{part.strip('`')}``" + ("\\ " if parts[n + 1][:1].isalnum() else "")
+    return "".join(parts)
+
+
+def show_plain(app: Any, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
+    """Turn a docstring, whose sections are Google's, into reStructuredText before napoleon reads the sections."""
+    shown, section, literal = [], False, False
+    for line in to_rst("\n".join(lines)).split("\n"):
+        if line and not line[0].isspace():
+            section, literal = bool(re.fullmatch(r"(Args|Attributes|Raises|Returns|Yields):", line)), False
+        elif line.startswith("    ") and not section and not literal and (not shown or not shown[-1]):
+            shown, literal = [*shown, "::", ""], True
+        shown.append(re.sub(r"\\(?=[*|\\_])|``", "", line) if literal else line)
+    lines[:] = shown
+
+
+def copy_index(app: Any, exception: Exception | None) -> None:
+    """README is the first page, under the name that servers look for."""
+    if exception is None and app.builder.format == "html":
+        shutil.copy(Path(app.outdir) / "README.html", Path(app.outdir) / "index.html")
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    write_reference(ROOT / "docs" / "reference")
+    app.connect("source-read", add_pages)
+    app.connect("autodoc-process-docstring", show_plain, priority=400)
+    app.connect("build-finished", copy_index)
