@@ -16,9 +16,9 @@ from training.stop import StopSignals
 
 
 def main(arguments: Sequence[str]) -> int:
-    """As `slurm.job.main`, with ears."""
+    """As `slurm.worker.run.main`, with ears."""
     with StopSignals(signal.SIGURG) as stop:
-        from slurm.worker import run
+        from slurm.worker import run  # torch, diffusers: seconds, on a busy node a minute
 
         return run.main(arguments, stop)
 
