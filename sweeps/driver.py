@@ -14,6 +14,7 @@ from analysis import Results, load
 from slurm.status.monitor import Monitor
 from slurm.status.screen import Screen
 from slurm.store.outcome import last_line
+from slurm.store.states import Outcome
 from slurm.worker import pool
 from sweeps import jobs
 from sweeps.grid import LabelledCell, ResolvedInputs
@@ -165,7 +166,7 @@ def _run(plan: Plan, packs: Sequence[str], work: Work) -> None:
 
         workers = min(work.workers, len(packs))
         outcome = pool.run_inline(specs, workers=workers, device=work.setting.device, look=look)
-    if outcome == "stopped":
+    if outcome == Outcome.STOPPED:
         raise Stopped("stopped; everything computed is checkpointed: the same command goes on from here")
 
 

@@ -139,7 +139,7 @@ def test_pack_that_another_process_holds_is_left_to_it(studio: Studio, tmp_path:
     spec = store(studio, tmp_path)
     claim = leases.take(PackFiles.of(spec), leases.StalenessTracker())
     assert claim is not None
-    assert run_pack(spec) == "busy"
+    assert run_pack(spec) == "held"
     claim.end("stopped")
     assert not find_runs(tmp_path)
 

@@ -135,7 +135,7 @@ def test_turn_lost_before_a_write_leaves_the_file_to_the_other(
         outcome = run_pack(spec, stop=lambda: stops and take_over.before is not None)
     assert take_over.before is not None
     assert take_over.written_since() == []
-    assert outcome == "busy"
+    assert outcome == "held"
     assert "another process has taken it over" in capsys.readouterr().err
 
 
@@ -153,6 +153,6 @@ def test_turn_lost_while_training_is_noticed_by_the_heart(studio: Studio, tmp_pa
         return real(self, step, micro)
 
     monkeypatch.setattr(SubjectTask, "losses", slow)
-    assert run_pack(spec) == "busy"
+    assert run_pack(spec) == "held"
     assert steps[-1] < STEPS, "it trained on to the next write"
     assert take_over.written_since() == []

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from slurm.store.code_version import ROOT
+from slurm.store.states import Outcome
 from slurm.worker.gpus import VISIBLE, choose_gpu, list_gpus
 from training.memory_advice import machine_mib
 from training.stop import STOPPED, describe_exit, is_shrugged_off
@@ -101,7 +102,7 @@ def start_process(
 
 def run_inline(
     specs: Sequence[Path], *, workers: int, device: str = "cpu", look: Callable[[], None] = lambda: None
-) -> str:
+) -> Outcome:
     """Run packs in worker processes until all have ended.
 
     Args:
@@ -111,7 +112,7 @@ def run_inline(
         look: called every `LOOK_S` seconds, and once more when all have ended.
 
     Returns:
-        "done", or "stopped" after a signal; what was computed is checkpointed.
+        `Outcome.DONE`, or `STOPPED` after a signal; what was computed is checkpointed.
 
     Raises:
         StoreError: as the worker that met it says; the others have stopped with checkpoints.
@@ -151,7 +152,7 @@ def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, own)
 
 
-def _outcome(team: Sequence[Worker], was_asked: bool) -> str:
+def _outcome(team: Sequence[Worker], was_asked: bool) -> Outcome:
     """What the ends of all workers come to; one that did not listen yet ended without a word."""
     codes = [worker.process.returncode for worker in team]
     if 2 in codes:
@@ -163,4 +164,4 @@ def _outcome(team: Sequence[Worker], was_asked: bool) -> str:
             f"a worker {describe_exit(killed[0])}; nothing computed is lost: run the same command again"
             + (smaller if killed[0] == -signal.SIGKILL else "")
         )
-    return "stopped" if any(codes) else "done"
+    return Outcome.STOPPED if any(codes) else Outcome.DONE

@@ -48,7 +48,7 @@ def run_pack(
     *,
     stop: Callable[[], bool] | None = None,
     job_gone: JobGone | None = None,
-) -> str:
+) -> Outcome:
     """Run one pack, once: a pack that another process holds is left to it.
 
     Args:
@@ -58,7 +58,7 @@ def run_pack(
         job_gone: asks SLURM about other holders.
 
     Returns:
-        "done", "busy" (another process has it) or "failed" (the traceback is in the run.json).
+        `Outcome.DONE`, `HELD` (by another process) or `FAILED` (the traceback is in the run.json).
 
     Raises:
         BadInput: if the disk is full, a folder cannot be written, or an input changed since the plan.
@@ -69,9 +69,9 @@ def run_pack(
     while (end := read_ended(files)) is None or not _is_final(end, runs):
         claim = take(files, _WATCH, job_gone, code=code_version())
         if claim is None:
-            return "busy"
+            return Outcome.HELD
         Attempt(claim, path, contents, runs, report, stop).play()
-    return "failed" if has_failed(end) else "done"
+    return Outcome.FAILED if has_failed(end) else Outcome.DONE
 
 
 def _is_final(end: dict, runs: list[Run]) -> bool:
@@ -79,12 +79,12 @@ def _is_final(end: dict, runs: list[Run]) -> bool:
     return has_failed(end) or all(run.folder.exists() for run in runs)
 
 
-def run_all(paths: Sequence[Path], run: Callable[[Path], str], stop: Callable[[], bool], pause_s: float) -> None:
+def run_all(paths: Sequence[Path], run: Callable[[Path], Outcome], stop: Callable[[], bool], pause_s: float) -> None:
     """Run packs in order, then wait for those that other processes hold: should a holder die, its pack is taken over.
 
     Args:
         paths: the specifications.
-        run: runs one and says "busy" if another process has it.
+        run: runs one, and says `Outcome.HELD` if another process has it.
         stop: says whether to stop.
         pause_s: seconds between two looks at busy packs.
 
@@ -96,7 +96,7 @@ def run_all(paths: Sequence[Path], run: Callable[[Path], str], stop: Callable[[]
         for path in list(pending):
             if stop():
                 raise Interrupted
-            if run(path) != "busy":
+            if run(path) != Outcome.HELD:
                 pending.remove(path)
         pause(pause_s if pending else 0.0, stop)
 
@@ -133,13 +133,13 @@ def run_task(
     keep_freed_memory()
     check_code(paths, code, job_gone)
 
-    def run(path: Path) -> str:
+    def run(path: Path) -> Outcome:
         try:
             return run_pack(path, moves.note, stop=stop, job_gone=job_gone)
         except BadInput as error:
             print(error, file=sys.stderr)
             errors.append(error)
-            return "failed"
+            return Outcome.FAILED
 
     try:
         run_all(paths, run, stop, min(5.0, BEAT_S))
