@@ -14,6 +14,7 @@ from slurm.store import leases
 from slurm.store import pack_states as surveying
 from slurm.store.leases import Owner
 from slurm.store.pack_states import PackState, Surveyor, survey
+from slurm.store.states import PackStatus
 from slurm.store.sweep_state import SweepState
 from tests.make_sweep import FAR, Job, Slurm, Sweep
 
@@ -52,6 +53,16 @@ def test_pace_hangs_on_no_clock_that_can_be_set(sweep: Sweep) -> None:
             "0 s left",
             "time left not measured yet",
         )
+
+
+def test_time_left_is_what_was_expected_times_how_far_off_that_was() -> None:
+    running = [PackState(name, PackStatus.RUNNING, 1, steps=100) for name in ("a", "b")]
+    planned, ended = PackState("c", PackStatus.PLANNED, 1), PackState("d", PackStatus.ENDED, 1, seconds=30.0)
+    expected = {"a": 60.0, "b": 30.0, "c": 50.0, "d": 15.0}
+    assert SweepState(Path("s"), [*running, planned]).seconds_left() is None
+    assert SweepState(Path("s"), [*running, planned], expected).seconds_left() == (60 + 30 + 50) / 2
+    assert SweepState(Path("s"), [*running, planned, ended], expected).seconds_left() == 60 + 30 + 50
+    assert SweepState(Path("s"), running, expected).seconds_left() == 60, "the longest is one worker's"
 
 
 def test_states_follow_from_files_alone(sweep: Sweep) -> None:
