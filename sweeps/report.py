@@ -35,6 +35,7 @@ from sweeps.driver import SweepOutcome
 from sweeps.grid import ResolvedInputs
 from sweeps.rates import write_rates
 from training.provenance import commit
+from training.states import RunStatus
 from training.store import writing
 
 NUM_SNAPSHOTS = 5  # of the weight norms, where their course matters
@@ -179,7 +180,7 @@ def write_record(docs: Path, results: Results) -> None:
         f"- machine: {processor()}, torch {torch.__version__}",
         f"- runs: {counted(len(runs), 'cell')} of {counted(runs['subject'].nunique(), 'subject')} x "
         f"{counted(runs['seed'].nunique(), 'seed')}, "
-        f"{(runs['status'] == 'diverged').sum()} diverged; {runs['seconds'].sum() / 60:.0f} worker-minutes in all",
+        f"{(runs['status'] == RunStatus.DIVERGED).sum()} diverged; {runs['seconds'].sum() / 60:.0f} worker-minutes in all",
         f"- model hash {runs['model_hash'].iloc[0]}", "",
         "Drawn again from the Parquet files beside this, without training anything, by `python -m figures`.",
     ]  # fmt: skip

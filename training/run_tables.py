@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from training.cell import BASE
 from training.columns import COLUMNS, FORMS, TEXT_COLUMNS, schema, to_table
-from training.states import ENDED
+from training.states import ENDED, RunStatus
 from training.whole_files import DamagedFile, list_files
 from training.whole_tables import check_table, read_range, read_table, write_table
 
@@ -45,7 +45,7 @@ def due_rows(run: Mapping[str, Any]) -> dict[str, Due]:
 
 def _last_due(run: Mapping[str, Any], every: int) -> int | None:
     """The last step that an ended run surely has rows of; None where that is not known."""
-    if run["status"] == "finished":
+    if run["status"] == RunStatus.FINISHED:
         return (run.get("cell") or {}).get("steps")
     diverged = run.get("diverged_step")
     return diverged // every * every if diverged else None

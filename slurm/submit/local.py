@@ -69,6 +69,6 @@ def settle(sweep: SweepFolder) -> None:
     submissions = Submissions(sweep)
     submissions.refresh()
     for record in submissions.records:
-        if record.get("executor") == "local" and record.get("state") == "intent":
+        if record.get("executor") == "local" and record.get("state") == Sent.INTENT:
             state = Sent.SENT if record.get("workers") else Sent.REFUSED
             store(sweep, record | {"state": state, "error": "the process that started the workers died"})

@@ -184,7 +184,7 @@ def make_record(number: int, cluster: Cluster, executor: str, folder: Path) -> d
         "token": secrets.token_hex(5), "number": number, "user": user_name(), "host": socket.gethostname(),
         "made": datetime.now().astimezone().isoformat(timespec="milliseconds"),
         "cluster": cluster.name, "settings": settings, "executor": executor, "code": code_version(),
-        "folder": str(folder.absolute()), "job": None, "tasks": [], "state": "intent", "error": None,
+        "folder": str(folder.absolute()), "job": None, "tasks": [], "state": Sent.INTENT, "error": None,
     }  # fmt: skip
 
 
