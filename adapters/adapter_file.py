@@ -1,13 +1,10 @@
-"""Find and open the file of an adapter and the configuration beside it; nothing is ever unpickled."""
+"""Find the file of an adapter, and read the configuration beside it; nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from adapters.documents import OBJECT, read_json
 from adapters.errors import BadInput
@@ -56,23 +53,6 @@ def _whole(file: Path) -> Path:
     if part := re.fullmatch(r".+-(\d{5})-of-(\d{5})\.safetensors", file.name):
         raise BadInput(f"{file} is part {int(part[1])} of {int(part[2])} of an adapter: save it as one file")
     return file
-
-
-def open_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A file's tensors by name, and its header's texts.
-
-    Raises:
-        BadInput: it is damaged, or no safetensors.
-    """
-    try:
-        file.open("rb").close()  # safetensors says of a file without the right to it that it is not there
-        with safe_open(file, framework="pt") as handle:
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
-            return tensors, handle.metadata() or {}
-    except PermissionError as error:
-        raise BadInput(f"{file} cannot be read: {error.strerror}") from None
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{file} is damaged or no safetensors file: {error}") from error
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from typing import Any
 from adapters.errors import BadInput
 
 DEEPEST = 100  # levels of lists and objects in each other; nothing that anybody writes has a tenth of it
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG)
+"""Errors of a place that holds no file; all others are the user's or the machine's to mend."""
 TOO_DEEP = f"lists or tables in each other, more than {DEEPEST} deep"
 
 

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters import peft_layout
 from adapters.errors import BadInput
 from adapters.pack import Attached
 from adapters.peft_pack import PeftPack
+from adapters.tensor_file import open_tensors
 from adapters.vera import whole_pair
 
 CONFIG_FILE = "adapter_config.json"
@@ -86,10 +87,7 @@ def load(folder: Path | str) -> dict[str, Tensor]:
     folder = Path(folder)
     for name in (OWN_FILE, PEFT_FILE):
         if (folder / name).is_file():
-            try:
-                tensors = load_file(folder / name)
-            except (SafetensorError, OSError) as error:
-                raise BadInput(f"{folder / name} is damaged: {error}") from error
+            tensors, _ = open_tensors(folder / name)
             return tensors if name == OWN_FILE else peft_layout.to_own_state(tensors, folder / name)
     raise BadInput(f"{folder} holds no adapter: neither {OWN_FILE} nor {PEFT_FILE}")
 

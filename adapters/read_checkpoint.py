@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from adapters import parse_method
-from adapters.adapter_file import find_file, open_tensors, read_config
+from adapters.adapter_file import find_file, read_config
 from adapters.checkpoint import Checkpoint
 from adapters.errors import BadInput
 from adapters.foreign_names import name_method, name_model
@@ -32,6 +31,7 @@ from adapters.lora_config import check_of_layers, is_plain, of_component, read_h
 from adapters.peft_format import CONFIG_FILE, MERGED_FILE, OWN_FILE
 from adapters.peft_layout import PREFIX
 from adapters.read_peft import read_peft
+from adapters.tensor_file import open_safetensors, open_tensors
 from adapters.words import counted
 
 Layers = dict[str, dict[str, Tensor]]
@@ -123,9 +123,9 @@ def _own(file: Path, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> C
         options = ",".join(f"{key}={value}" for key, value in config["options"].items())
         spec, rank = parse_method(f"{config['method']}:{options}"), int(config["r"])
         paths = config["target_modules"]
-        with safe_open(file.with_name(MERGED_FILE), framework="pt") as merged:
+        with open_safetensors(file.with_name(MERGED_FILE), "np") as merged:
             shapes = {path: tuple(merged.get_slice(f"{path}.weight").get_shape()) for path in paths}
-    except (KeyError, AttributeError, TypeError, SafetensorError, OSError) as error:
+    except (KeyError, AttributeError, TypeError) as error:
         raise BadInput(f"{file.parent} is damaged: {error!r}") from None
     return Checkpoint(file, "Plateau", spec, rank, tensors, shapes, dict.fromkeys(paths, rank))
 

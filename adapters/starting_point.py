@@ -11,7 +11,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from adapters.documents import parse_json
 from adapters.errors import BadInput
 from adapters.lora_config import function_of
 from adapters.peft_layout import alpha_of
+from adapters.tensor_file import DamagedTensors, open_tensors
 
 OF_TRAINING = {"init", "lr_ratio", "norm_grad", "d_initial"}
 """Options that say how a method trains or starts, not what it computes."""
@@ -96,13 +96,15 @@ def from_file(file: Path, spec: MethodSpec) -> Checkpoint:
         spec: the method that is to train it.
 
     Raises:
-        BadInput: the file is missing or damaged.
+        BadInput: the file is missing or damaged, or cannot be read.
     """
     try:
-        with safe_open(file, framework="pt") as handle:
-            described = parse_json((handle.metadata() or {})["checkpoint"], str(file))
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        tensors, about = open_tensors(file)
+    except DamagedTensors as error:
+        raise BadInput(f"{file}, the adapter that these runs start from, is damaged or missing: {error}") from None
+    try:
+        described = parse_json(about["checkpoint"], str(file))
+    except (KeyError, ValueError) as error:
         raise BadInput(f"{file}, the adapter that these runs start from, is damaged or missing: {error!r}") from None
     parts: dict[str, dict[str, Tensor]] = {"state": {}, "pair": {}, "norms": {}}
     for key, tensor in tensors.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from adapters import get_class
@@ -19,17 +19,18 @@ from adapters.starting_point import to_bytes
 from adapters.words import counted
 from analysis.compact_copy import to_png
 from analysis.folders import OWN_PICTURES
-from slurm.store.layout import PackFiles, SweepFolder, read_spec_file, spec_id
+from slurm.store.layout import PackFiles, SweepFolder, spec_id
 from slurm.store.leases import exclusive
 from slurm.worker.run import Setting
 from sweeps.grid import LabelledCell, ResolvedInputs
 from training import forms
 from training.cell import BASE, Cell, by_pack_key
 from training.many_files import write_texts
+from training.planned import read_spec_file
 from training.shared_file_system import SETTLE_S
 from training.store import (
-    DamagedFile,
     RunFolder,
+    find_runs,
     join_inside,
     method_file,
     read_json,
@@ -92,10 +93,8 @@ class Plan:
     def _tally(self) -> tuple[int, int]:
         """Numbers of packs and runs that were planned so far."""
         path = self.folder / "plan.json"
-        try:
-            tally = read_json(path, forms.TALLY) if path.exists() else {}
-        except DamagedFile as error:
-            raise DamagedFile(f"{error}; it only counts the packs: remove it, and it is written anew") from None
+        remedy = "it only counts the packs: remove it, and it is written anew"
+        tally = read_json(path, forms.TALLY, remedy) if path.exists() else {}
         return tally.get("packs") or 0, tally.get("runs") or 0
 
     def _read(self, listed: dict[str, PackFiles]) -> None:
@@ -153,9 +152,9 @@ class Plan:
 
     def _store(self, groups: Sequence[Sequence[LabelledCell]], setting: Setting) -> None:
         num_packs, num_runs = (max(pair) for pair in zip(self._tally(), (len(self.packs), len(self._runs))))
-        shared, specs = dataclasses.asdict(setting), {}
+        shared, specs, stand = dataclasses.asdict(setting), {}, self._find_unplanned()
         for members in groups:
-            runs = [self._row(p, number) for number, p in enumerate(members, num_runs)]
+            runs = [self._row(p, number, stand) for number, p in enumerate(members, num_runs)]
             pack = name_pack(members)
             path = self.sweep.place_pack(num_packs) / f"{pack}.json"
             specs[path] = {"schema": SCHEMA, "pack": pack, "setting": shared, "runs": runs}
@@ -165,9 +164,16 @@ class Plan:
         for path, spec in specs.items():
             self._keep(path.stem, path, spec)
 
-    def _row(self, planned: LabelledCell, number: int) -> dict[str, object]:
+    def _find_unplanned(self) -> dict[str, Path]:
+        """Where runs stand whose specification was removed, with plan.json, since it was damaged: folders by run_id."""
+        if (self.folder / "plan.json").exists():
+            return {}
+        return {run.run_id: run.path.parent for run in find_runs(self.folder)}
+
+    def _row(self, planned: LabelledCell, number: int, stand: Mapping[str, Path]) -> dict[str, object]:
         """One run in a specification; `folder` says where it stands if that is not directly in the sweep's folder."""
-        cell, run_id, place = planned.cell, planned.cell.run_id(planned.label), self.sweep.place_run(number)
+        cell, run_id = planned.cell, planned.cell.run_id(planned.label)
+        place = stand.get(run_id) or self.sweep.place_run(number)
         folder = {} if place == self.folder else {"folder": f"{place.name}/{run_id}"}
         return {
             "run_id": run_id,
@@ -260,11 +266,8 @@ def open_sweep(runs: Path, sweep: str, scene: ResolvedInputs) -> Path:
         path = folder / "sweep.json"
         if not path.exists():
             create_json(path, sign({"schema": SCHEMA} | own))
-        try:
-            stored = read_json(path, forms.SWEEP)
-        except DamagedFile as error:
-            what = f"remove it if the runs are of {scene.model_name!r}, and it is written anew"
-            raise DamagedFile(f"{error}; it says which model the runs are of: {what}") from None
+        remedy = f"remove it if the runs are of {scene.model_name!r}, and it is written anew"
+        stored = read_json(path, forms.SWEEP, f"it says which model the runs are of: {remedy}")
     except OSError as error:
         raise store_error(error, folder) from None
     if stored.get("model_hash") != scene.model_hash:

@@ -6,23 +6,34 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from adapters import BadInput
-from adapters.adapter_file import open_tensors
+from adapters import BadInput, parse_method
+from adapters.peft_format import load as load_adapter
+from adapters.starting_point import from_file
+from adapters.tensor_file import open_tensors, read_shapes
 from analysis.query import main as ask
 from slurm.status.__main__ import Options
 from slurm.status.__main__ import main as status
 from sweeps.progress import _damage
 from tests.make_runs import make_runs
 from tests.make_sweep import Sweep
+from training.base_norms import base_norms
+from training.base_weights import BaseWeights
+from training.cell import Cell
+from training.checkpoints import _load
 from training.command_line import end_well
-from training.store import RunFolder, StoreError, find_runs, write_json
-from training.tasks.scorer_kind import _read_shapes
+from training.loop import Run
+from training.store import DamagedFile, RunFolder, StoreError, find_runs, write_json
+from training.tasks.class_pictures import class_latents
+from training.tasks.pipeline import Pipeline, attention_shapes
 from training.whole_files import Unreadable
 
 NOBODY = 65534
@@ -103,15 +114,43 @@ def test_ended_run_that_cannot_be_read_is_not_trained_again(pattern: str, root: 
     assert run.path.exists()
 
 
-def test_weights_that_cannot_be_read_are_not_called_damaged(root: Path) -> None:
-    path = root / "adapter.safetensors"
-    path.touch()
-    for read, what in ((open_tensors, path), (_read_shapes, root)):
-        with (
-            no_right_to(path),
-            pytest.raises(BadInput, match=r"adapter\.safetensors cannot be read: Permission denied"),
-        ):
-            read(what)
+@pytest.mark.parametrize(
+    "read",
+    [
+        open_tensors, lambda path: read_shapes(path.parent), lambda path: from_file(path, parse_method("lora")),
+        lambda path: load_adapter(path.parent), lambda path: attention_shapes(path.parents[1]),
+        lambda path: base_norms(path.parents[1]), lambda path: BaseWeights(path.parents[1]).shapes,
+        lambda path: BaseWeights(path.parents[1]).unet_tensors(),
+    ],
+    ids=["open", "shapes", "start", "adapter", "attention", "norms", "base", "unet"],
+)  # fmt: skip
+def test_weights_that_cannot_be_read_are_not_called_damaged(read: Callable[[Path], object], root: Path) -> None:
+    path = root / "unet" / "adapter_model.safetensors"
+    path.parent.mkdir()
+    save_file({"down.attn1.to_q.weight": torch.ones(2, 2)}, path)
+    with no_right_to(path), pytest.raises(BadInput, match=rf"{path} cannot be read: Permission denied") as caught:
+        read(path)
+    assert "damaged" not in str(caught.value)
+
+
+def test_class_pictures_that_cannot_be_read_are_not_made_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, pipeline = Cell("lora", "", 4, "dog", 0, 9, 1e-3, num_class_images=1), Mock(spec=Pipeline, device="cpu")
+    monkeypatch.setattr("training.tasks.class_pictures._make", lambda *_: torch.zeros(1, 4, 2, 2))
+    class_latents(pipeline, "dog", cell, root)
+    monkeypatch.setattr("training.tasks.class_pictures._make", Mock(side_effect=AssertionError))
+    with no_right_to(first(root, "dog-1-*")), pytest.raises(BadInput, match="cannot be read: Permission denied"):
+        class_latents(pipeline, "dog", cell, root)
+
+
+def test_checkpoint_that_cannot_be_read_is_not_damaged(root: Path) -> None:
+    run = find_runs(root / "lr_robustness")[0]
+    run.checkpoint(3).parent.mkdir()
+    run.checkpoint(3).touch()
+    cell = Cell("lora", "", 4, "dog", 0, 9, 1e-3)
+    with no_right_to(run.checkpoint(3)), pytest.raises(Unreadable, match="cannot be read: Permission denied"):
+        _load(Run(cell, run, {}), 3)
+    with pytest.raises(DamagedFile, match="damaged checkpoint of step 3"):
+        _load(Run(cell, run, {}), 3)
 
 
 def test_run_does_not_go_on_without_what_it_cannot_read(root: Path) -> None:

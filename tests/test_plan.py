@@ -26,7 +26,8 @@ from sweeps.progress import PlanProgress, check_ended
 from tests.make_runs import Maker
 from training.cell import Cell
 from training.pack import list_runs
-from training.store import find_runs
+from training.planned import planned_runs
+from training.store import StoreError, find_runs, write_signed
 
 SETTING = Setting("model", "dino", "clip", "subjects", "sks", "a photo", "runs")
 
@@ -273,3 +274,28 @@ def test_run_that_is_gone_is_trained_again(folder: Path) -> None:
     check_ended(done, wanted)
     assert len(done.lines) == 2
     assert PlanProgress.look(plan).todo(wanted) == [pack], "the pack's ending was taken away"
+
+
+@pytest.mark.parametrize("shard", ["", "001"])
+def test_damaged_specification_says_what_to_remove_and_nothing_is_trained_again(shard: str, folder: Path) -> None:
+    plan, cells = Plan.read(folder), make_cells(4)
+    for half in (cells[:2], cells[2:]):
+        if shard:
+            write_signed(folder / "plan.json", {"packs": 0, "runs": 1000})  # what comes next goes to 001/
+        plan.add(half, SETTING, 2, 1)
+    for rows in plan.packs.values():
+        for _, run_id in rows:
+            plan.run(run_id).write({"status": "finished"})
+    where, broken = {run_id: plan.run(run_id).path for run_id in plan.run_ids().values()}, plan.spec(min(plan.packs))
+    assert {path.parent.name for path in where.values()} == {shard or folder.name}
+    broken.write_text(broken.read_text()[:50])
+    told = rf"damaged file {broken}: .*; remove it and {folder / 'plan.json'}, and give the sweep's command again"
+    for read in (lambda: Plan.read(folder), lambda: planned_runs(folder)):
+        with pytest.raises(StoreError, match=told):
+            read()
+    broken.unlink()
+    (folder / "plan.json").unlink()
+    again = Plan.read(folder)
+    again.add(cells, SETTING, 1, 1)  # of another size, as when it was measured anew
+    assert {run_id: again.run(run_id).path for run_id in again.run_ids().values()} == where
+    assert PlanProgress.look(Plan.read(folder)).todo({p.cell.identity() for p in cells}) == []

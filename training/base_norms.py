@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor
 
+from adapters.tensor_file import open_safetensors
 from training.tasks.pipeline import attention_shapes
 
 
@@ -23,7 +23,7 @@ def base_norms(folder: Path, axis: str = "columns") -> pd.DataFrame:
     dim = 0 if axis == "columns" else 1
     wanted, rows = set(attention_shapes(folder)), []
     for path in sorted((folder / "unet").glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             for stem in sorted(wanted & {name.removesuffix(".weight") for name in file.keys()}):  # noqa: SIM118
                 norms = file.get_tensor(f"{stem}.weight").double().norm(dim=dim)
                 rows.append(where(stem) | {"norm": norms.mean().item(), "within": norms.std(correction=0).item()})

@@ -6,11 +6,11 @@ import functools
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from adapters.errors import BadInput
 from adapters.layer_names import TEXT_ENCODERS
+from adapters.tensor_file import open_safetensors, open_tensors
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -38,7 +38,7 @@ class BaseWeights:
         index = {}
         for prefix in ("", *TEXT_ENCODERS):
             for file in sorted((self.folder / (prefix.removesuffix(".") or "unet")).glob("*.safetensors")):
-                with safe_open(file, framework="pt") as handle:
+                with open_safetensors(file, "np") as handle:
                     for key in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
                         index[prefix + _inner(prefix, key)] = (file, key, tuple(handle.get_slice(key).get_shape()))
         return index
@@ -68,7 +68,7 @@ class BaseWeights:
 
     def _read(self, key: str) -> Tensor:
         file, own, _ = self._index[key]
-        with safe_open(file, framework="pt") as handle:
+        with open_safetensors(file) as handle:
             tensor = handle.get_tensor(own)
         return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -76,8 +76,7 @@ class BaseWeights:
         """Every tensor of the U-Net, as it is stored."""
         tensors: dict[str, Tensor] = {}
         for file in sorted((self.folder / "unet").glob("*.safetensors")):
-            with safe_open(file, framework="pt") as handle:
-                tensors |= {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+            tensors |= open_tensors(file)[0]
         return tensors
 
 

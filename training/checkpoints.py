@@ -7,15 +7,16 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
+from adapters.errors import BadInput
+from adapters.tensor_file import DamagedTensors, open_tensors
 from training.cell import Cell
 from training.optimizer import PackedAdamW
 from training.run import Run
 from training.states import ENDED
 from training.store import DamagedFile, writing
-from training.whole_files import unreadable
+from training.whole_files import Unreadable
 
 
 def save_checkpoints(runs: Sequence[Run], optimizer: PackedAdamW, step: int) -> None:
@@ -89,17 +90,17 @@ def evaluated_before(cell: Cell, step: int) -> set[int]:
 def _load(run: Run, step: int) -> dict[str, torch.Tensor]:
     path = run.folder.checkpoint(step)
     try:
-        path.open("rb").close()  # safetensors does not say that it is a right that is missing
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        state, about = open_tensors(path)
+    except DamagedTensors as error:
+        raise DamagedFile(f"damaged checkpoint of step {step} ({error})") from None
+    except BadInput as error:
+        raise Unreadable(error) from None
+    try:
         if about.get("cell") != run.cell.identity():
             raise ValueError("it belongs to another cell")
         if about.get("crc32", found := str(_checksum(state))) != found:
             raise ValueError("its checksum is another than when it was written")
-    except PermissionError as error:
-        raise unreadable(error, path) from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except ValueError as error:
         raise DamagedFile(f"damaged checkpoint of step {step} ({path}: {error})") from None
     return state
 

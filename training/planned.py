@@ -10,7 +10,7 @@ from typing import Any
 
 from training import forms
 from training.states import ENDED
-from training.store import StoreError, read_json
+from training.store import DamagedFile, StoreError, read_json
 from training.whole_files import list_files
 
 _SPEC = re.compile(
@@ -37,6 +37,23 @@ class PlannedRun:
     ended: bool
 
 
+def read_spec_file(path: Path) -> dict[str, Any]:
+    """A pack's specification as it stands in its file.
+
+    Raises:
+        StoreError: if it is damaged, or names what is not inside its sweep's folder; the message says how to go on.
+    """
+    packs = path.parents[1] if path.parent.name.isdigit() else path.parent
+    remedy = (
+        f"remove it and {packs.parent / 'plan.json'}, and give the sweep's command again: its runs are planned anew, and "
+        "those that have ended stay"
+    )
+    spec: dict[str, Any] = read_json(path, forms.SPEC, remedy)
+    if not spec["runs"]:
+        raise DamagedFile(f"damaged file {path}: runs is empty; {remedy}")
+    return spec
+
+
 def planned_runs(root: Path) -> list[PlannedRun]:
     """Every run that the sweeps below a runs folder, or one sweep, were planned to have, each once for each sweep.
 
@@ -56,7 +73,7 @@ def _of_sweep(sweep: Path) -> Iterator[PlannedRun]:
         ending = path.with_name(f"{path.stem}.ended.json")
         ended = read_json(ending, forms.ENDED)["runs"] if ending.exists() else {}
         try:
-            for row in read_json(path, forms.SPEC)["runs"]:
+            for row in read_spec_file(path)["runs"]:
                 has_ended = ended.get(row["run_id"]) in ENDED
                 yield PlannedRun(sweep, row["run_id"], dict(row["cell"]), dict(row["labels"]), has_ended)
         except StoreError:

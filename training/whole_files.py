@@ -27,8 +27,6 @@ from adapters import documents
 from adapters.errors import BadInput
 
 ABANDONED_S = 86_400.0  # age, by the file system's own clock, at which another machine's file aside is nobody's
-# Errors of a place that holds no file; all others are the user's or the machine's to mend.
-_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG)
 CRC = "crc32"  # the key of the checksum of a JSON object
 _looked_through: set[Path] = set()  # folders in which this process has looked for what killed writers have left
 _named: set[Path] = set()  # damaged files that were told of
@@ -117,7 +115,7 @@ def store_error(error: OSError, path: Path) -> StoreError:
 def unreadable(error: OSError, path: Path) -> StoreError:
     """One clear line for an error of reading `path`: `Unreadable` unless no file is in its place."""
     line = f"{path} cannot be read: {os.strerror(error.errno) if error.errno else error}"
-    return StoreError(line) if error.errno in _NO_FILE else Unreadable(line)
+    return StoreError(line) if error.errno in documents.NO_FILE else Unreadable(line)
 
 
 def list_files(folder: Path, pattern: str) -> list[Path]:
@@ -156,8 +154,8 @@ def _crc_of(said: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
 
 
-def read_json(path: Path, form: Any = documents.ANY) -> Any:
-    """Read JSON of a form (`adapters.documents`).
+def read_json(path: Path, form: Any = documents.ANY, remedy: str = "") -> Any:
+    """Read JSON of a form (`adapters.documents`); `remedy` says what the user can do about damage.
 
     Raises:
         FileNotFoundError: if there is no file.
@@ -175,7 +173,7 @@ def read_json(path: Path, form: Any = documents.ANY) -> Any:
     except OSError as error:
         raise unreadable(error, path) from None
     except BadInput as error:
-        raise DamagedFile(error) from None
+        raise DamagedFile(f"{error}; {remedy}" if remedy else error) from None
 
 
 def read_quietly(path: Path, form: Any = documents.OBJECT) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slurm.store.layout import read_spec_file
 from training.cell import Cell
 from training.demand import PASSES, Costs, Demand, on_line, read_costs, row_s
+from training.planned import read_spec_file
 
 START_S = 8.0  # seconds until a worker has loaded everything
 NAME = "calibration.json"  # in a sweep's folder

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training import forms
+from training.planned import read_spec_file
 from training.shared_file_system import wait_for_file
-from training.whole_files import DamagedFile, StoreError, read_json
+from training.whole_files import StoreError
 
 SHARD = 1000  # packs, or runs, in one folder
 _FILE = re.compile(r"(?P<pack>[^.].*?)\.(?:(?P<kind>beat|ended)\.|claim-(?P<turn>\d{6})\.)?json")
@@ -118,18 +118,6 @@ def read_contents(path: Path) -> dict[str, Any]:
     """
     wait_for_file(path)
     return read_spec_file(path)
-
-
-def read_spec_file(path: Path) -> dict[str, Any]:
-    """A pack's specification as it stands in its file.
-
-    Raises:
-        StoreError: if it is damaged, or names what is not inside its sweep's folder.
-    """
-    spec: dict[str, Any] = read_json(path, forms.SPEC)
-    if not spec["runs"]:
-        raise DamagedFile(f"damaged file {path}: runs is empty")
-    return spec
 
 
 def list_packs(folder: Path) -> dict[str, PackFiles]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slurm.store.layout import PackFiles, SweepFolder, read_spec_file
+from slurm.store.layout import PackFiles, SweepFolder
 from slurm.store.states import ENDS
 from slurm.store.submissions import Submissions
 from training import forms
+from training.planned import read_spec_file
 from training.store import RunFolder, join_inside
 from training.whole_files import read_quietly
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slurm.store.code_version import ROOT, code_version
-from slurm.store.layout import SweepFolder, read_spec_file
+from slurm.store.layout import SweepFolder
 from slurm.submit.sbatch import Request, literal, set_up
+from training.planned import read_spec_file
 from training.store import writing
 
 README = """\

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from adapters.tensor_file import DamagedTensors, open_safetensors
 from training.cell import Cell
 from training.store import writing
 from training.tasks.pipeline import Pipeline
@@ -35,8 +34,10 @@ def class_latents(pipeline: Pipeline, cls: str, cell: Cell, folder: Path) -> Flo
     key = hashlib.sha256(repr((cls, cell.num_class_images, sampler, cell.model_hash)).encode()).hexdigest()[:12]
     path = folder / f"{cls.replace(' ', '_').replace('/', '_')[:60]}-{cell.num_class_images}-{key}.safetensors"
     try:
-        return load_file(path)["latents"].to(pipeline.device)
-    except (FileNotFoundError, SafetensorError, KeyError):
+        with open_safetensors(path) as file:
+            kept: Tensor = file.get_tensor("latents")
+        return kept.to(pipeline.device)
+    except DamagedTensors:
         latents = _make(pipeline, f"a {cls}", cell)
         with writing(path) as aside:
             aside.write_bytes(to_bytes({"latents": latents.cpu().contiguous()}, {"class": cls}))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adapters.documents import read_json
 from adapters.errors import BadInput
+from adapters.tensor_file import read_shapes
 from training.tasks import hub
 from training.tasks.model_kind import PARTS, XL_PARTS, check_parts, is_xl, read_config, read_index
 from training.tasks.text import Text, encode_by_one, encode_by_two, picture_sizes, tokenize
@@ -226,15 +227,9 @@ def model_defaults(folder: Path) -> dict:
 
 def attention_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     """`(out, in)` of every attention projection, read from the weights' headers alone."""
-    from safetensors import safe_open
-
-    shapes = {}
-    for path in sorted((folder / "unet").glob("*.safetensors")):
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                stem = name.removesuffix(".weight")
-                if stem != name and ".attn" in stem and stem.endswith(("to_q", "to_k", "to_v", "to_out.0")):
-                    shapes[stem] = tuple(file.get_slice(name).get_shape())
+    ends = tuple(f"{kind}.weight" for kind in ("to_q", "to_k", "to_v", "to_out.0"))
+    found = read_shapes(folder / "unet")
+    shapes = {n.removesuffix(".weight"): (s[0], s[1]) for n, s in found.items() if ".attn" in n and n.endswith(ends)}
     if not shapes:
         raise BadInput(f"the U-Net in {folder / 'unet'} has no attention projections (attn1/attn2.to_q, to_k, ...)")
     return shapes

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import BadInput
+from adapters.tensor_file import read_shapes
 from adapters.words import counted
 from training.tasks.model_kind import read_config
 
@@ -80,35 +81,19 @@ def _check_weights(flag: str, name: str) -> None:
 
 def _check_towers(name: str) -> None:
     """Check that both of CLIP's towers are there, and end in embeddings of one size."""
-    shapes = _read_shapes(Path(name))
+    shapes = read_shapes(Path(name))
     shared = {}
     for projection, vector in CLIP_TOWERS.items():
         if absent := {projection, vector} - shapes.keys():
             raise BadInput(f"--clip {name} has no tensor {min(absent)!r}; allowed: a CLIP with both towers")
         shared[projection], own = shapes[projection]
-        if [own] != shapes[vector]:
+        if (own,) != shapes[vector]:
             raise BadInput(
                 f"--clip {name}: {projection!r} takes {counted(own, 'value')}; its tower gives {shapes[vector][0]}"
             )
     if len(set(shared.values())) > 1:
         sizes = ", ".join(f"{name!r} gives {counted(size, 'value')}" for name, size in shared.items())
         raise BadInput(f"--clip {name}: its towers do not fit each other: {sizes}")
-
-
-def _read_shapes(folder: Path) -> dict[str, list[int]]:
-    from safetensors import SafetensorError, safe_open
-
-    shapes: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            path.open("rb").close()  # safetensors says of a file without the right to it that it is not there
-            with safe_open(path, framework="np") as file:
-                shapes |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except PermissionError as error:
-            raise BadInput(f"{path} cannot be read: {error.strerror}") from None
-        except (SafetensorError, OSError) as error:
-            raise BadInput(f"{path} is damaged or no safetensors file: {error}") from None
-    return shapes
 
 
 def _read(name: str, file: str) -> dict[str, Any] | None:
