@@ -26,6 +26,6 @@ def save(figure: Figure, stem: Path | str, formats: Sequence[str] = ("png", "pdf
 
 def __getattr__(name: str) -> Any:
     """Import a figure's module at its first use: `figures.fig2_lr_robustness.draw(...)`."""
-    if name in (*FIGURES, "style", "panels", "gallery"):
+    if name in (*FIGURES, "style", "panels", "registry"):
         return importlib.import_module(f"figures.{name}")
     raise AttributeError(f"module 'figures' has no attribute {name!r}; figures: {', '.join(FIGURES)}")
