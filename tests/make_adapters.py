@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -16,6 +18,7 @@ from adapters.inject import attach
 from adapters.pack import Attached
 from adapters.toy import Model, make_model
 from tests.reference import REFERENCES
+from tests.rounds import pairwise, told
 
 RANK = 3
 SEEDS = (5, 6, 7)
@@ -25,22 +28,49 @@ VARIED_ALONE = ("init", "divisor", "lr_ratio", "d_initial")
 """Options that no other one meets in the mathematics."""
 
 
-def list_variants(name: str, method: Method) -> list[str]:
-    """Every combination of a method's options, but for those that are varied alone."""
-    choices = {
+def list_choices(method: Method) -> dict[str, list]:
+    """The values of each option that are tried, the default first."""
+    return {
         key: [SAMPLES[value] if isinstance(value, type) else value for value in allowed]
         for key, allowed in method.options.items()
     }
+
+
+def list_variants(method: Method) -> list[dict]:
+    """Every combination of a method's options, but for those that are varied alone."""
+    choices = list_choices(method)
     alone = {key: choices.pop(key) for key in VARIED_ALONE if key in choices}
-    texts = [",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in zip(choices, values))
-             for values in itertools.product(*choices.values())]  # fmt: skip
-    texts += [f"{key}={value}" for key, values in alone.items() for value in values[1:]]
-    return [f"{name}:{text}" for text in texts]
+    rows = [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
+    return rows + [{key: value} for key, values in alone.items() for value in values[1:]]
 
 
-VARIANTS = [variant for name, method in METHODS.items() for variant in list_variants(name, method)]
-LOW_RANK = [v for v in VARIANTS if {"A", "B"} <= get_class(v.partition(":")[0]).ROLES.keys()]
-"""Those that train a row factor A and a column factor B."""
+def write_variant(name: str, options: dict) -> str:
+    """As a user writes it."""
+    return f"{name}:" + ",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in options.items())
+
+
+VARIANTS = [write_variant(name, row) for name, method in METHODS.items() for row in list_variants(method)]
+"""For the mathematics."""
+PAIRED = [write_variant(name, row) for name, method in METHODS.items() for row in pairwise(list_choices(method))]
+"""For what no three options decide together: every value of an option with every value of every other."""
+
+
+def paired_of_each_method(test: Callable[[str], None]) -> Callable[[str], None]:
+    """Make a test of a variant one case a method, with a round for each of its pairs."""
+
+    @functools.wraps(test)
+    def rounds(method: str) -> None:
+        for variant in (variant for variant in PAIRED if variant.startswith(f"{method}:")):
+            with told(variant):
+                test(variant)
+
+    del rounds.__wrapped__  # pytest would ask for the argument of what is wrapped
+    return pytest.mark.parametrize("method", METHODS)(rounds)
+
+
+def is_low_rank(variant: str) -> bool:
+    """Whether it trains a row factor A and a column factor B."""
+    return {"A", "B"} <= get_class(variant.partition(":")[0]).ROLES.keys()
 
 
 def make_pack(

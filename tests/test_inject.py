@@ -14,10 +14,17 @@ from torch import nn
 from adapters import METHODS, BadInput, get_class, parse_method
 from adapters.inject import attach, find_targets
 from adapters.parameters import count_parameters
-from tests.make_adapters import SEEDS, VARIANTS, make_inputs, make_model, make_pack, relative_error
+from tests.make_adapters import (
+    SEEDS,
+    VARIANTS,
+    make_inputs,
+    make_model,
+    make_pack,
+    paired_of_each_method,
+    relative_error,
+)
 from tests.reference import reference_num_parameters
 
-every_variant = pytest.mark.parametrize("variant", VARIANTS)
 one_of_each = pytest.mark.parametrize("variant", list(METHODS))
 
 
@@ -147,7 +154,7 @@ def test_vera_shares_one_random_pair_among_all_matrices() -> None:
 # One buffer.
 
 
-@every_variant
+@paired_of_each_method
 def test_parameters_and_gradients_live_in_one_buffer(variant: str) -> None:
     model, attached = make_pack(variant, moved=0.3)
     x, context = make_inputs()
@@ -220,7 +227,7 @@ def test_moving_or_casting_after_attach_is_refused_and_a_copy_is_free(variant: s
 # Detaching.
 
 
-@every_variant
+@paired_of_each_method
 def test_detach_restores_the_model_bit_for_bit(variant: str) -> None:
     model = make_model(torch.float32)
     model.norm.weight.requires_grad_(False)

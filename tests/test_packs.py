@@ -5,32 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.make_adapters import SEEDS, VARIANTS, make_inputs, make_pack, relative_error
+from tests.make_adapters import SEEDS, make_inputs, make_pack, paired_of_each_method, relative_error
+from tests.rounds import told
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
 
-every_variant = pytest.mark.parametrize("variant", VARIANTS)
-every_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=("float64", "float32"))
+
+@paired_of_each_method
+def test_replicas_in_a_pack_equal_runs_alone(variant: str) -> None:
+    for dtype, tolerance in TOLERANCES.items():
+        model, attached = make_pack(variant, dtype=dtype, moved=0.3)
+        out = model(*make_inputs(dtype=dtype))
+        out.square().sum().backward()
+        for replica, seed in enumerate(SEEDS):
+            lone_model, lone = make_pack(variant, [seed], dtype, moved=0.3)
+            lone_out = lone_model(*make_inputs([seed], dtype))
+            lone_out.square().sum().backward()
+            with told(dtype, f"replica {replica}"):
+                assert torch.equal(lone.flat[0], attached.flat[replica]), "the start depends on seed and path only"
+                assert lone.state(0).keys() == attached.state(replica).keys()
+                assert all(torch.equal(tensor, attached.state(replica)[key]) for key, tensor in lone.state(0).items())
+                assert relative_error(out.chunk(len(SEEDS))[replica], lone_out) < tolerance
+                assert relative_error(attached.grad[replica], lone.grad[0]) < tolerance
 
 
-@every_variant
-@every_dtype
-def test_replicas_in_a_pack_equal_runs_alone(variant: str, dtype: torch.dtype) -> None:
-    model, attached = make_pack(variant, dtype=dtype, moved=0.3)
-    out = model(*make_inputs(dtype=dtype))
-    out.square().sum().backward()
-    for replica, seed in enumerate(SEEDS):
-        lone_model, lone = make_pack(variant, [seed], dtype, moved=0.3)
-        assert torch.equal(lone.flat[0], attached.flat[replica]), "the start depends on seed and path only"
-        assert lone.state(0).keys() == attached.state(replica).keys()
-        assert all(torch.equal(tensor, attached.state(replica)[key]) for key, tensor in lone.state(0).items())
-        lone_out = lone_model(*make_inputs([seed], dtype))
-        lone_out.square().sum().backward()
-        assert relative_error(out.chunk(len(SEEDS))[replica], lone_out) < TOLERANCES[dtype]
-        assert relative_error(attached.grad[replica], lone.grad[0]) < TOLERANCES[dtype]
-
-
-@every_variant
+@paired_of_each_method
 def test_nan_in_one_replica_leaves_the_others_as_they_are(variant: str) -> None:
     model, attached = make_pack(variant, dtype=torch.float32, moved=0.3)
     x, context = make_inputs(dtype=torch.float32)
@@ -53,7 +52,7 @@ def test_nan_in_one_replica_leaves_the_others_as_they_are(variant: str) -> None:
             assert torch.equal(values[[0, 2]], before[name][[0, 2]])
 
 
-@every_variant
+@paired_of_each_method
 def test_state_moves_a_replica_into_another_pack(variant: str) -> None:
     model, attached = make_pack(variant, moved=0.3)
     other_model, other = make_pack(variant, [1, 2], moved=0.3)
@@ -70,7 +69,7 @@ def test_state_moves_a_replica_into_another_pack(variant: str) -> None:
     assert relative_error(other.stacks[0].adapter.distance()[1], attached.stacks[0].adapter.distance()[2]) < 1e-12
 
 
-@every_variant
+@paired_of_each_method
 def test_gradient_checkpointing_changes_nothing(variant: str) -> None:
     model, attached = make_pack(variant, moved=0.3)
     x, context = make_inputs()
@@ -85,7 +84,7 @@ def test_gradient_checkpointing_changes_nothing(variant: str) -> None:
     assert relative_error(attached.grad, gradient) < 1e-12
 
 
-@every_variant
+@paired_of_each_method
 def test_prepared_factors_change_nothing_and_are_gone_after_the_call(variant: str) -> None:
     model, attached = make_pack(variant, moved=0.3)
     x, context = make_inputs()

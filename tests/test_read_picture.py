@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 
 from adapters import BadInput
 from tests.make_pictures import make_scene, make_turned, swap_profile, to_file
+from tests.rounds import told
 from training import read_picture as reading
 from training.read_picture import Picture, read_picture
 from training.tasks.subjects import open_pictures
@@ -24,14 +25,15 @@ def pixels(picture: Picture) -> np.ndarray:
 
 
 @pytest.mark.parametrize("ending", ["png", "webp", "jpg"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_upright(orientation: int, ending: str, tmp_path: Path) -> None:
-    path = make_turned(tmp_path / f"turned.{ending}", orientation)
-    picture = read_picture(path)
-    assert abs(pixels(picture) - np.asarray(make_scene(), np.int16)).mean() <= (8 if ending == "jpg" else 0)
-    assert picture.reading == ("" if orientation == 1 else "upright")
-    (trained,) = open_pictures([path], 16)
-    np.testing.assert_array_equal(trained, np.asarray(picture.image)[:, 4:20])
+def test_every_orientation_is_upright(ending: str, tmp_path: Path) -> None:
+    for orientation in range(1, 9):
+        path = make_turned(tmp_path / f"turned-{orientation}.{ending}", orientation)
+        picture = read_picture(path)
+        (trained,) = open_pictures([path], 16)
+        with told(f"orientation {orientation}"):
+            assert abs(pixels(picture) - np.asarray(make_scene(), np.int16)).mean() <= (8 if ending == "jpg" else 0)
+            assert picture.reading == ("" if orientation == 1 else "upright")
+            np.testing.assert_array_equal(trained, np.asarray(picture.image)[:, 4:20])
 
 
 def test_upright_tiff_is_not_turned_twice(tmp_path: Path) -> None:

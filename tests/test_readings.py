@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,25 +15,29 @@ from torch import Tensor, nn
 from adapters import get_class, parse_method
 from adapters.pack import Attached
 from tests.make_adapters import (
-    LOW_RANK,
+    PAIRED,
     RANK,
     SEEDS,
     VARIANTS,
     base_norms,
+    is_low_rank,
     make_adapter,
     make_inputs,
     make_lone,
     make_model,
     make_pack,
+    paired_of_each_method,
     reference_distances,
     reference_state,
 )
 from tests.reference import reference_gauges, reference_num_parameters
+from tests.rounds import told
 from training.dynamics import Dynamics
 from training.store import RunFolder
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
-every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=("float64", "float32"))
+every_pair = pytest.mark.parametrize("variant", PAIRED)
+every_low_rank = pytest.mark.parametrize("variant", [variant for variant in PAIRED if is_low_rank(variant)])
 
 
 def check_distances(attached: Attached) -> None:
@@ -46,14 +51,14 @@ def check_distances(attached: Attached) -> None:
 
 
 @every_variant
-@every_dtype
-@pytest.mark.parametrize("moved", [0.0, 1e-8, 1e-5, 1e-3, 0.1, 10.0])
-def test_distance_is_exact(variant: str, dtype: torch.dtype, moved: float) -> None:
-    _, attached = make_pack(variant, [5, 6], dtype, moved=moved)
-    check_distances(attached)
+def test_distance_is_exact(variant: str) -> None:
+    for dtype, moved in itertools.product((torch.float64, torch.float32), (0.0, 1e-8, 1e-5, 1e-3, 0.1, 10.0)):
+        _, attached = make_pack(variant, [5, 6], dtype, moved=moved)
+        with told(dtype, f"moved={moved}"):
+            check_distances(attached)
 
 
-@every_variant
+@paired_of_each_method
 def test_distance_resolves_the_smallest_moves(variant: str) -> None:
     """Nothing at the start, and 1e-9 away from it five digits: a difference of large numbers would give none."""
     _, attached = make_pack(variant, [5])
@@ -64,7 +69,7 @@ def test_distance_resolves_the_smallest_moves(variant: str) -> None:
     torch.testing.assert_close(moved, reference_distances(attached, 0), rtol=1e-5, atol=0)
 
 
-@every_variant
+@paired_of_each_method
 def test_distance_is_exact_at_the_first_steps_of_training(variant: str) -> None:
     model, attached = make_pack(variant, dtype=torch.float32)
     x, context = make_inputs(dtype=torch.float32)
@@ -78,19 +83,20 @@ def test_distance_is_exact_at_the_first_steps_of_training(variant: str) -> None:
     check_distances(attached)
 
 
-@pytest.mark.parametrize("length", [1e-4, 1e-2, 0.3, 1.0, 10.0])
-@pytest.mark.parametrize("variant", LOW_RANK)
-def test_distance_is_exact_where_the_change_lies_along_the_rows(variant: str, length: float) -> None:
+@every_low_rank
+def test_distance_is_exact_where_the_change_lies_along_the_rows(variant: str) -> None:
     """Rows that only grow are the worst case of DoRA's distance: it does not count growth, and must find the rest."""
     _, attached = make_pack(variant, [5, 6], torch.float32)
-    for adapter in attached.adapters.values():
-        with torch.no_grad():
-            adapter.get_parameter("A").copy_(adapter.base.weight[:RANK].expand(2, -1, -1))
-            adapter.get_parameter("B").copy_(length * torch.eye(adapter.base.out_features, RANK).expand(2, -1, -1))
-    check_distances(attached)
+    for length in (1e-4, 1e-2, 0.3, 1.0, 10.0):
+        for adapter in attached.adapters.values():
+            with torch.no_grad():
+                adapter.get_parameter("A").copy_(adapter.base.weight[:RANK].expand(2, -1, -1))
+                adapter.get_parameter("B").copy_(length * torch.eye(adapter.base.out_features, RANK).expand(2, -1, -1))
+        with told(f"length={length}"):
+            check_distances(attached)
 
 
-@pytest.mark.parametrize("variant", LOW_RANK)
+@every_low_rank
 def test_distance_is_exact_where_the_factors_cancel(variant: str) -> None:
     """Directions that are nearly one, with signs that add up to nearly nothing: single precision is off by 1e-3 here."""
     _, attached = make_pack(variant, [5, 6], torch.float32, moved=1.0)
@@ -103,23 +109,22 @@ def test_distance_is_exact_where_the_factors_cancel(variant: str) -> None:
     check_distances(attached)
 
 
-@pytest.mark.parametrize("sign", [1.0, -3.0])
-@pytest.mark.parametrize("apart", [0.0, 1e-12, 1e-8, 1e-4])
-def test_distance_is_exact_where_reflections_undo_each_other(sign: float, apart: float) -> None:
+def test_distance_is_exact_where_reflections_undo_each_other() -> None:
     """A vector and its opposite reflect alike: five digits however near a pair, or a pair of pairs, is to undoing itself."""
     spec, base = parse_method("hra"), nn.Linear(40, 30, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    adapter = make_adapter(spec, base, rank=6)
-    u, v, noise = torch.randn(3, 40, 3, generator=generator, dtype=torch.float64)
-    adapter.get_parameter("U").data = torch.stack([u, sign * u + apart * v], 2).reshape(1, 40, 6)
-    expected, distance = reference_distances(make_lone(spec, adapter), 0), adapter.distance()
-    torch.testing.assert_close(distance, expected, rtol=1e-5, atol=1e-14 * float(base.weight.norm()))
-    adapter = make_adapter(spec, base, rank=4)
-    adapter.get_parameter("U").data = torch.stack([u, v, v + apart * noise, u], 2)[None, :, 0]
-    check_distances(make_lone(spec, adapter))
+    for sign, apart in itertools.product((1.0, -3.0), (0.0, 1e-12, 1e-8, 1e-4)):
+        generator = torch.Generator().manual_seed(0)
+        u, v, noise = torch.randn(3, 40, 3, generator=generator, dtype=torch.float64)
+        pair, pairs = make_adapter(spec, base, rank=6), make_adapter(spec, base, rank=4)
+        pair.get_parameter("U").data = torch.stack([u, sign * u + apart * v], 2).reshape(1, 40, 6)
+        pairs.get_parameter("U").data = torch.stack([u, v, v + apart * noise, u], 2)[None, :, 0]
+        with told(f"sign={sign}", f"apart={apart}"):
+            expected, distance = reference_distances(make_lone(spec, pair), 0), pair.distance()
+            torch.testing.assert_close(distance, expected, rtol=1e-5, atol=1e-14 * float(base.weight.norm()))
+            check_distances(make_lone(spec, pairs))
 
 
-@every_variant
+@every_pair
 @settings(max_examples=6, deadline=None)
 @given(
     exponents=st.lists(st.floats(-8, 4), min_size=6, max_size=6),
@@ -159,35 +164,43 @@ STATES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@every_variant
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("base", ["random", "zero", "zero row", "zero column"])
-def test_readings_are_finite_wherever_the_parameters_are(variant: str, state: str, base: str) -> None:
+def make_degenerate(kind: str) -> nn.Linear:
+    """A layer that is random, zero, or zero in one row or column."""
     layer = nn.Linear(12, 8)
     with torch.no_grad():
-        layer.weight *= {"random": 1.0, "zero": 0.0}.get(base, 1.0)
-        layer.weight[:, : int(base == "zero column")] = 0
-        layer.weight[: int(base == "zero row")] = 0
-    adapter = make_adapter(parse_method(variant), layer)
-    for parameter in adapter.parameters(recurse=False):
-        parameter.data = STATES[state](parameter.data)
-    for name, values in {**adapter.readings(), **adapter.bounds()}.items():
-        assert values.isfinite().all(), name
-        assert name == "lambda" or (values >= 0).all(), name
+        layer.weight *= 0.0 if kind == "zero" else 1.0
+        layer.weight[:, : int(kind == "zero column")] = 0
+        layer.weight[: int(kind == "zero row")] = 0
+    return layer
 
 
-@every_variant
-@pytest.mark.parametrize("state", ["zeros", "ones", "tiny", "one direction zero"])
-def test_forward_and_gradient_are_finite_at_degenerate_values(variant: str, state: str) -> None:
+@every_pair
+def test_readings_are_finite_wherever_the_parameters_are(variant: str) -> None:
+    for kind, state in itertools.product(("random", "zero", "zero row", "zero column"), STATES):
+        adapter = make_adapter(parse_method(variant), make_degenerate(kind))
+        for parameter in adapter.parameters(recurse=False):
+            parameter.data = STATES[state](parameter.data)
+        with told(f"base {kind}", f"parameters {state}"):
+            for name, values in {**adapter.readings(), **adapter.bounds()}.items():
+                assert values.isfinite().all(), name
+                assert name == "lambda" or (values >= 0).all(), name
+
+
+@paired_of_each_method
+def test_forward_and_gradient_are_finite_at_degenerate_values(variant: str) -> None:
     model, attached = make_pack(variant, dtype=torch.float32)
-    attached.flat.copy_(STATES[state](attached.flat))
-    out = model(*make_inputs(dtype=torch.float32))
-    out.square().sum().backward()
-    assert out.isfinite().all()
-    assert attached.grad.isfinite().all()
+    start = attached.flat.clone()
+    for state in ("zeros", "ones", "tiny", "one direction zero"):
+        attached.zero_grad()
+        attached.flat.copy_(STATES[state](start))
+        out = model(*make_inputs(dtype=torch.float32))
+        out.square().sum().backward()
+        with told(f"parameters {state}"):
+            assert out.isfinite().all()
+            assert attached.grad.isfinite().all()
 
 
-@every_variant
+@paired_of_each_method
 def test_rows_and_columns_of_zeros_in_the_base_harm_nothing(variant: str) -> None:
     model = make_model(torch.float32)
     with torch.no_grad():
@@ -213,7 +226,7 @@ def test_rows_and_columns_of_zeros_in_the_base_harm_nothing(variant: str) -> Non
 # Gauges.
 
 
-@every_variant
+@every_pair
 def test_gauges_are_read_back_to_the_bit(variant: str, tmp_path: Path) -> None:
     _, attached = make_pack(variant, dtype=torch.float32, moved=0.3)
     dynamics, logged = Dynamics(attached), []
@@ -255,7 +268,7 @@ def test_gauges_match_reference(variant: str) -> None:
 # Stacks and directions.
 
 
-@every_variant
+@paired_of_each_method
 def test_stacks_read_the_memory_that_trains(variant: str) -> None:
     _, attached = make_pack(variant, moved=0.3)
     assert [len(stack.paths) for stack in attached.stacks] == [4, 2, 2]
@@ -279,7 +292,7 @@ def test_stacks_read_the_memory_that_trains(variant: str) -> None:
         attached.flat.mul_(1.5)
 
 
-@every_variant
+@paired_of_each_method
 def test_directions_are_the_factors_by_rows(variant: str) -> None:
     _, attached = make_pack(variant, moved=0.3)
     for path, adapter in attached.adapters.items():
