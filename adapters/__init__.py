@@ -1,4 +1,4 @@
-"""The finetuning methods: one file per method, and the one table in which they are registered.
+"""The finetuning methods, one file each, and `METHODS`, the table in which each is registered.
 
 Importing this package loads no torch, so that figures and command lines can read :data:`METHODS` quickly. Two more kinds
 of methods are named the same way: ``peft:<type>``, any tuner of HF PEFT, and ``path/to/method.py``, a user's own.

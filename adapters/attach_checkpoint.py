@@ -1,4 +1,4 @@
-"""A trained adapter around one matrix, or in a U-Net, to measure, score or go on training it."""
+"""Attach a trained adapter to one matrix or to a U-Net, to measure it, score it, or continue its training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of an adapter: one class per method, three views of the same mathematics, K replicas in each.
+"""The contract of an adapter: one class for each method, three views of the same mathematics, K replicas in each.
 
 An :class:`Adapter` takes the place of one frozen ``nn.Linear`` and holds K replicas of a method's parameters. The same
 code serves one matrix (leading dimensions ``[k]``) and a stack of m equally shaped ones (``[k, m]``), so that whatever

@@ -1,4 +1,4 @@
-"""Cayley's parametrisation of rotations, Q = (I - S)(I + S)^-1 of a skew-symmetric S, from the entries above S's diagonal.
+"""Rotations from skew-symmetric parameters by Cayley's formula, Q = (I - S)(I + S)^-1, solved in double precision.
 
 As used by OFT (Qiu et al. 2023, arXiv 2306.07280, Section 3.3), with the series that HF PEFT puts in its place. The solve
 is in double precision whatever the entries' own: for blocks of a rotation it is no slower on a CPU, and what a method

@@ -1,4 +1,4 @@
-"""Every promise of the adapter contract, run on one method; the contract tests call the same functions.
+"""Test every promise of the adapter contract on one method; the contract tests call the same functions.
 
     python -m adapters.check path/to/mymethod.py
     python -m adapters.check delora:start=live

@@ -1,4 +1,4 @@
-"""A trained adapter apart from any model, whichever program has saved it, and whether it fits one."""
+"""A trained adapter, whichever program saved it, without its model; and whether it fits a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be asked of the device that tensors live on."""
+"""Whether the host can read a tensor without waiting for its device."""
 
 from __future__ import annotations
 

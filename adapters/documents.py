@@ -1,4 +1,4 @@
-"""JSON and TOML from files that may be damaged or a stranger's: read here alone, and held to a form where one is given.
+"""Read JSON and TOML from files that may be damaged or untrusted, and check their form where one is given.
 
 A form says what a value may be: a `Form` below; a list of one form, for
 lists of such values; a mapping of keys to forms, for objects, whose keys may be missing, or null, unless they are called

@@ -1,4 +1,4 @@
-"""How every program ends: with an exit code and at most one line, whatever becomes of its streams. Imports no torch."""
+"""End every program in the same way: an exit code and at most one line, even if its streams are closed. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read off the weights is computed as it stands: no autocast, no TF32, whatever the training around it does.
+"""Compute readings of the weights without autocast and TF32, whatever the surrounding training uses.
 
 TF32 and bf16 keep 10 and 7 bits of each factor: a distance would be off by a thousandth and more.
 """

@@ -1,4 +1,4 @@
-"""What a file's tensor names say about an adapter that is not read here: of which model it is, or of which method."""
+"""Recognise by tensor names which model or method an adapter belongs to that Plateau does not read."""
 
 from __future__ import annotations
 

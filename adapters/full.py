@@ -1,4 +1,4 @@
-"""Full finetuning of the same matrices: every replica trains a whole weight of its own.
+"""Full finetuning of the same matrices: every replica trains a weight of its own.
 
 What it costs is memory: per replica the weights, their gradients, Adam's two moments, the state before a step and the
 rows that the next angular step starts from, :data:`adapters.parameters.COPIES_IN_TRAINING` values for each one trained.

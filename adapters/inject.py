@@ -1,4 +1,4 @@
-"""Put adapters into a U-Net: which layers, and which kind of pack."""
+"""Put a pack of adapters into a U-Net: which layers, and which kind of pack."""
 
 from __future__ import annotations
 

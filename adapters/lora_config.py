@@ -1,4 +1,4 @@
-"""What HF PEFT's configuration of LoRA says besides the rank: alphas, and where it is no plain LoRA around W0.
+"""Read HF PEFT's LoRA configuration besides the rank: alphas, and starts that change W0.
 
 PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take their start off the frozen weight: W = (W0 - s B_0 A_0) + s B A. A file holds
 A and B alone. PiSSA and OLoRA make A_0 and B_0 from W0, so that PEFT makes them again when it loads the file; the starts of

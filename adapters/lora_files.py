@@ -1,4 +1,4 @@
-"""Trained adapters in the layouts of other programs, as tensors and headers; who calls decides where they are written.
+"""Convert trained adapters to the layouts of other programs, as tensors and headers; the caller writes them.
 
 DeLoRA, ETHER+ and others that no other program knows become a LoRA by truncated SVD first.
 """

@@ -1,4 +1,4 @@
-"""What a command line says of a method that is no option of it: its rates, and what it is called.
+"""What a command line says about a method besides its options: rates and label.
 
 ``mymethod.py:base_lr=0.002,label=My method``: such words stand among the options, and enter neither the method's identity nor
 its canonical options.

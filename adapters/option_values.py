@@ -1,4 +1,4 @@
-"""Values of a method's options, read from text and written as text."""
+"""Read values of a method's options from text, and write them as text."""
 
 from __future__ import annotations
 

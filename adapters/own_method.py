@@ -1,4 +1,4 @@
-"""A user's own method: one file that holds one :class:`adapters.base.Adapter`.
+"""Load a user's own method: one file that holds one :class:`adapters.base.Adapter`.
 
 A file is known by its name and the hash of its content, ``mymethod@1a2b3c4d5e``: that name is part of every run's identity,
 so that an edited file is another method, and a sweep keeps a copy of the file it was trained with.

@@ -1,4 +1,4 @@
-"""A pack: K replicas of one method inside a U-Net; all their trainable values lie in one tensor."""
+"""A pack: K replicas of one method inside a U-Net; one tensor holds all their trainable values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many values a method trains on given matrices, counted without a model."""
+"""Count how many values a method trains on given matrices, without a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HF PEFT folder of a tuner that is not native here: named, put into a model, and merged, by PEFT itself.
+"""An HF PEFT folder of a tuner that is not native here: PEFT itself names it, loads it and merges it.
 
 Whatever PEFT loads can so be measured and exported, BOFT or (IA)^3 as well as OFT with blocks of one size. Its own
 ``merge`` on copies of the frozen weights says what it does to each.

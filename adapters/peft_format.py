@@ -1,4 +1,4 @@
-"""Trained adapters as folders: HF PEFT's format where PEFT has the method, merged weights where it has not.
+"""Store trained adapters as folders: HF PEFT's format where PEFT has the method, merged weights where it has not.
 
 A PEFT folder holds ``adapter_config.json`` and ``adapter_model.safetensors``; ``PeftModel.from_pretrained(unet, folder)``
 loads it. Any other holds

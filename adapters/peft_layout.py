@@ -1,4 +1,4 @@
-"""Native methods in HF PEFT's layout: which of them PEFT computes too, what it calls their tensors, its configuration.
+"""Native methods in HF PEFT's layout: which methods PEFT has too, its tensor names and its configuration.
 
 PEFT's OFT with ``r`` blocks, HRA without Gram-Schmidt and VeRA are the functions of ``oft``, ``hra`` and ``vera``: block k
 turns the k-th share of the input by the same Q, S is filled row by row above its diagonal, reflections stand in the same

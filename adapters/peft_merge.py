@@ -1,4 +1,4 @@
-"""What HF PEFT merges into copies of a layer's weights, and whether a type's merge says what its layer computes."""
+"""Merge HF PEFT's tuners into copies of a layer's weights, and check that merge and forward agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any tuner of HF PEFT inside a U-Net, seen as a pack of one replica.
+"""Any tuner of HF PEFT inside a U-Net, as a pack of one replica.
 
 PEFT's layers hold one set of parameters, so such methods run one replica at a time. Plateau asks them for two things: a
 forward, and ``merge``. The effective weight is what PEFT merges into a **copy** of the frozen weight; the distance is the

@@ -1,4 +1,4 @@
-"""HF PEFT's tuners by name: which types there are, and their configurations, read from text and checked.
+"""HF PEFT's tuners by name: the types, and their configurations read from text and checked.
 
 ``peft:boft:boft_block_size=8`` is PEFT's ``BOFTConfig(boft_block_size=8)`` on the attention projections. PEFT is an extra
 of the installation (``pip install '.[peft]'``) and is loaded only when a method asks for it.

@@ -1,6 +1,5 @@
-"""Read an adapter that any of several programs has saved: HF PEFT, diffusers, kohya, cloneofsimo/lora, the released
-DeLoRA code, Plateau itself. Nothing is ever unpickled.
-"""
+"""Read an adapter saved by HF PEFT, diffusers, kohya, cloneofsimo/lora, the released DeLoRA code or Plateau. Nothing is
+ever unpickled."""
 
 from __future__ import annotations
 

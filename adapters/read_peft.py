@@ -1,4 +1,4 @@
-"""Read HF PEFT's OFT, HRA and VeRA as the native methods, where those are the same function; any other tuner as PEFT's own.
+"""Read HF PEFT's OFT, HRA and VeRA as native methods where they are the same function; any other tuner as PEFT's own.
 
 So is a LoRA that is no plain one around W0: PiSSA and OLoRA, whose start PEFT takes off W0 again, KaSA, VeLoRA and others.
 """

@@ -1,4 +1,4 @@
-"""A trained adapter as the start of new runs: does it agree with their method and rank, a hash of its content, one file.
+"""Start new runs from a trained adapter: check that it agrees with method and rank, hash it, copy it to one file.
 
 The file keeps all that training needs, whatever program saved the adapter, so that a run can be resumed where the original
 is gone.

@@ -1,4 +1,4 @@
-"""A tiny attention model with Stable Diffusion's names: what the promises of the contract are checked on."""
+"""A tiny attention model with Stable Diffusion's layer names, on which the contract's promises are tested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words about numbers of things, as every program says them. Imports no torch."""
+"""Write numbers of things in words (`1 cell`, `2 cells`). Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders to tidy frames to numbers. Imports no torch.
+"""Read run folders into tidy frames, and compute numbers from them. Imports no torch.
 
 from analysis import load, score_curve
 results = load("runs/")

@@ -1,4 +1,4 @@
-"""Which setting of those tried is a method's best, and how the best settings compare on other subjects."""
+"""Choose a method's best setting of those tried, and compare the best settings on other subjects."""
 
 from __future__ import annotations
 

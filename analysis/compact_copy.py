@@ -1,4 +1,4 @@
-"""A small, shareable copy of a results folder: what the figures and tables need, in a handful of Parquet files."""
+"""Write and read small copies of results folders: what figures and tables need, in a few Parquet files."""
 
 from __future__ import annotations
 

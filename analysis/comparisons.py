@@ -1,4 +1,4 @@
-"""Every pair of series, paired by subject: differences with intervals, tests, and what could not have been seen."""
+"""Compare every pair of series, paired by subject: differences, intervals, tests, smallest detectable differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves with honest bands: pictures averaged inside a prompt, prompts inside a seed, seeds inside a subject.
+"""Curves with intervals over subjects: pictures averaged within a prompt, prompts within a seed, seeds within a subject.
 
 One rule for divergence: a diverged run scores, for every metric, the lower of what its frozen weights draw and what the
 untouched base scores on that subject. It is never dropped.

@@ -1,4 +1,4 @@
-"""Do the methods' curves coincide when drawn over the distance instead of the rate? A partial answer to *why* they differ.
+"""Do the methods' curves coincide against the distance instead of the rate? A partial answer to *why* they differ.
 
 If a score depends on how far the weights have moved and on nothing else of the method, one curve of log distance describes
 all methods. So one curve, common to all series, is fitted over each axis, and judged on a subject that it has not seen:

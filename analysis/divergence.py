@@ -1,4 +1,4 @@
-"""How often runs diverge, with intervals that hold at none and at all."""
+"""How often runs diverge, with intervals that hold also at none and at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which gauge of the first steps tells the loss of score at the end?
+"""Which gauge in the first steps predicts the loss of score at the end?
 
 A rate that is too high shows early: weights run away, lambda climbs, directions turn. For every subject the runs beyond the
 best rate are ranked by a gauge read early and by the score that they have lost at the end; Spearman's correlation of the two

@@ -1,4 +1,4 @@
-"""Frames read from run folders through `training.store`."""
+"""Read frames from run folders through `training.store`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders, or a compact copy of them, found and opened as one `Results`."""
+"""Find run folders or a compact copy, and open them as one `Results`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What claims are measured by: from results to one number a subject, with its interval over the subjects."""
+"""Measures for claims: one number for each subject, with its interval over subjects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands below a figure, and at the end of a sweep: the base rates and where they come from, which runs are missing."""
+"""Notes below figures and at the end of a sweep: base rates with their sources, and missing runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures that runs made, beside their scores."""
+"""The pictures that runs made, with their scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How wide the plateau is: the range of learning rates around a method's own best within a tolerance of its peak."""
+"""Width of the plateau: the learning rates around the best at which the score stays within a tolerance of its peak."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the plateau depends on a setting: rank, lambda's start, weight decay, number of pictures, prior weight.
+"""The plateau at each value of a setting: rank, lambda's start, weight decay, number of pictures, prior weight.
 
 Settings are varied one at a time around a default, so each is looked at among the runs in which the others have theirs.
 """

@@ -1,4 +1,4 @@
-"""What a table cannot show: the smallest difference that so many subjects reveal."""
+"""The smallest difference that a table with so many subjects can show."""
 
 from __future__ import annotations
 

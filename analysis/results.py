@@ -1,4 +1,4 @@
-"""The runs of one model as tidy frames, wherever these are read from. The unit of every frame is a row; nothing is averaged."""
+"""The runs of one model as tidy frames: one row for each observation, nothing averaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a curve is called: the method's label, its options that are not the default, and the settings that vary."""
+"""Name a curve: the method's label, its options that are not the default, and the settings that vary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers in prose, taken from the data: `<!-- ID: VERDICT -->0.08 [0.05, 0.12]<!-- end -->` holds what is measured of a claim.
+"""Fill numbers into prose from the data: `<!-- ID: VERDICT -->0.08 [0.05, 0.12]<!-- end -->` holds a claim's measurement.
 
 A sentence stands only while the verdict that it was written for does.
 """

@@ -1,4 +1,4 @@
-"""Intervals whose unit is the subject: seeds are averaged inside a subject before anything here is called.
+"""Intervals whose unit is the subject: callers average seeds within a subject first.
 
 Taking (subject, seed) pairs or pictures as if they were independent is pseudo-replication (Hurlbert 1984): the interval
 is then too narrow by what the seeds of one subject share, which `tests/test_statistics.py` shows by simulation.

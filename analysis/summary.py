@@ -1,4 +1,4 @@
-"""The table and the sentences that a sweep ends with."""
+"""The table and the sentences at the end of a sweep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables for people and for papers: a frame as Markdown, CSV and LaTeX, every number with its interval."""
+"""Write a frame as Markdown, CSV and LaTeX, every number with its interval."""
 
 from __future__ import annotations
 

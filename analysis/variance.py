@@ -1,4 +1,4 @@
-"""How the spread of scores splits into subject, seed and the rest.
+"""Split the spread of scores into subject, seed and the rest.
 
 score[i, s] = mean + subject_i + seed_s + rest[i, s]. A seed draws the start, the order of the data and the noise alike for
 every subject, so the two factors are crossed; the rest holds their interaction and what chaos adds.

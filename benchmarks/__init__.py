@@ -1,1 +1,1 @@
-"""Speed and memory beside HF PEFT and beside runs alone, measured side by side in one run: `python -m benchmarks`."""
+"""Measure speed and memory, compared with HF PEFT and with runs alone in the same run: `python -m benchmarks`."""

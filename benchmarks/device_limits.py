@@ -1,4 +1,4 @@
-"""What a device could do at best, and what a piece of work takes of it: products a second, and memory."""
+"""The best that a device can do, and what a piece of work takes of it: products per second, and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reading the weights costs: the dynamics' share of a step in the real training loop.
+"""The cost of reading the weights: the dynamics' share of a step in the real training loop.
 
 A run reads its weights after every second step: its even steps do what a default run does, its odd steps the same
 without dynamics, and neighbours are compared. To their difference come a step's part of a snapshot (one in fifty steps)

@@ -1,4 +1,4 @@
-"""One training step of every registered method: beside LoRA's, and in a pack of 8 beside 8 runs alone.
+"""One training step of every registered method: compared with LoRA's, and in a pack of 8 with 8 runs alone.
 
 All variants share the frozen U-Net's tensors and take turns. On a CPU they run on one thread, as in the front door's worker
 processes.

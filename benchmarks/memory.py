@@ -1,4 +1,4 @@
-"""The front door as a newcomer meets it: memory of the default run, processes and all, and seconds until `--help`."""
+"""The default command as a new user sees it: memory of all its processes, and seconds until `--help`."""
 
 from __future__ import annotations
 

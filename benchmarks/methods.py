@@ -1,4 +1,4 @@
-"""One training step of one run: each method beside HF PEFT's on the same frozen U-Net.
+"""One training step of one run: each method compared with HF PEFT's on the same frozen U-Net.
 
 A step is forward, backward, clipping as in diffusers' training scripts, and AdamW. All variants share the U-Net's frozen
 tensors and take turns. The **frozen base** is the same step without adapters: gradients flow to the output of every

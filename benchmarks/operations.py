@@ -1,4 +1,4 @@
-"""Operations on the file system, counted as they are made, and what they add up to with many GPUs at work.
+"""Count file system operations as they are made, and extrapolate them to many GPUs.
 
 Counted are calls that a file server hears of: open, stat, list, make, flush, rename, link and remove.
 """

@@ -1,4 +1,4 @@
-"""Packs against the same cells alone, in the real training loop; and which pack size is best.
+"""Packs compared with the same cells alone, in the real training loop; and which pack size is best.
 
 A cell alone is a run of one replica at batch size 1; a pack of K does K cells in one step. The ratio is K times the
 step alone over the step of the pack: how many times faster a sweep is done. The cells are the front door's default

@@ -1,4 +1,4 @@
-"""Parts of a document that commands write: each between a pair of comments that name it."""
+"""Parts of a document that commands write, each between a pair of comments that name it."""
 
 from __future__ import annotations
 

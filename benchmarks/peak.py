@@ -1,4 +1,4 @@
-"""Peak memory of a worker that trains one pack and makes its pictures, in a process of its own; and what was foreseen.
+"""Peak memory of a worker that trains one pack and makes its pictures, in a process of its own, against the estimate.
 
 python -m benchmarks.peak FIELDS     the fields of a `Part` as JSON; prints its peaks as one line of JSON
 """

@@ -1,4 +1,4 @@
-"""A row of the benchmark table: what was measured, how sure, and whether it meets its aim."""
+"""A row of the benchmark table: what was measured, its interval, and whether it meets its aim."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies whose truth is known: grids of scores with a plateau, and what subjects, seeds and runs add to it.
+"""Simulated studies whose truth is known: grids of scores with a plateau, and effects of subjects, seeds and runs.
 
 score[series, i, s, j] = base + gain shape[series, j] + subject_i + subject_i x series + subject_i x series x multiplier_j
                          + seed_s + run[series, i, s, j]

@@ -1,4 +1,4 @@
-"""Side-by-side timing: variants take turns, and what is reported is a ratio with its 95 % interval.
+"""Time variants that take turns in one run, and report their ratio with its 95 % interval.
 
 A machine's speed drifts (clock, cache, neighbours), so only what was measured at the same moment is compared. In every
 round each variant runs a few laps in turn, in an order drawn anew; a variant's time in a round is the median of its

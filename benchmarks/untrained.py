@@ -1,4 +1,4 @@
-"""The pocket pipeline's parts before training, in a folder: the same shapes, so the same speed, without its weights."""
+"""The pocket pipeline's parts before training, in a folder: the same shapes and speed, without its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often the host waits for a device inside a piece of work.
+"""Count how often the host waits for a device inside a piece of work.
 
 On CUDA the device itself says so (`torch.cuda.set_sync_debug_mode`). Elsewhere the operations are counted that would make it
 wait: those that hand a value of a tensor to Python, or make a size of one.

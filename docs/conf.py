@@ -36,7 +36,7 @@ html_title = "Plateau"
 PAGES = {
     "Use": ["docs/figures", "docs/options", "docs/models", "docs/real_runs", "docs/cluster", "docs/api"],
     "Methods": ["docs/methods", "docs/add_a_method", "docs/statistics"],
-    "Results": ["docs/results/README", "docs/results/verdicts", "training/pocket/MODEL_CARD"],
+    "Results": ["docs/results/README", "training/pocket/MODEL_CARD"],
     "Cost and reliability": ["docs/speed", "docs/benchmarks", "docs/gpu", "docs/scale", "docs/reliability"],
     "Project": ["CONTRIBUTING", "CHANGELOG"],
     "API reference": [

@@ -1,4 +1,4 @@
-"""Frames to axes: one file for each figure. Imports no torch, and matplotlib only when something is drawn."""
+"""Draw frames: one file for each figure. Imports no torch, and matplotlib only when something is drawn."""
 
 from __future__ import annotations
 

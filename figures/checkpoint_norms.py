@@ -1,4 +1,4 @@
-"""How far an adapter of any origin moves each matrix of the U-Net, block by block: one dot a matrix, one bar a block.
+"""How far an adapter moves each matrix of the U-Net, block by block: one dot for each matrix, one bar for each block.
 
     python -m figures.checkpoint_norms TABLE.csv PICTURE.png TITLE
 

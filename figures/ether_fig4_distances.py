@@ -1,4 +1,4 @@
-"""Fig. 4 of the ETHER paper (arXiv 2405.20271): how far transformation and weights have moved, against the learning rate.
+"""Fig. 4 of the ETHER paper (arXiv 2405.20271): distance of transformation and weights against the learning rate.
 
 The paper's claim: OFT's and Naive's distances grow with the rate, ETHER's and ETHER+'s are bounded by their construction.
 """

@@ -1,4 +1,4 @@
-"""Fig. 3 of the DeLoRA paper: what happens when training goes on long after the optimum.
+"""Fig. 3 of the DeLoRA paper: score, distance and lambda when training continues long after the optimum.
 
 The paper's claim: DeLoRA moves away quickly until it reaches its boundary and stays there; LoRA goes on.
 """

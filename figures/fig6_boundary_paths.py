@@ -1,4 +1,4 @@
-"""Fig. 6 of the DeLoRA paper, its cause: where lambda, the saturation of the bound and the distance go while training.
+"""Fig. 6 of the DeLoRA paper: lambda, the saturation of the bound and the distance during training.
 
 The paper's claim: whichever rate is raised, of lambda, of B and A, or of both, training converges.
 """

@@ -1,4 +1,4 @@
-"""What results are shown as: figures, the data of each, tables; and the curves and sheets that several drivers share."""
+"""A set of figures, with the data of each, and tables; and the curves and sheets that several drivers share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text that keeps its place: names at the ends of curves, lines that are no longer than what they stand over."""
+"""Place labels: names at the ends of curves, and lines no longer than what they describe."""
 
 from __future__ import annotations
 

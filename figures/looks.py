@@ -1,4 +1,4 @@
-"""How each series is drawn: Okabe and Ito's palette, marks and lines that stay apart in grey print."""
+"""How each series is drawn: Okabe and Ito's palette, marks and line styles that stay distinct in grey print."""
 
 from __future__ import annotations
 

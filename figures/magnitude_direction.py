@@ -1,4 +1,4 @@
-"""Fig. 2 of the DoRA paper: the change of magnitude against the change of direction, matrix by matrix, snapshot by snapshot.
+"""Fig. 2 of the DoRA paper: change of magnitude against change of direction, for each matrix and snapshot.
 
 The paper's claim: LoRA changes both in proportion; DoRA, like full finetuning, changes the one where it changes the other little.
 """

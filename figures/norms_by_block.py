@@ -1,4 +1,4 @@
-"""The norms of Fig. 4 as heatmaps, kinds down and blocks across, and below them what training changed."""
+"""The norms of Fig. 4 as heatmaps, kinds against blocks, and below them what training changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentences below a figure, in a strip of its own."""
+"""Write notes below a figure, in a strip of its own."""
 
 from __future__ import annotations
 

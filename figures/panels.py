@@ -1,4 +1,4 @@
-"""What several figures draw alike: curves with bands, the base's line, the plateau's bars, labels that keep apart."""
+"""Parts that several figures share: curves with bands, the base model's line, the plateau's bars, labels."""
 
 from __future__ import annotations
 

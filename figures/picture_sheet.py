@@ -1,4 +1,4 @@
-"""The pictures themselves, multiplier by multiplier: same prompt, same noise, the subject's own picture at the left."""
+"""The generated pictures, multiplier by multiplier: same prompt, same noise, the subject's own picture at the left."""
 
 from __future__ import annotations
 

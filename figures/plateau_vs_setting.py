@@ -1,4 +1,4 @@
-"""Does a setting move the plateau? Its height, mean gain and width against rank, lambda's start, weight decay and the like."""
+"""Does a setting move the plateau? Height, mean gain and width against rank, lambda's start, weight decay and others."""
 
 from __future__ import annotations
 

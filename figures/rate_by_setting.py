@@ -1,4 +1,4 @@
-"""Where on the grid of rate and setting a method does best: a heatmap for every method and setting, its best cell framed."""
+"""Where does a method do best? A heatmap of scores by rate and setting for each method, its best cell framed."""
 
 from __future__ import annotations
 

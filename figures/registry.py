@@ -1,4 +1,4 @@
-"""Everything that the results of a driver are shown as: figures, the data of each, and tables, by the driver's name.
+"""Which figures and tables each driver's results are shown as, with their data.
 
 Drivers end with it, and `python -m figures` draws it again, from run folders or from a compact copy.
 """

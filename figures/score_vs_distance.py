@@ -1,4 +1,4 @@
-"""Beyond the papers: the scores of all methods over the learning rate, and over how far the weights have moved.
+"""Beyond the papers: scores of all methods against the learning rate, and against how far the weights moved.
 
 Where curves that lie apart on the left fall together on the right, the distance explains what the rate does not.
 """

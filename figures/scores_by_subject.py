@@ -1,4 +1,4 @@
-"""The subjects behind every mean: each subject's score at its method's best rate, with the spread of all of them."""
+"""The subjects behind each mean: every subject's score at its method's best rate, and their spread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One style for all figures: seaborn's theme, sizes for screen, paper and slides, axes of multipliers, files."""
+"""One style for all figures: seaborn's theme, sizes for screen, paper and slides, axes of multipliers, saving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job starts: it listens for signals before anything slow is imported, so that no warning is lost; then `slurm.job`.
+"""Start a job: install signal handlers before any slow import, so that no warning is lost; then run `slurm.job`.
 
 python -m slurm.task --sent runs/<sweep>/submissions/<token>.json [TASK]
 python -m slurm.task runs/<sweep>/packs/<pack>.json ... [--code VERSION]

@@ -1,4 +1,4 @@
-"""What every driver does with its cells: plan, show, run, and hand the results to its figure."""
+"""Run the sweep of a driver: resolve, plan, run, collect."""
 
 from __future__ import annotations
 

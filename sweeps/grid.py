@@ -1,4 +1,4 @@
-"""From flags to cells: model, scorers and subjects located and checked, rates looked up, the grid expanded."""
+"""Turn flags into cells: find and check model, scorers and subjects, look up rates, expand the grid."""
 
 from __future__ import annotations
 

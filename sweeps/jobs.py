@@ -1,4 +1,4 @@
-"""A sweep's packs as job arrays, as workers that outlive this process, or as files for sbatch; and what is said about them."""
+"""Hand a sweep's packs to job arrays, to workers that outlive the command, or to files for sbatch, and report it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flags that every driver shares. Names follow diffusers' training scripts where those have one."""
+"""The flags that all drivers share, named as in diffusers' training scripts where those have one."""
 
 from __future__ import annotations
 

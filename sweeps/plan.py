@@ -1,4 +1,4 @@
-"""The stored plan of a sweep: which cells train together. Every resume reuses it, so that results stay the same to the bit.
+"""The stored plan of a sweep: which cells train together. Every resume reuses it, so results stay the same to the bit.
 
 One process at a time plans a sweep, and reads what others have planned before. A specification is written once, and read
 once by each process. Packs and runs after the first thousand stand in numbered folders (`slurm.store.layout`).

@@ -1,4 +1,4 @@
-"""What a plan says: what is done and left and how long it takes, base rates, the load of the machine, memory.
+"""Print a plan: what is done, what is left and how long it takes, base rates, the machine's load, memory.
 
 On a busy machine packs come out too small, and times too long.
 """

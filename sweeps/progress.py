@@ -1,4 +1,4 @@
-"""What of a plan is done: known from the endings of packs, so that thousands of ended runs need not be opened.
+"""Which cells of a plan are done, known from the outcomes of packs, so that ended runs need not be opened.
 
 The runs themselves are read of packs that were begun and have no ending; their tables, when figures are to be drawn.
 """

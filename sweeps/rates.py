@@ -1,4 +1,4 @@
-"""Base learning rates: of the pocket, as `sweeps/base_lr.py` found them, and of Stable Diffusion 1.5, as published."""
+"""Base learning rates: the pocket's, found by `sweeps/base_lr.py`, and Stable Diffusion 1.5's, as published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan says of its model, subjects and prompts, so that nothing about them is decided without a word."""
+"""Remarks of a plan on its model, subjects and prompts, so that every decision about them is told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep ends with: tables and sentences on the terminal, tables and figures in the sweep's folder."""
+"""Report a sweep: tables and sentences on the terminal, tables and figures in the sweep's folder."""
 
 from __future__ import annotations
 

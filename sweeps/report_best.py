@@ -1,4 +1,4 @@
-"""What the comparison at the best settings chooses, and ends with."""
+"""Report the comparison at the best settings: what was chosen, and how it compares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison of variants ends with: the curves of Fig. 2, and how the variants differ, paired by subject."""
+"""Report a comparison of variants: the curves of Fig. 2, and differences between variants, paired by subject."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results from elsewhere, a compact copy or another runs folder: what they hold is not trained again."""
+"""Reuse results from elsewhere, a compact copy or another runs folder: what they hold is not trained again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A smaller sweep that is offered where the planned one takes long: the same command with fewer subjects and multipliers."""
+"""Offer a smaller sweep where the planned one takes long: the same command with fewer subjects and multipliers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A driver's question resolved, and what of it is left to do: measured, and stored as packs."""
+"""What is left to do of a driver's question: measured, and stored as packs."""
 
 from __future__ import annotations
 

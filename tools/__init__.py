@@ -1,1 +1,1 @@
-"""What the house was built with and is tried on: the recipe of the pocket, a SLURM of one node."""
+"""Tools beside the product: the recipe of the pocket pipeline, and a SLURM of one node."""

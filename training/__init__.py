@@ -1,1 +1,1 @@
-"""From cells to results on disk: the packed loop, its optimiser, the dynamics and the store."""
+"""Train cells and store the results: the packed loop, its optimiser, the dynamics and the run folders."""

@@ -1,4 +1,4 @@
-"""What keeps an accelerator from waiting, and what its arithmetic is set to.
+"""Keep an accelerator from waiting for the host, and set its arithmetic.
 
 A value that the host asks for makes the device finish everything first; a copy from pageable memory does the same. So a step
 asks for nothing, and what it brings along comes from pinned memory.

@@ -1,4 +1,4 @@
-"""Weight norms of an untouched U-Net, read straight from its safetensors: seconds on any diffusers folder."""
+"""Weight norms of an untrained U-Net, read directly from its safetensors: seconds on any diffusers folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pretrained weights of a diffusers pipeline folder, one matrix at a time, straight from its safetensors."""
+"""Read the pretrained weights of a diffusers pipeline folder directly from its safetensors, one matrix at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The description of one run: everything that changes its result, and the name that follows from it.
+"""The description of one run: everything that changes its result, and the identity that follows from it.
 
 A training flag is declared here and nowhere else, as a field of `TrainingFlags`: its default, its help (the text below it),
 and in its `Flag` what it may be, whether cells of a pack may differ in it, and how a curve's name tells it. The options of

@@ -1,4 +1,4 @@
-"""What a killed pack goes on from: two generations of checkpoints, and the rows that stand behind them."""
+"""Checkpoints from which a killed pack continues: two generations, and the rows that belong to each."""
 
 from __future__ import annotations
 

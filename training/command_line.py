@@ -1,4 +1,4 @@
-"""Command lines: typed dataclasses read by tyro, whose boxes of errors become one line."""
+"""Command lines: tyro reads typed dataclasses, and its error boxes become one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What packs ask of a machine, in units that no machine decides, and what a machine was measured to need for them.
+"""What packs need from a machine, in machine-independent units, and what was measured on one machine.
 
 A training step costs about three forward passes of its rows. Imports no torch.
 """

@@ -1,4 +1,4 @@
-"""What is read off the weights while they train: distances, gauges, angular steps, and snapshots of the norms.
+"""Read the weights while they train: distances, gauges, angular steps, and snapshots of the norms.
 
 Every quantity is computed for all same-shaped matrices of a pack at once and kept on the device until it is flushed,
 so that recording never waits for an accelerator.

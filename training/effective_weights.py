@@ -1,4 +1,4 @@
-"""What weight a layer of a foreign model applies, whoever put an adapter there, and how far it is from the frozen one.
+"""Compute the effective weight of a layer in any model with any adapter, and its distance from the frozen weight.
 
 | adapter | found by | distance |
 |---|---|---|

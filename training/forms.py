@@ -1,4 +1,4 @@
-"""What the JSON files of a runs folder may hold: names that only print, places inside it, numbers that are some.
+"""Allowed contents of the JSON files in a runs folder: printable names, paths inside the folder, finite numbers.
 
 The folder may be a stranger's: nothing read from it reaches a path, a terminal or a process before it has one of these forms.
 Missing fields are the reader's business. Imports no torch.

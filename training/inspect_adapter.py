@@ -1,4 +1,4 @@
-"""A look into an adapter: format, rank, targets, how far it moves each matrix, as text, table and picture."""
+"""Inspect an adapter: format, rank, targets, how far it moves each matrix, as text, table and picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train one pack of cells, from wherever it was left, and leave one run folder for each."""
+"""Train one pack of cells from its last checkpoint, and leave one run folder for each."""
 
 from __future__ import annotations
 

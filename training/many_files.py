@@ -1,4 +1,4 @@
-"""Many small files written at once, each seen whole or not at all, for little more than the price of one. Imports no torch.
+"""Write many small files at once, each seen whole or not at all, at little more than the cost of one. Imports no torch.
 
 A file by itself costs two flushes, its own and its folder's. Here all are written aside first and flushed side by side,
 which a disk does together; then they are renamed, and each folder is flushed once.

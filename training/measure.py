@@ -1,4 +1,4 @@
-"""How far a checkpoint moves every matrix, from its factors alone where those suffice."""
+"""Measure how far a checkpoint moves each matrix, from its factors alone where they suffice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory that this machine has, and what is said when not even a single run fits: what would."""
+"""How much memory this machine has, and what to suggest when not even a single run fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open what the user names: a run's adapter, or anybody's, with the base model that it belongs to where that is at hand."""
+"""Open the adapter that a user names, a run's or another program's, with its base model where that can be found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdamW for a pack: every replica has its own rates, clipping, moments and its own end.
+"""AdamW for a pack: every replica has its own rates, clipping and moments, and may end by itself.
 
 All parameters of a pack lie in one `[k, P]` buffer (`adapters.pack.Attached.flat`), so one pass over each row is one
 optimiser step of one run. Arithmetic is that of `torch.optim.AdamW` (Loshchilov & Hutter 2019, arXiv 1711.05101).

@@ -1,4 +1,4 @@
-"""What a pack is: its runs, the setting that all packs of a sweep share, and the task that trains it."""
+"""A pack: its runs, the settings that all packs of a sweep share, and the task that trains it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runs that sweeps were planned to have, from their packs' specifications: what is not there can then be named."""
+"""Which runs a sweep was planned to have, read from its packs' specifications, so that missing runs can be named."""
 
 from __future__ import annotations
 

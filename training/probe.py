@@ -1,4 +1,4 @@
-"""Seconds and memory of packs of growing size on this machine: the frozen U-Net with LoRA, training and making pictures.
+"""Measure seconds and memory of packs of growing size on this machine: the frozen U-Net with LoRA, training and sampling.
 
 python -m training.probe LOAD     the fields of a `Load` as JSON; prints what it begins with, then what it found as JSON
 """

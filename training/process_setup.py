@@ -1,4 +1,4 @@
-"""How a process that trains sets up the libraries it uses."""
+"""Set up the libraries of a process that trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where and with what a run was made."""
+"""Record where and with what a run was made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One way to read a picture: upright, 8 bits a colour, sRGB, on white; what training, scorers and sheets all see.
+"""Read a picture, the same way everywhere: upright, 8 bits a channel, sRGB, on white.
 
 A file is read as Pillow reads it, and then put right where that alone would train on something else than a viewer shows:
 turned as its EXIF says, scaled from 16 bits, put on white where it is transparent, brought to sRGB from its colour profile.

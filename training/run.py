@@ -1,4 +1,4 @@
-"""A run's place in a pack, and what a pack tells of its progress."""
+"""A run's place in a pack, and the progress that a pack reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a shared file system may take to show what another machine has written. Imports no torch."""
+"""How long a shared file system may take to show what another machine wrote. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run stands, as it is stored in `run.json`, in endings and in frames."""
+"""States of a run, as `run.json`, outcomes and frames store them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to stop: a signal is noted, and the pack stops after the present step with everything checkpointed."""
+"""Requests to stop: note a signal, and stop the pack after the present step with everything checkpointed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders on disk: names, schemas, and writes that a reader never sees half done. Imports no torch.
+"""Run folders on disk: names, schemas, and writes that no reader sees half done. Imports no torch.
 
 A run leaves `run.json`, `scores.parquet`, `dynamics/`, `steps/`, `norms/` (Parquet parts named by their last step),
 `images/`, `adapter/` and, while it is unfinished, `checkpoint/`. Everything is written aside, flushed, and renamed.

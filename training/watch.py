@@ -1,4 +1,4 @@
-"""Watch somebody else's training loop: the dynamics that Plateau records of its own runs, for any model and adapter.
+"""Record the dynamics of any training loop, as Plateau does for its own runs, for any model and adapter.
 
     from training.watch import watch
 

@@ -1,4 +1,4 @@
-"""Writes that a reader never sees half done: aside, flushed, renamed; and what is left where a writer was killed.
+"""Write files that no reader sees half done: aside, flush, rename; and remove what a killed writer left.
 
 The file aside is called `.<name>.<machine>-<process id>.tmp`; no reader takes it for a file. What a killed writer has left goes
 with the first file that another process writes into the folder. Imports no torch.

@@ -1,4 +1,4 @@
-"""Parquet files of which a reader sees every byte as it was written, or one line. Imports no torch.
+"""Parquet files with checksums: a reader sees every byte as it was written, or gets one line. Imports no torch.
 
 The checksums of Parquet's pages leave out headers and footer, and not every reader looks at them. So the footer also holds a
 CRC-32 over the whole file, its own digits taken as zeros, and which file it is: one that stands in another's place is

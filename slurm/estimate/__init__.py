@@ -1,1 +1,1 @@
-"""What packs are expected to need: seconds, memory, and how many runs one should hold."""
+"""Estimate what packs need: seconds, memory, and how many runs one should hold."""

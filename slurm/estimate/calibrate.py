@@ -1,4 +1,4 @@
-"""How many runs a pack should hold on this machine: measured once, and remembered.
+"""Find how many runs a pack should hold on this machine: measure once, and remember.
 
 The frozen U-Net with LoRA on it trains at growing pack sizes and makes pictures, as a worker does, and each size's seconds and
 memory are kept. The size taken is the smallest within 2 % of the most runs a second that all workers together reach in the

@@ -1,4 +1,4 @@
-"""What packs are expected to need: seconds and memory.
+"""Estimate seconds and memory of packs.
 
 Before the first pack has ended, seconds follow from steps that were measured with LoRA (`training/probe.py`); then from what
 the ended packs took, of the same method where there is one. Memory is the peak that was measured at each size of a pack, and

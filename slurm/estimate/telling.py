@@ -1,4 +1,4 @@
-"""What long work says of itself as it goes: one line on a terminal, rewritten; a line each elsewhere."""
+"""Report the progress of long work: one line rewritten on a terminal, a line each elsewhere."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How sweeps stand, for people and for programs."""
+"""Show how sweeps stand, to people and to programs."""

@@ -1,4 +1,4 @@
-"""All sweeps of a runs folder, looked at again and again with at most one query to SLURM each time.
+"""Look at all sweeps of a runs folder repeatedly, with at most one query to SLURM each time.
 
 Without SLURM, and while it does not answer, heartbeats and the processes of this machine tell what they can.
 """

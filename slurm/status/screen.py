@@ -1,4 +1,4 @@
-"""How sweeps stand, as they go on: a live table on a terminal; elsewhere a line when something has changed, or once a minute."""
+"""Show sweeps while they run: a live table on a terminal; elsewhere a line at each change, or once a minute."""
 
 from __future__ import annotations
 

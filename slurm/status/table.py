@@ -1,4 +1,4 @@
-"""How sweeps stand, for people and for programs: a table, a line, and JSON.
+"""How sweeps stand as a table, a line and JSON.
 
 `python -m slurm.status --json` writes {"schema": 1, "time": ISO 8601, "note": why SLURM could not be asked or "", "sweeps":
 [{"sweep": name, "folder": path, "cells": {status: number}, "seconds_left": number or null, "packs": [...]}]}. A pack has the

@@ -1,1 +1,1 @@
-"""What stands in a sweep's folder about its packs: their files, leases, outcomes, and what was sent where."""
+"""What a sweep's folder holds about its packs: their files, leases, outcomes and submissions."""

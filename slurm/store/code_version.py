@@ -1,4 +1,4 @@
-"""Which code a job runs: a hash over the files that decide results, so that a changed checkout is noticed."""
+"""A hash over the files that decide results, so that a job notices a changed checkout."""
 
 from __future__ import annotations
 

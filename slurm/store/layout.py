@@ -1,4 +1,4 @@
-"""The files of one sweep's folder that executors share; the only place that knows their names.
+"""The files of a sweep's folder that all executors share; the only place that knows their names.
 
     <runs>/<sweep>/packs/<pack>.json                 the pack's specification: what `slurm.job.run_pack` reads
     <runs>/<sweep>/packs/<pack>.claim-000001.json    one file for each turn of a process at the pack (`slurm/store/leases.py`)

@@ -1,4 +1,4 @@
-"""Whose turn it is at a pack: claims that hold on any file system, for processes of any machine.
+"""Leases on packs: at most one process trains a pack, on any shared file system.
 
 A turn is a file `<pack>.claim-000007.json`, made by a hard link from a finished file: of two processes that want turn 7,
 one gets it. Nobody ever removes a claim. A holder that stops writes its outcome into its own claim; then, or when it is

@@ -1,4 +1,4 @@
-"""What a cluster allows: array sizes, submitted jobs, and the wall time of each partition, as SLURM's programs print them."""
+"""Limits of a cluster, as SLURM's programs print them: array sizes, submitted jobs, wall time of each partition."""
 
 from __future__ import annotations
 

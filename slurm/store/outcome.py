@@ -1,4 +1,4 @@
-"""How a pack ended: its runs' statuses and errors; and how that is taken back, so that it is run again. Imports no torch.
+"""Write how a pack ended, with its runs' statuses and errors, and reset it for a retry. Imports no torch.
 
 `<pack>.ended.json` holds {"pack", "runs": {run_id: status}, "turns", "seconds", "reason": why fewer runs than all were trained
 together, or null, "errors": {run_id: last line}, "cost": what it asked for and took, for `slurm/estimate`}; without "cost" where

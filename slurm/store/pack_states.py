@@ -1,4 +1,4 @@
-"""How every pack of a sweep stands, from one listing, the heartbeats, and what a scheduler says about its jobs.
+"""The state of every pack of a sweep, from one listing, the heartbeats and the scheduler's jobs.
 
 The files are the truth; SLURM is only asked who still lives, once a look. A pack is *ended*; or *running* (its holder
 lives); or *queued* (in a job that is still meant to run); else *failed* (its last holder refused it or met an error),

@@ -1,4 +1,4 @@
-"""What SLURM itself says: one query, one answer, a time limit on each; every error is one line with SLURM's own words.
+"""Query SLURM, each time with a time limit; every error is one line with SLURM's own words.
 
 Nothing here needs accounting: `squeue` and `scontrol` are asked, and `sacctmgr` only where there is a database. A job is
 named as SLURM names it to people: `123`, of an array `123_4`.

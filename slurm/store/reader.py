@@ -1,4 +1,4 @@
-"""What a sweep's folder says about its packs, read again and again: what cannot change any more is read only once.
+"""Read a sweep's folder repeatedly, and files that cannot change any more only once.
 
 A specification never changes its members, an ended pack changes only by a new turn, and so does a claim with an outcome.
 A refresh lists the folders of packs and reads claim and heartbeat of the packs that are held; no file of a single cell.

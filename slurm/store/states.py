@@ -1,4 +1,4 @@
-"""How a pack stands, how a turn at it ended, what became of what was sent. The values are what files hold."""
+"""States of packs, attempts and submissions. The values are those in the files."""
 
 from __future__ import annotations
 

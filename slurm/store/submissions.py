@@ -1,4 +1,4 @@
-"""What was sent to a cluster, as its records say: `<sweep>/submissions/<token>.json`, one for each job array.
+"""Records of submitted job arrays, one file for each: `<sweep>/submissions/<token>.json`.
 
 A record: {"token", "number", "user", "host", "made", "cluster", "executor": "slurm" | "local" | "export", "code", "folder",
 "job", "tasks": [[pack names of task 0], ...], "time_min", "state": "intent" | "sent" | "refused", "error"}, and "workers",

@@ -1,4 +1,4 @@
-"""How a sweep stands, from how its packs do: cells of each status, and the time left. Imports no torch."""
+"""The state of a sweep, from its packs' states: cells of each status, and the time left. Imports no torch."""
 
 from __future__ import annotations
 

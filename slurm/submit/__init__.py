@@ -1,1 +1,1 @@
-"""Send packs to where they run on their own: job arrays, files for sbatch, workers that outlive their starter."""
+"""Submit packs to where they run on their own: job arrays, files for sbatch, workers that outlive the command."""

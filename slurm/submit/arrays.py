@@ -1,4 +1,4 @@
-"""From packs to job arrays: packs of the same needs side by side, as few arrays as the cluster's limits allow.
+"""Group packs of the same needs into as few job arrays as the cluster's limits allow.
 
 The wall time asked for is what the longest task is expected to need, with a margin, rounded up so that sweeps of many
 shapes still share arrays, and never above the partition's limit: a task that needs longer is requeued and goes on. The memory

@@ -1,4 +1,4 @@
-"""Stop a sweep's jobs and workers; what they have computed is checkpointed, and the same command goes on from there."""
+"""Stop a sweep's jobs and workers. They checkpoint, and the same command continues from there."""
 
 from __future__ import annotations
 

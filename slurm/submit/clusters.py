@@ -1,4 +1,4 @@
-"""What jobs ask of a cluster: defaults of `slurm/clusters.toml` < the user's `clusters.toml` < flags.
+"""What jobs request from a cluster: defaults of `slurm/clusters.toml` < the user's `clusters.toml` < flags.
 
 The user's file is `clusters.toml` in the folder that one works in, or `~/.config/plateau/clusters.toml`; the first wins.
 Every value is checked before it can reach a line of sbatch; `setup` is shell, `export` takes variables along, and `sbatch` is

@@ -1,4 +1,4 @@
-"""Files that `sbatch` takes by hand, for a cluster that this machine cannot submit to: `<runs>/<sweep>/export/`.
+"""Write sbatch files for a cluster that this machine cannot submit to: `<runs>/<sweep>/export/`.
 
 Everything in them is relative to the runs folder, which may be copied or mounted elsewhere. Nothing is recorded as sent:
 jobs take their packs by claims, wherever they come from.

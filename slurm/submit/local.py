@@ -1,4 +1,4 @@
-"""Workers on this machine that outlive whoever started them.
+"""Workers on this machine that outlive the command that started them.
 
 They have a session of their own, which neither Ctrl-C nor a closed terminal reaches. Each is given all packs, each from another
 place on, and takes those that nobody holds. Their process ids and start times go into the record, so that others can tell

@@ -1,4 +1,4 @@
-"""Packs that a cluster's limits kept in the plan, or whose jobs died, sent by whoever waits for the sweep."""
+"""Submit packs that limits had held back, or whose jobs died, while a command waits for the sweep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one job array asks of SLURM, as submitit's parameters, as the text that sbatch reads, and as a submission.
+"""One job array: submitit's parameters, the text that sbatch reads, and the submission.
 
 A task replaces its shell by Python (`exec`), so that signals meant for the batch script reach it and no step has to be
 started; with `-P`, since SLURM starts it in /tmp where the checkout is missing. It is warned with SIGURG before its time ends

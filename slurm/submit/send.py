@@ -1,4 +1,4 @@
-"""Send what is missing of a sweep to a cluster, so that nothing goes twice and nothing is lost, whenever this process dies.
+"""Submit what is missing of a sweep; nothing is submitted twice or lost, whenever this process dies.
 
 Before sbatch is called, an intent is written down: `<sweep>/submissions/<token>.json`. The job is called `plateau-<token>`,
 so that an intent whose submitter died is found again in the queue, and one that is not there counts as never sent. Its

@@ -1,4 +1,4 @@
-"""One turn at a pack: train it with a heartbeat, and write down how that ended.
+"""One attempt at a pack: train it with a heartbeat, and record how it ended.
 
 An error in a pack of several runs, or two kills in a row where memory is taken (before the first step is done, or at the
 same pictures): from then on half as many runs are trained together. An error in a single run is tried again, `N_TRIES` times in

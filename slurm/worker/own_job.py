@@ -1,4 +1,4 @@
-"""What SLURM says of the job that this process runs in, and how that job is started again."""
+"""Ask SLURM about the job that this process runs in, and requeue it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers on this machine: processes of `slurm.task` that take turns at the packs of a sweep.
+"""Workers on this machine: processes of `slurm.task` that take the packs of a sweep in turn.
 
 Each is given all packs, each from another place on, and takes those that nobody holds. It is told on standard input what to run,
 and stops when that is closed, as it is when the program that started it was killed. (`slurm/submit/local.py` has those that

@@ -1,4 +1,4 @@
-"""Run packs from their specifications: all that a job does, wherever it runs.
+"""Run packs from their specifications: everything that a job does, wherever it runs.
 
     python -m slurm.job runs/<sweep>/packs/<pack>.json ... [--code VERSION]
     python -m slurm.job --sent runs/<sweep>/submissions/<token>.json [TASK]  # a task's packs of an array that was sent

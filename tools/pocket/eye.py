@@ -1,4 +1,4 @@
-"""The eye by which the text tower learns: a convolutional stand-in for the vision tower."""
+"""A convolutional stand-in for the vision tower, against which the text tower learns."""
 
 from __future__ import annotations
 

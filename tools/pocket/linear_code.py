@@ -1,4 +1,4 @@
-"""What the autoencoder is measured against: the best linear code of 8 x 8 patches, of as many numbers for each patch."""
+"""The baseline of the autoencoder: the best linear code of 8 x 8 patches, with as many numbers for each patch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every training stage shares: a schedule in steps, a learning rate, checkpoints, a log, and a measured precision.
+"""What all training stages share: a schedule in steps, a learning rate, checkpoints, a log, and a measured precision.
 
 A stage is so many steps long, on any machine and over any number of restarts; a step's draws depend on its number alone.
 """

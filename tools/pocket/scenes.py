@@ -1,4 +1,4 @@
-"""Backgrounds and small companions that a picture can stand with; each has one phrase in the captions.
+"""Backgrounds and small companions of a picture; each has one phrase in the captions.
 
 A scene is a float ``[3, 64, 64]`` tensor in [0, 1]. Scenes and companions are the same for every class, so that a
 composition is learnt once and holds for all of them.

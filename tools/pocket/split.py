@@ -1,4 +1,4 @@
-"""Which of the held-out vendor's 65 pictures tunes, which is evidence, and which is kept for a last look.
+"""Split the held-out vendor's 65 pictures into tuning, evidence and final test.
 
 python -m tools.pocket.split        # writes subject_split.csv anew from the committed seed
 

@@ -1,4 +1,4 @@
-"""The studio holds all training pictures, scenes and companions, and photographs batches of them."""
+"""Hold all training pictures, scenes and companions, and compose batches of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class pictures for DreamBooth's prior preservation: made once by the untouched base, and kept as latents."""
+"""Make class pictures for DreamBooth's prior preservation once, with the base model, and keep them as latents."""
 
 from __future__ import annotations
 

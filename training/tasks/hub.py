@@ -1,4 +1,4 @@
-"""Models and scorers by their names on Hugging Face's hub: fetched into its cache, or one line that says why not."""
+"""Fetch models and scorers by their names on Hugging Face's hub into its cache, or say in one line why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model folders are Stable Diffusion, 1, 2 or XL: read from their configurations, before any weight is.
+"""Recognise Stable Diffusion 1, 2 and XL folders from their configurations, before any weight is read.
 
 What else diffusers has (transformers in place of a U-Net, inpainting, upscaling and distilled U-Nets, SDXL's refiner,
 schedules of another kind) would load, and train something else than it says: it is refused.

@@ -1,4 +1,4 @@
-"""A folder of a subject's pictures: which files are taken, which are left out and why, and what the user is told of them."""
+"""List a subject's pictures in a folder: which files are used, which are left out and why, and what the user is told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sides of pictures a model takes: the VAE and the U-Net halve them, and every half has to be a whole number."""
+"""Which picture sizes a model takes: the VAE and the U-Net halve the sides, and each half must be a whole number."""
 
 from __future__ import annotations
 

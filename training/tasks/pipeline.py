@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline folder (or hub id) as the parts that training needs, with a hash of its weights."""
+"""Load a Stable Diffusion folder or hub id as the parts that training needs, with a hash of its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts that are longer than a text encoder has places: where they are cut, and which of them become the same."""
+"""Prompts longer than a text encoder takes: where they are cut, and which become the same."""
 
 from __future__ import annotations
 

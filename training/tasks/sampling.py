@@ -1,4 +1,4 @@
-"""Pictures from a packed U-Net: every replica's prompts and noises go through it together."""
+"""Sample pictures from a packed U-Net: all replicas' prompts and noises pass through it together."""
 
 from __future__ import annotations
 

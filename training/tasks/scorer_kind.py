@@ -1,4 +1,4 @@
-"""Which folders are scorers, a ViT for DINO and a CLIP: read from their configurations and headers, before any weight is.
+"""Recognise scorers, a ViT for DINO and a CLIP, from their configurations and headers, before any weight is read.
 
 transformers would load another model's folder as well, with random weights in place of what it does not find there.
 """

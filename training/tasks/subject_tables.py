@@ -1,4 +1,4 @@
-"""The tables beside a folder of subjects: `subjects.csv` and `prompts.json`, or the DreamBooth authors' file for both."""
+"""Read the tables of a folder of subjects: `subjects.csv` and `prompts.json`, or the DreamBooth authors' file for both."""
 
 from __future__ import annotations
 

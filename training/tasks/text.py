@@ -1,4 +1,4 @@
-"""What a prompt is to a U-Net: one text encoder's embedding (Stable Diffusion), or two encoders' (SDXL, arXiv 2307.01952)."""
+"""Embed prompts for a U-Net: one text encoder (Stable Diffusion) or two (SDXL, arXiv 2307.01952)."""
 
 from __future__ import annotations
 
