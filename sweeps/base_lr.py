@@ -46,7 +46,7 @@ def drive(options: TuningOptions) -> int:
     from adapters.method_words import RATES
     from analysis.best_settings import RULE
     from sweeps.driver import run_sweep
-    from sweeps.grid import plan_cell, set_scene
+    from sweeps.grid import plan_cell, resolve_inputs
     from sweeps.report import report_tuning
 
     if len(options.rates) != len(options.boundary_rates) * len(options.boundaries):
@@ -61,7 +61,7 @@ def drive(options: TuningOptions) -> int:
         raise BadInput(
             f"{given[0]} is given, and base_lr.py looks for it: --rates, --boundary-rates, --boundaries say where"
         )
-    scene = set_scene(options, num_subjects=4, split="tuning")
+    inputs = resolve_inputs(options, num_subjects=4, split="tuning")
     planned = []
     for spec in options.specs():
         if get_class(spec.name).uses_boundary:
@@ -70,12 +70,12 @@ def drive(options: TuningOptions) -> int:
             ]
         else:
             trials = [{"lr": rate} for rate in options.rates]
-        for subject in scene.subjects:
+        for subject in inputs.subjects:
             for seed in options.seeds:
-                planned += [plan_cell(scene, spec, subject, seed, {"multiplier": None}, **trial) for trial in trials]
-    outcome = run_sweep(options, scene, planned, NAME)
+                planned += [plan_cell(inputs, spec, subject, seed, {"multiplier": None}, **trial) for trial in trials]
+    outcome = run_sweep(options, inputs, planned, NAME)
     if outcome is not None:
-        report_tuning(outcome, scene, options.write, RULE)
+        report_tuning(outcome, inputs, options.write, RULE)
     return 0
 
 

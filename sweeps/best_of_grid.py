@@ -70,13 +70,13 @@ def drive(options: BestOptions) -> int:
 
 
 def split_subjects(options: BestOptions) -> tuple[ResolvedInputs, ResolvedInputs]:
-    """The scenes of the subjects that choose, and of those that are reported.
+    """The inputs of the subjects that choose, and of those that are reported.
 
     Raises:
         BadInput: if a subject that is named for one is among the other.
     """
     from adapters.errors import BadInput
-    from sweeps.grid import choose_subjects, set_scene
+    from sweeps.grid import choose_subjects, resolve_inputs
 
     folder, _ = choose_subjects(options.subjects, 1, "evidence")
     place = f"{folder.resolve()}/"
@@ -84,8 +84,8 @@ def split_subjects(options: BestOptions) -> tuple[ResolvedInputs, ResolvedInputs
     _, many = choose_subjects(options.subjects, NUM_SUBJECTS, "evidence", without=few)
     if both := [name for name in many if name in few]:
         raise BadInput(f"subject {both[0]} would choose the settings and be reported; name it for one of the two")
-    scenes = [set_scene(with_defaults(options, subjects=(place, *names)), num_subjects=0) for names in (few, many)]
-    return scenes[0], scenes[1]
+    both = [resolve_inputs(with_defaults(options, subjects=(place, *names)), num_subjects=0) for names in (few, many)]
+    return both[0], both[1]
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def drive(options: BoundaryOptions) -> int:
     from adapters import get_class
     from adapters.errors import BadInput
     from sweeps.driver import run_sweep
-    from sweeps.grid import expand_each, set_scene
+    from sweeps.grid import expand_each, resolve_inputs
     from sweeps.report_variants import report_boundary
 
     if without := [spec.name for spec in options.specs() if not get_class(spec.name).uses_boundary]:
@@ -45,10 +45,10 @@ def drive(options: BoundaryOptions) -> int:
         raise BadInput("--scales got none; allowed: lambda, factors, both")
     if options.boundaries and min(options.boundaries) <= 0:
         raise BadInput(f"--boundaries is {' '.join(map(str, options.boundaries))}; allowed: positive numbers")
-    scene = set_scene(options, num_subjects=NUM_SUBJECTS)
+    inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
     starts = options.boundaries or (options.boundary,)
     changes = [{"scale": scale, "boundary": start} for start in starts for scale in options.scales]
-    outcome = run_sweep(options, scene, expand_each(options, scene, changes), NAME)
+    outcome = run_sweep(options, inputs, expand_each(options, inputs, changes), NAME)
     if outcome is not None:
         report_boundary(outcome, options.docs)
     return 0

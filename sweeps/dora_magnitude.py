@@ -34,16 +34,16 @@ def drive(options: MagnitudeOptions) -> int:
     """Run both methods over the grid, print the paired differences, draw scores and distances."""
     from adapters.errors import BadInput
     from sweeps.driver import run_sweep
-    from sweeps.grid import expand, set_scene
+    from sweeps.grid import expand, resolve_inputs
     from sweeps.report import report_magnitude
 
     if [spec.name for spec in options.specs()] != ["dora", "dora-fixed"]:
         raise BadInput(f"--method is {' '.join(options.method)}; this comparison takes dora dora-fixed, with options")
-    scene = set_scene(options, num_subjects=NUM_SUBJECTS)
-    planned = expand(options, scene)
+    inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
+    planned = expand(options, inputs)
     if options.beside:
-        planned += expand(with_defaults(options, method=options.beside, multipliers=(1.0,)), scene)
-    outcome = run_sweep(options, scene, planned, NAME)
+        planned += expand(with_defaults(options, method=options.beside, multipliers=(1.0,)), inputs)
+    outcome = run_sweep(options, inputs, planned, NAME)
     if outcome is not None:
         report_magnitude(outcome, docs=options.docs)
     return 0

@@ -46,7 +46,7 @@ class SweepOutcome:
 
 def run_sweep(
     options: Options,
-    scene: ResolvedInputs,
+    inputs: ResolvedInputs,
     planned: Sequence[LabelledCell],
     name: str,
     smaller: Sequence[str] = ("subjects", "multipliers"),
@@ -55,7 +55,7 @@ def run_sweep(
 
     Args:
         options: the flags.
-        scene: model, scorers and subjects.
+        inputs: model, scorers and subjects.
         planned: the cells of the driver's question.
         name: the driver's name, which names the sweep's folder unless `--sweep` does.
         smaller: which flags may be given fewer values in the offer of a smaller run.
@@ -64,7 +64,7 @@ def run_sweep(
         BadInput: for a folder that cannot be used, or a worker that was killed.
         Stopped: after Ctrl-C.
     """
-    sweep = resolve(options, scene, planned, name)
+    sweep = resolve(options, inputs, planned, name)
     work = plan_work(sweep)
     show_plan(sweep, work, describe_rates(planned), smaller)
     if options.dry_run:

@@ -75,7 +75,7 @@ def name_scorers(setting: Mapping[str, Any], scorer_hash: str) -> dict[str, str]
     return {"scorers": f"{setting['dino']}, {setting['clip']}", "scorer_hash": scorer_hash}
 
 
-def set_scene(options: Options, *, num_subjects: int, split: str = "evidence") -> ResolvedInputs:
+def resolve_inputs(options: Options, *, num_subjects: int, split: str = "evidence") -> ResolvedInputs:
     """Locate and check model, scorers and subjects.
 
     Args:
@@ -192,7 +192,7 @@ def choose_subjects(
 
 
 def expand(
-    options: Options, scene: ResolvedInputs, specs: Iterable[MethodSpec] | None = None, *, quiet: bool = False
+    options: Options, inputs: ResolvedInputs, specs: Iterable[MethodSpec] | None = None, *, quiet: bool = False
 ) -> list[LabelledCell]:
     """Every cell of methods x subjects x seeds x multipliers; cells of one subject stand together.
 
@@ -202,24 +202,26 @@ def expand(
         BadInput: if a rank does not fit the model, or a base rate is missing.
     """
     specs = list(options.specs() if specs is None else specs)
-    check_rank(options.rank, Path(scene.setting.model), specs)
-    check_base_lr(options, specs, scene.model_name, scene.model_hash)
+    check_rank(options.rank, Path(inputs.setting.model), specs)
+    check_base_lr(options, specs, inputs.model_name, inputs.model_hash)
     planned = []
     for spec in specs:
-        rates = choose_rates(options, spec, scene.model_name, scene.model_hash)
+        rates = choose_rates(options, spec, inputs.model_name, inputs.model_hash)
         if rates.borrowed and not quiet:
-            print(describe_borrowed(spec, rates, scene.model_name), file=sys.stderr)
-        for subject in scene.subjects:
+            print(describe_borrowed(spec, rates, inputs.model_name), file=sys.stderr)
+        for subject in inputs.subjects:
             for seed in options.seeds:
                 for multiplier in options.multipliers if options.steps else (1.0,):
                     labels = {"multiplier": multiplier, "scale": options.scale, **name_rates(rates)}
                     planned.append(
-                        plan_cell(scene, spec, subject, seed, labels, **scaled(rates, multiplier, options.scale))
+                        plan_cell(inputs, spec, subject, seed, labels, **scaled(rates, multiplier, options.scale))
                     )
     return planned
 
 
-def expand_each(options: Options, scene: ResolvedInputs, changes: Iterable[Mapping[str, object]]) -> list[LabelledCell]:
+def expand_each(
+    options: Options, inputs: ResolvedInputs, changes: Iterable[Mapping[str, object]]
+) -> list[LabelledCell]:
     """The cells of the grid under each of several changes of the flags, which go before what is said of a single method.
 
     Raises:
@@ -230,7 +232,7 @@ def expand_each(options: Options, scene: ResolvedInputs, changes: Iterable[Mappi
         flags = with_defaults(options, **change)
         changed = {name for name, value in change.items() if value is not None}
         specs = [replace(s, words={k: v for k, v in s.words.items() if k not in changed}) for s in options.specs()]
-        grids.append(expand(flags, scene.of(flags), specs, quiet=number > 0))
+        grids.append(expand(flags, inputs.of(flags), specs, quiet=number > 0))
     return [planned for grid in grids for planned in grid]
 
 
@@ -240,21 +242,21 @@ def name_rates(rates: Rates) -> dict[str, object]:
 
 
 def plan_cell(
-    scene: ResolvedInputs, spec: MethodSpec, subject: subject_folders.Subject, seed: int, labels: dict, **own: object
+    inputs: ResolvedInputs, spec: MethodSpec, subject: subject_folders.Subject, seed: int, labels: dict, **own: object
 ) -> LabelledCell:
-    """One cell of a scene; `own` are the fields in which it differs from the shared ones."""
-    fields = scene.shared | own
+    """One cell of resolved inputs; `own` are the fields in which it differs from the shared ones."""
+    fields = inputs.shared | own
     if not get_class(spec.name).uses_rank:
         fields = fields | {"rank": 0}
     if fields["num_instance_images"] >= len(subject.pictures):
         fields = fields | {"num_instance_images": 0}
     cell = Cell(
         method=spec.name, options=spec.canonical, subject=subject.name, seed=seed,
-        subject_hash=subject.content_hash(scene.shared["num_drift_prompts"]), **fields,
+        subject_hash=subject.content_hash(inputs.shared["num_drift_prompts"]), **fields,
     )  # fmt: skip
     label = f"x{labels['multiplier']:g}" if labels.get("multiplier") is not None else f"lr{cell.lr:g}"
     named = {"label": spec.label} if spec.words.get("label") or "@" in spec.name else {}
-    about = {"model": scene.model_name, "class": subject.cls, "split": subject.split}
+    about = {"model": inputs.model_name, "class": subject.cls, "split": subject.split}
     return LabelledCell(cell, label, labels | named | about)
 
 

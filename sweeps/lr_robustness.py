@@ -35,18 +35,18 @@ def drive(options: RobustnessOptions) -> int:
     """Run the grid, print the table and the plateau, draw the figure and the sheet of pictures."""
     from adapters.errors import BadInput
     from sweeps.driver import run_sweep
-    from sweeps.grid import expand, set_scene
+    from sweeps.grid import expand, resolve_inputs
     from sweeps.report import report_robustness
 
-    scene = set_scene(options, num_subjects=NUM_SUBJECTS)
-    planned = expand(options, scene)
+    inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
+    planned = expand(options, inputs)
     if options.split_seeds:
-        if not 1 <= options.split_subjects <= len(scene.subjects):
-            few = f"a number from 1 to {len(scene.subjects)}, that of the subjects"
+        if not 1 <= options.split_subjects <= len(inputs.subjects):
+            few = f"a number from 1 to {len(inputs.subjects)}, that of the subjects"
             raise BadInput(f"--split-subjects is {options.split_subjects}; allowed: {few}")
-        some = dataclasses.replace(scene, subjects=scene.subjects[: options.split_subjects])
+        some = dataclasses.replace(inputs, subjects=inputs.subjects[: options.split_subjects])
         planned += expand(with_defaults(options, seeds=options.split_seeds), some, quiet=True)
-    outcome = run_sweep(options, scene, planned, NAME)
+    outcome = run_sweep(options, inputs, planned, NAME)
     if outcome is not None:
         report_robustness(outcome, background=EVIDENCE, docs=options.docs)
     return 0

@@ -225,17 +225,17 @@ def keep_method_files(folder: Path, methods: Iterable[str]) -> None:
                 aside.write_bytes(source(method).read_bytes())
 
 
-def keep_start(folder: Path, scene: ResolvedInputs) -> None:
-    """Write the adapter that a scene's cells start from into a sweep's folder: workers and resumes use the copy."""
-    if scene.start is None or (path := start_file(folder, scene.shared["init_adapter"])).exists():
+def keep_start(folder: Path, inputs: ResolvedInputs) -> None:
+    """Write the adapter that cells start from into a sweep's folder: workers and resumes use the copy."""
+    if inputs.start is None or (path := start_file(folder, inputs.shared["init_adapter"])).exists():
         return
     with writing(path) as aside:
-        aside.write_bytes(to_bytes(scene.start))
+        aside.write_bytes(to_bytes(inputs.start))
 
 
-def keep_own_pictures(folder: Path, scene: ResolvedInputs) -> None:
+def keep_own_pictures(folder: Path, inputs: ResolvedInputs) -> None:
     """Put a photograph of each subject into a sweep's folder, small, for the sheets of pictures."""
-    for subject in scene.subjects:
+    for subject in inputs.subjects:
         path = folder / OWN_PICTURES / f"{subject.name}.png"
         if any(subject.readings[:1]) or not path.exists():  # earlier versions have drawn it as it lay in the file
             with writing(path) as aside:
@@ -252,13 +252,13 @@ def even_chunks(cells: Sequence[Cell], size: int, workers: int) -> list[Sequence
     return [cells[a:b] for a, b in zip(bounds, bounds[1:])]
 
 
-def open_sweep(runs: Path, sweep: str, scene: ResolvedInputs) -> Path:
+def open_sweep(runs: Path, sweep: str, inputs: ResolvedInputs) -> Path:
     """Make or check a sweep's folder.
 
     Raises:
         BadInput: if it cannot be written, is no folder, or belongs to another model or other scorers.
     """
-    own = {"model": scene.model_name, "model_hash": scene.model_hash, **scene.scorers}
+    own = {"model": inputs.model_name, "model_hash": inputs.model_hash, **inputs.scorers}
     folder = runs.resolve() / sweep
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -266,14 +266,14 @@ def open_sweep(runs: Path, sweep: str, scene: ResolvedInputs) -> Path:
         path = folder / "sweep.json"
         if not path.exists():
             create_json(path, sign({"schema": SCHEMA} | own))
-        remedy = f"remove it if the runs are of {scene.model_name!r}, and it is written anew"
+        remedy = f"remove it if the runs are of {inputs.model_name!r}, and it is written anew"
         stored = read_json(path, forms.SWEEP, f"it says which model the runs are of: {remedy}")
     except OSError as error:
         raise store_error(error, folder) from None
-    if stored.get("model_hash") != scene.model_hash:
+    if stored.get("model_hash") != inputs.model_hash:
         raise BadInput(
             f"runs folder {folder} belongs to model {stored.get('model')!r} ({stored.get('model_hash')}), not to "
-            f"{scene.model_name!r} ({scene.model_hash}): give another --runs or --sweep"
+            f"{inputs.model_name!r} ({inputs.model_hash}): give another --runs or --sweep"
         )
     if (stored.get("scorer_hash") or own["scorer_hash"]) != own["scorer_hash"]:
         raise BadInput(

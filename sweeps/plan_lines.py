@@ -17,7 +17,7 @@ from slurm.estimate.calibrate import machine_load, measured_file
 from slurm.store.sweep_state import duration
 from sweeps.grid import LabelledCell
 from sweeps.plan import Plan, is_packable
-from sweeps.remarks import describe_scene
+from sweeps.remarks import describe_inputs
 from sweeps.smaller import LONG_S, offer_smaller
 from sweeps.work import Sweep, Work, as_pack
 from training.cell import BASE, Cell
@@ -92,17 +92,17 @@ def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[
 
 def show_plan(sweep: Sweep, work: Work, rates: Sequence[str], smaller: Sequence[str]) -> None:
     """Print what is done, what is left and how long that takes; a long sweep is offered smaller."""
-    scene, estimate = sweep.scene, work.seconds
+    inputs, estimate = sweep.inputs, work.seconds
     train = [p for p in sweep.cells if p.cell.method != BASE]
     left = sum(p.cell.method != BASE for p in work.todo)
     names = sorted({p.cell.method for p in train})
     subjects = sorted({p.cell.subject for p in train})
-    print(f"{scene.model_name}: {', '.join(names)} on {counted(len(subjects), 'subject')} ({', '.join(subjects)})")
+    print(f"{inputs.model_name}: {', '.join(names)} on {counted(len(subjects), 'subject')} ({', '.join(subjects)})")
     steps = counted(max(p.cell.steps for p in train), "step")
     base = len(sweep.cells) - len(train)  # a cell too: it is scored
     also = f"; and {base} of the untouched base: {len(sweep.cells)} in all" if base else ""
     print(f"{counted(len(train), 'cell')}: {len(train) - left} done, {left} to train, {steps} each{also}")
-    lines = describe_scene(scene)
+    lines = describe_inputs(inputs)
     if alone := [name for name in names if not is_packable(name)]:
         lines.append(f"unpacked, one run at a time: {', '.join(alone)} (HF PEFT's own layers)")
     if work.todo and work.expected is not None:
@@ -110,7 +110,7 @@ def show_plan(sweep: Sweep, work: Work, rates: Sequence[str], smaller: Sequence[
     lines += rates
     if work.expected is not None and sweep.options.where.choose() is None:
         costs, shape = work.expected.costs, sweep.cells[-1].cell
-        lines += describe_load(costs, machine_load(), measured_file(scene.setting, shape))
+        lines += describe_load(costs, machine_load(), measured_file(inputs.setting, shape))
         if (estimate or 0.0) > LONG_S:
             take_s = functools.partial(_take_s, sweep, work)
             own = "" if sweep.options.dry_run else f"{sweep.folder.name}-small"

@@ -35,14 +35,14 @@ class ProlongedOptions(Options):
 def drive(options: ProlongedOptions) -> int:
     """Train long, score on the way, draw score, distance and lambda against the steps."""
     from sweeps.driver import run_sweep
-    from sweeps.grid import expand, set_scene
+    from sweeps.grid import expand, resolve_inputs
     from sweeps.report import report_prolonged
 
     if not options.eval_steps:
         count = min(NUM_EVALUATIONS, options.steps)
         options = with_defaults(options, eval_steps=tuple(options.steps * i // count for i in range(1, count)))
-    scene = set_scene(options, num_subjects=NUM_SUBJECTS)
-    outcome = run_sweep(options, scene, expand(options, scene), NAME)
+    inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
+    outcome = run_sweep(options, inputs, expand(options, inputs), NAME)
     if outcome is not None:
         report_prolonged(outcome, docs=options.docs)
     return 0

@@ -36,16 +36,16 @@ def drive(options: RankOptions) -> int:
     from adapters import get_class
     from adapters.errors import BadInput
     from sweeps.driver import run_sweep
-    from sweeps.grid import expand_each, set_scene
+    from sweeps.grid import expand_each, resolve_inputs
     from sweeps.report_variants import report_ranks
 
     if not options.ranks or min(options.ranks) < 1:
         raise BadInput(f"--ranks is {' '.join(map(str, options.ranks)) or 'empty'}; allowed: whole numbers from 1 on")
     if without := [spec.name for spec in options.specs() if not get_class(spec.name).uses_rank]:
         raise BadInput(f"--method has {without[0]}, which has no rank; give methods with low-rank factors")
-    scene = set_scene(options, num_subjects=NUM_SUBJECTS)
-    planned = expand_each(options, scene, [{"rank": rank} for rank in options.ranks])
-    outcome = run_sweep(options, scene, planned, NAME)
+    inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
+    planned = expand_each(options, inputs, [{"rank": rank} for rank in options.ranks])
+    outcome = run_sweep(options, inputs, planned, NAME)
     if outcome is not None:
         report_ranks(outcome, options.docs)
     return 0

@@ -13,18 +13,18 @@ from training.tasks.prompt_length import Cut, find_cut
 from training.tasks.scorers import POCKET_CLIP, POCKET_DINO
 
 
-def describe_scene(scene: ResolvedInputs) -> list[str]:
-    """Lines on what a scene's user has to know: where the pocket is out of its world, what becomes of pictures and prompts.
+def describe_inputs(inputs: ResolvedInputs) -> list[str]:
+    """Lines on what the user has to know: where the pocket is out of its world, what becomes of pictures and prompts.
 
     Raises:
         BadInput: if a tokenizer is damaged.
     """
-    pictures = [remark for subject in scene.subjects for remark in subject.remarks]
-    return [*_describe_pocket(scene), *describe_remarks(pictures), *_describe_prompts(scene)]
+    pictures = [remark for subject in inputs.subjects for remark in subject.remarks]
+    return [*_describe_pocket(inputs), *describe_remarks(pictures), *_describe_prompts(inputs)]
 
 
-def _describe_pocket(scene: ResolvedInputs) -> list[str]:
-    setting = scene.setting
+def _describe_pocket(inputs: ResolvedInputs) -> list[str]:
+    setting = inputs.setting
     if Path(setting.subjects) == POCKET_SUBJECTS.resolve():
         return []
     parts = {
@@ -41,14 +41,16 @@ def _describe_pocket(scene: ResolvedInputs) -> list[str]:
     ]
 
 
-def _describe_prompts(scene: ResolvedInputs) -> list[str]:
+def _describe_prompts(inputs: ResolvedInputs) -> list[str]:
     """A line where the model's text encoders cut a prompt, or where CLIP alone does for its scores."""
-    count, drift = (int(scene.shared[name]) for name in ("num_prompts", "num_drift_prompts"))
-    asked = [prompt for s in scene.subjects for prompt in (*s.prompts[:count], s.instance_prompt, *s.unrelated[:drift])]
-    plain = [prompt for s in scene.subjects for prompt in s.plain_prompts[:count]]
-    model = Path(scene.setting.model)
+    count, drift = (int(inputs.shared[name]) for name in ("num_prompts", "num_drift_prompts"))
+    asked = [
+        prompt for s in inputs.subjects for prompt in (*s.prompts[:count], s.instance_prompt, *s.unrelated[:drift])
+    ]
+    plain = [prompt for s in inputs.subjects for prompt in s.plain_prompts[:count]]
+    model = Path(inputs.setting.model)
     readers = [(model / part, asked, "") for part in ("tokenizer", "tokenizer_2") if (model / part).is_dir()]
-    readers.append((Path(scene.setting.clip), plain, " for CLIP-T"))
+    readers.append((Path(inputs.setting.clip), plain, " for CLIP-T"))
     for folder, prompts, where in readers:
         if cut := find_cut(folder, list(dict.fromkeys(prompts))):
             return [_describe_cut(cut, prompts) + where]

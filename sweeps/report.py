@@ -215,7 +215,7 @@ def processor() -> str:
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def report_tuning(outcome: SweepOutcome, scene: ResolvedInputs, write: bool, rule: str) -> None:
+def report_tuning(outcome: SweepOutcome, inputs: ResolvedInputs, write: bool, rule: str) -> None:
     """The best setting of each method by the rule, printed, and written with its provenance."""
     results = outcome.results
     tried = tried_settings(results)
@@ -229,8 +229,8 @@ def report_tuning(outcome: SweepOutcome, scene: ResolvedInputs, write: bool, rul
     keep_tables(outcome.folder, None, {"tuning": tried})
     if write:
         write_rates(
-            scene.model_name if scene.model_name == "pocket" else Path(scene.setting.model).name,
-            _table(scene, best, results.runs, rule),
+            inputs.model_name if inputs.model_name == "pocket" else Path(inputs.setting.model).name,
+            _table(inputs, best, results.runs, rule),
         )
 
 
@@ -245,7 +245,7 @@ def _boundary(row: pd.Series) -> str:
     return "" if pd.isna(row["boundary"]) else f", lambda starts at {row['boundary']:g}"
 
 
-def _table(scene: ResolvedInputs, best: pd.DataFrame, runs: pd.DataFrame, rule: str) -> dict:
+def _table(inputs: ResolvedInputs, best: pd.DataFrame, runs: pd.DataFrame, rule: str) -> dict:
     methods = {}
     for _, row in best.iterrows():
         if row["options"] != parse_method(row["method"]).canonical:
@@ -260,4 +260,4 @@ def _table(scene: ResolvedInputs, best: pd.DataFrame, runs: pd.DataFrame, rule: 
             "subjects": sorted(trials["subject"].unique()), "seeds": sorted(map(int, trials["seed"].unique())),
             "command": command(), "date": datetime.date.today().isoformat(), "machine": processor(),
         }  # fmt: skip
-    return {"model_hash": scene.model_hash, "rule": rule, "methods": methods}
+    return {"model_hash": inputs.model_hash, "rule": rule, "methods": methods}

@@ -16,11 +16,11 @@ from sweeps.options import Options
 from sweeps.report import edge, keep_tables, publish, show
 
 
-def report_choice(outcome: SweepOutcome, scene: ResolvedInputs, docs: Path | None) -> pd.DataFrame:
+def report_choice(outcome: SweepOutcome, inputs: ResolvedInputs, docs: Path | None) -> pd.DataFrame:
     """Print and write what was tried and which setting of each method is taken; returns those."""
     tried = tried_settings(outcome.results)
     best = best_settings(tried)
-    names = ", ".join(subject.name for subject in scene.subjects)
+    names = ", ".join(subject.name for subject in inputs.subjects)
     print(f"chosen on {names}: {RULE.replace('the tuning', 'these')}")
     show(best.rename(columns={"method": "series"}).drop(columns="options"))
     for _, row in best.iterrows():
@@ -32,9 +32,9 @@ def report_choice(outcome: SweepOutcome, scene: ResolvedInputs, docs: Path | Non
 
 
 def plan_best(
-    best: pd.DataFrame, grid: Sequence[LabelledCell], scene: ResolvedInputs, options: Options
+    best: pd.DataFrame, grid: Sequence[LabelledCell], inputs: ResolvedInputs, options: Options
 ) -> list[LabelledCell]:
-    """The cells of the best settings on a scene's subjects, with the rates that the grid had there."""
+    """The cells of the best settings on the subjects, with the rates that the grid had there."""
     by_setting = {_setting(p.cell.method, p.cell.options, p.cell.lr, p.cell.boundary): p for p in grid}
     specs = {(spec.name, spec.canonical): spec for spec in options.specs()}
     planned = []
@@ -43,7 +43,7 @@ def plan_best(
         spec = specs[row.method, row.options]
         own = {name: getattr(found.cell, name) for name in ("lr", "lr_lambda", "lr_magnitude", "boundary")}
         labels = {name: found.labels[name] for name in ("multiplier", "scale", "base_lr", "rate_source")}
-        planned += [plan_cell(scene, spec, s, seed, labels, **own) for s in scene.subjects for seed in options.seeds]
+        planned += [plan_cell(inputs, spec, s, seed, labels, **own) for s in inputs.subjects for seed in options.seeds]
     return planned
 
 

@@ -26,7 +26,7 @@ class EarlierResults:
     by_end: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folders: Sequence[Path], scene: ResolvedInputs) -> EarlierResults:
+    def read(cls, folders: Sequence[Path], inputs: ResolvedInputs) -> EarlierResults:
         """Look through folders.
 
         Raises:
@@ -35,15 +35,15 @@ class EarlierResults:
         found: dict[str, str] = {}
         for folder in folders:
             runs = load(folder).all_runs
-            if others := set(runs["model_hash"]) - {scene.model_hash}:
+            if others := set(runs["model_hash"]) - {inputs.model_hash}:
                 raise BadInput(
                     f"--results {folder} is of model {runs['model'].iloc[0]} ({others.pop()}), not of "
-                    f"{scene.model_name} ({scene.model_hash})"
+                    f"{inputs.model_name} ({inputs.model_hash})"
                 )
-            if others := set(runs["scorer_hash"].dropna()) - {scene.shared["scorer_hash"], ""}:
+            if others := set(runs["scorer_hash"].dropna()) - {inputs.shared["scorer_hash"], ""}:
                 raise BadInput(
-                    f"--results {folder} was scored by other scorers ({others.pop()}) than --dino {scene.setting.dino}, "
-                    f"--clip {scene.setting.clip} ({scene.shared['scorer_hash']})"
+                    f"--results {folder} was scored by other scorers ({others.pop()}) than --dino {inputs.setting.dino}, "
+                    f"--clip {inputs.setting.clip} ({inputs.shared['scorer_hash']})"
                 )
             names = runs.loc[runs["status"].isin(ENDED), "run_id"]
             found |= {_end(name): name for name in names if _end(name) not in found}

@@ -40,7 +40,7 @@ class SettingOptions(Options):
 def drive(options: SettingOptions) -> int:
     """Run the grid of rates at every setting; print the table, draw peak, mean gain and plateau against each setting."""
     from sweeps.driver import run_sweep
-    from sweeps.grid import expand_each, set_scene
+    from sweeps.grid import expand_each, resolve_inputs
     from sweeps.options import with_defaults
     from sweeps.report_variants import report_settings
 
@@ -53,8 +53,8 @@ def drive(options: SettingOptions) -> int:
     changes = [{name: value} for name, values in settings.items() for value in values]
     for change in changes:
         with_defaults(options, **change).check()
-    scene = set_scene(options, num_subjects=NUM_SUBJECTS)
-    outcome = run_sweep(options, scene, expand_each(options, scene, [{}, *changes]), NAME)
+    inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
+    outcome = run_sweep(options, inputs, expand_each(options, inputs, [{}, *changes]), NAME)
     if outcome is not None:
         report_settings(outcome, options.docs)
     return 0

@@ -50,10 +50,10 @@ def drive(options: NormOptions) -> int:
         return 0
     from analysis import weight_norms
     from sweeps.driver import run_sweep
-    from sweeps.grid import expand, set_scene
+    from sweeps.grid import expand, resolve_inputs
 
-    scene = set_scene(options, num_subjects=NUM_SUBJECTS)
-    outcome = run_sweep(options, scene, expand(options, scene), NAME)
+    inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
+    outcome = run_sweep(options, inputs, expand(options, inputs), NAME)
     if outcome is not None:
         report_norms(weight_norms(outcome.results, options.axis), options.axis, outcome.folder, options.docs)
     return 0

@@ -28,7 +28,7 @@ class Sweep:
     """A driver's question, resolved: what is asked, and what of it earlier results do not hold.
 
     Attributes:
-        options, scene: the flags; model, scorers and subjects.
+        options, inputs: the flags; model, scorers and subjects.
         folder: `<runs>/<sweep>`.
         asked: every cell under each name that it goes by, those of the untouched base first.
         cells: each cell once.
@@ -37,7 +37,7 @@ class Sweep:
     """
 
     options: Options
-    scene: ResolvedInputs
+    inputs: ResolvedInputs
     folder: Path
     asked: Sequence[LabelledCell]
     cells: Sequence[LabelledCell]
@@ -92,18 +92,18 @@ class Work:
         return {pack.name: expected.pack_s(pack.demand) for pack in self.left} if expected and expected.costs else {}
 
 
-def resolve(options: Options, scene: ResolvedInputs, planned: Sequence[LabelledCell], name: str) -> Sweep:
+def resolve(options: Options, inputs: ResolvedInputs, planned: Sequence[LabelledCell], name: str) -> Sweep:
     """Open the sweep's folder, and look up which cells earlier results hold.
 
     Raises:
         BadInput: for a folder that cannot be used.
     """
-    folder = open_sweep(options.runs, options.sweep or name, scene)
+    folder = open_sweep(options.runs, options.sweep or name, inputs)
     asked = [*base_cells(planned), *planned]
     cells = list({p.cell.identity(): p for p in asked}.values())
-    plan, earlier = Plan.read(folder), EarlierResults.read(options.results, scene)
+    plan, earlier = Plan.read(folder), EarlierResults.read(options.results, inputs)
     ours = [p for p in cells if earlier.find(p.cell) is None]
-    return Sweep(options, scene, folder, asked, cells, ours, plan, earlier)
+    return Sweep(options, inputs, folder, asked, cells, ours, plan, earlier)
 
 
 def plan_work(sweep: Sweep) -> Work:
@@ -112,21 +112,21 @@ def plan_work(sweep: Sweep) -> Work:
     Raises:
         BadInput: where the model cannot be measured, or a folder cannot be written.
     """
-    options, scene, plan, dry_run = sweep.options, sweep.scene, sweep.plan, sweep.options.dry_run
+    options, inputs, plan, dry_run = sweep.options, sweep.inputs, sweep.plan, sweep.options.dry_run
     done = look(plan, sweep.wanted, dry_run)
     missing = [p for p in sweep.ours if p.cell.identity() not in plan.run_ids()]
     expected = _measure(sweep) if missing or done.todo(sweep.wanted) else None
-    workers, threads = _workers(options, scene.setting, len(sweep.cells), expected)
-    setting = dataclasses.replace(scene.setting, threads=threads)
+    workers, threads = _workers(options, inputs.setting, len(sweep.cells), expected)
+    setting = dataclasses.replace(inputs.setting, threads=threads)
     drafts = plan.draft(missing, expected.pack_size, workers) if expected and dry_run else []
     if not dry_run:
         if missing and expected:
             keep_method_files(sweep.folder, [p.cell.method for p in missing])
-            keep_calibration(sweep.folder, scene.setting, sweep.cells[-1].cell, expected)
+            keep_calibration(sweep.folder, inputs.setting, sweep.cells[-1].cell, expected)
             plan.add(missing, setting, expected.pack_size, workers)
             done = PlanProgress.look(plan)
-        keep_start(sweep.folder, scene)
-        keep_own_pictures(sweep.folder, scene)
+        keep_start(sweep.folder, inputs)
+        keep_own_pictures(sweep.folder, inputs)
     packs = done.todo(sweep.wanted)
     todo = [p for p in sweep.ours if not done.has(p.cell.identity())]
     left = [*sweep.packs_of(packs), *(as_pack(group, setting) for group in drafts)]
@@ -140,7 +140,7 @@ def plan_work(sweep: Sweep) -> Work:
 
 def _measure(sweep: Sweep) -> Estimate:
     """What packs of these cells cost, and how many runs one should hold."""
-    options, setting, cluster = sweep.options, sweep.scene.setting, sweep.options.where.choose()
+    options, setting, cluster = sweep.options, sweep.inputs.setting, sweep.options.where.choose()
     task_mib = (cluster.mem_gb * 1024 / MEMORY_MARGIN or math.inf) if cluster else None
     kinds = {(p.cell.method, p.cell.options, p.cell.rank) for p in sweep.ours}
     own_mib = max((state_mib(setting.model, *kind) for kind in kinds), default=0.0)

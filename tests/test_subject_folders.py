@@ -15,7 +15,7 @@ from PIL import Image
 from adapters import BadInput
 from sweeps import lr_robustness
 from sweeps.grid import ResolvedInputs
-from sweeps.remarks import describe_scene
+from sweeps.remarks import describe_inputs
 from tests.make_driver import Driven, drive_studio
 from tests.make_pictures import make_scene, make_turned, to_file
 from tests.make_studio import Studio, load_subject
@@ -92,7 +92,7 @@ def test_runs_of_another_reading_are_trained_again(own: Path, studio: Studio, tm
 def test_a_plan_says_what_becomes_of_pictures(own: Path) -> None:
     (own / "mug" / "b\x1b[31m.txt").write_text("a mug")
     Image.new("RGBA", (20, 20)).save(own / "cup" / "b.png")
-    assert describe_scene(scene_of(own, "mug", "cup")) == [
+    assert describe_inputs(scene_of(own, "mug", "cup")) == [
         "the pocket's model, DINO and CLIP know 65 emoji and nothing else: what comes out says nothing about photographs",
         "pictures turned upright as their EXIF says: mug/a.jpg",
         "pictures put on white where they are transparent: cup/b.png",
@@ -113,10 +113,10 @@ PARTS = {"model": "pipeline", "dino": "dino", "clip": "clip"}
 
 def test_the_pocket_says_what_it_knows(own: Path, studio: Studio, pocket: Path) -> None:
     others = {name: studio.folder / place for name, place in PARTS.items()}
-    alone = describe_scene(scene_of(own, "cup", **others | {"dino": pocket / "dino"}))
+    alone = describe_inputs(scene_of(own, "cup", **others | {"dino": pocket / "dino"}))
     assert any(line.startswith("the pocket's DINO knows 65 emoji") for line in alone)
-    assert not any("emoji" in line for line in describe_scene(scene_of(own, "cup", **others)))
-    assert describe_scene(scene_of(pocket / "subjects", "lion")) == []
+    assert not any("emoji" in line for line in describe_inputs(scene_of(own, "cup", **others)))
+    assert describe_inputs(scene_of(pocket / "subjects", "lion")) == []
 
 
 FORMATS = {
