@@ -84,8 +84,8 @@ def split_subjects(options: BestOptions) -> tuple[ResolvedInputs, ResolvedInputs
     _, many = choose_subjects(options.subjects, NUM_SUBJECTS, "evidence", without=few)
     if both := [name for name in many if name in few]:
         raise BadInput(f"subject {both[0]} would choose the settings and be reported; name it for one of the two")
-    both = [resolve_inputs(with_defaults(options, subjects=(place, *names)), num_subjects=0) for names in (few, many)]
-    return both[0], both[1]
+    choosing = resolve_inputs(with_defaults(options, subjects=(place, *few)), num_subjects=0)
+    return choosing, resolve_inputs(with_defaults(options, subjects=(place, *many)), num_subjects=0)
 
 
 if __name__ == "__main__":
