@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,15 +65,12 @@ class Worker:
     def start(cls, number: int, specs: Sequence[str], device: str, said: IO[str]) -> Worker:
         """Start a worker; it takes the specifications in the order given."""
         beats = {"PLATEAU_BEAT_S": str(LOOK_S)} | os.environ
-        worker = cls(
-            start_process(
-                ("-",), number, device, beats, stdin=subprocess.PIPE, stdout=said, encoding="utf-8", errors="strict"
-            ),
-            said,
-        )
+        process = start_process(("-",), number, device, beats, stdin=subprocess.PIPE, stdout=said)
+        assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it was ended meanwhile, as its exit code will say
-            print(json.dumps(specs), file=worker.process.stdin, flush=True)
-        return worker
+            process.stdin.write(f"{json.dumps(specs)}\n".encode())
+            process.stdin.flush()
+        return cls(process, said)
 
     def close(self) -> None:
         """Ask it to stop, wait until it has ended, and close its standard input."""
@@ -126,15 +122,14 @@ def run_inline(
 
     with _handling(pass_on), contextlib.ExitStack() as closing:
         for number in range(workers):
-            said = closing.enter_context(
-                tempfile.TemporaryFile("w+", encoding="utf-8")
-            )  # no pipe: nobody reads meanwhile
+            said = closing.enter_context(open(os.memfd_create("said"), "w+", encoding="utf-8"))  # a pipe could fill up
             team.append(Worker.start(number, [*paths[number:], *paths[:number]], device, said))
             closing.callback(team[-1].close)
         while running := [worker for worker in team if worker.process.poll() is None]:
             look()
-            if any(worker.process.returncode == 2 for worker in team):
-                pass_on(signal.SIGTERM, None)
+            if heard or any(worker.process.returncode == 2 for worker in team):
+                for worker in running:  # one that has just been started has heard nothing yet
+                    worker.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running[0].process.wait(LOOK_S)
         look()

@@ -172,7 +172,12 @@ def run_fed(stop: Callable[[], bool]) -> int:
     quiet_libraries()
     keep_freed_memory()
     try:
-        run_all([Path(spec) for spec in json.loads(words or "[]")], partial(run_pack, stop=stopped), stopped, BEAT_S)
+        run_all(
+            [Path(spec) for spec in json.loads(words or "[]")],
+            partial(run_pack, stop=stopped),
+            stopped,
+            min(0.5, BEAT_S),
+        )
     except (Interrupted, KeyboardInterrupt):
         return STOPPED
     return 0
