@@ -16,6 +16,7 @@ import pytest
 from adapters import BadInput
 from slurm.status import monitor as boards
 from slurm.status.__main__ import Options, main
+from slurm.status.screen import Screen
 from slurm.status.table import draw
 from slurm.store import pack_states as surveying
 from slurm.store.leases import Owner
@@ -141,6 +142,20 @@ def test_table_shows_every_state_and_limits_its_rows(sweep: Sweep) -> None:
     assert "time left not measured yet" not in text
     for words in ("60 running", "2 preempted", "7/100", "1.5", "... and 20 more", "job 3_1: CANCELLED", "a note"):
         assert words in text
+
+
+def test_line_is_said_when_something_has_changed_and_not_for_the_time_left(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = PackState("p", "running", 2, {"running": 2}, "training", 10, 100, 1.0)
+    looks = [running, dataclasses.replace(running, step=20), PackState("p", "ended", 2, {"finished": 2})]
+    with Screen() as screen:
+        for look in looks:
+            screen.show([SweepState(sweep.path, [look])])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" ")[2] for line in lines] == [
+        "grid: 2 cells: 0 finished, 2 running; 1 min 30 s left", "grid: 2 cells: 2 finished",
+    ]  # fmt: skip
 
 
 def test_sweeps_are_found_below_a_runs_folder_or_named(sweep: Sweep, tmp_path: Path) -> None:
