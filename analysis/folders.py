@@ -24,7 +24,7 @@ GONE, NOT_RUN = "gone", "not run"  # status of planned runs without a folder: th
 NUM_READERS = min(8, os.cpu_count() or 1)  # Parquet is decoded outside Python's lock
 # Columns of the runs' frame that are there even where no run has them.
 RUN_COLUMNS = (
-    "run_id", "sweep", "path", *(name for name, flag in FLAGS.items() if not flag.newer), "multiplier", "scale", "model",
+    "run_id", "sweep", "path", *(name for name, flag in FLAGS.items() if not flag.added_later), "multiplier", "scale", "model",
     "status", "diverged_step", "num_parameters", "seconds", "commit",
 )  # fmt: skip
 NUMBERS = (*cell.NUMBERS, "multiplier", "diverged_step", "num_parameters", "seconds")

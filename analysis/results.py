@@ -27,7 +27,7 @@ RANGES = dict.fromkeys(METRICS, COSINE) | {
 }  # fmt: skip
 ANY = (-inf, inf)
 # The fields in which an untouched base's run must agree with a run that is compared with it (`Cell.base`).
-BASE_KEY = tuple(name for name, flag in FLAGS.items() if flag.base and not flag.newer)
+BASE_KEY = tuple(name for name, flag in FLAGS.items() if flag.changes_base and not flag.added_later)
 
 
 class Source(Protocol):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "    gauge_every: Annotated"
-FLAG = '''    ema_decay: Annotated[float, Flag(NOT_NEGATIVE, newer=True, curve="EMA {}")] = 0.0
+FLAG = '''    ema_decay: Annotated[float, Flag(NOT_NEGATIVE, added_later=True, curve="EMA {}")] = 0.0
     """Decay of the weights' moving average; 0 for none."""
 '''
 SCRIPT = """

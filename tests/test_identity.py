@@ -61,6 +61,8 @@ CHANGED: dict[str, tuple[Any, str]] = {
 def test_cells_keep_their_hashes() -> None:
     """Every field is hashed, in the form that it has always had; a newer one is left out while it has its default."""
     assert PLAIN.identity() == "505caac4156c480f58cffc9cfbbdbd427076092b0218f396287387fd8e8bd21b"
+    new = [name for name in FIELDS if name not in CHANGED]
+    assert not new, f"add to CHANGED a value of {new[0]} that is not its default, and the hash that PLAIN then has"
     changed = {name: dataclasses.replace(PLAIN, **{name: value}) for name, (value, _) in CHANGED.items()}
     assert {name: cell.identity()[:16] for name, cell in changed.items()} == {name: CHANGED[name][1] for name in FIELDS}
 

@@ -19,10 +19,11 @@ from tests.make_pipeline import make_pipeline, make_scorers, make_subjects
 from training.cell import Cell
 from training.loop import Interrupted, train_pack
 from training.run import Run
+from training.seeds import seed_of
 from training.store import RunFolder
 from training.tasks import pipeline as pipelines
 from training.tasks import subjects as subject_folders
-from training.tasks.sampling import sample, seed_of, start_noise
+from training.tasks.sampling import sample, start_noise
 from training.tasks.scorers import Scorers
 from training.tasks.subject import SubjectTask
 

@@ -86,6 +86,9 @@ def test_states_follow_from_files_alone(sweep: Sweep) -> None:
     assert found["ended"].counts == {"finished": 1, "failed": 1}
     assert found["ended"].error == "ValueError: no"
     assert found["ended"].log == str(sweep.path / "ended-run1" / "run.json")
+    assert found["refused"].log == str(sweep.files("refused").claim(1)), (
+        "where no job has a log, the claim has the error"
+    )
     assert found["fewer"].error == "with fewer runs at a time: out of memory"
     assert {name for name, pack in found.items() if pack.is_missing} == {"planned", "stopped", "refused"}
 

@@ -126,7 +126,7 @@ def test_plain_lines_name_error_and_log(sweep: Sweep, capsys: pytest.CaptureFixt
     main(options(sweep, once=True))
     lines = capsys.readouterr().out.splitlines()
     log = sweep.path / "spoilt-run1" / "run.json"
-    assert f"  spoilt failed: ValueError: no (see {log})" in lines
+    assert f"  spoilt ended, 1 run failed: ValueError: no (see {log})" in lines
 
 
 def test_table_shows_every_state_and_limits_its_rows(sweep: Sweep) -> None:
@@ -231,8 +231,11 @@ def test_wait_ends_when_jobs_are_held_or_nobody_answers(
 def test_retry_reopens_failed_packs_and_leaves_the_others(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     fill(sweep)
     sweep.claim("spoilt", outcome="failed", error="ValueError: no")
+    sweep.pack("refused")
+    sweep.claim("refused", outcome="refused", error="code 1 was submitted, code 2 is here")
     assert main(options(sweep, retry="failed")) == 0
-    assert "1 failed run of 1 pack will be tried again" in capsys.readouterr().out
+    told = "1 failed run of 1 pack will be tried again; 1 pack failed before a run did: give the sweep's own command"
+    assert told in capsys.readouterr().out
     assert not sweep.files("spoilt").has_ended
     assert sweep.files("done").has_ended
     main(options(sweep, retry="failed"))

@@ -31,17 +31,17 @@ class Flag:
 
     Attributes:
         allowed: what its value may be; of flags with steps in them, `Options.check` says more.
-        free: whether cells of one pack may differ in it.
-        newer: whether it stands in no file and in no hash while a cell has its default: runs made before it existed keep
+        varies_in_pack: whether cells of one pack may differ in it; else a pack's cells agree.
+        added_later: whether it stands in no file and in no hash while a cell has its default: runs made before it existed keep
             their names. Every flag that is added from now on is.
-        base: whether the pictures of the untouched base depend on it.
+        changes_base: whether the pictures of the untouched base depend on it.
         curve: how the name of a curve tells its value, as in "weight decay {}" or "{} step(s)", where curves differ in it.
     """
 
     allowed: Form = ANY_OF_TYPE
-    free: bool = False
-    newer: bool = False
-    base: bool = False
+    varies_in_pack: bool = False
+    added_later: bool = False
+    changes_base: bool = False
     curve: str = ""
 
 
@@ -55,9 +55,9 @@ class TrainingFlags:
     """Optimiser steps; 0, with --init-adapter, only scores it."""
     eval_steps: Annotated[tuple[int, ...], Flag()] = ()
     """Steps after which pictures are made and scored, besides the last."""
-    adam_weight_decay: Annotated[float, Flag(NOT_NEGATIVE, free=True, curve="weight decay {}")] = 0.01
+    adam_weight_decay: Annotated[float, Flag(NOT_NEGATIVE, varies_in_pack=True, curve="weight decay {}")] = 0.01
     """Decoupled weight decay on every adapter parameter."""
-    max_grad_norm: Annotated[float, Flag(NOT_NEGATIVE, free=True, curve="clip {}")] = 1.0
+    max_grad_norm: Annotated[float, Flag(NOT_NEGATIVE, varies_in_pack=True, curve="clip {}")] = 1.0
     """Largest gradient norm of one run; 0 switches clipping off."""
     train_batch_size: Annotated[int, Flag(FROM_ONE, curve="batch {}")] = 1
     """Subject pictures in one micro-batch."""
@@ -67,7 +67,9 @@ class TrainingFlags:
     """Learning-rate schedule after the warm-up."""
     lr_warmup_steps: Annotated[int, Flag(NOT_NEGATIVE, curve="warm-up {}")] = 0
     """Steps of linear warm-up."""
-    num_instance_images: Annotated[int, Flag(NOT_NEGATIVE, free=True, newer=True, curve="trained on {}")] = 0
+    num_instance_images: Annotated[
+        int, Flag(NOT_NEGATIVE, varies_in_pack=True, added_later=True, curve="trained on {}")
+    ] = 0
     """Pictures of each subject that are trained on, from the first on; 0: all. All are scored against."""
     prior_loss_weight: Annotated[float, Flag(NOT_NEGATIVE, curve="prior {}")] = 0.0
     """Weight of the prior-preservation loss; 0 switches it off."""
@@ -75,27 +77,27 @@ class TrainingFlags:
     """Class pictures for that loss, made once by the base."""
     snr_gamma: Annotated[float, Flag(NOT_NEGATIVE, curve="SNR gamma {}")] = 0.0
     """Gamma of the min-SNR loss weight (arXiv 2303.09556); 0 is the plain loss."""
-    mixed_precision: Annotated[Literal["no", "bf16"], Flag(base=True, curve="precision {}")] = "no"
+    mixed_precision: Annotated[Literal["no", "bf16"], Flag(changes_base=True, curve="precision {}")] = "no"
     """bf16 autocast of the frozen base; adapters stay float32."""
-    allow_tf32: Annotated[bool, Flag(base=True, newer=True)] = False
+    allow_tf32: Annotated[bool, Flag(changes_base=True, added_later=True)] = False
     """Let an NVIDIA GPU round float32 products to TF32."""
-    resolution: Annotated[int | None, Flag(POSITIVE, base=True, curve="{} px")] = None
+    resolution: Annotated[int | None, Flag(POSITIVE, changes_base=True, curve="{} px")] = None
     """Side of the pictures in pixels; default: the model's."""
-    num_prompts: Annotated[int, Flag(FROM_ONE, base=True, curve="{} prompt(s)")] = 8
+    num_prompts: Annotated[int, Flag(FROM_ONE, changes_base=True, curve="{} prompt(s)")] = 8
     """Evaluation prompts of each subject."""
-    num_images: Annotated[int, Flag(FROM_ONE, base=True, curve="{} picture(s)")] = 2
+    num_images: Annotated[int, Flag(FROM_ONE, changes_base=True, curve="{} picture(s)")] = 2
     """Pictures for each prompt."""
-    num_drift_prompts: Annotated[int, Flag(NOT_NEGATIVE, base=True, newer=True)] = 4
+    num_drift_prompts: Annotated[int, Flag(NOT_NEGATIVE, changes_base=True, added_later=True)] = 4
     """Unrelated prompts whose pictures' change from the untouched model's is scored; 0 for none."""
-    num_inference_steps: Annotated[int | None, Flag(POSITIVE, base=True, curve="{} sampler step(s)")] = None
+    num_inference_steps: Annotated[int | None, Flag(POSITIVE, changes_base=True, curve="{} sampler step(s)")] = None
     """Sampler steps; default: the model's."""
-    guidance_scale: Annotated[float | None, Flag(NOT_NEGATIVE, base=True, curve="guidance {}")] = None
+    guidance_scale: Annotated[float | None, Flag(NOT_NEGATIVE, changes_base=True, curve="guidance {}")] = None
     """Classifier-free guidance; default: the model's."""
     gauge_every: Annotated[int, Flag(FROM_ONE)] = 1
     """Steps between two rows of the dynamics."""
     norms_every: Annotated[int, Flag(FROM_ONE)] = 50
     """Steps between two snapshots of the weight norms."""
-    sharpness_steps: Annotated[tuple[int, ...], Flag(newer=True)] = ()
+    sharpness_steps: Annotated[tuple[int, ...], Flag(added_later=True)] = ()
     """Steps after which the loss's sharpness (largest Hessian eigenvalue) is measured; each costs about 300 steps."""
 
 
@@ -124,32 +126,33 @@ class Cell(TrainingFlags):
     """The method's options in canonical form (`key=value,key=value`, defaults filled in)."""
     rank: int
     """r of the low-rank factors; 0 for methods without a rank."""
-    subject: Annotated[str, Flag(free=True, base=True)]
+    subject: Annotated[str, Flag(varies_in_pack=True, changes_base=True)]
     """Name of the subject's folder."""
-    seed: Annotated[int, Flag(free=True)]
+    seed: Annotated[int, Flag(varies_in_pack=True)]
     """Init, order of pictures, noise and time steps follow from (seed, step)."""
     steps: int
     """Optimiser steps."""
-    lr: Annotated[float, Flag(free=True)]
+    lr: Annotated[float, Flag(varies_in_pack=True)]
     """Rate of the factors (B and A, or ETHER's vectors)."""
-    lr_lambda: Annotated[float | None, Flag(free=True)] = None
+    lr_lambda: Annotated[float | None, Flag(varies_in_pack=True)] = None
     """Rate of DeLoRA's lambda; None where the method has none."""
-    lr_magnitude: Annotated[float | None, Flag(free=True)] = None
+    lr_magnitude: Annotated[float | None, Flag(varies_in_pack=True)] = None
     """Rate of DoRA's m; None where the method has none."""
-    boundary: Annotated[float | None, Flag(free=True, curve="lambda {}")] = None
+    boundary: Annotated[float | None, Flag(varies_in_pack=True, curve="lambda {}")] = None
     """lambda at the start (DeLoRA); None elsewhere."""
+    # Where a flag's None means the model's own value, a cell holds the number; its defaults are the pocket's, without extras.
     resolution: int = 64
     num_inference_steps: int = 12
     guidance_scale: float = 4.0
     num_class_images: int = 0
     num_drift_prompts: int = 0
-    model_hash: Annotated[str, Flag(base=True)] = ""
+    model_hash: Annotated[str, Flag(changes_base=True)] = ""
     """Content of the model."""
-    subject_hash: Annotated[str, Flag(free=True, base=True)] = ""
+    subject_hash: Annotated[str, Flag(varies_in_pack=True, changes_base=True)] = ""
     """Content of the subject's pictures and prompts."""
-    scorer_hash: Annotated[str, Flag(base=True)] = ""
+    scorer_hash: Annotated[str, Flag(changes_base=True)] = ""
     """Content of the scorers."""
-    init_adapter: Annotated[str, Flag(newer=True, curve="from adapter {}")] = ""
+    init_adapter: Annotated[str, Flag(added_later=True, curve="from adapter {}")] = ""
     """Content of the adapter that the run starts from; empty for the method's own start."""
 
     def identity(self) -> str:
@@ -161,7 +164,7 @@ class Cell(TrainingFlags):
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def run_id(self, label: str) -> str:
-        """The folder's name, `delora-r16-x4-s0-dog-1a2b3c4d`; `label` is what stands for the rate or the step."""
+        """The folder's name, `delora-r16-x4-s0-dog-1a2b3c4d5e`; `label` is what stands for the rate or the step."""
         return f"{self.method_stem}-r{self.rank}-{label}-s{self.seed}-{self.subject}-{self.identity()[:10]}"
 
     @property
@@ -190,7 +193,7 @@ class Cell(TrainingFlags):
             raise BadInput(f"incomplete cell: {error}") from None
 
     def pack_key(self) -> tuple:
-        """Cells with equal keys may train in one pack; rate, seed, subject and boundary are free inside it."""
+        """Cells with equal keys may train in one pack: they differ only in what is declared `varies_in_pack`."""
         return tuple(getattr(self, name) for name in KEY_FIELDS)
 
     def evaluated_steps(self) -> list[int]:
@@ -199,7 +202,7 @@ class Cell(TrainingFlags):
 
     def base(self) -> Cell:
         """The cell of the untouched model that this run is compared with: same subject, pictures and scorers."""
-        kept = {name: getattr(self, name) for name, flag in FLAGS.items() if flag.base}
+        kept = {name: getattr(self, name) for name, flag in FLAGS.items() if flag.changes_base}
         return Cell(method=BASE, options="", rank=0, seed=0, steps=0, lr=0.0, **kept)
 
 
@@ -219,9 +222,9 @@ NUMBERS = tuple(name for name in FLAGS if TYPES[name] in (int, float, float | No
 NEWER: dict[str, object] = {
     name: list(getattr(Cell, name)) if name in STEP_LISTS else getattr(Cell, name)
     for name in FLAGS
-    if FLAGS[name].newer
+    if FLAGS[name].added_later
 }
-KEY_FIELDS = tuple(name for name, flag in FLAGS.items() if not flag.free)
+KEY_FIELDS = tuple(name for name, flag in FLAGS.items() if not flag.varies_in_pack)
 
 
 def by_pack_key(cells: Iterable[Cell]) -> dict[tuple, list[Cell]]:

@@ -55,7 +55,7 @@ HOLDER = {
 }  # fmt: skip
 CLAIM = {
     "holder": HOLDER, "began": NUMBER, "outcome": NAME, "error": TEXT, "at_most": COUNT, "reason": TEXT,
-    "tries": COUNT, "reopened": FLAG, "last": BEAT,
+    "reopened": FLAG, "last": BEAT,
 }  # fmt: skip
 ENDED = {
     "pack": PART, "runs!": {"*": one_of(*RunStatus)}, "turns": COUNT, "seconds": NUMBER,

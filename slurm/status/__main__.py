@@ -31,6 +31,7 @@ from slurm.status.table import draw, plain_lines, to_json
 from slurm.store.outcome import reopen_failed
 from slurm.store.pack_states import PackState, Surveyor, survey
 from slurm.store.queue import Scheduler
+from slurm.store.states import PackStatus
 from slurm.store.sweep_state import SweepState
 from slurm.submit.cancel import cancel
 from slurm.submit.resubmit import Resubmitter
@@ -91,7 +92,9 @@ def _act(board: Monitor, options: Options) -> int:
             found = reopen_failed(surveyor.files)
             runs = sum(map(len, found.values()))
             told = f"{counted(runs, 'failed run')} of {counted(len(found), 'pack')} will be tried again"
-            rest = ": give the sweep's own command to send them" if runs else ""
+            others = sum(pack.state == PackStatus.FAILED for pack in sweep.packs)
+            told += f"; {counted(others, 'pack')} failed before a run did" if others else ""
+            rest = ": give the sweep's own command to send them" if runs or others else ""
             lines.append(f"{printable(sweep.folder.name)}: {told}{rest}")
         if options.cancel:
             scheduler = board.scheduler if isinstance(board.scheduler, Scheduler) else None

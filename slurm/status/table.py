@@ -55,7 +55,8 @@ def is_trouble(pack: PackState) -> bool:
 
 def describe(pack: PackState) -> str:
     """A pack's state, its error, and where to read about it."""
-    state = PackStatus.FAILED if pack.counts.get(RunStatus.FAILED) else pack.state
+    failed = pack.counts.get(RunStatus.FAILED) if pack.state == PackStatus.ENDED else None
+    state = f"{pack.state}, {counted(failed, 'run')} failed" if failed else pack.state
     log = f" (see {pack.log})" if pack.log else ""
     return printable(f"{state}{': ' if pack.error else ''}{pack.error}{log}")
 

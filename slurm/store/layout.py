@@ -1,9 +1,9 @@
 """The files of a sweep's folder that all executors share; the only place that knows their names.
 
-    <runs>/<sweep>/packs/<pack>.json                 the pack's specification: what `slurm.job.run_pack` reads
+    <runs>/<sweep>/packs/<pack>.json                 the pack's specification: what `slurm/worker/run.py` reads
     <runs>/<sweep>/packs/<pack>.claim-000001.json    one file for each turn of a process at the pack (`slurm/store/leases.py`)
     <runs>/<sweep>/packs/<pack>.beat.json            where the present holder is; rewritten every few seconds
-    <runs>/<sweep>/packs/<pack>.ended.json           how each of its runs ended, or which smaller packs took its place
+    <runs>/<sweep>/packs/<pack>.ended.json           how each of its runs ended
     <runs>/<sweep>/submissions/                      one JSON file for each job array that was sent to a cluster
 
 After the first thousand, packs go to numbered folders `packs/001/`, ..., so that no folder grows large. Imports no torch.

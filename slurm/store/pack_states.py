@@ -2,10 +2,11 @@
 
 The files are the truth; SLURM is only asked who still lives, once a look. A pack is *ended*; or *running* (its holder
 lives); or *queued* (in a job that is still meant to run); else *failed* (its last holder refused it or met an error),
-*preempted* (stopped or killed) or *planned*. A holder whose job or process has vanished counts as running until a second
-look, `SETTLE_S` later, since its last files may not be visible yet; one that SLURM calls cancelled, timed out or failed
-does not. One that only its heartbeat can tell of counts as running until it was silent for `STALE_S`. What runs or is queued
-and was not seen to (`PackState.unseen`) is told apart from what was. Imports no torch.
+*preempted* (stopped or killed) or *planned*. A pack whose run has failed has *ended*, with that run in its counts. A holder
+whose job or process has vanished counts as running until a second look, `SETTLE_S` later, since its last files may not be
+visible yet; one that SLURM calls cancelled, timed out or failed does not. One that only its heartbeat can tell of counts as
+running until it was silent for `STALE_S`. What runs or is queued and was not seen to (`PackState.unseen`) is told apart from
+what was. Imports no torch.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ class Surveyor:
         holder = owner_of(claim)
         job, failed = holder.job if holder else "", outcome in (Outcome.FAILED, Outcome.REFUSED)
         found = task.find(jobs or {}) if task else None
-        given_up = failed and "tries" not in claim and task is not None and job == task.job
+        given_up = failed and task is not None and job == task.job
         live = task is not None and not given_up and task.is_live(jobs)
         stopped = outcome in (Outcome.STOPPED, Outcome.KILLED)
         last = PackStatus.FAILED if failed else PackStatus.PREEMPTED if stopped else PackStatus.PLANNED
@@ -195,6 +196,7 @@ class Surveyor:
         unheard = ["SLURM was not heard"] if live and task and task.executor == "slurm" and jobs is None else []
         reason = found.reason if found is not None and live and state_of(found) == "PENDING" else ""
         log = task.log() if task is not None and state in (PackStatus.FAILED, PackStatus.PREEMPTED) else None
+        log = pack.claim(pack.turn) if log is None and state == PackStatus.FAILED else log  # it holds the error
         if task is not None and not live and self._died_silently(task, claim, found, jobs):
             error, log = task.last_words(state_of(found) or "gone"), task.log()
         return PackState(

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from adapters.tensor_file import DamagedTensors, open_safetensors
 from training.cell import Cell
+from training.seeds import seed_of
 from training.store import writing
 from training.tasks.pipeline import Pipeline
-from training.tasks.sampling import sample, seed_of, start_noise
+from training.tasks.sampling import sample, start_noise
 
 CHUNK = 64
 

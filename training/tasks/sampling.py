@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,11 +9,6 @@ from torch import Tensor
 from training.accelerator import autocast
 from training.tasks.pipeline import Pipeline
 from training.tasks.text import Text
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed that depends on the parts alone, on every machine."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 def start_noise(pipeline: Pipeline, seeds: list[int], resolution: int) -> Float[Tensor, "n c h w"]:

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from training.accelerator import autocast, send
 from training.cell import Cell
+from training.seeds import seed_of
 from training.tasks.pipeline import Pipeline
-from training.tasks.sampling import sample, seed_of, start_noise
+from training.tasks.sampling import sample, start_noise
 from training.tasks.scorers import Scorers, to_tensor
 from training.tasks.subjects import Subject, open_pictures
 from training.tasks.text import Text
