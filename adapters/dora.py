@@ -25,7 +25,9 @@ class Dora(Lora):
 
     A row (or column) of zeros has m = 0, stays zero and harms nothing: norms are never divided by below their floor.
 
-    Options: those of LoRA, and
+    The options of LoRA, and these.
+
+    Options:
         axis: ``rows`` (one norm and magnitude per output, as in all public code) or ``columns`` (per input, as the
             paper writes it: W = V diag(m / ||V||)).
         norm_grad: ``detached`` (Section 4.3 of the paper, NVlabs' and PEFT's default: the norm is a constant for the

@@ -114,7 +114,9 @@ class Oft(Naive):
     A norm of S beyond which rounding drowns the identity beside it (3e10) is held there. The solve that the readings need
     serves the forward of the next step as well.
 
-    Options: that of :class:`Naive`, and
+    The option of :class:`Naive`, and these.
+
+    Options:
         cayley: ``exact``, by a linear solve (the paper and its code); ``series``, the five terms
             I + 2 S + 2 S^2 + 2 S^3 + S^4 that are PEFT's default: a polynomial, so neither orthogonal nor bounded, and
             turning the other way round than PEFT's own exact form, of whose transpose it is the beginning.
@@ -209,7 +211,9 @@ class Coft(Oft):
     As in both public codes it is the trained values themselves that are put back, after every step, and the gradient is
     that at the values put back. Between a step and that moment, everything here reads them as if it had been done.
 
-    Options: ``blocks`` of :class:`Naive`, and
+    The option of :class:`Naive`, and these.
+
+    Options:
         eps: the authors' scripts' 6e-5.
         radius: the ball ||S_k||_F <= ``released``: eps width^2 / sqrt(n), the authors' code, in which eps 6e-5 works
             at any width (the default for that reason); ``peft``: eps / sqrt(n), which at 6e-5 all but forbids to train.

@@ -28,6 +28,7 @@ suppress_warnings = [
 myst_heading_anchors = 3  # as on GitHub
 highlight_language = "none"
 napoleon_use_ivar = True
+napoleon_custom_sections = [("Options", "params_style")]  # of a method
 autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True}
 html_theme = "furo"
 html_title = "Plateau"
@@ -95,7 +96,7 @@ def show_plain(app: Any, what: str, name: str, item: Any, options: Any, lines: l
     shown, section, literal = [], False, False
     for line in to_rst("\n".join(lines)).split("\n"):
         if line and not line[0].isspace():
-            section, literal = bool(re.fullmatch(r"(Args|Attributes|Raises|Returns|Yields):", line)), False
+            section, literal = bool(re.fullmatch(r"(Args|Attributes|Options|Raises|Returns|Yields):", line)), False
         elif line.startswith("    ") and not section and not literal and (not shown or not shown[-1]):
             shown, literal = [*shown, "::", ""], True
         shown.append(re.sub(r"\\(?=[*|\\_])|``", "", line) if literal else line)
