@@ -14,6 +14,10 @@ from sweeps.options import Options
 from training.store import writing
 
 RATES = Path(__file__).with_name("base_rates.toml")
+HEAD = (
+    "# Base learning rates. `python sweeps/base_lr.py` writes those it has found; published and borrowed ones (`like`) are "
+    "written by hand."
+)
 
 
 GIVEN = "given on the command line"
@@ -222,7 +226,7 @@ def write_rates(name: str, table: dict, path: Path = RATES) -> None:
     old = tables.get(name, {})
     kept = old.get("methods", {}) if old.get("model_hash") == table["model_hash"] else {}
     tables[name] = {**table, "methods": kept | table["methods"]}
-    lines = ["# Base learning rates. The pocket's come from `python sweeps/base_lr.py`; do not edit them by hand.", ""]
+    lines = [HEAD, ""]
     for key, values in tables.items():
         lines.append(f"[{key}]")
         lines += [f"{k} = {_toml(v)}" for k, v in values.items() if not isinstance(v, dict)]
