@@ -27,18 +27,28 @@ suppress_warnings = [
 ]
 myst_heading_anchors = 3  # as on GitHub
 highlight_language = "none"
+autodoc_inherit_docstrings = False  # torch describes its own methods in another markup
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # their types stand beside the attributes already
 napoleon_custom_sections = [("Options", "params_style")]  # of a method
 autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True}
 html_theme = "furo"
 html_title = "Plateau"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 
 # The pages at the side; README itself has no such list, since GitHub would print it.
 PAGES = {
     "Use": ["docs/figures", "docs/options", "docs/models", "docs/real_runs", "docs/cluster", "docs/api"],
     "Methods": ["docs/methods", "docs/add_a_method", "docs/statistics"],
     "Results": ["docs/results/README", "training/pocket/MODEL_CARD"],
-    "Cost and reliability": ["docs/speed", "docs/benchmarks", "docs/gpu", "docs/scale", "docs/reliability"],
+    "Cost and reliability": [
+        "docs/speed",
+        "Packs, methods and HF PEFT on a CPU <docs/benchmarks>",
+        "The shapes of Stable Diffusion 1.5 <docs/gpu>",
+        "docs/scale",
+        "docs/reliability",
+    ],
     "Project": ["CONTRIBUTING", "CHANGELOG"],
     "API reference": [
         f"docs/reference/{name}" for name in ("adapters", "training", "slurm", "analysis", "figures", "sweeps")
