@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 project = "Plateau"
 author = copyright = "The Plateau contributors"
 root_doc = "README"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 include_patterns = ["*.md", "docs/**", "training/pocket/MODEL_CARD.md"]
 exclude_patterns = [".*", "build", "runs", "logs", "node_modules", "pocket_build", "tests"]
 suppress_warnings = [
@@ -64,27 +64,28 @@ def add_pages(app: Any, name: str, source: list[str]) -> None:
 
 
 def write_reference(folder: Path) -> None:
-    """Write one page for each package, a table of its modules, and one page for each module."""
+    """Write a page for each package: a table of its modules, then each module; packages inside it have pages of their own."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for page in PAGES["API reference"]:
-        package = Path(page).name
-        rows = []
-        for path in sorted((ROOT / package).rglob("*.py")):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            opening = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
-            if module == package:
-                about = to_rst(opening)
-                continue
-            rows += [f"   * - :doc:`{module}`", f"     - {' '.join(to_rst(opening).split())}"]
-            write_page(folder / f"{module}.rst", module, ["", f".. automodule:: {module}"])
-        hidden = ["", ".. toctree::", "   :hidden:", "   :glob:", "", f"   {package}.*"]
-        write_page(folder / f"{package}.rst", package, [about, "", ".. list-table::", "", *rows, *hidden])
+    for top in (Path(page).name for page in PAGES["API reference"]):
+        for path in (ROOT / top).rglob("__init__.py"):
+            package = ".".join(path.parent.relative_to(ROOT).parts)
+            modules = {f"{package}.{file.stem}": read_opening(file) for file in sorted(path.parent.glob("[!_]*.py"))}
+            rows = [f"   * - :mod:`{name}`\n     - {' '.join(text.split())}" for name, text in modules.items()]
+            table = ["", ".. list-table::", "", *rows] if rows else []
+            inside = (
+                ["", ".. toctree::", "   :glob:", "", f"   {package}.*"]
+                if any(path.parent.glob("*/__init__.py"))
+                else []
+            )
+            parts = [line for name in modules for line in ("", name, "-" * len(name), "", f".. automodule:: {name}")]
+            lines = [package, "=" * len(package), "", f".. automodule:: {package}", *inside, *table, *parts, ""]
+            (folder / f"{package}.rst").write_text("\n".join(lines), encoding="utf-8")
 
 
-def write_page(path: Path, title: str, lines: list[str]) -> None:
-    """Write a page of reStructuredText."""
-    path.write_text("\n".join([title, "=" * len(title), "", *lines, ""]), encoding="utf-8")
+def read_opening(path: Path) -> str:
+    """What a module is for: the first paragraph of its docstring."""
+    return to_rst((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0])
 
 
 SPANS = re.compile(r"(:\w+:`[^`]+`|``[^`]+``|`[^`]+`)")
