@@ -23,6 +23,7 @@ include_patterns = ["*.md", "docs/**", "training/pocket/MODEL_CARD.md"]
 exclude_patterns = [".*", "build", "runs", "logs", "node_modules", "pocket_build", "tests"]
 suppress_warnings = [
     "toc.not_included",  # tables of results are reached from the pages that name them
+    "ref.python",  # several classes have an attribute of one name, which is no reference
     "myst.header",  # files of tables begin where the page that names them goes on
 ]
 myst_heading_anchors = 3  # as on GitHub
@@ -32,6 +33,7 @@ napoleon_use_ivar = True
 napoleon_attr_annotations = False  # their types stand beside the attributes already
 napoleon_custom_sections = [("Options", "params_style")]  # of a method
 autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True}
+toc_object_entries = False
 html_theme = "furo"
 html_title = "Plateau"
 html_static_path = ["site.css"]
@@ -78,8 +80,12 @@ def write_reference(folder: Path) -> None:
                 if any(path.parent.glob("*/__init__.py"))
                 else []
             )
-            parts = [line for name in modules for line in ("", name, "-" * len(name), "", f".. automodule:: {name}")]
-            lines = [package, "=" * len(package), "", f".. automodule:: {package}", *inside, *table, *parts, ""]
+            parts = [
+                line
+                for name in [package, *modules]
+                for line in ("", name, "-" * len(name), "", f".. automodule:: {name}")
+            ]
+            lines = [package, "=" * len(package), "", read_opening(path), *inside, *table, *parts, ""]
             (folder / f"{package}.rst").write_text("\n".join(lines), encoding="utf-8")
 
 
