@@ -91,9 +91,16 @@ class Attempt:
         return self._close()
 
     def _due(self) -> list[Run]:
-        """The next runs that are trained together: as many of those that have not ended as memory has held before."""
-        due = [run for run in self.runs if run.folder.status() not in ENDED and run.folder.run_id not in self.failed]
-        return due[: at_most((*self.claim.before, self.claim.contents))]
+        """The runs that are trained together next: the first part of the pack, as large as memory has held, that has not ended.
+
+        Ended runs in it keep their places, so that the others come out the same to the bit.
+        """
+        number = at_most((*self.claim.before, self.claim.contents)) or len(self.runs)
+        for first in range(0, len(self.runs), number):
+            part = [run for run in self.runs[first : first + number] if run.folder.run_id not in self.failed]
+            if any(run.folder.status() not in ENDED for run in part):
+                return part
+        return []
 
     def _take_less(self, runs: Sequence[Run], text: str) -> None:
         """Train half as many runs together from now on; a single one has failed, and the others are together again."""
