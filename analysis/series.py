@@ -18,11 +18,13 @@ from training.cell import FLAGS
 
 # Settings that may differ between runs of one method and would otherwise be averaged over without a word.
 CURVES = {name: flag.curve for name, flag in FLAGS.items() if flag.curve}
+# These come first, in the order that stored tables and claims have; all other flags follow as they are declared.
+FIRST = (
+    "rank", "steps", "scale", "boundary", "adam_weight_decay", "max_grad_norm", "train_batch_size",
+    "gradient_accumulation_steps", "lr_scheduler", "lr_warmup_steps", "prior_loss_weight", "num_class_images",
+)  # fmt: skip
 SETTINGS = {
-    "rank": CURVES["rank"],
-    "steps": CURVES["steps"],
-    "scale": "{} scaled",
-    "boundary": CURVES["boundary"],
+    **{name: {**CURVES, "scale": "{} scaled"}[name] for name in FIRST},
     **CURVES,
     "base_lr": "base rate {}",
     "base_lr_lambda": "lambda's base rate {}",
