@@ -18,7 +18,7 @@ from adapters.inject import attach
 from adapters.pack import Attached
 from adapters.toy import Model, make_model
 from tests.reference import REFERENCES
-from tests.rounds import pairwise, told
+from tests.rounds import each_once, pairwise, told
 
 RANK = 3
 SEEDS = (5, 6, 7)
@@ -53,6 +53,8 @@ VARIANTS = [write_variant(name, row) for name, method in METHODS.items() for row
 """For the mathematics."""
 PAIRED = [write_variant(name, row) for name, method in METHODS.items() for row in pairwise(list_choices(method))]
 """For what no three options decide together: every value of an option with every value of every other."""
+SINGLE = [write_variant(name, row) for name, method in METHODS.items() for row in each_once(list_choices(method))]
+"""For what no two options decide together: every value of every option."""
 
 
 def paired_of_each_method(test: Callable[[str], None]) -> Callable[[str], None]:

@@ -1,4 +1,4 @@
-"""Rounds of a loop inside one case, and how few of them meet every pair of values."""
+"""Rounds of a loop inside one case, and few rows of values that meet every pair of them, or each once."""
 
 from __future__ import annotations
 
@@ -31,3 +31,9 @@ def pairwise(choices: Mapping[str, Sequence]) -> list[dict]:
         rows.append(product[best])
         missing -= pairs[best]
     return rows
+
+
+def each_once(choices: Mapping[str, Sequence]) -> list[dict]:
+    """Rows of one value a key, as few as hold every value of each; the first holds the first value of each key."""
+    most = max((len(values) for values in choices.values()), default=1)
+    return [{key: values[place % len(values)] for key, values in choices.items()} for place in range(most)]
