@@ -36,7 +36,7 @@ run: $(VENV)/.plateau-run ## the main job: DeLoRA over learning rates on the poc
 	$(BIN)/python sweeps/lr_robustness.py --method delora $(ARGS)
 
 test: $(VENV)/.plateau-test ## the default tests, one process with one thread a core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations 25 $(ARGS)
 
 lint: $(VENV)/.plateau-test ## style and format
 	$(BIN)/python -m ruff check .

@@ -7,8 +7,10 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import jaxtyping
 import pytest
 
 if TYPE_CHECKING:
@@ -29,10 +31,24 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _handler)
 
-# One cache folder for the suite: workers inherit it, so that a model's speed is measured once, and none of the user's.
+# One cache folder for the suite: workers inherit it, so that a model's speed is measured once, and none of the user's. The list
+# of fonts takes seconds to make: it stays there too when a test gives a program a cache of its own.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="plateau-tests-cache-")
+    os.environ["MPLCONFIGDIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "matplotlib")
     atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+
+WHOLE_PROGRAMS = {"studio", "rehearsal", "place", "account"}
+"""Fixtures of tests that run programs on a tiny model; those that take it apart (`parts`) test the code within."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Check shapes where tests are of the code that annotates them; a step of training takes twice as long with that."""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    is_whole = bool(WHOLE_PROGRAMS & fixtures) and "parts" not in fixtures
+    jaxtyping.config.update("jaxtyping_disable", is_whole or item.get_closest_marker("unchecked") is not None)
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +91,16 @@ def undisturbed(studio: "Studio", tmp_path_factory: pytest.TempPathFactory) -> P
     grid = Grid(studio, tmp_path_factory.mktemp("undisturbed"), cells(MULTIPLIERS))
     grid.submit(cluster="inline")
     return grid.runs
+
+
+@pytest.fixture
+def draws_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`training.export --inspect` draws in a fork of a process that has loaded matplotlib."""
+    from tests.warm_program import run_warm
+    from training import inspect_adapter
+
+    warm = SimpleNamespace(run=lambda words, **_: run_warm(words[1:], ROOT, os.environ))
+    monkeypatch.setattr(inspect_adapter, "subprocess", warm)
 
 
 @pytest.fixture

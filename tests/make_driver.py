@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 from unittest import mock
 
 import pandas as pd
@@ -50,8 +50,8 @@ def drive_studio(studio: Studio, module: ModuleType, runs: Path, *more: str) -> 
     return drive_here(module, studio.arguments(runs, *short, *more)[1:], runs)
 
 
-def drive_here(module: ModuleType, arguments: Sequence[str], runs: Path) -> Driven:
-    """Run a driver with a command line in this process, without workers."""
+def drive_here(module: ModuleType, arguments: Sequence[str], runs: Path, formats: Sequence[str] = ("png",)) -> Driven:
+    """Run a driver with a command line in this process, without workers; figures of other formats are empty words."""
     (options,) = [kind for kind in vars(module).values() if is_own(kind, module)] or [Options]
     driven = Driven(0, "", "", runs / module.NAME)
     out, err = StringIO(), StringIO()
@@ -59,6 +59,7 @@ def drive_here(module: ModuleType, arguments: Sequence[str], runs: Path) -> Driv
         mock.patch.object(sys, "argv", list(arguments)),
         mock.patch.object(pool, "run_inline", run_here),
         mock.patch.object(figures, "save", keep(driven.drawn, figures.save)),
+        mock.patch.object(Figure, "savefig", render_only(formats)),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -80,6 +81,19 @@ def keep(drawn: dict[str, Figure], save: Callable[..., list[Path]]) -> Callable[
         return save(figure, stem, formats)
 
     return save_and_keep
+
+
+def render_only(formats: Sequence[str]) -> Callable[..., None]:
+    """`Figure.savefig` of some formats: to lay out and draw a figure takes longer than all else that a driver says."""
+    savefig = Figure.savefig
+
+    def render(figure: Figure, content: IO[bytes], **more: Any) -> None:
+        if more["format"] in formats:
+            savefig(figure, content, **more)
+        else:
+            content.write(b"not drawn here")
+
+    return render
 
 
 def run_here(specs: Sequence[Path], **_: Any) -> str:

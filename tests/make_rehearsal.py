@@ -57,7 +57,7 @@ def make_rehearsal(folder: Path, width: Fraction | int, text_layers: int = 12) -
 def drive_rehearsal(rehearsal: Rehearsal, runs: Path, *more: str) -> Driven:
     """The front door in this process, with the rehearsal's cache and threads."""
     with mock.patch.dict("os.environ", rehearsal.environment()):
-        return drive_here(lr_robustness, rehearsal.arguments(runs, *more)[1:], runs)
+        return drive_here(lr_robustness, rehearsal.arguments(runs, *more)[1:], runs, ("png", "pdf"))
 
 
 def plan_rehearsal(rehearsal: Rehearsal, runs: Path, *more: str, costs: Mapping[int, Cost]) -> Driven:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from slurm.store.layout import spec_id
 from tests.make_pipeline import make_pipeline, make_scorers, make_subjects
+from tests.warm_program import run_warm
 from training.cell import Cell
 from training.pack import Setting
 from training.store import write_json
@@ -47,10 +48,8 @@ class Studio:
         return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
     def run(self, runs: Path, *more: str, cwd: Path = ROOT, **options: str) -> subprocess.CompletedProcess:
-        """Run a driver to its end."""
-        return subprocess.run(
-            self.arguments(runs, *more, **options), cwd=cwd, env=self.environment(), capture_output=True, text=True
-        )
+        """Run a driver to its end; its imports were made before."""
+        return run_warm(self.arguments(runs, *more, **options)[1:], cwd, self.environment())
 
     def start(self, runs: Path, *more: str, **options: str) -> subprocess.Popen:
         """Start a driver as a process group of its own."""

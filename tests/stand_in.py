@@ -44,16 +44,19 @@ HEAVY = (
 )  # fmt: skip
 
 
-def stand_in(only: str = "") -> None:
+def stand_in(only: str = "", draws: bool = False) -> None:
     """Replace what takes long in this process.
 
     Args:
         only: "parse" or "plan", where the command is to end well before anything else; "" goes on.
+        draws: whether figures are rendered too, which costs more than all else.
     """
     os.fsync = lambda _: None  # type: ignore[assignment]
     calibrate._measure_elsewhere = lambda setting, cell: {n: Cost(0.01, 500.0) for n in (1, 16)}  # type: ignore[assignment]
     rates.write_rates.__defaults__ = (Path("base_rates.toml").absolute(),)  # not into the checkout
     pool.run_inline = stop if only == "plan" else make_results  # type: ignore[assignment]
+    if not draws:
+        Figure.savefig = lambda figure, content, **_: content.write(b"drawn")
     if only == "parse":
         command_line.run_program = parse_only  # type: ignore[assignment]
 
@@ -158,7 +161,6 @@ def _type(command: dict[str, Any]) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="ascii", errors="strict")  # type: ignore[union-attr]
     stand_in(command["only"])
-    Figure.savefig = lambda figure, content, **_: content.write(b"drawn")  # to render costs more than all else
     words = command["words"]
     is_module = words[0] == "-m"
     sys.argv = words[is_module:]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import subprocess
-import sys
+import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,11 @@ from benchmarks.scene import QUICK, Effort, Place, find_place
 from benchmarks.timing import Spread, mean_of, ratio_of, ratio_of_means
 from slurm.estimate.need import Estimate
 from tests.make_pipeline import make_place
+from tests.warm_program import run_warm
 from training.demand import Cost
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAST = dataclasses.replace(QUICK, rounds=2, laps=1, steps=2, sizes=(1, 2), read_steps=20)
+LEAST = dataclasses.replace(QUICK, rounds=2, laps=1, steps=2, sizes=(1, 2), read_steps=8)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def test_every_script_yields_its_rows(script: object, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packs, "calibrate", lambda *_: Estimate({n: Cost(1.0, 1.0) for n in (1, 2)}, 2))
     monkeypatch.setattr(packs, "SEVERAL", 1)  # threads wait for each other where other tests keep the cores busy
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(packs.multiprocessing, "get_context", lambda kind: fork)  # whose imports are made already
+    monkeypatch.setattr(dynamics, "PACK", 2)
+    monkeypatch.setattr(every_method, "PACK", 2)
     rows: list[Row] = script.measure(place, "cpu", LEAST)  # type: ignore[attr-defined]
     assert len({row.name for row in rows}) == len(rows) >= 4
     for row in rows:
@@ -77,9 +82,7 @@ def test_the_page_says_where_and_how(tmp_path: Path) -> None:
 
 
 def test_wrong_flags_end_in_one_line() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--model", "/nowhere"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_warm(["-m", "benchmarks", "--model", "/nowhere"], ROOT, os.environ)
     assert done.returncode == 2
     assert "--model is /nowhere" in done.stderr.strip().splitlines()[-1]
     assert Effort().rounds > QUICK.rounds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from tests.reference import REFERENCES, Options, State, reference_gauges, refere
 from tests.rounds import told
 from tests.test_bounds import every_bounded_pair, make_layer, set_base
 
+pytestmark = pytest.mark.unchecked
 LAMBDAS = ("lam", "lam_start")
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from sweeps import lr_robustness
 from tests.make_adapters import make_pack, relative_error
 from tests.make_driver import drive_studio
 from tests.make_studio import Studio
+from tests.warm_program import run_warm
 from training.store import RunFolder, find_runs, method_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,9 +154,7 @@ def test_table_says_what_is_derived_and_what_fails(tmp_path: Path, capsys: pytes
 
 
 def test_check_runs_as_a_program_on_a_registered_method() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "adapters.check", "etherplus:sides=one"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_warm(["-m", "adapters.check", "etherplus:sides=one"], ROOT, os.environ)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "promises hold" in done.stdout
     assert "derives" not in done.stdout

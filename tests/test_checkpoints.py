@@ -20,6 +20,8 @@ from training.whole_tables import CRC_MARK
 
 __all__ = ["parts", "studio"]  # fixtures
 
+pytestmark = pytest.mark.unchecked
+
 
 class Killed(Exception):
     """What ends a run in the middle."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import combinations
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
@@ -79,10 +79,10 @@ def _hidden_ticks(ax: Axes) -> Iterator[Text]:
 def find_collisions(figure: Figure) -> Iterator[str]:
     """Two texts that share more than a pixel, and those that leave the figure."""
     found, page = list(boxes_of(figure)), figure.bbox.padded(TOUCH_PX)
-    for (one, a), (other, b) in combinations(found, 2):
-        shared = Bbox.intersection(a, b)
-        if shared is not None and min(shared.width, shared.height) > TOUCH_PX:
-            yield f"{one!r} meets {other!r}: {shared}"
+    low, high = (np.array([getattr(box, end) for _, box in found]) for end in ("min", "max"))
+    shared = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low)).min(-1)
+    for one, other in zip(*np.nonzero(np.triu(shared > TOUCH_PX, 1))):
+        yield f"{found[one][0]!r} meets {found[other][0]!r}: {found[one][1]}, {found[other][1]}"
     for text, box in found:
         if not (page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1):
             yield f"{text!r} leaves the page: {box}"

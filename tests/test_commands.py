@@ -23,10 +23,12 @@ from tests.make_checkpoints import load_unet, make_moved, make_run
 from tests.make_dreambench import make_dreambench
 from tests.make_pipeline import make_pipeline, make_scorers
 from tests.make_slurm import make_slurm
+from tests.warm_program import run_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVERS = {path.stem for path in (ROOT / "sweeps").glob("*.py") if "run_driver(" in path.read_text()} - {"options"}
 PYTHON = ("python", ".venv/bin/python")
+FRONT_DOOR = "sweeps/lr_robustness.py"
 TABLES = {"base_lr", "best_of_grid"}  # drivers that draw nothing
 ELSEWHERE = {"docs/real_runs.md": "typed in its order, with its hub and its cluster, in tests/test_real_runs.py"}
 # (pattern of a command, how far it goes, why not to its end); "make" is asked what it would do, "words" needs more words.
@@ -140,11 +142,12 @@ def another(home: Path, number: int) -> Path:
 
 
 def type_bare(command: Command, home: Path) -> subprocess.CompletedProcess:
-    """A process of its own, from the interpreter on."""
+    """One driver from the interpreter on, with its figure; the others in forks that have loaded what is not ours."""
     env = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "hooks"), "PYTHONIOENCODING": "ascii"}
-    return subprocess.run(
-        [sys.executable, *command.words], cwd=home, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    if command.words != [FRONT_DOOR]:
+        return run_warm(command.words, home, env)
+    words, env = [sys.executable, *command.words], env | {"PLATEAU_TEST_DRAWS": "1"}
+    return subprocess.run(words, cwd=home, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("command", BARE, ids=lambda command: Path(command.words[0]).stem)

@@ -29,6 +29,7 @@ from tests.test_readings import check_distances
 from training.dynamics import Dynamics
 from training.optimizer import PackedAdamW
 
+pytestmark = pytest.mark.unchecked
 CALM, WILD, BEYOND = (1.0, 1.0, 1.0), (1.0, 100.0, 1e4), (1.0, 1e20, 1e36)
 """Multiples of the base rate, one a replica; the last leave the range of float32."""
 PRECISIONS = ("float32", "bf16 autocast", "bf16 base")

@@ -1,6 +1,8 @@
 """The house keeps its shape: arrows between the rooms, no torch where none belongs, documents that name real files."""
 
 import ast
+import functools
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from tests.warm_program import run_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -229,6 +233,17 @@ def test_adapters_is_ours_when_imported() -> None:
 # Packages and dependencies.
 
 
+def test_shapes_are_checked_where_they_are_annotated() -> None:
+    options = PROJECT["tool"]["pytest"]["ini_options"]["addopts"]
+    (given,) = (option.partition("=")[2] for option in options if option.startswith("--jaxtyping-packages="))
+    *checked, _ = given.split(",")
+    annotated = [path for path in list_modules("adapters", "training") if "jaxtyping" in (ROOT / path).read_text()]
+    assert annotated
+    for path in annotated:
+        name = str(path).removesuffix(".py").replace("/", ".")
+        assert any(f"{name}.".startswith(f"{package}.") for package in checked), f"{path}: not in --jaxtyping-packages"
+
+
 def test_packages_exist_when_listed() -> None:
     missing = [name for name in PACKAGES if not (ROOT / name.replace(".", "/") / "__init__.py").is_file()]
     assert not missing, f"pyproject.toml lists packages that have no __init__.py: {missing}"
@@ -343,11 +358,15 @@ def test_documents_name_make_targets_that_exist(document: str) -> None:
 def test_documents_name_flags_that_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--help"}
-    offered: set[str] = set()
-    for program in (["sweeps/lr_robustness.py"], ["-m", "figures"], ["-m", "training.export"]):
-        done = subprocess.run([sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True)
-        offered |= set(re.findall(r"--[a-z][a-z-]+", done.stdout))
-    assert named <= offered, f"{document} names flags that no program has: {sorted(named - offered)}"
+    assert named <= offered(), f"{document} names flags that no program has: {sorted(named - offered())}"
+
+
+@functools.cache
+def offered() -> set[str]:
+    """Every flag that a program's `--help` shows."""
+    programs = (["sweeps/lr_robustness.py"], ["-m", "figures"], ["-m", "training.export"])
+    shown = [run_warm([*program, "--help"], ROOT, os.environ).stdout for program in programs]
+    return {flag for text in shown for flag in re.findall(r"--[a-z][a-z-]+", text)}
 
 
 def test_no_test_ends_because_a_machine_is_busy() -> None:

@@ -32,7 +32,7 @@ def pipeline(pocket: Path) -> Path:
 
 
 @pytest.fixture
-def shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shown:
+def shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], draws_warm: None) -> Shown:
     """Inspect a file; what was printed, and the table. The picture is looked at too."""
 
     def inspect(path: Path, *more: str) -> tuple[str, pd.DataFrame]:

@@ -50,6 +50,7 @@ def check_distances(attached: Attached) -> None:
         assert ((distances - expected).abs() <= 1e-6 * expected + 1e-7 * norms).all()
 
 
+@pytest.mark.unchecked
 @every_variant
 def test_distance_is_exact(variant: str) -> None:
     for dtype, moved in itertools.product((torch.float64, torch.float32), (0.0, 1e-8, 1e-5, 1e-3, 0.1, 10.0)):
@@ -124,6 +125,7 @@ def test_distance_is_exact_where_reflections_undo_each_other() -> None:
             check_distances(make_lone(spec, pairs))
 
 
+@pytest.mark.unchecked
 @every_pair
 @settings(max_examples=6, deadline=None)
 @given(
@@ -174,6 +176,7 @@ def make_degenerate(kind: str) -> nn.Linear:
     return layer
 
 
+@pytest.mark.unchecked
 @every_pair
 def test_readings_are_finite_wherever_the_parameters_are(variant: str) -> None:
     for kind, state in itertools.product(("random", "zero", "zero row", "zero column"), STATES):

@@ -176,6 +176,7 @@ def make_started(pipeline: Path, folder: Path, init: Any) -> dict[str, Tensor]:
     return {path: layer.weight.detach() for path, layer in find_targets(merged).items()}
 
 
+@pytest.mark.usefixtures("draws_warm")
 @pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal", "eva", "mica", "pissa", "olora"])
 def test_every_start_is_measured_and_merged_as_peft_does(init: Any, pipeline: Path, tmp_path: Path) -> None:
     expected = make_started(pipeline, tmp_path / "theirs", init)
@@ -333,6 +334,7 @@ def test_what_is_no_whole_adapter_is_refused(factors: Factors, tmp_path: Path, r
     assert "alpha of" in line(plain | {alpha: torch.ones(3)})
 
 
+@pytest.mark.usefixtures("draws_warm")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_an_adapter_that_is_not_finite_is_inspected_and_not_exported(
     value: float, pipeline: Path, factors: Factors, tmp_path: Path, refused: Callable[..., str],

@@ -10,7 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from sweeps import lr_robustness
 from tests.compare_runs import assert_same_results
+from tests.make_driver import drive_here
 from tests.make_studio import Studio
 from tests.waiting import HANG_S, wait_for
 from training.store import RunFolder, find_runs
@@ -36,12 +38,18 @@ TWO_CELLS = (
 def undisturbed(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of a sweep of 80 steps that nothing disturbed."""
     runs = tmp_path_factory.mktemp("undisturbed")
-    done = studio.run(runs, *LONG)
-    assert done.returncode == 0, done.stderr
+    drive(studio, runs, *LONG)
     return runs
 
 
 LONG = (*TWO_CELLS, "--steps", "80", "--eval-steps", "20", "--norms-every", "20", "--pack-size", "4", "--workers", "2")
+
+
+def drive(studio: Studio, runs: Path, *more: str) -> str:
+    """The command in this process, which costs a third of a program with workers; returns what it says."""
+    done = drive_here(lr_robustness, studio.arguments(runs, *more)[1:], runs)
+    assert done.code == 0, done.err
+    return done.out
 
 
 def trained(runs: Path) -> dict[str, RunFolder]:
@@ -86,21 +94,15 @@ def test_first_call_leaves_table_sentence_figure_and_sheet(studio: Studio, tmp_p
     assert table["dino_low"].notna().all()
 
     before = {run.path: run.read()["provenance"] for run in find_runs(runs)}
-    again = studio.run(runs, *TWO_CELLS, "--workers", "1")
-    assert again.returncode == 0, again.stderr
-    assert "6 cells: 6 done, 0 to train" in again.stdout
+    assert "6 cells: 6 done, 0 to train" in drive(studio, runs, *TWO_CELLS)
     assert {run.path: run.read()["provenance"] for run in find_runs(runs)} == before, "something was trained again"
 
-    more = studio.run(runs, *TWO_CELLS, "--multipliers", "1", "2", "4", "--workers", "1")
-    assert more.returncode == 0, more.stderr
-    assert "9 cells: 6 done, 3 to train" in more.stdout
+    assert "9 cells: 6 done, 3 to train" in drive(studio, runs, *TWO_CELLS, "--multipliers", "1", "2", "4")
     assert {run.path: run.read()["provenance"] for run in find_runs(runs) if run.path in before} == before
 
 
 def test_dry_run_shows_the_plan_and_leaves_nothing_to_find(studio: Studio, tmp_path: Path) -> None:
-    done = studio.run(tmp_path / "runs", *TWO_CELLS, "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "6 cells: 0 done, 6 to train" in done.stdout
+    assert "6 cells: 0 done, 6 to train" in drive(studio, tmp_path / "runs", *TWO_CELLS, "--dry-run")
     assert not find_runs(tmp_path / "runs")
 
 
@@ -108,20 +110,11 @@ def test_plan_says_what_full_finetuning_keeps_in_memory(studio: Studio, tmp_path
     """Six float32 values for each weight of the adapted matrices, in every one of three runs."""
     shapes = attention_shapes(studio.folder / "pipeline")
     count = sum(num_out * num_in for num_out, num_in in shapes.values())
-    done = studio.run(
-        tmp_path / "runs",
-        "--method",
-        "full",
-        "lora",
-        "--base-lr",
-        "1e-3",
-        "--base-lr-for-all",
-        "--pack-size",
-        "3",
-        "--dry-run",
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if " trained values a run" in line]
+    said = drive(
+        studio, tmp_path / "runs", "--method", "full", "lora", "--base-lr", "1e-3", "--base-lr-for-all", "--pack-size",
+        "3", "--dry-run",
+    )  # fmt: skip
+    (line,) = [line for line in said.splitlines() if " trained values a run" in line]
     assert line.startswith(f"full: {count:,} trained values a run")
     assert f"{count * 24 / 2**20:,.0f} MiB, {3 * count * 24 / 2**20:,.0f} MiB in a pack of 3" in line
 
@@ -139,8 +132,7 @@ def test_kill_9_and_the_same_command_again(victims: str, studio: Studio, undistu
             process.wait()
             wait_for_end_of_group(process.pid)
     assert not all(run.status() == "finished" for run in trained(runs).values()), "killed too late to test anything"
-    done = studio.run(runs, *LONG)
-    assert done.returncode == 0, done.stderr
+    drive(studio, runs, *LONG)
     assert_same_results(undisturbed, runs)
 
 
@@ -154,8 +146,7 @@ def test_ctrl_c_says_how_to_go_on(studio: Studio, undisturbed: Path, tmp_path: P
     assert errors.strip().splitlines()[-1].startswith("stopped; everything computed is checkpointed: the same command")
     assert "Traceback" not in errors
     assert "preempted" in {run.status() for run in trained(runs).values()}
-    done = studio.run(runs, *LONG)
-    assert done.returncode == 0, done.stderr
+    drive(studio, runs, *LONG)
     assert_same_results(undisturbed, runs)
 
 
