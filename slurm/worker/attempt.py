@@ -91,16 +91,13 @@ class Attempt:
         return self._close()
 
     def _due(self) -> list[Run]:
-        """The runs that are trained together next: the first part of the pack, as large as memory has held, that has not ended.
+        """The runs that are trained together next: all of the pack, or as many of those left as memory has held before.
 
-        Ended runs in it keep their places, so that the others come out the same to the bit.
+        In a whole pack ended runs keep their places, so that the others come out the same to the bit.
         """
-        number = at_most((*self.claim.before, self.claim.contents)) or len(self.runs)
-        for first in range(0, len(self.runs), number):
-            part = [run for run in self.runs[first : first + number] if run.folder.run_id not in self.failed]
-            if any(run.folder.status() not in ENDED for run in part):
-                return part
-        return []
+        due = [run for run in self.runs if run.folder.status() not in ENDED and run.folder.run_id not in self.failed]
+        number = at_most((*self.claim.before, self.claim.contents))
+        return due[:number] if number or not due else self.runs
 
     def _take_less(self, runs: Sequence[Run], text: str) -> None:
         """Train half as many runs together from now on; a single one has failed, and the others are together again."""
