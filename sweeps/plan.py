@@ -275,9 +275,9 @@ def open_sweep(runs: Path, sweep: str, inputs: ResolvedInputs) -> Path:
             f"runs folder {folder} belongs to model {stored.get('model')!r} ({stored.get('model_hash')}), not to "
             f"{inputs.model_name!r} ({inputs.model_hash}): give another --runs or --sweep"
         )
-    if (stored.get("scorer_hash") or own["scorer_hash"]) != own["scorer_hash"]:
+    if stored.get("scorer_hash") != own["scorer_hash"]:
         raise BadInput(
-            f"runs folder {folder} was scored by {stored['scorers']} ({stored['scorer_hash']}), not by "
+            f"runs folder {folder} was scored by {stored.get('scorers')} ({stored.get('scorer_hash')}), not by "
             f"{own['scorers']} ({own['scorer_hash']}): give another --runs or --sweep"
         )
     return folder
