@@ -114,7 +114,7 @@ def test_ending_tells_what_the_pack_asked_for_and_took(tmp_path: Path) -> None:
 
     def end(**changes: object) -> dict | None:
         for run, cell in zip(runs, cells):
-            record = {"status": "finished", "cell": cell.to_dict(), "pack_seconds": 50.0, "picture_seconds": 20.0}
+            record = {"status": "finished", "cell": cell.to_dict(), "seconds": 25.0, "picture_seconds": 20.0}
             run.write(record | changes)
         write_ended(files, runs, 1)
         return read_ended(files).get("cost")

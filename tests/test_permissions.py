@@ -39,6 +39,8 @@ from training.whole_files import Unreadable
 NOBODY = 65534
 EVERYTHING = "SELECT (SELECT count(*) FROM dynamics), (SELECT count(*) FROM scores), (SELECT count(*) FROM images)"
 
+FIELDS = {"method": "lora", "options": "", "rank": 4, "subject": "dog", "seed": 0, "steps": 9, "lr": 1e-3}  # of a cell
+
 
 @pytest.fixture
 def root() -> Iterator[Path]:
@@ -134,7 +136,7 @@ def test_weights_that_cannot_be_read_are_not_called_damaged(read: Callable[[Path
 
 
 def test_class_pictures_that_cannot_be_read_are_not_made_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cell, pipeline = Cell("lora", "", 4, "dog", 0, 9, 1e-3, num_class_images=1), Mock(spec=Pipeline, device="cpu")
+    cell, pipeline = Cell(**FIELDS, num_class_images=1), Mock(spec=Pipeline, device="cpu")
     monkeypatch.setattr("training.tasks.class_pictures._make", lambda *_: torch.zeros(1, 4, 2, 2))
     class_latents(pipeline, "dog", cell, root)
     monkeypatch.setattr("training.tasks.class_pictures._make", Mock(side_effect=AssertionError))
@@ -146,7 +148,7 @@ def test_checkpoint_that_cannot_be_read_is_not_damaged(root: Path) -> None:
     run = find_runs(root / "lr_robustness")[0]
     run.checkpoint(3).parent.mkdir()
     run.checkpoint(3).touch()
-    cell = Cell("lora", "", 4, "dog", 0, 9, 1e-3)
+    cell = Cell(**FIELDS)
     with no_right_to(run.checkpoint(3)), pytest.raises(Unreadable, match="cannot be read: Permission denied"):
         _load(Run(cell, run, {}), 3)
     with pytest.raises(DamagedFile, match="damaged checkpoint of step 3"):
