@@ -136,7 +136,7 @@ def forward_is_weight(spec: MethodSpec) -> Verdict:
 
 
 def merge_is_forward(spec: MethodSpec) -> Verdict:
-    """The untouched model with the merged weights computes what the adapted one does."""
+    """The base model with the merged weights computes what the adapted one does."""
     model, attached = make_pack(spec, moved=0.3)
     x, context = make_inputs()
     out, error = model(x, context).chunk(len(SEEDS)), 0.0

@@ -14,7 +14,8 @@ from adapters.errors import BadInput
 RATES = ("base_lr", "lr_lambda", "lr_magnitude", "boundary")
 LABEL = "label"
 WORDS = (*RATES, LABEL)
-TAKEN = ("base", "untouched base")  # what runs of the untouched model go by
+BASE_MODEL = "base model"  # the series of its runs, in tables and figures
+TAKEN = ("base", BASE_MODEL)  # what runs of the base model go by
 
 
 def parse_word(method: str, key: str, text: str) -> float | str:

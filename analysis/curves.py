@@ -1,7 +1,7 @@
 """Curves with intervals over subjects: pictures averaged within a prompt, prompts within a seed, seeds within a subject.
 
 One rule for divergence: a diverged run scores, for every metric, the lower of what its frozen weights draw and what the
-untouched base scores on that subject. It is never dropped.
+base model scores on that subject. It is never dropped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def subject_scores(results: Results, x: str = "multiplier") -> pd.DataFrame:
         x: "multiplier" or another column of the runs, scored at the end; or "step", scored at every evaluation.
 
     Returns:
-        Rows series, method, x, subject, metric, value, base (the untouched base's score of that subject, NaN if it was not
+        Rows series, method, x, subject, metric, value, base (the base model's score of that subject, NaN if it was not
         scored), num_seeds, num_diverged.
 
     Raises:
@@ -103,7 +103,7 @@ def _paired(group: pd.DataFrame, limits: tuple[float, float]) -> Interval:
 
 
 def base_line(results: Results) -> pd.DataFrame:
-    """The untouched base's scores: rows metric, mean, low, high, num_subjects over the subjects of the runs."""
+    """The base model's scores: rows metric, mean, low, high, num_subjects over the subjects of the runs."""
     base = results.base
     if len(results.runs):
         base = base[base["subject"].isin(results.runs["subject"])]
@@ -216,7 +216,7 @@ def _missing(runs: pd.DataFrame, table: pd.DataFrame, keys: list[str]) -> pd.Dat
 
 
 def _base_scores(runs: pd.DataFrame, results: Results) -> pd.DataFrame:
-    """Rows run_id, metric, base: the untouched base scored on the run's subject in the run's way."""
+    """Rows run_id, metric, base: the base model scored on the run's subject in the run's way."""
     base = results.base.groupby([*BASE_KEY, "metric"], observed=True, dropna=False)["value"].mean().astype(float)
     merged = runs.drop_duplicates("run_id")[["run_id", *BASE_KEY]].merge(
         base.rename("base").reset_index(), on=list(BASE_KEY)
@@ -231,7 +231,7 @@ def _floored(table: pd.DataFrame) -> pd.Series:
     lost = table[table["diverged"] & floor.isna()]
     if len(lost):
         raise BadInput(
-            f"run {lost['run_id'].iloc[0]} diverged and left no {lost['metric'].iloc[0]}, and the untouched base has no score "
+            f"run {lost['run_id'].iloc[0]} diverged and left no {lost['metric'].iloc[0]}, and the base model has no score "
             f"of subject {lost['subject'].iloc[0]!r}: run the sweep again, it scores the base first"
         )
     return table["value"].astype(float).where(~table["diverged"], floor)

@@ -52,7 +52,7 @@ def _source(root: Path) -> Source:
 
 
 def _one_model(runs: pd.DataFrame, model: str | None) -> pd.DataFrame:
-    """Keep one model's runs, and the untouched base's runs of it."""
+    """Keep one model's runs, and the base model's runs of it."""
     known = (
         runs["model_hash"].astype(object).where(runs["model_hash"].notna(), "unknown")
     )  # of a watched loop it is not

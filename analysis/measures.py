@@ -33,7 +33,7 @@ def score(results: Results, series: str, multiplier: float, metric: str = "dino"
 
 
 def gain(results: Results, series: str, multiplier: float, metric: str = "dino") -> Interval:
-    """How much more than the untouched base, paired by subject."""
+    """How much more than the base model, paired by subject."""
     rows = _at(results, series, multiplier, metric)
     return t_interval(rows["value"] - rows["base"])
 
@@ -138,5 +138,5 @@ def _loss(grid: Grid, point: float, series: str) -> Interval:
     best = int(np.where(out, -np.inf, means).argmax())
     gain = means[best] - grid.base.mean()
     if out.all() or not gain > 0:
-        raise BadInput(f"{series} exceeds the untouched base nowhere else, so there is no gain to lose")
+        raise BadInput(f"{series} exceeds the base model nowhere else, so there is no gain to lose")
     return t_interval((grid.values[:, best] - grid.scores[point].to_numpy(dtype=float)) / gain)

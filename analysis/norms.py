@@ -8,12 +8,12 @@ import pandas as pd
 
 from adapters import METHODS
 from adapters.errors import BadInput
+from adapters.method_words import BASE_MODEL
 from analysis.results import BASE, Results
 from analysis.series import by_number
 from training.states import ENDED
 
 AXES = {"columns": "colnorm", "rows": "rownorm"}
-BEFORE = "untouched base"
 
 
 def weight_norms(results: Results, axis: str = "columns") -> pd.DataFrame:
@@ -24,7 +24,7 @@ def weight_norms(results: Results, axis: str = "columns") -> pd.DataFrame:
         axis: "columns" (one norm for each input, torch's dim 0) or "rows" (one for each output).
 
     Returns:
-        Rows series ("untouched base" before training), method, multiplier, block, attention, kind, mean (over the block's
+        Rows series ("base model" before training), method, multiplier, block, attention, kind, mean (over the block's
         matrices of that kind, and over runs), sd (within a matrix), cv (coefficient of variation over the block's matrices;
         NaN for one), base (the same mean before training), change (mean / base - 1, per run, then averaged), num_matrices,
         num_runs. Methods stand as registered, blocks in the order of the U-Net.
@@ -67,7 +67,7 @@ def _before(norms: pd.DataFrame) -> pd.DataFrame:
             "num_runs": 1,
         }
     ).reset_index()
-    return frame.assign(series=BEFORE, method=BASE, multiplier=float("nan"))
+    return frame.assign(series=BASE_MODEL, method=BASE, multiplier=float("nan"))
 
 
 def _after(norms: pd.DataFrame, results: Results) -> pd.DataFrame:

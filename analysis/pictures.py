@@ -6,6 +6,7 @@ import pandas as pd
 
 from adapters import METHODS
 from adapters.errors import BadInput
+from adapters.method_words import BASE_MODEL
 from analysis.results import BASE, Results
 from analysis.series import by_number
 from training.states import ENDED, RunStatus
@@ -24,7 +25,7 @@ def pictures(
         step: the evaluation; None for every evaluation, -1 for the last of each run.
 
     Returns:
-        Rows run_id, series ("untouched base" for the base), method, subject, multiplier, seed, step, prompt, file, value (the
+        Rows run_id, series ("base model" for the base), method, subject, multiplier, seed, step, prompt, file, value (the
         score, NaN if there is none), diverged.
 
     Raises:
@@ -51,7 +52,7 @@ def pictures(
     scores = scores.loc[scores["metric"] == metric, ["run_id", "step", "prompt", "value"]]
     scores = scores.astype({"run_id": str, "prompt": str}).drop_duplicates(["run_id", "step", "prompt"])
     rows = rows.astype({"prompt": str}).merge(scores, on=["run_id", "step", "prompt"], how="left")
-    rows["series"] = rows["series"].where(rows["method"] != BASE, "untouched base")
+    rows["series"] = rows["series"].where(rows["method"] != BASE, BASE_MODEL)
     rows = rows.assign(diverged=rows["status"] == RunStatus.DIVERGED).drop(columns="status")
     place = rows["method"].map({name: number for number, name in enumerate([BASE, *METHODS])})
     return (

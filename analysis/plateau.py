@@ -14,8 +14,8 @@ from analysis.plateau_intervals import edge_intervals, max_interval
 from analysis.results import ANY, DRIFT, RANGES
 from analysis.statistics import Bools, Floats, Ints, t_interval
 
-TOLERANCE = 0.05  # of the peak's gain over the untouched base
-PROMPT_LOSS = 0.2  # of the untouched base's CLIP-T
+TOLERANCE = 0.05  # of the peak's gain over the base model
+PROMPT_LOSS = 0.2  # of the base model's CLIP-T
 LEAST_SUBJECTS = 3  # that a plateau is named from
 OWN = ("sensitivity", "area", "worst", "peak_")  # what a joint plateau has not
 
@@ -56,7 +56,7 @@ def find_plateau(
     Args:
         multipliers: the grid, increasing.
         scores: the mean score at each point.
-        base: the mean score of the untouched base.
+        base: the mean score of the base model.
         diverged: whether any run diverged there; such a point is never on the plateau.
         tolerance: the share of the gain (peak - base) that may be lost on the plateau.
     """
@@ -146,7 +146,7 @@ def plateau(table: pd.DataFrame, tolerance: float = TOLERANCE, *, x: str = "mult
         (`analysis.plateau_intervals`), and never leave the range of the score; they start from 2 subjects.
 
     Raises:
-        BadInput: if the tolerance is not between 0 and 1, or a subject has no score of the untouched base.
+        BadInput: if the tolerance is not between 0 and 1, or a subject has no score of the base model.
     """
     _check(table, tolerance)
     shown = table[(table[x] > 0) & (table["metric"] != DRIFT)]
@@ -175,7 +175,7 @@ def joint_plateau(
     Args:
         table: what `subject_scores` returned.
         tolerance: the share of DINO's gain that may be lost.
-        prompt_loss: the share of the untouched base's CLIP-T that may be lost.
+        prompt_loss: the share of the base model's CLIP-T that may be lost.
         x: as for `plateau`.
 
     Returns:
@@ -203,9 +203,7 @@ def _check(table: pd.DataFrame, tolerance: float) -> None:
         raise BadInput(f"tolerance {tolerance} of the plateau: allowed are numbers between 0 and 1")
     if table["base"].isna().any():
         missing = table.loc[table["base"].isna(), "subject"].unique()
-        raise BadInput(
-            f"no score of the untouched base for subject {', '.join(map(str, missing))}: run the sweep again"
-        )
+        raise BadInput(f"no score of the base model for subject {', '.join(map(str, missing))}: run the sweep again")
 
 
 def _kept(dino: Grid, clip_t: Grid, prompt_loss: float) -> Floats:

@@ -82,7 +82,7 @@ def edge_intervals(
     Args:
         octaves: log2 of the grid, increasing.
         scores: `[subject, point]`.
-        base: the untouched base's score of each subject.
+        base: the base model's score of each subject.
         alive: the points at which no run diverged; the plateau ends at the last one before those that are not.
         tolerance: the share of the gain that may be lost on the plateau.
         kept: `[subject, point]`, a second condition of the plateau: its mean must not be below zero. None for no such.

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from adapters.errors import BadInput
+from adapters.method_words import BASE_MODEL
 from adapters.words import counted
 from analysis.folders import GONE, NOT_RUN
 from analysis.series import name_series
@@ -26,7 +27,7 @@ RANGES = dict.fromkeys(METRICS, COSINE) | {
     DRIFT: (0.0, 1.0), "saturation": (0.0, 1.0), "distance_rel": (0.0, inf), "transform_distance": (0.0, inf),
 }  # fmt: skip
 ANY = (-inf, inf)
-# The fields in which an untouched base's run must agree with a run that is compared with it (`Cell.base`).
+# The fields in which a base model's run must agree with a run that is compared with it (`Cell.base`).
 BASE_KEY = tuple(name for name, flag in FLAGS.items() if flag.changes_base and not flag.added_later)
 
 
@@ -51,7 +52,7 @@ class Results:
     """The runs of one model, and what they left behind.
 
     Attributes:
-        all_runs: one row a run (the untouched base's included; a run that goes by several names has a row for each):
+        all_runs: one row a run (the base model's included; a run that goes by several names has a row for each):
             run_id, sweep, path, every field of the cell, every label (multiplier, scale, model, ...), status, diverged_step,
             num_parameters, seconds, commit; a planned run without a folder has the status "gone" or "not run". The column
             `series`, the name under which the run is drawn, is worked out here from the others.
@@ -66,19 +67,19 @@ class Results:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """One row a run, the untouched base's own left out."""
+        """One row a run, the base model's own left out."""
         return self.all_runs[(self.all_runs["method"] != BASE) & ~is_absent(self.all_runs)].reset_index(drop=True)
 
     @cached_property
     def base_runs(self) -> pd.DataFrame:
-        """One row a run of the untouched base."""
+        """One row a run of the base model."""
         return self.all_runs[(self.all_runs["method"] == BASE) & ~is_absent(self.all_runs)].reset_index(drop=True)
 
     @property
     def missing(self) -> pd.DataFrame:
         """Planned runs that have not ended, or are not there any more: series, multiplier, subject, seed, status."""
         lost = self.all_runs[~self.all_runs["status"].isin(ENDED)].drop_duplicates("run_id")
-        series = lost["series"].mask(lost["method"] == BASE, "untouched base")
+        series = lost["series"].mask(lost["method"] == BASE, BASE_MODEL)
         return lost.assign(series=series)[["series", "multiplier", "subject", "seed", "status"]].reset_index(drop=True)
 
     @cached_property
@@ -88,7 +89,7 @@ class Results:
 
     @cached_property
     def base(self) -> pd.DataFrame:
-        """Rows run_id, metric, prompt, value of the untouched base, with the fields that say what it belongs to."""
+        """Rows run_id, metric, prompt, value of the base model, with the fields that say what it belongs to."""
         scores = self._gather(lambda source, _: source.scores(), self.base_runs).drop(columns="step")
         return scores.merge(self.base_runs[["run_id", *BASE_KEY]], on="run_id")
 
@@ -96,7 +97,7 @@ class Results:
         """Every score with the run that it belongs to: what seaborn takes as `data`.
 
         Returns:
-            One row a run, step and metric: series ("untouched base" for the base, whose method is "base", and whose multiplier
+            One row a run, step and metric: series ("base model" for the base, whose method is "base", and whose multiplier
             and seed are missing), method, multiplier, subject, seed, step, metric, value (the mean over its pictures), run_id.
             A run that goes by several names or multipliers has rows for each.
         """
@@ -105,7 +106,7 @@ class Results:
         values = scores.groupby(keys, sort=False, observed=True)["value"].mean().reset_index()
         runs = self.all_runs[~is_absent(self.all_runs)]
         is_base = runs["method"] == BASE
-        runs = runs.assign(series=runs["series"].mask(is_base, "untouched base"), seed=runs["seed"].mask(is_base))
+        runs = runs.assign(series=runs["series"].mask(is_base, BASE_MODEL), seed=runs["seed"].mask(is_base))
         named = runs[["series", "method", "multiplier", "subject", "seed", "run_id"]].drop_duplicates()
         joined = named.merge(values, on="run_id")
         front = ["series", "method", "multiplier", "subject", "seed", "step", "metric", "value"]
@@ -146,7 +147,7 @@ class Results:
         return self._gather(lambda source, ids: source.steps(ids), self.runs)
 
     def images(self) -> pd.DataFrame:
-        """Rows run_id, step, prompt, seed, file of every picture, the untouched base's included; a copy holds a few of them.
+        """Rows run_id, step, prompt, seed, file of every picture, the base model's included; a copy holds a few of them.
 
         `file` is a full path, or, in a compact copy, the PNG itself as bytes.
         """
@@ -160,7 +161,7 @@ class Results:
         return {str(name): found[name] for name in self.runs["subject"].unique() if name in found}
 
     def select(self, run_ids: Collection[str] | None = None, **fields: Any) -> Results:
-        """Keep some runs; the untouched base's stay.
+        """Keep some runs; the base model's stay.
 
         Args:
             run_ids: the runs to keep; None keeps all.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from adapters.method_words import BASE_MODEL
 from analysis.curves import base_line, score_curve, subject_scores
 from analysis.distances import distance_curve
 from analysis.plateau import LEAST_SUBJECTS, TOLERANCE, doubt, plateau
@@ -29,14 +30,14 @@ def robustness(results: Results, tolerance: float = TOLERANCE, matrix: str = "me
     """Scores, distances, base line and plateaus against the multiplier of the learning rate.
 
     Raises:
-        BadInput: if no run has ended, or a subject has no score of the untouched base.
+        BadInput: if no run has ended, or a subject has no score of the base model.
     """
     plateaus = plateau(subject_scores(results), tolerance)
     return Robustness(score_curve(results), distance_curve(results, matrix), base_line(results), plateaus)
 
 
 def summary(curves: Robustness, x: str = "multiplier") -> pd.DataFrame:
-    """The table at the end of a sweep: one row for each series and multiplier, the untouched base first.
+    """The table at the end of a sweep: one row for each series and multiplier, the base model first.
 
     Returns:
         Columns series, multiplier, then dino, clip_i, clip_t, drift where it was measured, and distance, each with _low and _high
@@ -61,7 +62,7 @@ def _beside(wide: pd.DataFrame, curve: pd.DataFrame, name: str, keys: list[str])
 
 def _base_row(base: pd.DataFrame, wide: pd.DataFrame) -> pd.DataFrame:
     row: dict[str, Any] = dict.fromkeys(wide.columns, np.nan)
-    row |= {"series": "untouched base", "diverged": ""}
+    row |= {"series": BASE_MODEL, "diverged": ""}
     for _, line in base.iterrows():
         metric = str(line["metric"])
         row |= {metric: line["mean"], f"{metric}_low": line["low"], f"{metric}_high": line["high"]}
@@ -74,7 +75,7 @@ def plateau_sentence(
 ) -> str:
     """One sentence that says what the plateau is, from a row of `plateau`, or why none is named.
 
-    None is named where the data carry none: with fewer than 3 subjects, where the peak's gain over the untouched base is not
+    None is named where the data carry none: with fewer than 3 subjects, where the peak's gain over the base model is not
     above 0 with its interval, and where the base cannot draw what it is asked for.
 
     Args:
@@ -87,7 +88,7 @@ def plateau_sentence(
     why = doubt(row)
     if np.isnan(row["peak"]):
         return f"{name}: some run diverged at every multiplier tried, so there is no plateau ({who})."
-    base = f"the untouched base ({row['base']:.3f})"
+    base = f"the base model ({row['base']:.3f})"
     if not row["peak"] > row["base"]:
         return f"{name}: {metric} never exceeds {base} on this grid, so there is no plateau ({who})."
     peak = f"{name}: {metric} is highest, {row['peak']:.3f}, at {_times(row['best_multiplier'])} its base rate; {base}"
@@ -104,7 +105,7 @@ def plateau_sentence(
     high = f"beyond {_times(row['high_edge'])} (the largest tried)" if row["open_high"] else _times(row["high_edge"])
     return (
         f"{name}: {metric} peaks at {row['peak']:.3f} at {_times(row['best_multiplier'])} its base rate and keeps "
-        f"{100 * (1 - tolerance):g} % of its gain over the untouched base ({row['base']:.3f}) from {low} to {high}: "
+        f"{100 * (1 - tolerance):g} % of its gain over the base model ({row['base']:.3f}) from {low} to {high}: "
         f"a plateau of {width}{interval} ({who})."
     )
 

@@ -57,7 +57,7 @@ class PricedPreset:
         evaluations, pictures: how often a run is scored, and how many pictures it makes for that.
         passes: through the U-Net for each picture.
         rank, resolution: as flags.
-        class_pictures: made once for each class by the untouched base.
+        class_pictures: made once for each class by the base model.
     """
 
     steps: int

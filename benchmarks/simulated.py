@@ -37,10 +37,10 @@ class World:
         point: of a subject at one multiplier.
         seed: of a seed, alike for all subjects.
         run: of one run; more seeds average it down.
-        base: of the untouched base's scores beyond what the subject explains.
+        base: of the base model's scores beyond what the subject explains.
         image: of one picture around its run.
         level, gain: the base's mean score, and what the best multiplier adds to it.
-        prompt: the untouched base's CLIP-T.
+        prompt: the base model's CLIP-T.
     """
 
     subject: float = 0.14

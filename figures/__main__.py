@@ -30,7 +30,7 @@ from training.store import writing
 
 ALL = "all"
 PLACE = ("<!-- verdicts -->", "<!-- end of verdicts -->")  # between these a README.md has the table of verdicts
-NORMS = "weight_norms.csv"  # of an untouched model, which has no runs
+NORMS = "weight_norms.csv"  # of a base model, which has no runs
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from adapters.errors import BadInput
+from adapters.method_words import BASE_MODEL
 from adapters.words import counted
 from figures.labels import fit_text
 from figures.looks import Look, looks
@@ -22,7 +23,6 @@ from figures.style import INK, MUTED, new_figure, num_beside, pt, styled
 
 KINDS = {"to_q": "Q", "to_k": "K", "to_v": "V", "to_out": "Out", "to_out.0": "Out"}
 ATTENTIONS = {"attn1": "self-attention (attn1)", "attn2": "cross-attention (attn2)"}
-BEFORE = "untouched base"
 WHISKER = "#d1495b"  # seen on the darkest and the brightest bar
 
 
@@ -37,10 +37,10 @@ def draw(norms: pd.DataFrame, *, axis: str = "columns") -> Figure:
     Raises:
         BadInput: if the base's norms are missing.
     """
-    before = norms[norms["series"] == BEFORE]
-    after = name_multipliers(norms[norms["series"] != BEFORE])
+    before = norms[norms["series"] == BASE_MODEL]
+    after = name_multipliers(norms[norms["series"] != BASE_MODEL])
     if before.empty:
-        raise BadInput("no weight norms of the untouched base: run python sweeps/weight_norms.py first")
+        raise BadInput("no weight norms of the base model: run python sweeps/weight_norms.py first")
     attentions = [
         name for name in dict.fromkeys(["attn1", "attn2", *before["attention"]]) if name in set(before["attention"])
     ]
@@ -153,6 +153,4 @@ def _place_legend(figure: Figure, after: pd.DataFrame, styles: dict[str, Look]) 
     for series, rows in after.groupby("series", sort=False):
         label = f"{series} (n = {counted(int(rows['num_runs'].max()), 'run')})"
         handles.append(series_handle(label, styles[str(series)]._replace(line_style="none")))
-    place_legend(
-        figure, handles, "Bars: untouched base; whiskers: s.d. inside a matrix, mean over the block's matrices"
-    )
+    place_legend(figure, handles, "Bars: base model; whiskers: s.d. inside a matrix, mean over the block's matrices")

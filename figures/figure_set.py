@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import figures
+from adapters.method_words import BASE_MODEL
 from analysis import Results, Robustness, pictures, robustness, summary, write_tables
 from analysis.notes import notes
 from analysis.tables import rounded
@@ -83,7 +84,7 @@ def add_curves(
 def curve_data(curves: Robustness) -> pd.DataFrame:
     """Scores, distances and the base's line below each other, `panel` being the metric or "distance"."""
     scores = curves.scores.rename(columns={"metric": "panel"})
-    base = curves.base.rename(columns={"metric": "panel"}).assign(series="untouched base")
+    base = curves.base.rename(columns={"metric": "panel"}).assign(series=BASE_MODEL)
     return pd.concat([scores, curves.distances.assign(panel="distance"), base], ignore_index=True)
 
 
@@ -107,7 +108,7 @@ def add_sheets(drawn: FigureSet, results: Results, curves: Robustness) -> None:
     found, own = sheet_pictures(results), results.own_pictures()
     shown = set(found["series"])  # a copy may have come without pictures
     for series in [name for name in dict.fromkeys(curves.scores["series"]) if name in shown]:
-        rows = found[found["series"].isin([series, "untouched base"])]
+        rows = found[found["series"].isin([series, BASE_MODEL])]
         method = results.runs.loc[results.runs["series"] == series, "method"].iloc[0].replace(":", "-")
         name = f"{SHEETS}_{method}"
         name = name if name not in drawn.figures else f"{name}_{len(drawn.figures)}"
@@ -117,7 +118,7 @@ def add_sheets(drawn: FigureSet, results: Results, curves: Robustness) -> None:
 
 
 def of_first_seed(found: pd.DataFrame) -> pd.DataFrame:
-    """The pictures of the first seed, and the untouched base's, which have none."""
+    """The pictures of the first seed, and the base model's, which have none."""
     return found[found["seed"].isna() | (found["seed"] == found["seed"].min())]
 
 
@@ -127,8 +128,8 @@ def of_first_subject(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _trained(found: pd.DataFrame) -> list[str]:
-    """The subjects that something was trained on, by name: the untouched base may have drawn others too."""
-    return sorted(found.loc[found["series"] != "untouched base", "subject"].unique())
+    """The subjects that something was trained on, by name: the base model may have drawn others too."""
+    return sorted(found.loc[found["series"] != BASE_MODEL, "subject"].unique())
 
 
 def sheet_pictures(results: Results) -> pd.DataFrame:

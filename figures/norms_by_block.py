@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adapters.errors import BadInput
-from figures.fig4_weight_norms import ATTENTIONS, BEFORE, KINDS, name_multipliers, short_block
+from adapters.method_words import BASE_MODEL
+from figures.fig4_weight_norms import ATTENTIONS, KINDS, name_multipliers, short_block
 from figures.labels import fit_text, wrap
 from figures.style import new_figure, pt, room_in, styled
 
@@ -27,16 +28,16 @@ def draw(norms: pd.DataFrame) -> Figure:
     Raises:
         BadInput: if the base's norms are missing.
     """
-    before, after = norms[norms["series"] == BEFORE], name_multipliers(norms[norms["series"] != BEFORE])
+    before, after = norms[norms["series"] == BASE_MODEL], name_multipliers(norms[norms["series"] != BASE_MODEL])
     if before.empty:
-        raise BadInput("no weight norms of the untouched base: run python sweeps/weight_norms.py first")
+        raise BadInput("no weight norms of the base model: run python sweeps/weight_norms.py first")
     most_pt = 72 * pt(min(2.6, 0.35 * room_in(WIDTH_IN)))
     names = {name: "\n".join(wrap(str(name), most_pt, pt(8.5))) for name in after["series"].unique()}
     lines = 1 + max((name.count("\n") for name in names.values()), default=0)
     before = before.assign(kind=before["kind"].map(lambda kind: KINDS.get(kind, kind)))
     after = after.assign(change=100 * after["change"], row=after["series"].map(names))
     attentions = list(dict.fromkeys(before["attention"]))
-    shown = [(BEFORE, before, "kind", "mean"), *([("change in %", after, "row", "change")] if len(after) else [])]
+    shown = [(BASE_MODEL, before, "kind", "mean"), *([("change in %", after, "row", "change")] if len(after) else [])]
     heights = [
         1.0 + 0.2 * rows[down].nunique() * (lines if down == "row" else 1)
         for _, rows, down, _ in shown
@@ -50,7 +51,7 @@ def draw(norms: pd.DataFrame) -> Figure:
         ax.set_label(f"{title} {attention}")
         limits = {"cmap": "cividis"} if down == "kind" else {"cmap": "vlag", "vmin": -reach, "vmax": reach}
         _draw_blocks(ax, rows[rows["attention"] == attention], down, measure, limits)
-        words = "mean norm, untouched base" if down == "kind" else "its change by training in %, mean over kinds"
+        words = "mean norm, base model" if down == "kind" else "its change by training in %, mean over kinds"
         ax.set_title(f"{ATTENTIONS.get(attention, attention)}: {words}")
     fit_text(figure)
     return figure

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from adapters.method_words import BASE_MODEL
 from analysis.plateau import doubt
 from figures.labels import width_pt, wrap
 from figures.looks import Look
@@ -134,7 +135,7 @@ def draw_background(ax: Axes, frame: pd.DataFrame | None, x: str, styles: Mappin
 
 
 def draw_base_line(ax: Axes, base: pd.DataFrame, metric: str) -> None:
-    """The untouched base's score, dashed, with its band; the legend names it, since a name in the panel meets the curves."""
+    """The base model's score, dashed, with its band; the legend names it, since a name in the panel meets the curves."""
     row = base[base["metric"] == metric]
     if row.empty:
         return
@@ -205,7 +206,7 @@ def draw_legend(
         for series, curve in frame.groupby("series", sort=False)
     ]
     if base:
-        handles.append(Line2D([], [], color=INK, ls=BASE_DASHES, lw=pt(1.1), label="untouched base"))
+        handles.append(Line2D([], [], color=INK, ls=BASE_DASHES, lw=pt(1.1), label=BASE_MODEL))
     if (frame["num_diverged"] > 0).any():
         handles.append(
             Line2D([], [], ls="none", marker="x", ms=pt(8), mew=pt(1.8), color=ALARM, label="some runs diverged")

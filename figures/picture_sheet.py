@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from adapters.errors import BadInput
+from adapters.method_words import BASE_MODEL
 from figures.labels import width_pt, wrap
 from figures.style import ALARM, INK, METRIC_TITLES, MUTED, forced_width_in, multiplier_text, styled, text_color
 
@@ -45,7 +46,7 @@ def draw(
 
     Args:
         pictures: what `analysis.pictures` returned: the columns `rows`, `columns`, subject, series, file, value, diverged,
-            and the untouched base's rows (series "untouched base"), which fill the column "base".
+            and the base model's rows (series "base model"), which fill the column "base".
         subject_pictures: a picture of each subject itself, put at the left; None or empty leaves that column out.
         rows: "subject", or "series" for a sheet of one subject by method; of several runs of one tile the first is shown.
         columns: "multiplier" or "step".
@@ -55,8 +56,8 @@ def draw(
     Raises:
         BadInput: if there is no picture, or a file cannot be read (it is named).
     """
-    base = pictures[pictures["series"] == "untouched base"]
-    made = pictures[(pictures["series"] != "untouched base") & pictures[columns].notna()]
+    base = pictures[pictures["series"] == BASE_MODEL]
+    made = pictures[(pictures["series"] != BASE_MODEL) & pictures[columns].notna()]
     if made.empty:
         raise BadInput(f"no pictures with a {columns} to put on a sheet: run the sweep first")
     names, values = list(dict.fromkeys(made[rows])), sorted(made[columns].unique())
@@ -184,7 +185,7 @@ def _row_lines(name: str) -> list[str]:
 
 def _head_text(head: Any, columns: str) -> str:
     if isinstance(head, str):
-        return {"subject": "subject", "base": "untouched\nbase"}[head]
+        return {"subject": "subject", "base": "base\nmodel"}[head]
     return f"×{multiplier_text(head)}" if columns == "multiplier" else f"step {head:g}"
 
 

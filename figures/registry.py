@@ -15,6 +15,7 @@ import pandas as pd
 import figures
 from adapters import ABLATION_STEPS, DELORA_VARIANTS, parse_method
 from adapters.errors import BadInput
+from adapters.method_words import BASE_MODEL
 from analysis import (
     Results,
     base_line,
@@ -92,7 +93,7 @@ def draw_prolonged_training(results: Results) -> FigureSet:
     drawn.tables["scores"] = scores
     if len(results.images()):
         found = of_first_seed(pictures(results))
-        base = found["series"] == "untouched base"
+        base = found["series"] == BASE_MODEL
         found["step"] = found["step"].astype(float).mask(base)
         add_sheet_of_one(drawn, found[base | (found["step"] > 0)], results.own_pictures(), "step")
     return drawn

@@ -34,7 +34,7 @@ class SweepOutcome:
     """What a sweep leaves.
 
     Attributes:
-        results: frames of the planned runs and of the untouched base.
+        results: frames of the planned runs and of the base model.
         folder: `<runs>/<sweep>`, where tables and figures go.
         trained: how many cells were trained now.
     """
@@ -114,7 +114,7 @@ def relabel(results: Results, labels: Mapping[str, Sequence[Mapping]]) -> Result
     names = [
         (place, *(own.get(name) for name in renamed))
         for place, run_id in enumerate(runs["run_id"])
-        for own in labels.get(run_id, ({},))  # the untouched base of subjects that this call leaves out
+        for own in labels.get(run_id, ({},))  # the base model of subjects that this call leaves out
     ]
     places, *columns = zip(*dict.fromkeys(names))
     given = {name: pd.array(values, dtype="object") for name, values in zip(renamed, columns, strict=True)}

@@ -261,7 +261,7 @@ def plan_cell(
 
 
 def base_cells(planned: Iterable[LabelledCell]) -> list[LabelledCell]:
-    """The untouched base's cells that the planned ones are compared with, each once."""
+    """The base model's cells that the planned ones are compared with, each once."""
     cells = {p.cell.base().identity(): (p.cell.base(), p.labels) for p in planned}
     return [
         LabelledCell(

@@ -42,7 +42,7 @@ from training.store import (
 from training.whole_files import create_json, sign
 
 SCHEMA = 1
-BASE_PACK = 8  # subjects of the untouched base that are scored together
+BASE_PACK = 8  # subjects of the base model that are scored together
 
 
 class Plan:

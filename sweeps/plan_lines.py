@@ -100,7 +100,7 @@ def show_plan(sweep: Sweep, work: Work, rates: Sequence[str], smaller: Sequence[
     print(f"{inputs.model_name}: {', '.join(names)} on {counted(len(subjects), 'subject')} ({', '.join(subjects)})")
     steps = counted(max(p.cell.steps for p in train), "step")
     base = len(sweep.cells) - len(train)  # a cell too: it is scored
-    also = f"; and {base} of the untouched base: {len(sweep.cells)} in all" if base else ""
+    also = f"; and {base} of the base model: {len(sweep.cells)} in all" if base else ""
     print(f"{counted(len(train), 'cell')}: {len(train) - left} done, {left} to train, {steps} each{also}")
     lines = describe_inputs(inputs)
     if alone := [name for name in names if not is_packable(name)]:

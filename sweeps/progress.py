@@ -59,7 +59,7 @@ class PlanProgress:
         return run_id is not None and self.statuses[run_id] in ENDED
 
     def todo(self, wanted: set[str]) -> list[str]:
-        """Packs that hold a wanted cell which has not ended, the untouched base's last: they are short."""
+        """Packs that hold a wanted cell which has not ended, the base model's last: they are short."""
         packs = [
             pack
             for pack, rows in self.plan.packs.items()

@@ -26,7 +26,7 @@ class NormOptions(Options):
     """Flags of the weight norms."""
 
     method: tuple[str, ...] = ()
-    """Methods to train and to measure after; none: the untouched model alone, in seconds."""
+    """Methods to train and to measure after; none: the base model alone, in seconds."""
     multipliers: tuple[float, ...] = (1.0,)
     """Learning rates as multiples of each method's base rate."""
     axis: Literal["columns", "rows"] = "columns"

@@ -30,7 +30,7 @@ class Sweep:
     Attributes:
         options, inputs: the flags; model, scorers and subjects.
         folder: `<runs>/<sweep>`.
-        asked: every cell under each name that it goes by, those of the untouched base first.
+        asked: every cell under each name that it goes by, those of the base model first.
         cells: each cell once.
         ours: those of them that this sweep has to train.
         plan, earlier: the packs stored in the folder; the results that `--results` names.

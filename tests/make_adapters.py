@@ -164,7 +164,7 @@ def base_norms(attached: Attached) -> Tensor:
 
 
 def run_reference(weights: dict[str, Tensor], x: Tensor, context: Tensor) -> Tensor:
-    """The untouched model, in float64, with other weights in place of the adapted ones."""
+    """The base model, in float64, with other weights in place of the adapted ones."""
     named = {f"{path}.weight": weight for path, weight in weights.items()}
     return functional_call(make_model(), named, (x.double(), context.double()))
 

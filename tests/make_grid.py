@@ -151,7 +151,7 @@ class Grid:
         return SweepFolder(self.runs / "lr_robustness")
 
     def packs(self) -> dict[str, PackFiles]:
-        """Its packs, but for the untouched base's."""
+        """Its packs, but for the base model's."""
         return {name: files for name, files in self.sweep.scan().items() if not name.startswith("base")}
 
     def jobs(self) -> list[str]:

@@ -103,7 +103,7 @@ class Maker:
         )  # fmt: skip
 
     def write_base(self, subject: str) -> RunFolder:
-        """The untouched base's run of one subject."""
+        """The base model's run of one subject."""
         cell = self.cell("delora" if "delora" in self.options else "lora", 1.0, subject, 0).base()
         folder = RunFolder(self.root / "base" / cell.run_id("base"))
         folder.write(self.run_json(cell, {"model": self.model}, "finished", None))

@@ -238,7 +238,7 @@ def test_no_gain_no_plateau(tmp_path: Path) -> None:
     results = load(make_runs(tmp_path, **exact(shapes={"lora": Shape(gain=-0.5)})))
     row = plateau(subject_scores(results)).query("metric == 'dino'").iloc[0]
     assert row["width_octaves"] == 0
-    assert "never exceeds the untouched base" in plateau_sentence(row)
+    assert "never exceeds the base model" in plateau_sentence(row)
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, -1.0])
@@ -271,7 +271,7 @@ def test_one_subject_no_intervals(tmp_path: Path) -> None:
 
 def test_summary_says_divergence_and_n(tmp_path: Path) -> None:
     table = summary(robustness(load(make_runs(tmp_path, shapes={"lora": Shape(diverges_from=16.0)}))))
-    assert table["series"].iloc[0] == "untouched base"
+    assert table["series"].iloc[0] == "base model"
     last = table[table["multiplier"] == 16.0].iloc[0]
     assert last["diverged"] == "3/3"
     assert last["num_subjects"] == 3
@@ -292,9 +292,9 @@ def test_a_compact_copy_gives_the_same_numbers(tmp_path: Path) -> None:
 
 def test_weight_norms_before_and_after(tmp_path: Path) -> None:
     norms = weight_norms(load(make_runs(tmp_path, multipliers=(4,))))
-    after = norms[norms["series"] != "untouched base"]
+    after = norms[norms["series"] != "base model"]
     assert after["change"].to_numpy(dtype=float) == pytest.approx(0.04, rel=1e-4)
-    before = norms[norms["series"] == "untouched base"]
+    before = norms[norms["series"] == "base model"]
     assert set(before["kind"]) == {"to_q", "to_k", "to_v", "to_out"}
     rows = weight_norms(load(tmp_path), "rows")
     ratio = rows["mean"].to_numpy(dtype=float) / norms["mean"].to_numpy(dtype=float)
@@ -306,7 +306,7 @@ def test_pictures_carry_their_scores(tmp_path: Path) -> None:
     assert all(Path(file).exists() for file in frame["file"])
     by = frame.groupby("multiplier")["value"].mean()
     assert by[1.0] > by[16.0]
-    assert "untouched base" in set(frame["series"])
+    assert "base model" in set(frame["series"])
 
 
 def test_every_scalar_of_a_matrix_is_stored_exactly(tmp_path: Path) -> None:

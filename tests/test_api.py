@@ -45,7 +45,7 @@ def test_table_joins_every_score_with_its_run(runs: Path) -> None:
     assert len(own) == len(means), "every evaluation, once"
     assert own.groupby("multiplier")["run_id"].nunique().to_dict() == {1.0: 1, 4.0: 1}
     base = table[table["method"] == "base"]
-    assert set(base["series"]) == {"untouched base"}
+    assert set(base["series"]) == {"base model"}
     assert base[["multiplier", "seed"]].isna().all(axis=None)
     assert base["value"].mean() == pytest.approx(results.base["value"].mean())
 

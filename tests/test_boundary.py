@@ -55,7 +55,7 @@ def test_one_name_a_run_leaves_everything_as_it_is(tmp_path: Path) -> None:
 
 
 def test_subjects_that_a_call_leaves_out_do_no_harm(tmp_path: Path) -> None:
-    """Their untouched base's runs lie in the same folder: fewer subjects than before used to end in a traceback."""
+    """Their base model's runs lie in the same folder: fewer subjects than before used to end in a traceback."""
     results = load(make_runs(tmp_path, multipliers=(1.0,), steps=4))
     fewer = results.runs.loc[results.runs["subject"] != "cat", "run_id"]
     named = relabel(results.select(list(fewer)), {run_id: three_names(run_id) for run_id in fewer})
@@ -99,7 +99,7 @@ def test_driver_trains_multiplier_1_once_and_draws_it_in_every_curve(studio: Stu
     driven = drive_studio(studio, boundary_and_angle, tmp_path, "--multipliers", "1", "4", "--boundaries", "4", "16")
     assert driven.code == 0, driven.err
     assert "16 cells: 0 done, 16 to train" in driven.out, "2 subjects x 2 starts x (1x and three of 4x)"
-    summary = driven.table("summary").query("series != 'untouched base'")
+    summary = driven.table("summary").query("series != 'base model'")
     assert summary.groupby("series")["multiplier"].apply(list).to_list() == [[1, 4]] * 6
     ax = axes_of(driven.drawn["fig6_boundary_and_angle"], "dino")
     at_one = summary[summary["multiplier"] == 1].assign(start=lambda rows: rows["series"].str.split(", ").str[-1])

@@ -139,7 +139,7 @@ def test_figure_2_shows_what_was_measured(killed: Path, drawn: Driven) -> None:
         assert_drawn(line_of(axes_of(figure, "distance"), label), rows[["multiplier", "mean"]])
         assert rows["mean"].is_monotonic_increasing, "four times the rate goes further in six steps"
     assert "n = 2" in words_of(figure)
-    assert "untouched base" in words_of(figure)
+    assert "base model" in words_of(figure)
     for name in ("fig2_lr_robustness", "pictures_lora", "pictures_delora"):
         for suffix in (".png", ".pdf"):
             assert (drawn.folder / f"{name}{suffix}").stat().st_size > 5000

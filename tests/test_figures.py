@@ -77,7 +77,7 @@ def test_fig2_draws_the_curves_that_the_analysis_found(results: Results) -> None
         base = line_of(ax, "_base")[:, 1]
         assert base == pytest.approx(BASE_SCORE[metric], abs=0.05)
     assert "n = 3" in words_of(figure)
-    assert "untouched base" in words_of(figure)
+    assert "base model" in words_of(figure)
     assert axes_of(figure, "dino").get_xscale() == "log"
 
 
@@ -176,7 +176,7 @@ def test_fig3_draws_scores_distance_and_lambda_against_steps(tmp_path: Path) -> 
     assert_drawn(line_of(axes_of(figure, "distance"), "LoRA"), rows[["step", "mean"]].astype(float))
     assert {line.get_label() for line in axes_of(figure, "lambda").lines if line.get_label()[0] != "_"} == {"DeLoRA"}
     assert line_of(axes_of(figure, "dino"), "_base")[:, 1] == pytest.approx(BASE_SCORE["dino"], abs=0.05)
-    assert {"LoRA (n = 3)", "DeLoRA (n = 3)", "untouched base"} <= set(words_of(figure).split(" | "))
+    assert {"LoRA (n = 3)", "DeLoRA (n = 3)", "base model"} <= set(words_of(figure).split(" | "))
     best = scores[(scores["series"] == "LoRA") & (scores["metric"] == "dino")].iloc[1]
     assert line_of(axes_of(figure, "dino"), "_best LoRA").ravel() == pytest.approx([10, best["mean"]])
     alone = figures.fig3_prolonged_training.draw(scores, distances, None, base_line(results))
@@ -202,7 +202,7 @@ def test_fig3_of_many_curves_keeps_its_panels_and_leaves_the_names_to_the_legend
 def test_fig4_bars_are_the_norms(axis: str, results: Results) -> None:
     norms = weight_norms(results, axis)
     figure = figures.fig4_weight_norms.draw(norms, axis=axis)
-    before = norms[(norms["series"] == "untouched base") & (norms["attention"] == "attn1")]
+    before = norms[(norms["series"] == "base model") & (norms["attention"] == "attn1")]
     heights = sorted(bar.get_height() for bar in axes_of(figure, "attn1 before").patches)
     assert_drawn(heights, sorted(before["mean"].astype(float)))
     whiskers = [c for c in axes_of(figure, "attn1 before").collections if isinstance(c, LineCollection)]
@@ -211,7 +211,7 @@ def test_fig4_bars_are_the_norms(axis: str, results: Results) -> None:
     assert f"mean {axis.removesuffix('s')} norm" in words_of(figure)
     dots = axes_of(figure, "attn1 after")
     drawn = np.concatenate([line.get_ydata() for line in dots.lines if line.get_linestyle() == "None"])
-    after = norms[(norms["series"] != "untouched base") & (norms["attention"] == "attn1")]
+    after = norms[(norms["series"] != "base model") & (norms["attention"] == "attn1")]
     assert_drawn(sorted(drawn), sorted(100 * after["change"].astype(float)))
 
 

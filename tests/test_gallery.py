@@ -48,7 +48,7 @@ def make_sweep(root: Path, sweep: str = "lr_robustness", **more: object) -> Path
     folder = root / sweep
     for base in (root / "base").iterdir():
         if not (folder / base.name).exists():
-            base.rename(folder / base.name)  # where a driver leaves the untouched base's runs
+            base.rename(folder / base.name)  # where a driver leaves the base model's runs
     shutil.rmtree(root / "base")
     picture = next(root.rglob("*.png"), None)
     for subject in maker.subjects if picture is not None else ():
@@ -408,7 +408,7 @@ def test_the_correlation_is_what_claims_of_it_are_put_to(directions: Results, mo
 def test_magnitudes_are_compared_between_the_two_doras_alone(directions: Results) -> None:
     drawn = draw_dora_magnitude(directions)
     assert set(drawn.figures) == {"fig5_dora_magnitude", "magnitude_direction"}
-    assert set(drawn.tables["summary"]["series"]) == {"untouched base", "DoRA", "DoRA (fixed magnitude)"}
+    assert set(drawn.tables["summary"]["series"]) == {"base model", "DoRA", "DoRA (fixed magnitude)"}
     with pytest.raises(BadInput, match="no run of dora-fixed"):
         draw_dora_magnitude(directions.select(method=["dora", "lora"]))
 

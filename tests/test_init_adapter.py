@@ -154,7 +154,7 @@ def test_identity_of_cells_without_an_adapter_is_what_it_was() -> None:
     assert other.identity() != cell.identity()
     assert Cell.from_dict(other.to_dict()) == other
     assert Cell.from_dict(cell.to_dict()) == cell
-    assert other.base().identity() == cell.base().identity(), "the untouched base is scored once"
+    assert other.base().identity() == cell.base().identity(), "the base model is scored once"
     assert other.pack_key() != cell.pack_key()
 
 
@@ -189,7 +189,7 @@ def test_zero_steps_score_an_adapter_and_train_nothing(
              "--subjects", str(studio.folder / "subjects"), "1")  # fmt: skip
     done = drive_studio(studio, lr_robustness, tmp_path / "runs", *flags)
     assert done.code == 0, done.err
-    assert "1 cell: 0 done, 1 to train, 0 steps each; and 1 of the untouched base: 2 in all" in done.out
+    assert "1 cell: 0 done, 1 to train, 0 steps each; and 1 of the base model: 2 in all" in done.out
     table = pd.read_csv(tmp_path / "runs" / "lr_robustness" / "summary.csv")
     assert table["dino"].notna().sum() == 2, "the base and the adapter"
     assert table["dino"].nunique() == 2

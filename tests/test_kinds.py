@@ -110,7 +110,7 @@ def test_prediction_is_diffusers(kind: str, parts: tuple, theirs: Any) -> None:
 
 
 def test_pictures_are_diffusers(parts: tuple, theirs: Any) -> None:
-    """Two replicas of the untouched model, each of which draws what diffusers' pipeline draws from the same noise."""
+    """Two replicas of the base model, each of which draws what diffusers' pipeline draws from the same noise."""
     noise = start_noise(parts[0], [1, 2], 16)
     text = parts[0].encode_text(PROMPTS)
     latents = sample(parts[0], text[None].expand(2, -1), noise, steps=4, guidance=3.0)
@@ -214,7 +214,7 @@ def test_class_pictures_are_drawn(parts: tuple, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["sdxl"], indirect=True)
 def test_the_front_door_takes_it(studio: Path, tmp_path: Path) -> None:
-    """Planned, trained, scored beside the untouched base, and drawn."""
+    """Planned, trained, scored beside the base model, and drawn."""
     flags = ("--method", "lora", "--base-lr", "1e-3", "--base-lr-for-all", "--multipliers", "1", "2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -222,7 +222,7 @@ def test_the_front_door_takes_it(studio: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "fig2_lr_robustness" in done.drawn
     drawn = done.table("fig2_lr_robustness")
-    assert set(drawn["series"]) == {"LoRA", "untouched base"}
+    assert set(drawn["series"]) == {"LoRA", "base model"}
     assert set(drawn["panel"]) == {"dino", "clip_i", "clip_t", "drift", "distance"}
     assert drawn["mean"].notna().all()
 

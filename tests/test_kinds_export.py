@@ -109,7 +109,7 @@ def test_diffusers_pipeline_draws_with_the_merged_unet(trained: Trained, tmp_pat
 
 
 def assert_same_picture(theirs: Any, ours: pipelines.Pipeline) -> None:
-    """Both draw the same from one noise, of which the untouched model draws something else."""
+    """Both draw the same from one noise, of which the base model draws something else."""
     theirs.scheduler = DPMSolverMultistepScheduler.from_config(theirs.scheduler.config)
     theirs.set_progress_bar_config(disable=True)
     noise, side = start_noise(ours, [1], 16), 16

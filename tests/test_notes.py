@@ -87,7 +87,7 @@ def test_names_are_the_users_without_a_hash_and_never_shared(root: Path) -> None
     assert names(relabelled(found, label={"lora": "My $5 method"})) == {"My $5 method", "DeLoRA"}
     assert names(relabelled(found, label={"lora": "X", "delora": "X"})) == {"X (LoRA)", "X (DeLoRA)"}
     assert names(relabelled(found, label={"lora": "\x1b[31mred\n"})) == {"[31mred", "DeLoRA"}
-    assert names(relabelled(found, label={"lora": "untouched base"})) == {"LoRA", "DeLoRA"}
+    assert names(relabelled(found, label={"lora": "base model"})) == {"LoRA", "DeLoRA"}
     files = {"lora": "mine@1a2b3c4d5e", "delora": "mine@5e4d3c2b1a"}
     runs = found.all_runs.assign(method=found.all_runs["method"].replace(files), options="")
     assert names(Results(runs, found.sources)) == {"mine (version 1)", "mine (version 2)"}

@@ -163,7 +163,7 @@ def test_a_base_lr_that_no_method_takes_is_refused() -> None:
         (("lora", "lora:base_lr=0.5"), "has lora twice, with different rates or labels"),
         (("lora:label=\x1b[31mred",), r"label of method 'lora' is '\\x1b\[31mred'"),
         (("lora:label=two\nlines",), r"label of method 'lora' is 'two\\nlines'"),
-        (("lora:label=untouched base",), "label of method 'lora' is 'untouched base'"),
+        (("lora:label=base model",), "label of method 'lora' is 'base model'"),
     ],
 )
 def test_labels_that_confuse_are_refused(methods: tuple[str, ...], said: str) -> None:

@@ -85,7 +85,7 @@ def test_runs_of_another_reading_are_trained_again(own: Path, studio: Studio, tm
     assert driven.out.count("pictures turned upright as their EXIF says: mug/a.jpg\n") == 1
     new = {run.path.name for run in find_runs(tmp_path / "runs" / "lr_robustness")} - before
     assert {run_id.split("-")[-2] for run_id in new} == {"mug"}
-    assert len(new) == 2, "the untouched base is scored against the upright picture too"
+    assert len(new) == 2, "the base model is scored against the upright picture too"
     assert own_picture.read_bytes() != own_picture.with_name("cup.png").read_bytes(), "the sheets show the old picture"
 
 

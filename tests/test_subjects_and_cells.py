@@ -58,10 +58,10 @@ def test_every_point_is_a_subject_at_its_methods_best_rate(results: Results) -> 
 def test_norms_stand_by_kind_and_block(results: Results) -> None:
     norms = weight_norms(results.select(rank=2))
     figure = figures.norms_by_block.draw(norms)
-    before = norms[norms["series"] == "untouched base"]
+    before = norms[norms["series"] == "base model"]
     for ax in figure.axes:
         series, attention = str(ax.get_label()).rsplit(" ", 1)
-        if series == "untouched base":
+        if series == "base model":
             shown = before.loc[before["attention"] == attention, "mean"]
             np.testing.assert_allclose(np.sort(cells_of(ax), axis=None), np.sort(shown), rtol=1e-5)
 

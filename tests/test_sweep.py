@@ -81,7 +81,7 @@ def test_first_call_leaves_table_sentence_figure_and_sheet(studio: Studio, tmp_p
     assert done.returncode == 0, done.stderr
     assert "8 cells" not in done.stdout.splitlines()[0]
     assert "6 cells: 0 done, 6 to train, 6 steps each" in done.stdout
-    assert "untouched base" in done.stdout
+    assert "base model" in done.stdout
     assert "n = 3 subjects" in done.stdout
     assert "DeLoRA: DINO" in done.stdout
     for stem in ("fig2_lr_robustness", "pictures_delora"):

@@ -25,7 +25,7 @@ GRID = ("--multipliers", "1", "4")
 def assert_fig2_shows_the_table(driven: Driven, name: str) -> None:
     """Every DINO mean of the summary is on its series' line."""
     ax = axes_of(driven.drawn[name], "dino")
-    summary = driven.table("summary").query("series != 'untouched base'")
+    summary = driven.table("summary").query("series != 'base model'")
     for series, rows in summary.groupby("series"):
         assert_drawn(line_of(ax, str(series)), rows[["multiplier", "dino"]])
     assert (driven.folder / f"{name}.png").stat().st_size > 10_000
@@ -40,7 +40,7 @@ def test_ablation_compares_each_row_of_table_1_with_the_one_before(studio: Studi
         "ETHER+ with boundary", "ETHER+ (sides=one)",
     ]  # fmt: skip
     summary = driven.table("summary")
-    assert list(summary["series"].unique()) == ["untouched base", *rows], "the order of the paper's table"
+    assert list(summary["series"].unique()) == ["base model", *rows], "the order of the paper's table"
     assert_fig2_shows_the_table(driven, "table1_design_ablation")
     steps = driven.table("differences").query("measure == 'area'")
     assert list(zip(steps["b"], steps["a"])) == list(zip(rows, rows[1:]))

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from adapters.method_words import BASE_MODEL
 from adapters.tensor_file import open_safetensors
 from training.tasks.pipeline import attention_shapes
 
@@ -33,7 +34,7 @@ def base_norms(folder: Path, axis: str = "columns") -> pd.DataFrame:
         {"mean": norm.mean(), "sd": grouped["within"].mean(), "cv": norm.std() / norm.mean(), "base": norm.mean(),
          "change": 0.0, "num_matrices": norm.size(), "num_runs": 1}
     ).reset_index()  # fmt: skip
-    return frame.assign(series="untouched base", method="base", multiplier=float("nan"))
+    return frame.assign(series=BASE_MODEL, method="base", multiplier=float("nan"))
 
 
 def describe_matrix(path: str, weight: Float[Tensor, "out in"]) -> dict[str, Any]:

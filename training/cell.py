@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from adapters.documents import Form
 from adapters.errors import BadInput
 
-BASE = "base"  # the method name of the untouched model's own run
+BASE = "base"  # the method name of the base model's own run
 FROM_ONE = Form("a whole number from 1 on", lambda value: value >= 1)
 POSITIVE = Form("a positive number", lambda value: 0 < value < float("inf"))
 NOT_NEGATIVE = Form("0 or a positive number", lambda value: 0 <= value < float("inf"))
@@ -34,7 +34,7 @@ class Flag:
         varies_in_pack: whether cells of one pack may differ in it; else a pack's cells agree.
         added_later: whether it stands in no file and in no hash while a cell has its default: runs made before it existed keep
             their names. Every flag that is added from now on is.
-        changes_base: whether the pictures of the untouched base depend on it.
+        changes_base: whether the pictures of the base model depend on it.
         curve: how the name of a curve tells its value, as in "weight decay {}" or "{} step(s)", where curves differ in it.
     """
 
@@ -88,7 +88,7 @@ class TrainingFlags:
     num_images: Annotated[int, Flag(FROM_ONE, changes_base=True, curve="{} picture(s)")] = 2
     """Pictures for each prompt."""
     num_drift_prompts: Annotated[int, Flag(NOT_NEGATIVE, changes_base=True, added_later=True)] = 4
-    """Unrelated prompts whose pictures' change from the untouched model's is scored; 0 for none."""
+    """Unrelated prompts whose pictures' change from the base model's is scored; 0 for none."""
     num_inference_steps: Annotated[int | None, Flag(POSITIVE, changes_base=True, curve="{} sampler step(s)")] = None
     """Sampler steps; default: the model's."""
     guidance_scale: Annotated[float | None, Flag(NOT_NEGATIVE, changes_base=True, curve="guidance {}")] = None
@@ -121,7 +121,7 @@ class Cell(TrainingFlags):
 
     method: str
     """A name of `adapters.METHODS`, `peft:<type>`, the name of a user's own method with the hash of its file
-    (`mymethod@1a2b3c4d5e`), or "base" for the untouched model."""
+    (`mymethod@1a2b3c4d5e`), or "base" for the base model."""
     options: str
     """The method's options in canonical form (`key=value,key=value`, defaults filled in)."""
     rank: int
@@ -201,7 +201,7 @@ class Cell(TrainingFlags):
         return sorted({step for step in self.eval_steps if 0 <= step < self.steps} | {self.steps})
 
     def base(self) -> Cell:
-        """The cell of the untouched model that this run is compared with: same subject, pictures and scorers."""
+        """The cell of the base model that this run is compared with: same subject, pictures and scorers."""
         kept = {name: getattr(self, name) for name, flag in FLAGS.items() if flag.changes_base}
         return Cell(method=BASE, options="", rank=0, seed=0, steps=0, lr=0.0, **kept)
 

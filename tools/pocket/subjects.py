@@ -26,7 +26,7 @@ from tools.pocket.sheets import to_bytes
 from tools.pocket.views import Placement, light, over, place, premultiply, to_model
 
 PHOTOGRAPHS = 5
-# What each subject is, and the DINO likeness of the untouched base's pictures of it (all prompts, docs/results): where the base
+# What each subject is, and the DINO likeness of the base model's pictures of it (all prompts, docs/results): where the base
 # is like it already, there is little to learn.
 SUBJECTS: dict[str, dict[str, tuple[str, float]]] = {
     "tuning": {
@@ -85,7 +85,7 @@ def most_to_learn(subjects: Mapping[str, tuple[str, float]]) -> tuple[str, ...]:
     """Order subjects so that the first few have most to learn and differ in what they are.
 
     Args:
-        subjects: by name, what each is (animal, food, ...) and how like it the untouched base's pictures are.
+        subjects: by name, what each is (animal, food, ...) and how like it the base model's pictures are.
 
     Returns:
         The least like of everything that a subject may be, the least like first; then the second of each, and so on.
