@@ -132,7 +132,7 @@ def test_setup_runs_only_from_the_users_own_file(home: Path, monkeypatch: pytest
 
 
 def test_anything_else_of_sbatch_is_a_table_of_its_own(home: Path) -> None:
-    write(home, "[slurm.submit.sbatch]\ncomment = 'all'\nnice = 10\n", "config")
+    write(home, "[slurm.sbatch]\ncomment = 'all'\nnice = 10\n", "config")
     write(
         home, "[here]\ngpus = '1g.10gb:1'\n[here.sbatch]\nmail_user = 'me@x.org'\ncomment = 'a b'\nexclusive = true\n"
     )

@@ -154,7 +154,7 @@ def test_line_is_said_when_something_has_changed_and_not_for_the_time_left(
             screen.show([SweepState(sweep.path, [look])])
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" ")[2] for line in lines] == [
-        "grid: 2 cells: 0 finished, 2 running; 1 min 30 s left", "grid: 2 cells: 2 finished",
+        "grid: 2 cells: 2 running, 0 finished; 1 min 30 s left", "grid: 2 cells: 2 finished",
     ]  # fmt: skip
 
 

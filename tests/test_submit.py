@@ -519,7 +519,7 @@ DEATHS = {
 }
 SUBMITTER = """
 import os, signal, sys
-from slurm import sbatch, submit
+from slurm.submit import sbatch, send as submit
 from slurm.submit.clusters import Cluster
 from slurm.estimate.need import Need
 from slurm.store.layout import SweepFolder
