@@ -88,16 +88,19 @@ def short_block(block: str) -> str:
     return block.replace("_blocks", "").replace("_block", "")
 
 
-def _slots(frame: pd.DataFrame, blocks: list[str], kind: str) -> tuple[np.ndarray, pd.DataFrame]:
-    """Where the bars of one kind stand: block number plus the kind's place in the group of four."""
-    rows = frame[frame["kind"].map(lambda name: KINDS.get(name, name)) == kind]
-    place = list(kind_colors()).index(kind)
-    return rows["block"].map(blocks.index).to_numpy(dtype=float) + 0.2 * (place - 1.5), rows
+def _slots(frame: pd.DataFrame, blocks: list[str]) -> np.ndarray:
+    """Where the bars of rows stand: block number plus the kind's place in the group of four."""
+    kinds = list(kind_colors())
+    return np.array(
+        [blocks.index(block) + 0.2 * (kinds.index(KINDS.get(kind, kind)) - 1.5)
+         for block, kind in zip(frame["block"], frame["kind"], strict=True)]
+    )  # fmt: skip
 
 
 def _draw_bars(ax: Axes, before: pd.DataFrame, blocks: list[str]) -> None:
     for kind, color in kind_colors().items():
-        x, rows = _slots(before, blocks, kind)
+        rows = before[before["kind"].map(lambda name: KINDS.get(name, name)) == kind]
+        x = _slots(rows, blocks)
         ax.bar(x, rows["mean"], width=0.19, color=color, edgecolor=INK, linewidth=pt(0.5), label=kind, zorder=3)
         ax.errorbar(x, rows["mean"], yerr=rows["sd"], fmt="none", ecolor=WHISKER, elinewidth=pt(1.2), zorder=4)
     _name_blocks(ax, blocks)
@@ -107,18 +110,17 @@ def _draw_change(ax: Axes, after: pd.DataFrame, blocks: list[str], styles: dict[
     names = list(dict.fromkeys(after["series"]))
     for number, series in enumerate(names):
         look, shift = styles[series], min(0.045, 0.13 / len(names)) * (number - (len(names) - 1) / 2)
-        for kind in kind_colors():
-            x, rows = _slots(after[after["series"] == series], blocks, kind)
-            ax.plot(
-                x + shift,
-                100 * rows["change"],
-                ls="none",
-                marker=look.marker,
-                color=look.color,
-                mfc=look.face,
-                ms=pt(4.5),
-                zorder=3,
-            )
+        rows = after[after["series"] == series]
+        ax.plot(
+            _slots(rows, blocks) + shift,
+            100 * rows["change"],
+            ls="none",
+            marker=look.marker,
+            color=look.color,
+            mfc=look.face,
+            ms=pt(4.5),
+            zorder=3,
+        )
     ax.axhline(0, color=INK, lw=pt(0.9))
     ax.set_ylabel("change of the mean norm (%)")
     _name_blocks(ax, blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import matplotlib as mpl
 import numpy as np
@@ -84,10 +85,15 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 def width_pt(text: str, size_pt: float, *, bold: bool = False) -> float:
     """How wide a line of text is, in points."""
+    return HINTING * size_pt * _width_em(text, bold)
+
+
+@lru_cache(2**16)
+def _width_em(text: str, bold: bool) -> float:
     font = font_manager.get_font(_font(bold))
     font.set_size(100, 72)
     font.set_text(text, 0.0)
-    return HINTING * size_pt * float(font.get_width_height()[0]) / 64 / 100
+    return float(font.get_width_height()[0]) / 64 / 100
 
 
 def _font(bold: bool) -> str:
