@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slurm
 # A submitter without a driver, which dies where it is told to.
 SUBMITTER = """
 import os, signal, sys
-from slurm import submit
+from slurm.submit import send as submit
 from slurm.submit.clusters import Cluster
 from slurm.estimate.need import Need
 from slurm.store.layout import SweepFolder
