@@ -75,6 +75,17 @@ def slurm_cluster() -> Iterator["LocalSlurm"]:
         yield cluster
 
 
+@pytest.fixture(scope="session", autouse=True)
+def warm_workers() -> Iterator[None]:
+    """Workers that end with the driver are forks of a process that has loaded what takes long to load and is not ours."""
+    from slurm.worker import pool
+    from tests.warm_program import warm_up
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "start_process", warm_up(pool))
+        yield
+
+
 @pytest.fixture(scope="session")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> "Studio":
     """A tiny pipeline with scorers and subjects."""
