@@ -211,9 +211,16 @@ def test_bad_cell_fails_after_its_tries_and_the_others_finish(
 def test_out_of_memory_halves_the_pack_which_goes_on_from_its_checkpoints(
     error: BaseException, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = store(studio, tmp_path)
-    at_step(5, lambda task: raiser(error)(task) if len(task.cells) > 1 else None, monkeypatch)
+    spec, tries = store(studio, tmp_path), []
+
+    def fill(task: SubjectTask) -> None:
+        if len(task.cells) > 1:
+            tries.append(len(task.cells))
+            pytest.fail(f"as many again and again: {tries}") if len(tries) > 4 else raiser(error)(task)
+
+    at_step(5, fill, monkeypatch)
     assert run_pack(spec) == "done"
+    assert tries == [2]
     made = [run.read()["provenance"] for run in find_runs(tmp_path)]
     assert [(m["pack_size"], m["resumed_at"]) for m in made] == [(1, 4), (1, 4)]
     assert type(error).__name__ in json.loads(PackFiles.of(spec).ended.read_text())["reason"]

@@ -101,7 +101,6 @@ class Attempt:
 
     def _take_less(self, runs: Sequence[Run], text: str) -> None:
         """Train half as many runs together from now on; a single one has failed, and the others are together again."""
-        self.claim.check()
         if len(runs) > 1:
             number, reason = (len(runs) + 1) // 2, last_line(text)
             self.claim.note(at_most=number, reason=reason)
@@ -109,6 +108,7 @@ class Attempt:
                 f"pack {self.claim.pack.name} goes on with at most {number} runs at a time: {reason}", file=sys.stderr
             )
         else:
+            self.claim.check()
             fail(runs[0], text)
             self.failed[runs[0].folder.run_id] = text
             self.claim.note(at_most=len(self.runs))  # it may have been the only one that could not be trained
