@@ -186,6 +186,15 @@ def test_wait_ends_with_the_right_code(statuses: list[str] | None, code: int, sw
     assert main(options(sweep, wait=True)) == code
 
 
+def test_nobody_waits_where_all_has_ended(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep.pack("a")
+    sweep.end("a", ["finished", "failed"])
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    assert main(options(sweep)) == 0
+    assert waits == [], "everything is known at the first look"
+
+
 def test_wait_waits_for_what_runs(sweep: Sweep) -> None:
     sweep.pack("a")
     sweep.claim("a", Owner.me())

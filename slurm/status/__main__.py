@@ -25,7 +25,7 @@ import tyro
 
 from adapters.errors import BadInput, printable
 from adapters.words import counted
-from slurm.status.monitor import Monitor, exit_code
+from slurm.status.monitor import Monitor, exit_code, has_ended
 from slurm.status.screen import Screen
 from slurm.status.table import draw, plain_lines, to_json
 from slurm.store.outcome import reopen_failed
@@ -105,14 +105,13 @@ def _act(board: Monitor, options: Options) -> int:
 
 
 def _follow(board: Monitor, options: Options) -> list[SweepState]:
-    """Look again and again; ends when two looks in a row find nothing that can still end, or at Ctrl-C.
+    """Look again and again; ends when all has ended, two looks in a row find nothing that can still end, or at Ctrl-C.
 
     Whoever waits also sends what the cluster had no room for.
     """
-    quiet = 0
     later = Resubmitter(board.scheduler) if options.wait and isinstance(board.scheduler, Scheduler) else None
     sweeps = board.look()
-    moves = board.may_change(sweeps)
+    moves, quiet = board.may_change(sweeps), 2 if has_ended(sweeps) else 0
     try:
         with Screen(is_silent=options.json) as screen:
             while quiet < 2 or options.watch:
@@ -123,7 +122,7 @@ def _follow(board: Monitor, options: Options) -> list[SweepState]:
                 time.sleep(options.every_s)
                 sweeps = board.look()
                 moves, full = board.may_change(sweeps), later is not None and bool(later.waiting)
-                quiet = 0 if moves or full else quiet + 1
+                quiet = 2 if has_ended(sweeps) else 0 if moves or full else quiet + 1
     except KeyboardInterrupt:
         if options.wait:
             raise

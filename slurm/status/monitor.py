@@ -87,6 +87,11 @@ def find_sweeps(root: Path) -> list[Path]:
         raise BadInput(f"{error.filename or root} cannot be read: {error.strerror}") from None
 
 
+def has_ended(sweeps: list[SweepState]) -> bool:
+    """Whether every pack has ended, so that only a new command changes anything."""
+    return all(pack.state == PackStatus.ENDED for sweep in sweeps for pack in sweep.packs)
+
+
 def exit_code(sweeps: list[SweepState]) -> int:
     """0 if every cell has finished or diverged, 1 if something failed, 3 if something is left that nobody works on."""
     packs = [pack for sweep in sweeps for pack in sweep.packs]
