@@ -99,6 +99,10 @@ def test_submitter_killed_anywhere_loses_nothing_and_sends_nothing_twice(
         assert sorted(sent.values()) == [0, 0, 0, 2, 2, 2], sent
         (programs / "go").touch()
         said = dict(zip(DEATHS, team.map(submit, DEATHS)))
+    kept = {moment for moment, done in said.items() if "the job is kept" in done.stdout}
+    assert kept == {
+        "while sbatch waits for the controller", "after sbatch, before its answer", "before the record has the job",
+    }, said  # fmt: skip
     for moment, each in grids.items():
         assert each.settle() == {"ended": 2}, (moment, said[moment])
         assert set(map(tuple, each.outcomes().values())) == {("done",)}, moment
