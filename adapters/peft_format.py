@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters import peft_layout
+from adapters.documents import flush
 from adapters.errors import BadInput
 from adapters.pack import Attached
 from adapters.peft_pack import PeftPack
@@ -55,7 +56,7 @@ def save(folder: Path | str, attached: Attached, replica: int, *, base_model: st
         else:
             _write(aside, attached, replica, base_model)
         for name in (*(file.name for file in aside.iterdir()), "."):
-            _flush(aside / name)
+            flush(aside / name)
         _put_in_place(aside, folder)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{folder} cannot be written: {error}") from error
@@ -142,16 +143,7 @@ def _put_in_place(aside: Path, folder: Path) -> None:
         if existed:
             os.rename(replaced, folder)
         raise
-    _flush(folder.parent)
+    flush(folder.parent)
     for leftover in folder.parent.glob(f".{folder.name}.*"):
         if leftover.suffix in (".tmp", ".old"):
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's or folder's content is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -111,16 +111,7 @@ def _draw_change(ax: Axes, after: pd.DataFrame, blocks: list[str], styles: dict[
     for number, series in enumerate(names):
         look, shift = styles[series], min(0.045, 0.13 / len(names)) * (number - (len(names) - 1) / 2)
         rows = after[after["series"] == series]
-        ax.plot(
-            _slots(rows, blocks) + shift,
-            100 * rows["change"],
-            ls="none",
-            marker=look.marker,
-            color=look.color,
-            mfc=look.face,
-            ms=pt(4.5),
-            zorder=3,
-        )
+        ax.plot(_slots(rows, blocks) + shift, 100 * rows["change"], ls="none", ms=pt(4.5), zorder=3, **look.marks())
     ax.axhline(0, color=INK, lw=pt(0.9))
     ax.set_ylabel("change of the mean norm (%)")
     _name_blocks(ax, blocks)

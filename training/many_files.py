@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from training.whole_files import flush, name_aside, store_error
+from adapters.documents import flush
+from training.whole_files import name_aside, store_error
 
 FLUSHES = 16  # at a time
 

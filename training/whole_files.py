@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters import documents
+from adapters.documents import flush
 from adapters.errors import BadInput
 
 ABANDONED_S = 86_400.0  # age, by the file system's own clock, at which another machine's file aside is nobody's
@@ -93,15 +94,6 @@ def _look_through(written: Path) -> None:
         _looked_through.add(written.parent)
         with contextlib.suppress(OSError):
             remove_asides(written.parent, before=written.stat().st_mtime - ABANDONED_S)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file's or folder's content is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def store_error(error: OSError, path: Path) -> StoreError:

@@ -73,14 +73,7 @@ class PackState:
     unseen: str = ""
 
     def __post_init__(self) -> None:
-        for name in (
-            "phase",
-            "error",
-            "job",
-            "host",
-            "loss",
-            "distance",
-        ):  # what others have written is shown on terminals
+        for name in ("phase", "error", "job", "host", "loss", "distance"):  # others wrote it, and terminals show it
             object.__setattr__(self, name, printable(getattr(self, name)))
 
     @property
