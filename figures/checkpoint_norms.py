@@ -82,7 +82,13 @@ def _depth(block: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str]) -> int:
-    """Draw a table; returns the exit code."""
+    """Draw a table; returns the exit code.
+
+    Raises:
+        BadInput: for another number of arguments.
+    """
+    if len(arguments) != 3:
+        raise BadInput(f"checkpoint_norms takes TABLE PICTURE TITLE, not {' '.join(arguments) or 'nothing'}")
     table, picture, title = arguments
     rows = pd.read_csv(table, keep_default_na=True).replace({"attention": {np.nan: ""}})
     with writing(Path(picture)) as aside:
