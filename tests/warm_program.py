@@ -18,6 +18,7 @@ import multiprocessing.process
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -128,6 +129,7 @@ def start_server() -> str:
     server = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout
     assert server.stdout.readline(), "the process that programs are forked from did not start"
+    atexit.register(shutil.rmtree, folder)
     atexit.register(server.communicate)
     return place
 
@@ -142,8 +144,7 @@ def serve(place: str) -> None:
         listener.bind(place)
         listener.listen(64)
         print("ready", flush=True)
-        while sys.stdin not in (ready := select.select([listener, sys.stdin], [], [])[0]):
-            assert ready
+        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             line, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()

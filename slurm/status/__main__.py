@@ -109,12 +109,13 @@ def _follow(board: Monitor, options: Options) -> list[SweepState]:
 
     Whoever waits also sends what the cluster had no room for.
     """
+    quiet = 0
     later = Resubmitter(board.scheduler) if options.wait and isinstance(board.scheduler, Scheduler) else None
     sweeps = board.look()
-    moves, quiet = board.may_change(sweeps), 2 if has_ended(sweeps) else 0
+    moves = board.may_change(sweeps)
     try:
         with Screen(is_silent=options.json) as screen:
-            while quiet < 2 or options.watch:
+            while options.watch or not (quiet >= 2 or has_ended(sweeps)):
                 screen.show(sweeps, board.note)
                 if later is not None and (sent := later.send(sweeps, at_once=not moves)):
                     screen.say(sent)
@@ -122,7 +123,7 @@ def _follow(board: Monitor, options: Options) -> list[SweepState]:
                 time.sleep(options.every_s)
                 sweeps = board.look()
                 moves, full = board.may_change(sweeps), later is not None and bool(later.waiting)
-                quiet = 2 if has_ended(sweeps) else 0 if moves or full else quiet + 1
+                quiet = 0 if moves or full else quiet + 1
     except KeyboardInterrupt:
         if options.wait:
             raise
