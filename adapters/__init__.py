@@ -124,6 +124,18 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "vera": Method("adapters.vera", "Vera", "VeRA", "#882255", "-", "<", _VERA_OPTIONS),
         "dvora": Method("adapters.vera", "Dvora", "DVoRA", "#AA4499", "--", ">", {**_VERA_OPTIONS, **_NORM_OPTIONS}),
         "hra": Method("adapters.hra", "Hra", "HRA", "#6A3D9A", ":", "."),
+        "nblora": Method(
+            "adapters.nb_lora", "NbLora", "NB-LoRA", "#56B4E9", "-", "$\\spadesuit$", {"strength": ("constant", "learned")}
+        ),
+        "singlora": Method(
+            "adapters.singlora",
+            "SingLora",
+            "SingLoRA",
+            "#CC3311",
+            "--",
+            "$\\heartsuit$",
+            {"alpha": ("r", float), "init": ("paper", "released"), "ramp": ("1%", int)},
+        ),
         "full": Method("adapters.full", "Full", "full finetuning", "#666666", "-.", "d"),
         "ablation-normalized": Method(
             "adapters.ablations",
