@@ -125,7 +125,13 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "dvora": Method("adapters.vera", "Dvora", "DVoRA", "#AA4499", "--", ">", {**_VERA_OPTIONS, **_NORM_OPTIONS}),
         "hra": Method("adapters.hra", "Hra", "HRA", "#6A3D9A", ":", "."),
         "nblora": Method(
-            "adapters.nb_lora", "NbLora", "NB-LoRA", "#56B4E9", "-", "$\\spadesuit$", {"strength": ("constant", "learned")}
+            "adapters.nb_lora",
+            "NbLora",
+            "NB-LoRA",
+            "#56B4E9",
+            "-",
+            "$\\spadesuit$",
+            {"strength": ("constant", "learned")},
         ),
         "singlora": Method(
             "adapters.singlora",

@@ -23,11 +23,11 @@ class NbLora(Adapter):
     """W = W0 + 2 B S A with [A^T; B] = Cayley([A~^T; B~]): no singular value of the change exceeds its entry of S.
 
     A~ (r x in) and B~ (out x r) are free and train, as the tensors ``A`` and ``B``. Cayley's formula gives the stacked matrix
-    orthonormal columns, A A^T + B^T B = I, so that sigma_j(2 B S A) <= s_j; the bound is reached where A A^T = B^T B = I / 2,
-    and as B~ grows beyond A~ the change shrinks again.
+    orthonormal columns, A A^T + B^T B = I, so that sigma_j(2 B S A) <= s_j; the bound is reached where A A^T = B^T B = I / 2.
+    As B~ grows beyond all bounds, A A^T returns to I and the weight to W0.
 
-    Start: B~ = 0, so that B = 0, W = W0 and A A^T = I, and A~ from N(0, 1/in): columns of length 1 are those of which
-    Cayley's formula makes nearly their own directions, where short ones would become the first r inputs.
+    Start: B~ = 0, so that B = 0, W = W0 and A A^T = I, and A~ from N(0, 1/in): of rows of length 1 Cayley's formula makes
+    nearly those rows (with the other sign), where short ones would become the first r inputs.
 
     The size of S is set by the boundary, DeLoRA's lambda at the start: S = lambda w / sqrt(r) I with w = ||W0||_F / sqrt(in),
     the root mean square of W0's column norms. The largest ||W - W0||_F is then lambda w, what DeLoRA's bound is for directions
@@ -140,8 +140,8 @@ class NbLora(Adapter):
         """The distance from r x r matrices: ||B S A||_F^2 = tr(S B^T B S A A^T), both Grams sums of positive terms.
 
         Near the start B^T B is what vanishes; I - A A^T, which equals it, would be rounding. ``input_share`` is
-        tr(A A^T) / r: 1 at the start, 1/2 where the bound is reached, and towards 0 as B~ outgrows A~. ``lambda`` is the root
-        mean square over the directions.
+        tr(A A^T) / r: 1 at the start, 1/2 where the bound is reached, and 1 again where B~ is very long. ``lambda`` is the
+        root mean square over the directions.
         """
         parts, strengths = self._parts(), self.strengths()
         n = parts.inverse

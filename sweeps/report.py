@@ -251,7 +251,11 @@ def _table(inputs: ResolvedInputs, best: pd.DataFrame, runs: pd.DataFrame, rule:
         if row["options"] != parse_method(row["method"]).canonical:
             continue  # rates of unusual options are printed, not kept as the method's
         trials = runs[runs["method"] == row["method"]]
-        own = {} if trials.loc[trials["options"] == row["options"], "lr_lambda"].isna().all() else {"lr_lambda": float(row["lr"])}
+        own = (
+            {}
+            if trials.loc[trials["options"] == row["options"], "lr_lambda"].isna().all()
+            else {"lr_lambda": float(row["lr"])}
+        )
         own |= {} if pd.isna(row["boundary"]) else {"boundary": float(row["boundary"])}
         methods[row["method"]] = {
             "lr": float(row["lr"]),

@@ -395,7 +395,11 @@ def gauges_nblora(w0: Tensor, p: State, rank: int, options: Options) -> dict[str
     strengths = reference_strengths(w0, p, rank, options)
     a = reference_frame(p["A"], p["B"])[: w0.shape[1]]
     unit = reference_norm(w0) / w0.shape[1] ** 0.5
-    return {"lambda": reference_norm(strengths) / unit, "bound": reference_norm(strengths), "input_share": (a * a).sum() / rank}
+    return {
+        "lambda": reference_norm(strengths) / unit,
+        "bound": reference_norm(strengths),
+        "input_share": (a * a).sum() / rank,
+    }
 
 
 GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = {
