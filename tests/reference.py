@@ -121,8 +121,10 @@ def reference_singlora(w0: Tensor, p: State, rank: int, options: Options) -> Ten
 
 
 def reference_ramp(p: State, rank: int, options: Options) -> Tensor:
-    """(alpha / r) min(t / T, 1)."""
+    """(alpha / r) min(t / T, 1); 0 before the first step, which may be what settles T."""
     alpha = rank if options["alpha"] == "r" else options["alpha"]
+    if p["t"] == 0:
+        return number(0.0)
     return alpha / rank * torch.minimum(p["t"] / p["ramp"], number(1.0))
 
 
