@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from adapters.blockwise import Blockwise
@@ -57,6 +57,8 @@ class Adapter(nn.Module):
     """Trainable tensors by name, each with the learning-rate group it belongs to."""
     frozen: ClassVar[tuple[str, ...]] = ()
     """Tensors that belong to a replica, are saved with it, but do not train (the start of DeLoRA)."""
+    advancing: ClassVar[tuple[str, ...]] = ()
+    """Those of them that ``advance`` changes as training goes on; checkpoints hold them too."""
     constants: ClassVar[tuple[str, ...]] = ()
     """Tensors read off the frozen weight, shared by the replicas."""
     shared: ClassVar[tuple[str, ...]] = ()
@@ -130,6 +132,11 @@ class Adapter(nn.Module):
         """Why the method cannot adapt a matrix of shape ``(out, in)`` with these options, as in "x=5 does not divide"."""
         return None
 
+    @classmethod
+    def has_role(cls, role: str, options: Mapping[str, Any]) -> bool:
+        """Whether some tensor trains at the rate of this group."""
+        return role in cls.ROLES.values()
+
     def configure(self) -> None:
         """Turn options into attributes; called first, before any tensor exists."""
 
@@ -155,6 +162,14 @@ class Adapter(nn.Module):
 
     def project(self) -> None:
         """Put the parameters back, in place, into the set that the method allows; called after every step."""
+
+    def advance(self, steps: int, live: Bool[Tensor, " k"]) -> None:
+        """Count one optimiser step, in place, before its first forward; methods that follow a schedule of their own define it.
+
+        Args:
+            steps: how many the whole training takes.
+            live: the replicas that still train; the others stay as they are.
+        """
 
     @exactly
     @torch.no_grad()

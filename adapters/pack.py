@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -176,6 +176,27 @@ class Attached:
                 changes: Sequence[Change] = stack.adapter.change().unbind()
                 for path, change in zip(stack.paths, changes, strict=True):
                     self.adapters[path].prepared = change
+
+    @torch.no_grad()
+    def advance(self, steps: int, live: Bool[Tensor, " k"] | None = None) -> None:
+        """Count one optimiser step of every replica, before its first forward; nothing for most methods.
+
+        Args:
+            steps: how many the whole training takes.
+            live: the replicas that still train; None means all.
+        """
+        if live is None:
+            live = torch.ones(self.num_replicas, dtype=torch.bool, device=self.flat.device)
+        for stack in self.stacks:
+            stack.adapter.advance(steps, live)
+
+    def advancing(self) -> dict[str, Tensor]:
+        """What :meth:`advance` changes, by name: tensors ``[k, m]`` that a checkpoint must hold; nothing for most methods."""
+        return {
+            f"{name}.{number}": getattr(stack.adapter, name)
+            for number, stack in enumerate(self.stacks)
+            for name in stack.adapter.advancing
+        }
 
     def project(self) -> None:
         """Put every replica back into the set that its method allows (COFT's ball); nothing for most methods."""

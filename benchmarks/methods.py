@@ -24,7 +24,7 @@ from benchmarks.timing import interleave, ratio_of, ratio_of_means
 from training.accelerator import autocast
 from training.optimizer import PackedAdamW
 
-RANK, RATE, CLIP = 8, 1e-4, 1.0
+RANK, RATE, CLIP, STEPS = 8, 1e-4, 1.0, 1000
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # PEFT's target_modules; the same layers as `adapters.inject` finds
 
 Step = Callable[[], object]
@@ -119,6 +119,7 @@ def our_step(unet: nn.Module, batch: Batch, method: str, size: int = 1) -> Step:
 
     def step() -> None:
         pack.zero_grad()
+        pack.advance(STEPS)
         loss = batch.loss(unet) * size  # the sum of the replicas' means
         loss.backward()
         optimizer.step(loss.detach().expand(size))

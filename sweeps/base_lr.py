@@ -65,8 +65,11 @@ def drive(options: TuningOptions) -> int:
     planned = []
     for spec in options.specs():
         if get_class(spec.name).uses_boundary:
+            trains_lambda = get_class(spec.name).has_role("lambda", spec.options)
             trials = [
-                {"lr": r, "lr_lambda": r, "boundary": b} for r in options.boundary_rates for b in options.boundaries
+                {"lr": r, "boundary": b} | ({"lr_lambda": r} if trains_lambda else {})
+                for r in options.boundary_rates
+                for b in options.boundaries
             ]
         else:
             trials = [{"lr": rate} for rate in options.rates]

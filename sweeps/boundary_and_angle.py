@@ -39,8 +39,8 @@ def drive(options: BoundaryOptions) -> int:
     from sweeps.grid import expand_each, resolve_inputs
     from sweeps.report_variants import report_boundary
 
-    if without := [spec.name for spec in options.specs() if not get_class(spec.name).uses_boundary]:
-        raise BadInput(f"--method has {without[0]}, which has no lambda; allowed: delora and the ablations with one")
+    if without := [s.name for s in options.specs() if not get_class(s.name).has_role("lambda", s.options)]:
+        raise BadInput(f"--method has {without[0]}, which trains no lambda; allowed: delora and the ablations with one")
     if not options.scales:
         raise BadInput("--scales got none; allowed: lambda, factors, both")
     if options.boundaries and min(options.boundaries) <= 0:

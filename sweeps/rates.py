@@ -29,9 +29,9 @@ class Rates:
 
     Attributes:
         lr: rate of the factors or vectors.
-        lr_lambda: rate of DeLoRA's lambda, None elsewhere.
+        lr_lambda: rate of a lambda that trains (DeLoRA's), None elsewhere.
         lr_magnitude: rate of DoRA's m, None elsewhere.
-        boundary: DeLoRA's lambda at the start, None elsewhere.
+        boundary: lambda at the start (DeLoRA, NB-LoRA), None elsewhere.
         borrowed: where the setting comes from if nobody tuned the method on the model; None if somebody did.
         source: where it comes from, in words: tuned, published, borrowed, or given on the command line.
     """
@@ -145,8 +145,8 @@ def choose_rates(options: Options, spec: MethodSpec, model: str, model_hash: str
         BadInput: for a rate that the method does not have; if there is none for it, or no such table.
     """
     cls = get_class(spec.name)
-    with_lambda, with_magnitude = cls.uses_boundary, "magnitude" in cls.ROLES.values()
-    has = {"lr": True, "lr_lambda": with_lambda, "lr_magnitude": with_magnitude, "boundary": with_lambda}
+    with_lambda, with_magnitude = (cls.has_role(role, spec.options) for role in ("lambda", "magnitude"))
+    has = {"lr": True, "lr_lambda": with_lambda, "lr_magnitude": with_magnitude, "boundary": cls.uses_boundary}
     words = {field: float(spec.words[word]) for field, word in FIELDS.items() if word in spec.words}
     if wrong := [field for field in words if not has[field]]:
         allowed = ", ".join(word for field, word in FIELDS.items() if has[field])
@@ -157,10 +157,12 @@ def choose_rates(options: Options, spec: MethodSpec, model: str, model_hash: str
         given["lr"] = options.base_lr
     given = {field: value for field, value in (given | words).items() if value is not None and has[field]}
     if found is None:
-        needed = {"lr", *(("lr_lambda", "boundary") if with_lambda else ())}
+        needed = {field for field in ("lr", "lr_lambda", "boundary") if has[field]}
         found = Rates(given["lr"]) if needed <= given.keys() else base_rates(spec, model, model_hash)
     kept = {field: getattr(found, field) for field in FIELDS if has[field]} | given
     sources = {FIELDS[field]: GIVEN if field in given else found.source for field, value in kept.items() if value}
+    if with_lambda and kept["lr_lambda"] is None:
+        kept["lr_lambda"] = kept["lr"]
     borrowed = None if set(sources.values()) == {GIVEN} else found.borrowed
     return Rates(**kept, borrowed=borrowed, source=_describe_sources(sources))
 
@@ -206,9 +208,7 @@ def scaled(rates: Rates, multiplier: float, scale: str = "both") -> dict:
 
     return {
         "lr": times(rates.lr, scale != "lambda"),
-        "lr_lambda": times(
-            rates.lr_lambda if rates.lr_lambda or rates.boundary is None else rates.lr, scale != "factors"
-        ),
+        "lr_lambda": times(rates.lr_lambda, scale != "factors"),
         "lr_magnitude": times(rates.lr_magnitude, scale != "lambda"),
         "boundary": rates.boundary,
     }

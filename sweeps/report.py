@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from adapters import parse_method
+from adapters import get_class, parse_method
 from adapters.words import counted
 from analysis import (
     METRICS,
@@ -251,7 +251,9 @@ def _table(inputs: ResolvedInputs, best: pd.DataFrame, runs: pd.DataFrame, rule:
         if row["options"] != parse_method(row["method"]).canonical:
             continue  # rates of unusual options are printed, not kept as the method's
         trials = runs[runs["method"] == row["method"]]
-        own = {} if pd.isna(row["boundary"]) else {"lr_lambda": float(row["lr"]), "boundary": float(row["boundary"])}
+        own = {} if pd.isna(row["boundary"]) else {"boundary": float(row["boundary"])}
+        if get_class(row["method"]).has_role("lambda", parse_method(row["method"]).options):
+            own = {"lr_lambda": float(row["lr"])} | own
         methods[row["method"]] = {
             "lr": float(row["lr"]),
             **own,

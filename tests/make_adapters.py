@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from adapters import METHODS, Method, MethodSpec, get_class, parse_method
 from adapters.base import Adapter
-from adapters.check import suitable_rank
+from adapters.check import STEPS, suitable_rank
 from adapters.inject import attach
 from adapters.pack import Attached
 from adapters.toy import Model, make_model
@@ -89,7 +89,7 @@ def make_pack(
     Args:
         rank: The next one that suits the method is taken.
         moved: How far: the standard deviation of what is added to every trainable value, of which a replica's share
-            depends on its seed only.
+            depends on its seed only. If it is not 0, a first step of training is counted too.
     """
     model = make_model(dtype) if model is None else model
     boundary = [0.5 + seed / 10 for seed in seeds]
@@ -97,13 +97,17 @@ def make_pack(
     attached = attach(model, spec, seeds=seeds, rank=suitable_rank(spec, rank), boundary=boundary)
     for replica, seed in enumerate(seeds):
         move(attached.flat[replica], seed, moved)
+    if moved:
+        attached.advance(STEPS)
     return model, attached
 
 
 def make_adapter(spec: MethodSpec, base: nn.Linear, rank: int = RANK) -> Adapter:
-    """One replica of a method around one layer."""
+    """One replica of a method around one layer, when its first step begins."""
     method, rank = get_class(spec.name), suitable_rank(spec, rank)
-    return method(base, path="layer", seeds=[3], rank=rank, boundary=[0.7], options=spec.options)
+    adapter = method(base, path="layer", seeds=[3], rank=rank, boundary=[0.7], options=spec.options)
+    adapter.advance(STEPS, torch.ones(1, dtype=torch.bool))
+    return adapter
 
 
 def make_lone(spec: MethodSpec, adapter: Adapter) -> Attached:

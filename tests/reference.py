@@ -89,6 +89,45 @@ def reference_hra(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
     return w
 
 
+def reference_nblora(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """NB-LoRA (2501.19050): W0 + 2 B S A, A^T the first rows of Cayley([A~^T; B~]), B the others."""
+    frame, n = reference_frame(p["A"], p["B"]), w0.shape[1]
+    return w0 + 2 * frame[n:] @ torch.diag(reference_strengths(w0, p, rank, options)) @ frame[:n].T
+
+
+def reference_frame(a: Tensor, b: Tensor) -> Tensor:
+    """Cayley of a tall [X; Y]: the first r columns of (I - K)(I + K)^-1 with the skew K = [[X - X^T, -Y^T], [Y, 0]]."""
+    m = torch.cat([a.T, b])
+    r, (x, y) = m.shape[1], m.split([m.shape[1], m.shape[0] - m.shape[1]])
+    k = torch.cat([torch.cat([x - x.T, -y.T], 1), torch.cat([y, y.new_zeros(len(y), len(y))], 1)])
+    identity = torch.eye(len(k), dtype=k.dtype)
+    return (identity - k) @ torch.linalg.inv(identity + k)[:, :r]
+
+
+def reference_strengths(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """s_j = lambda_j ||W0||_F / sqrt(in r); a learned lambda_j is put back between 0 and its start, with no gradient for that."""
+    lam = p["lam_start"].expand(rank)
+    if options["strength"] == "learned":
+        put_back = torch.stack([min(max(value, value * 0), p["lam_start"]) for value in p["lam"].detach()])
+        lam = p["lam"] - p["lam"].detach() + put_back
+    return lam * reference_norm(w0) / (w0.shape[1] * rank) ** 0.5
+
+
+def reference_singlora(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
+    """SingLoRA (2507.05566), Equation 8 and Section 4.4: W0 + (alpha / r) u(t) A* A^T, or its transpose where W0 is tall."""
+    a, narrow = p["A"], p["A"][: min(w0.shape)]
+    change = sum_of_outer(narrow.T, a.T)
+    return w0 + reference_ramp(p, rank, options) * (change if w0.shape[0] <= w0.shape[1] else change.T)
+
+
+def reference_ramp(p: State, rank: int, options: Options) -> Tensor:
+    """(alpha / r) min(t / T, 1); 0 before the first step, which may be what settles T."""
+    alpha = rank if options["alpha"] == "r" else options["alpha"]
+    if p["t"] == 0:
+        return number(0.0)
+    return alpha / rank * torch.minimum(p["t"] / p["ramp"], number(1.0))
+
+
 def reference_full(w0: Tensor, p: State, rank: int, options: Options) -> Tensor:
     """Full finetuning: the weight itself."""
     return p["W"]
@@ -227,6 +266,8 @@ REFERENCES: dict[str, Callable[[Tensor, State, int, Options], Tensor]] = {
     "vera": reference_vera,
     "dvora": reference_dvora,
     "hra": reference_hra,
+    "nblora": reference_nblora,
+    "singlora": reference_singlora,
     "full": reference_full,
     "ablation-normalized": reference_normalized,
     "ablation-relaxed": reference_relaxed,
@@ -351,6 +392,18 @@ def gauges_hra(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, T
     return {"transform_distance": moved, "bound": 2 * torch.tensor(rank, dtype=w0.dtype).sqrt()}
 
 
+def gauges_nblora(w0: Tensor, p: State, rank: int, options: Options) -> dict[str, Tensor]:
+    """The root mean square of the directions' lambdas, ||S||_F, and tr(A A^T) / r."""
+    strengths = reference_strengths(w0, p, rank, options)
+    a = reference_frame(p["A"], p["B"])[: w0.shape[1]]
+    unit = reference_norm(w0) / w0.shape[1] ** 0.5
+    return {
+        "lambda": reference_norm(strengths) / unit,
+        "bound": reference_norm(strengths),
+        "input_share": (a * a).sum() / rank,
+    }
+
+
 GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = {
     "lora": lambda w0, p, rank, options: {},
     "dora": gauges_dora,
@@ -364,6 +417,8 @@ GAUGES: dict[str, Callable[[Tensor, State, int, Options], dict[str, Tensor]]] = 
     "vera": lambda w0, p, rank, options: {},
     "dvora": gauges_dora,
     "hra": gauges_hra,
+    "nblora": gauges_nblora,
+    "singlora": lambda w0, p, rank, options: {"drift": reference_ramp(p, rank, options) * p["start_norm"]},
     "full": lambda w0, p, rank, options: {},
     "ablation-normalized": gauges_normalized,
     "ablation-relaxed": gauges_relaxed,
@@ -391,6 +446,8 @@ def reference_num_parameters(name: str, num_out: int, num_in: int, rank: int, op
         "vera": rank + num_out,
         "dvora": rank + num_out + magnitudes,
         "hra": rank * num_in,
+        "nblora": low_rank + (rank if options.get("strength") == "learned" else 0),
+        "singlora": rank * max(num_out, num_in),
         "full": num_in * num_out,
         "ablation-normalized": low_rank + 1,
         "ablation-relaxed": 2 * rank * num_in + 1,

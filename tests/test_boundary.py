@@ -119,7 +119,7 @@ def test_driver_trains_multiplier_1_once_and_draws_it_in_every_curve(studio: Stu
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--method", "lora"), "--method has lora, which has no lambda"),
+        (("--method", "lora"), "--method has lora, which trains no lambda"),
         (("--boundaries", "4", "-1"), "--boundaries is 4.0 -1.0; allowed: positive numbers"),
     ],
 )

@@ -146,6 +146,17 @@ def reflect_hra(adapter: Adapter) -> dict[str, float]:
     return {"distance": 2 * 4.0, "transform_distance": 2 * adapter.rank**0.5}
 
 
+def halve_frame(adapter: Adapter) -> dict[str, float]:
+    """Y^T Y = I with equal shares, and no X: so A A^T = B^T B = I / 2, whatever S is."""
+    a, b = adapter.get_parameter("A"), adapter.get_parameter("B")
+    a.zero_()[0, :, -RANK:] = torch.eye(RANK) / 2**0.5
+    b.zero_()[0, :RANK] = torch.eye(RANK) / 2**0.5
+    lam = adapter.get_buffer("lam_start").expand(RANK)
+    if adapter.options["strength"] == "learned":
+        lam = adapter.get_parameter("lam")[0].copy_(torch.tensor([0.1, 0.7, 9.0])).clamp_max(0.7)
+    return {"distance": float(lam.norm() * adapter.base.weight.norm()) / (12 * RANK) ** 0.5}
+
+
 def align_relaxed(adapter: Adapter) -> dict[str, float]:
     """All products one and the same, those of the second term with the other sign, and W0 along them."""
     set_base_of_one_entry(adapter)
@@ -173,6 +184,7 @@ ADVERSARIES: dict[str, tuple[Callable[[Adapter], dict[str, float]], ...]] = {
     "oft": (turn_plane, turn_all_planes),
     "coft": (turn_plane, turn_all_planes),
     "hra": (reflect_hra,),
+    "nblora": (halve_frame,),
     "ablation-normalized": (lengthen_delora,),
     "ablation-relaxed": (align_relaxed,),
     "ablation-highrank": (align_pairs,),

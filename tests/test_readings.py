@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from adapters import get_class, parse_method
+from adapters.check import STEPS
 from adapters.pack import Attached
 from tests.make_adapters import (
     PAIRED,
@@ -79,6 +80,7 @@ def test_distance_is_exact_at_the_first_steps_of_training(variant: str) -> None:
     for _ in range(3):  # steps 0, 1, 2
         check_distances(attached)
         attached.zero_grad()
+        attached.advance(STEPS)
         (model(x, context) - goal).square().sum().backward()
         optimizer.step()
     check_distances(attached)
@@ -193,6 +195,7 @@ def test_readings_are_finite_wherever_the_parameters_are(variant: str) -> None:
 def test_forward_and_gradient_are_finite_at_degenerate_values(variant: str) -> None:
     model, attached = make_pack(variant, dtype=torch.float32)
     start = attached.flat.clone()
+    attached.advance(STEPS)
     for state in ("zeros", "ones", "tiny", "one direction zero"):
         attached.zero_grad()
         attached.flat.copy_(STATES[state](start))
@@ -218,6 +221,7 @@ def test_rows_and_columns_of_zeros_in_the_base_harm_nothing(variant: str) -> Non
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(5):
         attached.zero_grad()
+        attached.advance(STEPS)
         model(x, context).square().sum().backward()
         assert attached.grad.norm().isfinite()
         optimizer.step()

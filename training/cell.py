@@ -135,11 +135,11 @@ class Cell(TrainingFlags):
     lr: Annotated[float, Flag(varies_in_pack=True)]
     """Rate of the factors (B and A, or ETHER's vectors)."""
     lr_lambda: Annotated[float | None, Flag(varies_in_pack=True)] = None
-    """Rate of DeLoRA's lambda; None where the method has none."""
+    """Rate of DeLoRA's lambda; None where the method trains none."""
     lr_magnitude: Annotated[float | None, Flag(varies_in_pack=True)] = None
     """Rate of DoRA's m; None where the method has none."""
     boundary: Annotated[float | None, Flag(varies_in_pack=True, curve="lambda {}")] = None
-    """lambda at the start (DeLoRA); None elsewhere."""
+    """lambda at the start (DeLoRA, NB-LoRA); None elsewhere."""
     # Where a flag's None means the model's own value, a cell holds the number; its defaults are the pocket's, without extras.
     resolution: int = 64
     num_inference_steps: int = 12

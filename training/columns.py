@@ -11,6 +11,7 @@ SCHEMA = 1
 KINDS = ("dynamics", "steps", "norms")
 GAUGES = (
     "lambda", "bound", "saturation", "transform_distance", "orthogonality", "norm_a", "norm_b", "angle_a", "angle_b",
+    "input_share", "drift",
 )  # fmt: skip
 COLUMNS = {
     "dynamics": ("step", "matrix", "distance", *GAUGES),

@@ -89,6 +89,7 @@ def train_pack(
         optimizer = PackedAdamW(
             attached.flat, attached.grad, attached.segments, rates=_rates(runs, attached),
             weight_decay=[run.cell.adam_weight_decay for run in runs], clip=[run.cell.max_grad_norm for run in runs],
+            advancing=attached.advancing(),
         )  # fmt: skip
         dynamics, log = Dynamics(attached), StepLog(len(runs))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class PackedAdamW:
         rates: role -> learning rate of each replica.
         weight_decay: decoupled weight decay of each replica.
         clip: largest gradient norm of each replica over all its parameters; 0 switches clipping off.
+        advancing: by name, what else of a replica changes as it trains (a ramp's counter): kept in its state.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class PackedAdamW:
         clip: Sequence[float],
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        advancing: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self.flat, self.grad, self.segments = flat, grad, dict(segments)
         self.rates, self.weight_decay, self.betas, self.eps = dict(rates), list(weight_decay), betas, eps
@@ -67,7 +70,7 @@ class PackedAdamW:
         # One counter for each replica and role: fused AdamW advances the counter that it is given.
         self.counts = torch.zeros(flat.shape[0], len(self.segments), dtype=torch.float32, device=flat.device)
         self.frozen_at = torch.full((flat.shape[0],), -1, dtype=torch.int64, device=flat.device)
-        self.steps_done = 0
+        self.steps_done, self.advancing = 0, dict(advancing)
 
     @torch.no_grad()
     def step(self, losses: Float[Tensor, " k"], factor: float = 1.0) -> Float[Tensor, " k"]:
@@ -113,7 +116,7 @@ class PackedAdamW:
 
     def state(self, row: int) -> dict[str, Tensor]:
         """Copies of everything that the next step of one replica depends on, its parameters included."""
-        return {name: getattr(self, name)[row].detach().cpu().clone() for name in STATE}
+        return {name: tensor[row].detach().cpu().clone() for name, tensor in self._tensors().items()}
 
     @torch.no_grad()
     def load_state(self, row: int, state: Mapping[str, Tensor], steps_done: int) -> None:
@@ -122,6 +125,9 @@ class PackedAdamW:
         Raises:
             RuntimeError: if a shape differs.
         """
-        for name in STATE:
-            getattr(self, name)[row].copy_(state[name])
+        for name, tensor in self._tensors().items():
+            tensor[row].copy_(state[name])
         self.steps_done = steps_done
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in STATE} | self.advancing

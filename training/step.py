@@ -29,6 +29,7 @@ def take_step(
     accumulation = task.shared.gradient_accumulation_steps
     losses = torch.zeros(attached.num_replicas, device=task.pipeline.device)
     attached.zero_grad()
+    attached.advance(task.shared.steps, ~optimizer.frozen)
     for micro in range(accumulation):
         part = task.losses(step, micro) / accumulation
         part.sum().backward()
