@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,6 +37,8 @@ def schedule_factor(schedule: str, step: int, steps: int, warmup_steps: int) -> 
 class PackedAdamW:
     """AdamW over the rows of one buffer, one row a replica.
 
+    `kept` names what the next step depends on, by replica.
+
     Args:
         flat: parameters of the pack, changed in place.
         grad: their gradients; clipping changes them in place.
@@ -45,6 +47,8 @@ class PackedAdamW:
         weight_decay: decoupled weight decay of each replica.
         clip: largest gradient norm of each replica over all its parameters; 0 switches clipping off.
     """
+
+    kept: ClassVar[tuple[str, ...]] = STATE
 
     def __init__(
         self,
@@ -88,16 +92,25 @@ class PackedAdamW:
         skip = self.frozen.to(torch.float32)
         self._before.copy_(self.flat)
         for row in range(self.flat.shape[0]):
-            for column, (role, part) in enumerate(self.segments.items()):
-                adamw(
-                    [self.flat[row, part]], [self.grad[row, part]],
-                    [self.exp_avg[row, part]], [self.exp_avg_sq[row, part]], [], [self.counts[row, column]],
-                    fused=True, found_inf=skip[row], amsgrad=False, maximize=False,
-                    beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
-                    lr=self.rates[role][row] * factor, weight_decay=self.weight_decay[row],
-                )  # fmt: skip
+            self._update(row, factor, skip[row])
         self._take_back_overflow()
         return norms
+
+    def _update(self, row: int, factor: float, skip: Float[Tensor, ""]) -> None:
+        """One step of one replica, all of whose gradients are clipped; none where `skip` is 1."""
+        for role in self.segments:
+            self._update_role(role, row, factor, skip)
+
+    def _update_role(self, role: str, row: int, factor: float, skip: Float[Tensor, ""]) -> None:
+        """AdamW's step of one replica's parameters of one role."""
+        part, column = self.segments[role], list(self.segments).index(role)
+        adamw(
+            [self.flat[row, part]], [self.grad[row, part]],
+            [self.exp_avg[row, part]], [self.exp_avg_sq[row, part]], [], [self.counts[row, column]],
+            fused=True, found_inf=skip, amsgrad=False, maximize=False,
+            beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
+            lr=self.rates[role][row] * factor, weight_decay=self.weight_decay[row],
+        )  # fmt: skip
 
     def _take_back_overflow(self) -> None:
         """Freeze a replica whose weights left the range of floats at the state before this step."""
@@ -106,6 +119,18 @@ class PackedAdamW:
             self.frozen_at.masked_fill_(over, self.steps_done)
             self.flat.copy_(torch.where(over[:, None], self._before, self.flat))
 
+    def rates_of_step(self, factor: float) -> dict[str, Float[Tensor, " k"]]:
+        """The rates at which the last step was taken, by their columns in the table of steps.
+
+        Args:
+            factor: the schedule's share of the full rates.
+        """
+        return {
+            name: factor * torch.tensor(self.rates[role], dtype=torch.float64)
+            for name, role in (("lr", "factors"), ("lr_lambda", "lambda"))
+            if role in self.rates
+        }
+
     @property
     def frozen(self) -> Bool[Tensor, " k"]:
         """Which replicas have diverged and stay where they are."""
@@ -113,7 +138,7 @@ class PackedAdamW:
 
     def state(self, row: int) -> dict[str, Tensor]:
         """Copies of everything that the next step of one replica depends on, its parameters included."""
-        return {name: getattr(self, name)[row].detach().cpu().clone() for name in STATE}
+        return {name: getattr(self, name)[row].detach().cpu().clone() for name in self.kept}
 
     @torch.no_grad()
     def load_state(self, row: int, state: Mapping[str, Tensor], steps_done: int) -> None:
@@ -122,6 +147,6 @@ class PackedAdamW:
         Raises:
             RuntimeError: if a shape differs.
         """
-        for name in STATE:
+        for name in self.kept:
             getattr(self, name)[row].copy_(state[name])
         self.steps_done = steps_done
