@@ -12,6 +12,8 @@ from adapters import MethodSpec, get_class
 COPIES_IN_TRAINING = 6
 """Values that training keeps for each one trained: itself, its gradient, Adam's two moments, the state before the step
 (to take back an overflow), and what the next angular step starts from."""
+COPIES_OF_PRODIGY = 2
+"""What Prodigy keeps besides: where the run started, and the sum of its gradients."""
 
 
 def count_parameters(spec: MethodSpec, shapes: Sequence[tuple[int, int]], rank: int) -> int:

@@ -36,12 +36,14 @@ def load(*roots: Path | str, model: str | None = None) -> Results:
 
 
 def _with_defaults(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs from before a number of the cell existed, and those that leave it alone, have its default."""
+    """Runs from before a number or a choice of the cell existed, and those that leave it alone, have its default."""
     filled = {}
     for name, default in NEWER.items():
         if name in NUMBERS:
             values = runs[name] if name in runs else pd.Series(default, runs.index)
             filled[name] = pd.to_numeric(values).fillna(default).astype(type(default))
+        elif isinstance(default, str) and default and name in runs:
+            filled[name] = runs[name].astype(object).fillna(default)
     return runs.assign(**filled)
 
 

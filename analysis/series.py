@@ -31,6 +31,7 @@ SETTINGS = {
     "base_lr_magnitude": "m's base rate {}",
 }
 Key = tuple[str, str]  # a method and its options
+BASE_AXIS, PRODIGY_AXIS = "multiple of the base learning rate", "multiplier of Prodigy's rate"
 RATES = {"lr": "factors", "lr_lambda": "lambda", "lr_magnitude": "magnitude"}
 
 
@@ -70,6 +71,12 @@ def base_rates(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=runs.index)
 
 
+def name_multipliers(runs: pd.DataFrame) -> str:
+    """What an axis of multipliers is called, by the optimisers of the runs."""
+    used = set(runs["optimizer"].fillna("adamw")) if "optimizer" in runs else {"adamw"}
+    return BASE_AXIS if "prodigy" not in used else PRODIGY_AXIS if len(used) == 1 else f"{BASE_AXIS}, {PRODIGY_AXIS}"
+
+
 def merge_close(values: pd.Series, tolerance: float = 1e-4) -> pd.Series:
     """Give numbers that agree to `tolerance`, relative, the value of the smallest of them; NaN stays.
 
@@ -98,11 +105,19 @@ def name_series(runs: pd.DataFrame) -> pd.Series:
     result = names.copy()
     for _, group in frame.groupby(names, sort=False):
         for setting, text in SETTINGS.items():
-            if setting in group and group[setting].map(_key).nunique() > 1:
+            if setting in group and _num_values(group, setting) > 1:
                 value = group[setting].map(_pictures if setting == "num_instance_images" else _short)
                 one, many = text.replace("(s)", ""), text.replace("(s)", "s")
                 result[group.index] += ", " + value.map(lambda v: (one if v == "1" else many).format(v))  # noqa: B023
     return result
+
+
+def _num_values(group: pd.DataFrame, setting: str) -> int:
+    """How many values a setting takes; a base rate, which optimisers do not share, among the runs of one of them."""
+    keys = group[setting].map(_key)
+    if setting.startswith("base_lr") and "optimizer" in group:
+        return int(keys.groupby(group["optimizer"].fillna("adamw")).nunique().max())
+    return keys.nunique()
 
 
 def name_methods(runs: pd.DataFrame) -> pd.Series:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 ASKING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_consecutive", "_unique2", "bincount"}
 # Places that ask only where asking is free.
-SPARING = ("adapters.oft", "training.dynamics", "training.optimizer")
+SPARING = ("adapters.oft", "training.dynamics", "training.optimizer", "training.prodigy")
 
 
 class Questions(TorchDispatchMode):

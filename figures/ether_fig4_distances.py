@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from adapters.errors import BadInput
+from analysis.series import BASE_AXIS
 from figures.labels import fit_text
 from figures.looks import looks
 from figures.panels import draw_curves, draw_legend, limit_to_means, plain_log_axis
@@ -23,12 +24,13 @@ TITLES = {
 
 
 @styled
-def draw(transform: pd.DataFrame, distance: pd.DataFrame) -> Figure:
+def draw(transform: pd.DataFrame, distance: pd.DataFrame, xlabel: str = BASE_AXIS) -> Figure:
     """The distance of the transformation from the identity on the left, of the weights on the right, log axes.
 
     Args:
         transform: `analysis.distance_curve(results, gauge="transform_distance")`.
         distance: `analysis.distance_curve(results)`; series without a transformation are left out.
+        xlabel: what multipliers multiply (`analysis.series.name_multipliers`).
 
     Raises:
         BadInput: if no method has a transformation.
@@ -43,7 +45,7 @@ def draw(transform: pd.DataFrame, distance: pd.DataFrame) -> Figure:
     figure = new_figure(WIDTH_IN, 3.9 if beside else 6.8, wspace=0.06)
     for place, (name, curves) in enumerate({"transform": transform, "distance": shown}.items()):
         ax = figure.add_subplot(*((1, 2) if beside else (2, 1)), place + 1, label=name)
-        multiplier_axis(ax, curves["multiplier"])
+        multiplier_axis(ax, curves["multiplier"], xlabel)
         plain_log_axis(ax, curves["mean"])
         draw_curves(ax, curves, "multiplier", styles)
         limit_to_means(ax, [curves], np.nan)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from adapters.errors import BadInput
 from analysis import Robustness
+from analysis.series import BASE_AXIS
 from figures.labels import End, fit_text
 from figures.looks import Look, looks
 from figures.panels import (
@@ -29,13 +30,16 @@ WIDTH_IN = 11.0
 
 
 @styled
-def draw(curves: Robustness, background: Robustness | None = None, *, tolerance: float = 0.05) -> Figure:
+def draw(
+    curves: Robustness, background: Robustness | None = None, *, tolerance: float = 0.05, xlabel: str = BASE_AXIS
+) -> Figure:
     """DINO with its plateaus; CLIP-I, CLIP-T and (where it was measured) drift; and the distance; against the multiplier.
 
     Args:
         curves: what `analysis.robustness` returned.
         background: the same of other runs of the same model, drawn behind in grey; series of the same name are left out.
         tolerance: with which the plateaus were measured, for the label.
+        xlabel: what multipliers multiply (`analysis.series.name_multipliers`).
 
     Raises:
         BadInput: if there is nothing to draw.
@@ -49,7 +53,7 @@ def draw(curves: Robustness, background: Robustness | None = None, *, tolerance:
     figure, axes = _new_panels(beside, len(dino))
     for name, ax in axes.items():
         ax.set_label(name)
-        multiplier_axis(ax, curves.scores["multiplier"])
+        multiplier_axis(ax, curves.scores["multiplier"], xlabel)
     for metric in ("dino", *beside):
         _draw_scores(axes[metric], metric, curves, behind, styles)
     _draw_plateau_strip(axes["dino"], axes["plateau"], dino, styles, tolerance)

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from adapters.errors import BadInput
 from analysis import Robustness
+from analysis.series import BASE_AXIS
 from figures.labels import fit_text
 from figures.looks import looks
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means, plain_log_axis
@@ -28,6 +29,7 @@ def draw(
     *,
     first: str = "DoRA",
     second: str = "fixed magnitude",
+    xlabel: str = BASE_AXIS,
 ) -> Figure:
     """DINO and the distance of both methods, and their paired difference with its interval, against the multiplier.
 
@@ -35,6 +37,7 @@ def draw(
         curves: `analysis.robustness` of both methods' runs.
         differences: `analysis.paired_curve` of their `subject_scores`, first minus second.
         first, second: what the two are called beside the difference's axis.
+        xlabel: what multipliers multiply (`analysis.series.name_multipliers`).
 
     Raises:
         BadInput: if there is nothing to draw or to compare.
@@ -49,7 +52,7 @@ def draw(
         figure.add_subplot(*shape, i + 1, label=name) for i, name in enumerate(("dino", "distance", "difference"))
     )
     for ax in (score, distance, paired):
-        multiplier_axis(ax, curves.scores["multiplier"])
+        multiplier_axis(ax, curves.scores["multiplier"], xlabel)
     scores = curves.scores[curves.scores["metric"] == "dino"]
     draw_curves(score, scores, "multiplier", styles)
     draw_base_line(score, curves.base, "dino")

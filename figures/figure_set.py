@@ -13,6 +13,7 @@ import figures
 from adapters.method_words import BASE_MODEL
 from analysis import Results, Robustness, pictures, robustness, summary, write_tables
 from analysis.notes import notes
+from analysis.series import BASE_AXIS, name_multipliers
 from analysis.tables import rounded
 from figures.note import add_note
 from training.store import writing
@@ -75,7 +76,8 @@ def add_curves(
 ) -> Robustness:
     """Add the curves of Fig. 2 under a name, their summary and the plateaus; returns the curves, `order`'s series first."""
     curves = Robustness(*(arrange(frame, order) for frame in robustness(results)))
-    figure = figures.fig2_lr_robustness.draw(curves, robustness(behind) if behind is not None else None)
+    grey, xlabel = robustness(behind) if behind is not None else None, name_multipliers(results.runs)
+    figure = figures.fig2_lr_robustness.draw(curves, grey, xlabel=xlabel)
     drawn.add(name, figure, curve_data(curves))
     drawn.tables |= {"summary": summary(curves), "plateau": curves.plateaus}
     return curves
@@ -105,16 +107,16 @@ def add_sheets(drawn: FigureSet, results: Results, curves: Robustness) -> None:
     """Add a sheet of pictures for each series, subjects down, multipliers across, and one of a subject, methods down."""
     if results.images().empty:
         return
-    found, own = sheet_pictures(results), results.own_pictures()
+    found, own, xlabel = sheet_pictures(results), results.own_pictures(), name_multipliers(results.runs)
     shown = set(found["series"])  # a copy may have come without pictures
     for series in [name for name in dict.fromkeys(curves.scores["series"]) if name in shown]:
         rows = found[found["series"].isin([series, BASE_MODEL])]
         method = results.runs.loc[results.runs["series"] == series, "method"].iloc[0].replace(":", "-")
         name = f"{SHEETS}_{method}"
         name = name if name not in drawn.figures else f"{name}_{len(drawn.figures)}"
-        drawn.add(name, figures.picture_sheet.draw(rows, own), _without_files(rows))
+        drawn.add(name, figures.picture_sheet.draw(rows, own, xlabel=xlabel), _without_files(rows))
     if results.runs["series"].nunique() > 1:
-        add_sheet_of_one(drawn, found, own, "multiplier")
+        add_sheet_of_one(drawn, found, own, "multiplier", xlabel)
 
 
 def of_first_seed(found: pd.DataFrame) -> pd.DataFrame:
@@ -138,10 +140,12 @@ def sheet_pictures(results: Results) -> pd.DataFrame:
     return found[found["subject"].isin(_trained(found)[:MOST_SUBJECTS])]
 
 
-def add_sheet_of_one(drawn: FigureSet, found: pd.DataFrame, own: Mapping[str, Path | bytes], columns: str) -> None:
+def add_sheet_of_one(
+    drawn: FigureSet, found: pd.DataFrame, own: Mapping[str, Path | bytes], columns: str, xlabel: str = BASE_AXIS
+) -> None:
     """One subject, methods down, multipliers or steps across: the first subject by name, chosen by no score."""
     rows = of_first_subject(found)
-    sheet = figures.picture_sheet.draw(rows, own, rows="series", columns=columns)
+    sheet = figures.picture_sheet.draw(rows, own, rows="series", columns=columns, xlabel=xlabel)
     drawn.add(f"{SHEETS}_by_method", sheet, _without_files(rows))
 
 

@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 
 from adapters.errors import BadInput
 from adapters.method_words import BASE_MODEL
+from analysis.series import BASE_AXIS
 from figures.labels import width_pt, wrap
 from figures.style import ALARM, INK, METRIC_TITLES, MUTED, forced_width_in, multiplier_text, styled, text_color
 
@@ -41,6 +42,7 @@ def draw(
     columns: str = "multiplier",
     metric: str = "dino",
     title: str | None = None,
+    xlabel: str = BASE_AXIS,
 ) -> Figure:
     """A sheet of generated pictures; the frame's colour and the number below say the score, red dashes say divergence.
 
@@ -52,6 +54,7 @@ def draw(
         columns: "multiplier" or "step".
         metric: whose score `value` is, for the legend.
         title: above the sheet; None says what the sheet shows.
+        xlabel: what multipliers multiply (`analysis.series.name_multipliers`), for that title.
 
     Raises:
         BadInput: if there is no picture, or a file cannot be read (it is named).
@@ -64,7 +67,7 @@ def draw(
     heads = [*(["subject"] if subject_pictures else []), *(["base"] if len(base) else []), *values]
     note = f"frame and number: {METRIC_TITLES.get(metric, metric)} of that prompt's pictures; red dashes: diverged"
     labels = [_row_lines(str(name)) for name in names]
-    figure, ax, across = _new_sheet(labels, len(heads), title or _title(made, columns), note)
+    figure, ax, across = _new_sheet(labels, len(heads), title or _title(made, columns, xlabel), note)
     scale = _scale(pictures["value"])
     for j, head in enumerate(heads):
         x, y = corner(0, j, across, len(names))
@@ -198,9 +201,9 @@ def common_text(texts: Sequence[str]) -> str:
     return f"{start} … {end}".strip()
 
 
-def _title(made: pd.DataFrame, columns: str) -> str:
+def _title(made: pd.DataFrame, columns: str, xlabel: str) -> str:
     """What a sheet shows: the method if there is one only, the columns, the prompt."""
     series = made["series"].unique()
     shown = f"{series[0]}: " if len(series) == 1 else ""
-    axis = "multiples of the base learning rate" if columns == "multiplier" else "training steps"
+    axis = xlabel.replace(" of", "s of") if columns == "multiplier" else "training steps"
     return f"{shown}{axis}; “{common_text(list(made['prompt'].unique()))}”, the same noise"

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from adapters.errors import BadInput
+from analysis.series import BASE_AXIS
 from figures.labels import fit_text
 from figures.plateau_vs_setting import TITLES, in_order, value_name
 from figures.style import ALARM, METRIC_TITLES, multiplier_text, new_figure, num_beside, pt, styled
@@ -20,12 +21,13 @@ PANEL_IN, ROW_IN = 4.2, 0.34
 
 
 @styled
-def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
+def draw(frame: pd.DataFrame, metric: str = "dino", xlabel: str = BASE_AXIS) -> Figure:
     """One heatmap a setting and series: its values down, multipliers across, every cell with its mean score.
 
     Args:
         frame: `analysis.scores_by_setting(...)`.
         metric: the score.
+        xlabel: what multipliers multiply (`analysis.series.name_multipliers`).
 
     Raises:
         BadInput: if there is nothing to draw.
@@ -43,7 +45,7 @@ def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
     for ax, ((setting, series), table) in zip(axes, tables.items(), strict=False):
         ax.set_label(f"{setting} {series}")
         _draw_table(ax, table, limits)
-        ax.set(xlabel="multiple of the base learning rate", ylabel=TITLES.get(setting, setting.replace("_", " ")))
+        ax.set(xlabel=xlabel, ylabel=TITLES.get(setting, setting.replace("_", " ")))
         ax.set_title(f"{series}: {METRIC_TITLES.get(metric, metric)}")
     for ax in axes[len(tables) :]:
         ax.remove()

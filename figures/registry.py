@@ -39,7 +39,7 @@ from analysis import (
     weight_norms,
 )
 from analysis.results import BASE
-from analysis.series import method_label
+from analysis.series import method_label, name_multipliers
 from figures.figure_set import FigureSet, add_curves, add_sheet_of_one, add_sheets, curve_data, of_first_seed
 
 VARIED = ("rank", "boundary", "adam_weight_decay", "num_instance_images", "prior_loss_weight")
@@ -62,11 +62,12 @@ def draw_lr_robustness(results: Results, behind: Results | None = None) -> Figur
         drawn.tables["comparisons"] = compare(scores, ("at_best", "area"))
         drawn.tables["early_warning"] = early_warning(results)
         over = score_vs_distance(results)
-        drawn.add("score_vs_distance", figures.score_vs_distance.draw(over), over.runs)
+        figure = figures.score_vs_distance.draw(over, name_multipliers(results.runs))
+        drawn.add("score_vs_distance", figure, over.runs)
         drawn.tables["coincidence"] = over.coincidences
     transform = distance_curve(results, gauge="transform_distance")
     if len(transform):
-        figure = figures.ether_fig4_distances.draw(transform, curves.distances)
+        figure = figures.ether_fig4_distances.draw(transform, curves.distances, name_multipliers(results.runs))
         drawn.add("ether_fig4_distances", figure, transform)
     if results.runs.groupby("subject")["seed"].nunique().max() > 1:
         drawn.tables["variance"] = variance_table(_all_seeds(results))
@@ -121,7 +122,8 @@ def draw_dora_magnitude(results: Results) -> FigureSet:
     difference = paired_curve(subject_scores(pair), names["dora"], names["dora-fixed"])
     curves = robustness(pair)
     data = pd.concat([curve_data(curves), difference.rename(columns={"metric": "panel"}).assign(series="difference")])
-    drawn.add("fig5_dora_magnitude", figures.fig5_dora_magnitude.draw(curves, difference), data)
+    figure = figures.fig5_dora_magnitude.draw(curves, difference, xlabel=name_multipliers(pair.runs))
+    drawn.add("fig5_dora_magnitude", figure, data)
     drawn.tables |= {"summary": summary(curves), "difference": difference, "plateau": curves.plateaus}
     if 1.0 in set(results.runs["multiplier"]):
         points = magnitude_direction(results)
@@ -191,7 +193,7 @@ def draw_rank_robustness(results: Results) -> FigureSet:
     settings = {"rank": sorted(results.runs["rank"].unique())}
     ranks, rates = plateau_by_setting(results, settings), scores_by_setting(results, settings)
     drawn.add("plateau_vs_rank", figures.plateau_vs_setting.draw(ranks), ranks)
-    drawn.add("rate_by_rank", figures.rate_by_setting.draw(rates), rates)
+    drawn.add("rate_by_rank", figures.rate_by_setting.draw(rates, xlabel=name_multipliers(results.runs)), rates)
     drawn.tables["plateau_vs_rank"] = ranks
     return drawn
 
@@ -201,7 +203,7 @@ def draw_setting_robustness(results: Results) -> FigureSet:
     drawn, defaults = FigureSet.of(results), find_defaults(results)
     frame, rates = plateau_by_setting(results, defaults), scores_by_setting(results, defaults)
     drawn.add("plateau_vs_setting", figures.plateau_vs_setting.draw(frame), frame)
-    drawn.add("rate_by_setting", figures.rate_by_setting.draw(rates), rates)
+    drawn.add("rate_by_setting", figures.rate_by_setting.draw(rates, xlabel=name_multipliers(results.runs)), rates)
     drawn.tables["plateau_vs_setting"] = frame
     return drawn
 

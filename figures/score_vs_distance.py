@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from adapters.errors import BadInput
 from analysis.distance_collapse import ScoreVsDistance
+from analysis.series import BASE_AXIS
 from figures.labels import add_subtitle, fit_text
 from figures.looks import Look, looks
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means, plain_log_axis
@@ -27,7 +28,7 @@ DISTANCE_LABEL = "distance ‖Wₜ − W₀‖ / ‖W₀‖ at the end"
 
 
 @styled
-def draw(data: ScoreVsDistance) -> Figure:
+def draw(data: ScoreVsDistance, xlabel: str = BASE_AXIS) -> Figure:
     """One row of panels a metric: on the left against the multiplier, on the right against the distance, same scores.
 
     Small dots are runs, lines the means over subjects (on the right at the geometric mean distance of each multiplier), the
@@ -35,6 +36,7 @@ def draw(data: ScoreVsDistance) -> Figure:
 
     Args:
         data: what `analysis.distance_collapse.score_vs_distance` returned.
+        xlabel: what multipliers multiply (`analysis.series.name_multipliers`).
 
     Raises:
         BadInput: if there is nothing to draw.
@@ -49,7 +51,7 @@ def draw(data: ScoreVsDistance) -> Figure:
     grid = figure.add_gridspec(down, beside)
     for place, (metric, axis) in enumerate(product(metrics, AXES)):
         ax = figure.add_subplot(grid[place // beside, place % beside], label=f"{metric} {axis}")
-        _draw_panel(ax, data, metric, axis, styles)
+        _draw_panel(ax, data, metric, axis, styles, xlabel)
         if beside == 2 and metric != metrics[-1]:
             ax.set_xlabel("")
     common = Line2D([], [], color=INK, ls=COMMON_DASHES, lw=pt(2), label="one curve for all methods")
@@ -58,12 +60,12 @@ def draw(data: ScoreVsDistance) -> Figure:
     return figure
 
 
-def _draw_panel(ax: Axes, data: ScoreVsDistance, metric: str, axis: str, styles: dict[str, Look]) -> None:
+def _draw_panel(ax: Axes, data: ScoreVsDistance, metric: str, axis: str, styles: dict[str, Look], xlabel: str) -> None:
     """Runs, means, the common curve and its residual, of one metric over one axis."""
     scores = mean_curves(data, metric)
     runs = data.runs[(data.runs["metric"] == metric) & (data.runs[axis] > 0)]
     if axis == "multiplier":
-        multiplier_axis(ax, scores["multiplier"])
+        multiplier_axis(ax, scores["multiplier"], xlabel)
     else:
         plain_log_axis(ax, scores[axis], "x")
         ax.set_xlabel(DISTANCE_LABEL)

@@ -23,6 +23,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
 
 from adapters.errors import BadInput
+from analysis.series import BASE_AXIS
 from analysis.tables import rounded
 from training.store import writing
 
@@ -219,7 +220,7 @@ def multiplier_text(value: float) -> str:
     return f"{value:.3g}"
 
 
-def multiplier_axis(ax: Axes, values: Sequence[float], label: str = "multiple of the base learning rate") -> None:
+def multiplier_axis(ax: Axes, values: Sequence[float], label: str = BASE_AXIS) -> None:
     """A log2 axis with a tick at every multiplier that was tried (every second one if there are many)."""
     grid = sorted({float(value) for value in values})
     ax.set_xscale("log", base=2)

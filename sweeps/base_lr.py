@@ -49,6 +49,8 @@ def drive(options: TuningOptions) -> int:
     from sweeps.grid import plan_cell, resolve_inputs
     from sweeps.report import report_tuning
 
+    if options.optimizer != "adamw":
+        raise BadInput(f"--optimizer is {options.optimizer}; base rates are AdamW's: Prodigy estimates its own")
     if len(options.rates) != len(options.boundary_rates) * len(options.boundaries):
         raise BadInput(
             f"--rates has {counted(len(options.rates), 'value')}, --boundary-rates x --boundaries "

@@ -181,6 +181,8 @@ class Options(RunningFlags, TrainingFlags, Question):
         for field in dataclasses.fields(TrainingFlags):
             value, allowed = getattr(self, field.name), FLAGS[field.name].allowed
             _need(value is None or allowed.fits(value), field.name, value, allowed.says)
+        plain = self.optimizer == "prodigy" or self.d_coef == 1
+        _need(plain, "d-coef", self.d_coef, "1 under AdamW; it is a factor of Prodigy's: give --optimizer prodigy")
         for name in ("base_lr", "lr_lambda", "lr_magnitude", "boundary"):
             value = getattr(self, name)
             _need(value is None or POSITIVE.fits(value), name, value, POSITIVE.says)

@@ -79,8 +79,9 @@ def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[
         pack_size: runs in a pack.
     """
     shapes, lines = attention_shapes(model).values(), []
-    for kind in dict.fromkeys((str(model), cell.method, cell.options, cell.rank) for cell in cells):
-        method, count = kind[1], count_values(*kind)
+    kinds = dict.fromkeys((str(model), cell.method, cell.options, cell.rank, cell.optimizer) for cell in cells)
+    for kind in kinds:
+        method, count = kind[1], count_values(*kind[:4])
         if count > sum(num_out * num_in for num_out, num_in in shapes) / 2:
             each = state_mib(*kind)
             lines.append(

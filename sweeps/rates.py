@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ HEAD = (
 
 
 GIVEN = "given on the command line"
+PRODIGY = "times Prodigy's estimate"
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,9 @@ def _borrow(method: str, methods: dict, tables: dict) -> tuple[dict | None, str 
 def describe_borrowed(spec: MethodSpec, rates: Rates, model: str) -> str:
     """A line that says which base rates are not the method's own."""
     boundary = "" if rates.boundary is None else f", boundary {rates.boundary:g}"
+    rate = f"lambda's lr {rates.lr_lambda:g}" if PRODIGY in rates.source else f"lr {rates.lr:g}"
     return (
-        f"{spec.name} was not tuned on {model}: what no flag gives is {rates.borrowed} (lr {rates.lr:g}{boundary}); "
+        f"{spec.name} was not tuned on {model}: what no flag gives is {rates.borrowed} ({rate}{boundary}); "
         "sweeps/base_lr.py finds its own"
     )
 
@@ -151,25 +154,56 @@ def choose_rates(options: Options, spec: MethodSpec, model: str, model_hash: str
     if wrong := [field for field in words if not has[field]]:
         allowed = ", ".join(word for field, word in FIELDS.items() if has[field])
         raise BadInput(f"method {spec.name!r} has no {FIELDS[wrong[0]]}; its rates are: {allowed}")
-    found = look_up_rates(spec, model, model_hash, table=options.rate_table)
+    found = find_rates(options, spec, model, model_hash)
     given = {field: getattr(options, field) for field in ("lr_lambda", "lr_magnitude", "boundary")}
     if takes_base_lr(options, spec, found):
         given["lr"] = options.base_lr
     given = {field: value for field, value in (given | words).items() if value is not None and has[field]}
+    own = {"lr": PRODIGY} if options.optimizer == "prodigy" else {}
+    if own:
+        check_one_rate(spec, given)
     if found is None:
-        needed = {field for field in ("lr", "lr_lambda", "boundary") if has[field]}
-        found = Rates(given["lr"]) if needed <= given.keys() else base_rates(spec, model, model_hash)
+        needed = {field for field in ("lr", "lr_lambda", "boundary") if has[field]} - set(own)
+        found = Rates(given.get("lr", 1.0)) if needed <= given.keys() else base_rates(spec, model, model_hash)
     kept = {field: getattr(found, field) for field in FIELDS if has[field]} | given
-    sources = {FIELDS[field]: GIVEN if field in given else found.source for field, value in kept.items() if value}
+    origin = dict.fromkeys(FIELDS, found.source) | own | dict.fromkeys(given, GIVEN)
+    sources = {FIELDS[field]: origin[field] for field, value in kept.items() if value}
     if with_lambda and kept["lr_lambda"] is None:
         kept["lr_lambda"] = kept["lr"]
-    borrowed = None if set(sources.values()) == {GIVEN} else found.borrowed
+    borrowed = None if set(sources.values()) <= {GIVEN, PRODIGY} else found.borrowed
     return Rates(**kept, borrowed=borrowed, source=_describe_sources(sources))
+
+
+def find_rates(options: Options, spec: MethodSpec, model: str, model_hash: str) -> Rates | None:
+    """What the data file has for a method. Under Prodigy every method's rate is 1, and lambda has that of AdamW's factors.
+
+    Raises:
+        BadInput: if there is no such table.
+    """
+    found = look_up_rates(spec, model, model_hash, table=options.rate_table)
+    if options.optimizer != "prodigy":
+        return found
+    if not get_class(spec.name).uses_boundary:
+        return Rates(1.0, source=PRODIGY)
+    return found and dataclasses.replace(found, lr=1.0, lr_lambda=found.lr_lambda or found.lr, lr_magnitude=None)
+
+
+def check_one_rate(spec: MethodSpec, given: Mapping[str, float]) -> None:
+    """Refuse a second rate under Prodigy, whose d is one for all weights of a run.
+
+    Raises:
+        BadInput: naming the option and its value.
+    """
+    one = "Prodigy estimates one rate for all weights of a run: leave it out, or give --optimizer adamw"
+    if "lr_magnitude" in given:
+        raise BadInput(f"lr_magnitude of method {spec.name!r} is {given['lr_magnitude']:g}; {one}")
+    if spec.options.get("lr_ratio", 1) != 1:
+        raise BadInput(f"lr_ratio of method {spec.name!r} is {spec.options['lr_ratio']}; {one}")
 
 
 def takes_base_lr(options: Options, spec: MethodSpec, found: Rates | None) -> bool:
     """Whether `--base-lr` is this method's base rate; `found` is what the data file has for it."""
-    has_own = found is not None and found.borrowed is None
+    has_own = options.optimizer == "prodigy" or (found is not None and found.borrowed is None)
     return options.base_lr is not None and "base_lr" not in spec.words and (options.base_lr_for_all or not has_own)
 
 
@@ -181,7 +215,7 @@ def check_base_lr(options: Options, specs: Sequence[MethodSpec], model: str, mod
     """
     if options.base_lr is None or options.base_lr_for_all or not specs:
         return
-    found = [look_up_rates(spec, model, model_hash, table=options.rate_table) for spec in specs]
+    found = [find_rates(options, spec, model, model_hash) for spec in specs]
     if any(takes_base_lr(options, spec, rates) for spec, rates in zip(specs, found, strict=True)):
         return
     own = [choose_rates(options, spec, model, model_hash) for spec in specs]

@@ -29,6 +29,7 @@ from analysis import (
     unfit_subjects,
     write_tables,
 )
+from analysis.series import name_multipliers
 from figures.figure_set import FigureSet, of_first_subject, sheet_pictures
 from figures.registry import draw_dora_magnitude, draw_lr_robustness, draw_norms, draw_prolonged_training
 from sweeps.driver import SweepOutcome
@@ -78,11 +79,12 @@ def say_plateaus(plateaus: pd.DataFrame, results: Results) -> None:
 
 
 def evidence(folder: Path | None, results: Results) -> Results | None:
-    """The committed results of other methods on the same subjects, if they are of the same model and as long a training."""
+    """The committed results of other methods on the same subjects, if model, length of training and optimiser are the same."""
     if folder is None or not (folder / "runs.parquet").exists():
         return None
     found = load(folder)
     alike = [set(found.runs[name]) == set(results.runs[name]) for name in ("model_hash", "steps")]
+    alike.append(name_multipliers(found.runs) == name_multipliers(results.runs))
     subjects = set(results.runs["subject"])
     if not all(alike) or not subjects <= set(found.runs["subject"]):
         return None

@@ -142,7 +142,7 @@ def _measure(sweep: Sweep) -> Estimate:
     """What packs of these cells cost, and how many runs one should hold."""
     options, setting, cluster = sweep.options, sweep.inputs.setting, sweep.options.where.choose()
     task_mib = (cluster.mem_gb * 1024 / MEMORY_MARGIN or math.inf) if cluster else None
-    kinds = {(p.cell.method, p.cell.options, p.cell.rank) for p in sweep.ours}
+    kinds = {(p.cell.method, p.cell.options, p.cell.rank, p.cell.optimizer) for p in sweep.ours}
     own_mib = max((state_mib(setting.model, *kind) for kind in kinds), default=0.0)
     return calibrate(setting, sweep.cells[-1].cell, options.pack_size, sweep.folder, task_mib, own_mib)
 

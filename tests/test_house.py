@@ -44,6 +44,7 @@ SLURM_ROOMS = ("store", "worker", "estimate", "submit", "status")
 UNKNOWN_TO_SLURM = [
     "training.tasks",
     "training.optimizer",
+    "training.prodigy",
     "training.probe.measure_or_fit",
     "adapters.base",
     "adapters.pack",

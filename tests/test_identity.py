@@ -55,6 +55,8 @@ CHANGED: dict[str, tuple[Any, str]] = {
     "sharpness_steps": ((0, 250), "ac2f2261f9aefa01"),
     "num_instance_images": (2, "9636ee65e4173c73"),
     "allow_tf32": (True, "7f05daf7c3ad9b6c"),
+    "optimizer": ("prodigy", "766d041079a62439"),
+    "d_coef": (2.0, "770584cc0cd4468f"),
 }
 
 

@@ -63,6 +63,11 @@ class TrainingFlags:
     """Subject pictures in one micro-batch."""
     gradient_accumulation_steps: Annotated[int, Flag(FROM_ONE, curve="accumulation {}")] = 1
     """Micro-batches in one step."""
+    optimizer: Annotated[Literal["adamw", "prodigy"], Flag(added_later=True, curve="{}")] = "adamw"
+    """`prodigy` (arXiv 2306.06101) estimates one rate d for all weights of a run, and the base rate, 1, is a multiple of d;
+    DeLoRA's lambda keeps AdamW and its own rate; LoRA+'s second rate and --lr-magnitude, which one d cannot give, are refused."""
+    d_coef: Annotated[float, Flag(POSITIVE, varies_in_pack=True, added_later=True, curve="d_coef {}")] = 1.0
+    """Factor on Prodigy's estimate of d."""
     lr_scheduler: Annotated[Literal["constant", "cosine"], Flag(curve="{}")] = "constant"
     """Learning-rate schedule after the warm-up."""
     lr_warmup_steps: Annotated[int, Flag(NOT_NEGATIVE, curve="warm-up {}")] = 0
@@ -133,7 +138,7 @@ class Cell(TrainingFlags):
     steps: int
     """Optimiser steps."""
     lr: Annotated[float, Flag(varies_in_pack=True)]
-    """Rate of the factors (B and A, or ETHER's vectors)."""
+    """Rate of the factors (B and A, or ETHER's vectors); under Prodigy what d is multiplied by."""
     lr_lambda: Annotated[float | None, Flag(varies_in_pack=True)] = None
     """Rate of DeLoRA's lambda; None where the method trains none."""
     lr_magnitude: Annotated[float | None, Flag(varies_in_pack=True)] = None

@@ -15,7 +15,7 @@ GAUGES = (
 )  # fmt: skip
 COLUMNS = {
     "dynamics": ("step", "matrix", "distance", *GAUGES),
-    "steps": ("step", "loss", "grad_norm", "lr", "lr_lambda", "seconds", "sharpness"),
+    "steps": ("step", "loss", "grad_norm", "lr", "lr_lambda", "seconds", "sharpness", "prodigy_d"),
     "norms": (
         "step", "matrix", "colnorm_mean", "colnorm_sd", "rownorm_mean", "rownorm_sd",
         "dm_rows", "dd_rows", "dm_cols", "dd_cols",

@@ -60,7 +60,7 @@ class Demand:
             1 if first.method.startswith(PEFT) else len(cells),
             sum(map(_rows, cells)),
             sum(map(_passes, cells)),
-            sum(state_mib(model, cell.method, cell.options, cell.rank) for cell in cells),
+            sum(state_mib(model, cell.method, cell.options, cell.rank, cell.optimizer) for cell in cells),
         )
 
 
@@ -81,11 +81,12 @@ def shape_of(cell: Cell) -> str:
 
 
 @functools.cache
-def state_mib(model: str, method: str, options: str, rank: int) -> float:
+def state_mib(model: str, method: str, options: str, rank: int, optimizer: str = "adamw") -> float:
     """MiB that training keeps of one run's own values; nothing for the base, for PEFT's tuners, and without a model."""
-    from adapters.parameters import COPIES_IN_TRAINING
+    from adapters.parameters import COPIES_IN_TRAINING, COPIES_OF_PRODIGY
 
-    return count_values(model, method, options, rank) * 4 * COPIES_IN_TRAINING / 2**20
+    copies = COPIES_IN_TRAINING + (COPIES_OF_PRODIGY if optimizer == "prodigy" else 0)
+    return count_values(model, method, options, rank) * 4 * copies / 2**20
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from adapters import parse_method, peft_format
 from adapters.attach_checkpoint import attach_checkpoint
+from adapters.errors import BadInput
 from adapters.inject import attach
 from adapters.pack import Attached
 from adapters.starting_point import from_file
@@ -16,6 +17,7 @@ from training.cell import BASE, Cell
 from training.checkpoints import resume, save_checkpoints
 from training.dynamics import Dynamics
 from training.optimizer import PackedAdamW, schedule_factor
+from training.prodigy import PackedProdigy
 from training.provenance import provenance
 from training.run import Progress, Run
 from training.sharpness import sharpness
@@ -86,11 +88,7 @@ def train_pack(
             _finish(runs, open_runs, records, None, None, spent, keep_adapters)
             report(Progress(pack, "done", 0, 0, [], [], 0))
             return
-        optimizer = PackedAdamW(
-            attached.flat, attached.grad, attached.segments, rates=_rates(runs, attached),
-            weight_decay=[run.cell.adam_weight_decay for run in runs], clip=[run.cell.max_grad_norm for run in runs],
-            advancing=attached.advancing(),
-        )  # fmt: skip
+        optimizer = _make_optimizer([run.cell for run in runs], attached)
         dynamics, log = Dynamics(attached), StepLog(len(runs))
 
         # Take up where it was left.
@@ -173,7 +171,24 @@ def _attach(runs: Sequence[Run], task: SubjectTask) -> Attached:
     return attach(unet, spec, seeds=seeds, rank=cells[0].rank, boundary=boundary)
 
 
-def _rates(runs: Sequence[Run], attached: Attached) -> dict[str, list[float]]:
+def _make_optimizer(cells: Sequence[Cell], attached: Attached) -> PackedAdamW:
+    """The optimiser that the cells of a pack agree in, at its start."""
+    rates = _rates(cells, attached)
+    flat, grad, segments = attached.flat, attached.grad, attached.segments
+    given: dict[str, Any] = {
+        "rates": rates,
+        "weight_decay": [cell.adam_weight_decay for cell in cells],
+        "clip": [cell.max_grad_norm for cell in cells],
+        "advancing": attached.advancing(),
+    }
+    if cells[0].optimizer == "prodigy":
+        if "lambda" in rates and any(cell.lr_lambda is None for cell in cells):
+            raise BadInput("lr_lambda is None; allowed under Prodigy, which leaves lambda to AdamW: a positive number")
+        return PackedProdigy(flat, grad, segments, **given, d_coef=[cell.d_coef for cell in cells])
+    return PackedAdamW(flat, grad, segments, **given)
+
+
+def _rates(cells: Sequence[Cell], attached: Attached) -> dict[str, list[float]]:
     """Each role's rate of each replica; a role without a rate of its own takes that of the factors (LoRA+'s B: times
     the method's `lr_ratio`).
     """
@@ -184,7 +199,7 @@ def _rates(runs: Sequence[Run], attached: Attached) -> dict[str, list[float]]:
         own = getattr(cell, fields[role])
         return (cell.lr if own is None else own) * ratios.get(role, 1.0)
 
-    return {role: [rate(run.cell, role) for run in runs] for role in attached.segments}
+    return {role: [rate(cell, role) for cell in cells] for role in attached.segments}
 
 
 class Spent:

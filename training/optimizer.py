@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,6 +38,8 @@ def schedule_factor(schedule: str, step: int, steps: int, warmup_steps: int) -> 
 class PackedAdamW:
     """AdamW over the rows of one buffer, one row a replica.
 
+    `kept` names what the next step depends on, by replica.
+
     Args:
         flat: parameters of the pack, changed in place.
         grad: their gradients; clipping changes them in place.
@@ -47,6 +49,8 @@ class PackedAdamW:
         clip: largest gradient norm of each replica over all its parameters; 0 switches clipping off.
         advancing: by name, what else of a replica changes as it trains (a ramp's counter): kept in its state.
     """
+
+    kept: ClassVar[tuple[str, ...]] = STATE
 
     def __init__(
         self,
@@ -91,16 +95,25 @@ class PackedAdamW:
         skip = self.frozen.to(torch.float32)
         self._before.copy_(self.flat)
         for row in range(self.flat.shape[0]):
-            for column, (role, part) in enumerate(self.segments.items()):
-                adamw(
-                    [self.flat[row, part]], [self.grad[row, part]],
-                    [self.exp_avg[row, part]], [self.exp_avg_sq[row, part]], [], [self.counts[row, column]],
-                    fused=True, found_inf=skip[row], amsgrad=False, maximize=False,
-                    beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
-                    lr=self.rates[role][row] * factor, weight_decay=self.weight_decay[row],
-                )  # fmt: skip
+            self._update(row, factor, skip[row])
         self._take_back_overflow()
         return norms
+
+    def _update(self, row: int, factor: float, skip: Float[Tensor, ""]) -> None:
+        """One step of one replica, all of whose gradients are clipped; none where `skip` is 1."""
+        for role in self.segments:
+            self._update_role(role, row, factor, skip)
+
+    def _update_role(self, role: str, row: int, factor: float, skip: Float[Tensor, ""]) -> None:
+        """AdamW's step of one replica's parameters of one role."""
+        part, column = self.segments[role], list(self.segments).index(role)
+        adamw(
+            [self.flat[row, part]], [self.grad[row, part]],
+            [self.exp_avg[row, part]], [self.exp_avg_sq[row, part]], [], [self.counts[row, column]],
+            fused=True, found_inf=skip, amsgrad=False, maximize=False,
+            beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
+            lr=self.rates[role][row] * factor, weight_decay=self.weight_decay[row],
+        )  # fmt: skip
 
     def _take_back_overflow(self) -> None:
         """Freeze a replica whose weights left the range of floats at the state before this step."""
@@ -108,6 +121,18 @@ class PackedAdamW:
         if not is_free_to_ask(self.flat) or bool(over.any()):
             self.frozen_at.masked_fill_(over, self.steps_done)
             self.flat.copy_(torch.where(over[:, None], self._before, self.flat))
+
+    def rates_of_step(self, factor: float) -> dict[str, Float[Tensor, " k"]]:
+        """The rates at which the last step was taken, by their columns in the table of steps.
+
+        Args:
+            factor: the schedule's share of the full rates.
+        """
+        return {
+            name: factor * torch.tensor(self.rates[role], dtype=torch.float64)
+            for name, role in (("lr", "factors"), ("lr_lambda", "lambda"))
+            if role in self.rates
+        }
 
     @property
     def frozen(self) -> Bool[Tensor, " k"]:
@@ -130,4 +155,4 @@ class PackedAdamW:
         self.steps_done = steps_done
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in STATE} | self.advancing
+        return {name: getattr(self, name) for name in self.kept} | self.advancing

@@ -1,4 +1,4 @@
-"""One optimiser step of a pack: forward, backward, clipping, AdamW, projection."""
+"""One optimiser step of a pack: forward, backward, clipping, AdamW or Prodigy, projection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.tasks.subject import SubjectTask
 def take_step(
     attached: Attached, task: SubjectTask, optimizer: PackedAdamW, step: int, factor: float = 1.0
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-    """One optimiser step of every replica: forward, backward, clipping, AdamW, projection. The host waits for nothing.
+    """One optimiser step of every replica: forward, backward, clipping, optimiser, projection. The host waits for nothing.
 
     Args:
         attached: the pack, in the U-Net of the task.

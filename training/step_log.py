@@ -16,7 +16,7 @@ class _Step(NamedTuple):
     step: int
     losses: torch.Tensor
     norms: torch.Tensor
-    rates: dict[str, list[float]]
+    rates: dict[str, torch.Tensor]
     seconds: float
     sharpness: torch.Tensor | None
 
@@ -39,12 +39,7 @@ class StepLog:
         sharpness: torch.Tensor | None = None,
     ) -> None:
         """Keep one step; `sharpness` where it was measured."""
-        rates = {
-            name: [rate * factor for rate in optimizer.rates[role]]
-            for name, role in (("lr", "factors"), ("lr_lambda", "lambda"))
-            if role in optimizer.rates
-        }
-        self._rows.append(_Step(step, losses, norms, rates, seconds, sharpness))
+        self._rows.append(_Step(step, losses, norms, optimizer.rates_of_step(factor), seconds, sharpness))
 
     def last_losses(self) -> list[float]:
         """Losses of the last step."""
@@ -59,6 +54,7 @@ class StepLog:
         self.last_losses()
         losses = torch.stack([row.losses for row in self._rows]).cpu().numpy()
         norms = torch.stack([row.norms for row in self._rows]).cpu().numpy()
+        rates = {n: torch.stack([row.rates[n] for row in self._rows]).cpu().numpy() for n in self._rows[0].rates}
         steps = np.array([row.step for row in self._rows], dtype=np.int32)
         seconds = np.array([row.seconds for row in self._rows], dtype=np.float32)
         for replica, folder in enumerate(folders):
@@ -74,7 +70,6 @@ class StepLog:
                         [np.nan if row.sharpness is None else float(row.sharpness[replica]) for row in self._rows],
                         dtype=np.float32,
                     )
-                for name in self._rows[0].rates:
-                    columns[name] = np.array([row.rates[name][replica] for row in self._rows], dtype=np.float32)
+                columns |= {name: values[:, replica].astype(np.float32) for name, values in rates.items()}
                 folder.append("steps", columns, last_step)
         self._rows.clear()
