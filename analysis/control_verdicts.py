@@ -7,12 +7,14 @@ scores, and how intervals are made, says docs/statistics.md. How far a finetune 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from adapters.errors import BadInput
+from adapters.words import counted
 from analysis.results import Results
 from analysis.statistics import Floats, Ints, subject_bootstrap
 from analysis.tables import TITLES
@@ -49,7 +51,9 @@ class Criterion(NamedTuple):
 
 
 def criteria(kinds: Sequence[str]) -> list[Criterion]:
-    """What is to hold of the kinds that there are."""
+    """What is to hold of the kinds that there are; nothing where there is no second photograph."""
+    if "real" not in kinds:
+        return []
     order = [kind for kind in CONTROL_ORDER if kind in kinds]
     return [
         *(Criterion(f"photographs > {KINDS[k]}", {"real": 1, k: -1}, 0.0, 0.0) for k in APART if k in kinds),
@@ -89,8 +93,39 @@ def control_gaps(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["subject", "metric", "criterion", "mean", "low", "high", "verdict"])
 
 
-def _judge_each(results: Results) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """The row of each subject and metric, and those of its criteria."""
+def control_tables(results: Results) -> dict[str, pd.DataFrame]:
+    """Both tables by their names; none where a file of controls cannot be read, which `describe_controls` tells."""
+    try:
+        return {"controls": judge_controls(results), "control_gaps": control_gaps(results)}
+    except BadInput:
+        return {}
+
+
+def control_scores(results: Results) -> pd.DataFrame:
+    """The score of every picture that stands in for a generated one, its mean over the photographs: for the figure.
+
+    Returns:
+        Rows subject, metric, kind, picture, value; of the base model's pictures (kind "base") one a prompt.
+
+    Raises:
+        BadInput: if a file of controls is damaged.
+    """
+    keys = ["subject", "metric", "kind", "picture"]
+    scored = results.controls.groupby(keys, observed=True, sort=False)["value"].mean().reset_index()
+    base = results.base[results.base["metric"].isin(scored["metric"]) & results.base["subject"].isin(scored["subject"])]
+    base = base.groupby(["subject", "metric", "prompt"], observed=True, sort=False)["value"].mean().reset_index()
+    return pd.concat(
+        [scored, base.rename(columns={"prompt": "picture"}).assign(kind="base")[[*keys, "value"]]], ignore_index=True
+    )
+
+
+@lru_cache(maxsize=2)
+def _judge_each(results: Results) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The row of each subject and metric, and those of its criteria; a report asks for them again and again."""
+    return list(_judge_rows(results))
+
+
+def _judge_rows(results: Results) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     base = results.base.groupby(["subject", "metric"], observed=True)["value"].mean()
     for (subject, metric), rows in results.controls.groupby(["subject", "metric"], observed=True, sort=False):
         kinds = [kind for kind in CONTROL_KINDS if kind in set(rows["kind"])]
@@ -123,9 +158,9 @@ def _judge(criterion: Criterion, low: float, high: float) -> str:
 
 def _sum_up(gaps: Sequence[Mapping[str, Any]], kinds: Sequence[str], num: int) -> tuple[str, str]:
     """The verdict on a subject, and why it is not a pass."""
+    if num < LEAST_PHOTOGRAPHS:
+        return OPEN, f"{counted(num, 'photograph')}; {LEAST_PHOTOGRAPHS} are needed"
     for verdict in (FAILS, OPEN):
-        if verdict == OPEN and num < LEAST_PHOTOGRAPHS:
-            return OPEN, f"{num} photograph{'s' * (num != 1)}, of which {LEAST_PHOTOGRAPHS} are needed"
         if names := [gap["criterion"] for gap in gaps if gap["verdict"] == verdict]:
             return verdict, "; ".join(names)
     missing = [KINDS[kind] for kind in NEEDED if kind not in kinds]
@@ -160,7 +195,7 @@ def mean_scores(rows: pd.DataFrame, kinds: Sequence[str], weights: Floats) -> tu
 
 
 def _square(rows: pd.DataFrame, names: Sequence[str]) -> Floats:
-    """Scores `[photograph, against]` of what is made of photographs, 0 on the diagonal; `[1, against]`, means, of other pictures."""
+    """Scores `[photograph, against]` of what is made of photographs, 0 on the diagonal; of others `[1, against]`, means."""
     wide = rows.astype({"picture": str, "against": str}).pivot_table("value", "picture", "against", aggfunc="mean")
     if set(wide.index) <= set(names):
         found: Floats = wide.reindex(index=names, columns=names).fillna(0.0).to_numpy(dtype=float)
@@ -194,6 +229,12 @@ def failing_words(results: Results, metrics: Sequence[str] = ()) -> str:
     return f"controls fail on: {_listed(found)}" if found else ""
 
 
+def with_controls(sentence: str, results: Results, metrics: Sequence[str] = ()) -> str:
+    """A sentence that averages over subjects, and behind it the subjects whose controls fail."""
+    words = failing_words(results, metrics)
+    return f"{sentence} {words[0].upper()}{words[1:]}." if words else sentence
+
+
 def describe_controls(results: Results) -> str:
     """The sentences on controls below figures and at a sweep's end; "" where none were measured."""
     try:
@@ -208,9 +249,8 @@ def describe_controls(results: Results) -> str:
             said.append(f"{words}: {_listed(found)}")
     if unmeasured := unmeasured_subjects(results):
         said.append(f"were not measured on: {', '.join(unmeasured)}")
-    num = table["subject"].nunique()
-    whole = f"pass on {'all ' * (num > 1)}{num} subject{'s' * (num > 1)}"
-    return f"Controls of the scorers {'; '.join(said) if said else whole}."
+    passed = f"pass on {counted(table['subject'].nunique(), 'subject')}, all that there are"
+    return f"Controls of the scorers {'; '.join(said) if said else passed}."
 
 
 def unmeasured_subjects(results: Results) -> list[str]:
