@@ -144,7 +144,7 @@ def _judge_rows(results: Results) -> Iterator[tuple[dict[str, Any], list[dict[st
             for end, part in (("", means), ("_low", low), ("_high", high))
         }
         verdict, why = _sum_up(gaps, kinds, num)
-        known = base.get((subject, metric), np.nan)
+        known = float(base.get((subject, metric), np.nan))
         yield key | {"num_photographs": num} | ends | {"base": known, "verdict": verdict, "why": why}, gaps
 
 
