@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -77,7 +77,7 @@ def _has_ended(one: Run) -> bool:
 
 def _place(setting: Setting, options: Options) -> Setting:
     """The setting with what the flags say of where things lie."""
-    given = {
+    given: dict[str, Any] = {
         "subjects": options.subjects and str(options.subjects.resolve()),
         "model": options.model and str(pipelines.locate(options.model)),
         "dino": options.dino and scoring.locate(options.dino, scoring.POCKET_DINO),
