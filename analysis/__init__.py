@@ -9,6 +9,7 @@ score_curve(results)          # means with 95 % intervals over subjects
 from analysis.best_settings import best_settings, best_table, tried_settings
 from analysis.compact_copy import export_compact
 from analysis.comparisons import compare, power_sentence
+from analysis.control_verdicts import control_gaps, judge_controls
 from analysis.curves import base_line, paired_curve, run_scores, score_curve, subject_scores
 from analysis.directions import magnitude_direction, magnitude_direction_correlation
 from analysis.distance_collapse import coincidence, run_ends, score_vs_distance
@@ -37,6 +38,7 @@ __all__ = [
     "best_table",
     "coincidence",
     "compare",
+    "control_gaps",
     "detectable_difference",
     "distance_curve",
     "divergence_rates",
@@ -47,6 +49,7 @@ __all__ = [
     "gauge_curve",
     "holm",
     "joint_plateau",
+    "judge_controls",
     "load",
     "magnitude_direction",
     "magnitude_direction_correlation",

@@ -19,7 +19,7 @@ from training.store import COLUMNS, SCHEMA, read_table, write_table
 
 TABLES = ("runs", "scores", "matrices", "dynamics_final", "trajectories", "norms")
 MAX_POINTS = 200  # steps of a run that a trajectory keeps
-PICTURES = "pictures"  # a table that may be missing
+PICTURES, CONTROLS = "pictures", "controls"  # tables that may be missing
 THUMBNAIL_PX = 128
 COPY = "plateau_copy"  # in every table's footer: which runs were copied
 _KEYS = {"run_id!": "text", "step!": "whole", "matrix!": "text"}
@@ -41,6 +41,7 @@ FORMS = {
     "trajectories": _KEYS | _GAUGES,
     "norms": _KEYS | dict.fromkeys(COLUMNS["norms"][2:], "number"),
     PICTURES: {"run_id!": "text", "step!": "whole", "prompt!": "text", "seed!": "whole", "subject!": "text", "png!": "bytes"},
+    CONTROLS: {"run_id!": "text", **{f"{name}!": "text" for name in COLUMNS["controls"][:-1]}, "value!": "number"},
 }  # fmt: skip
 OWN = ""  # in place of a run's id: a subject's own photograph
 
@@ -69,7 +70,8 @@ def export_compact(
 
     Returns:
         The files: runs, scores, matrices, the dynamics' last step of every matrix, trajectories (means over the
-        matrices and `kept_matrices`, at most `MAX_POINTS` steps a run), norms, and pictures where any are shown.
+        matrices and `kept_matrices`, at most `MAX_POINTS` steps a run), norms, pictures where any are shown, and controls
+        where they were measured.
 
     Raises:
         StoreError: if the folder cannot be written.
@@ -86,8 +88,10 @@ def export_compact(
     }
     if shown is not None:
         tables[PICTURES] = _thumbnails(shown, results)
-    else:
-        (Path(folder) / f"{PICTURES}.parquet").unlink(missing_ok=True)
+    if not results.controls.empty:
+        tables[CONTROLS] = results.controls.drop(columns="subject")
+    for name in {PICTURES, CONTROLS} - tables.keys():
+        (Path(folder) / f"{name}.parquet").unlink(missing_ok=True)
     copy = hashlib.sha256(" ".join(sorted(results.all_runs["run_id"])).encode()).hexdigest()[:16]
     return [_write(Path(folder) / f"{name}.parquet", frame, copy) for name, frame in tables.items()]
 
@@ -233,6 +237,12 @@ class CompactSource:
         frame = self._pictures()
         own = frame[frame["run_id"] == OWN]
         return dict(zip(own["subject"], own["png"], strict=True))
+
+    def controls(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """The scorers' controls, none in a copy that came without."""
+        if not (self.folder / f"{CONTROLS}.parquet").is_file():
+            return pd.DataFrame(columns=["run_id", *COLUMNS["controls"]])
+        return self._table(CONTROLS)
 
     def _pictures(self) -> pd.DataFrame:
         if not (self.folder / f"{PICTURES}.parquet").is_file():

@@ -99,6 +99,10 @@ class FolderSource:
         files = [file for sweep in sweeps[::-1] for file in list_files(sweep / OWN_PICTURES, "*.png")]
         return {file.stem: file for file in files}
 
+    def controls(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """Rows run_id, metric, kind, picture, against, value of the base model's runs whose controls were measured."""
+        return self._read(run_ids, RunFolder.read_controls, COLUMNS["controls"])
+
     @cached_property
     def _base_norms(self) -> dict[str, pd.Series]:
         return {str(run): group.set_index("matrix")["base_norm"] for run, group in self.matrices.groupby("run_id")}

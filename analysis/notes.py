@@ -1,4 +1,4 @@
-"""Notes below figures and at the end of a sweep: base rates with their sources, and missing runs."""
+"""Notes below figures and at the end of a sweep: base rates with their sources, missing runs, controls of the scorers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 import pandas as pd
 
 from adapters.method_words import clean
+from analysis.control_verdicts import describe_controls
 from analysis.results import Results
 from analysis.series import base_rates, name_methods
 from training.states import RunStatus
@@ -15,8 +16,9 @@ MOST_NAMED = 3  # missing runs that a sentence names
 
 
 def notes(results: Results) -> list[str]:
-    """The sentences on base rates and missing runs, as far as there is something to say."""
-    return [text for text in (describe_rates(results.runs), describe_missing(results)) if text]
+    """The sentences on base rates, missing runs and controls, as far as there is something to say."""
+    said = (describe_rates(results.runs), describe_missing(results), describe_controls(results))
+    return [text for text in said if text]
 
 
 def describe_rates(runs: pd.DataFrame) -> str:

@@ -18,6 +18,7 @@ from analysis.folders import GONE, NOT_RUN
 from analysis.series import name_series
 from training.cell import BASE, FLAGS
 from training.states import ENDED
+from training.store import COLUMNS
 
 METRICS = ("dino", "clip_i", "clip_t")
 DRIFT = "drift"  # how far pictures of unrelated prompts have moved; the lower the better
@@ -45,6 +46,7 @@ class Source(Protocol):
     def steps(self, run_ids: Collection[str]) -> pd.DataFrame: ...
     def images(self, run_ids: Collection[str]) -> pd.DataFrame: ...
     def own_pictures(self) -> Mapping[str, Path | bytes]: ...
+    def controls(self, run_ids: Collection[str]) -> pd.DataFrame: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +94,20 @@ class Results:
         """Rows run_id, metric, prompt, value of the base model, with the fields that say what it belongs to."""
         scores = self._gather(lambda source, _: source.scores(), self.base_runs).drop(columns="step")
         return scores.merge(self.base_runs[["run_id", *BASE_KEY]], on="run_id")
+
+    @cached_property
+    def controls(self) -> pd.DataFrame:
+        """Rows run_id, subject, metric, kind, picture, against, value: the scorers' controls of the runs' subjects.
+
+        Each picture's score against each of the subject's photographs, where they were measured: of one base model's run a
+        subject.
+        """
+        compared = self.base_runs.drop_duplicates("run_id").merge(self.runs[list(BASE_KEY)].drop_duplicates())
+        rows = self._gather(lambda source, ids: source.controls(ids), compared)
+        found = rows.astype({"run_id": str}).merge(compared[["run_id", "subject"]].astype(str), on="run_id")
+        first = found.groupby("subject")["run_id"].transform("first")
+        kept = found[found["run_id"] == first].reset_index(drop=True)
+        return kept[["run_id", "subject", *COLUMNS["controls"]]]
 
     def table(self) -> pd.DataFrame:
         """Every score with the run that it belongs to: what seaborn takes as `data`.

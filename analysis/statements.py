@@ -11,6 +11,7 @@ import pandas as pd
 
 from adapters.errors import BadInput
 
+CONTROLS_FAIL = "controls fail on: "  # what the note of such a verdict begins with
 MARKER = re.compile(r"<!-- (?P<id>[\w-]+): (?P<verdict>[a-z ]+) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
 
 
@@ -37,9 +38,15 @@ def fill(text: str, verdicts: pd.DataFrame, where: str = "the page") -> str:
             raise BadInput(
                 f"{where}: {found['id']} is {row['verdict']!r}, the sentence says {found['verdict']!r}: rewrite it"
             )
-        return f"<!-- {found['id']}: {found['verdict']} -->{with_interval(row)}<!-- end -->"
+        return f"<!-- {found['id']}: {found['verdict']} -->{with_interval(row)}{_controls(row)}<!-- end -->"
 
     return MARKER.sub(number, text)
+
+
+def _controls(row: pd.Series) -> str:
+    """The subjects whose controls fail, in brackets: a mean over them is not told without."""
+    note = str(row.get("note", ""))
+    return f" ({note})" if note.startswith(CONTROLS_FAIL) else ""
 
 
 def with_interval(row: pd.Series) -> str:

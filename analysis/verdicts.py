@@ -18,6 +18,7 @@ import pandas as pd
 from adapters.documents import COUNT, NAME, REAL, TEXT, Form, check_form, read_toml
 from adapters.errors import BadInput
 from adapters.words import counted
+from analysis.control_verdicts import failing_words
 from analysis.load import load
 from analysis.measures import MEASURES
 from analysis.results import Results
@@ -125,8 +126,9 @@ def judge_claims(folder: Path, claims: list[Claim]) -> pd.DataFrame:
         claims: `read_claims(...)`.
 
     Returns:
-        Rows id, source, claim, sweep, measure, mean, low, high, num_subjects, range_low, range_high, verdict, note: what is
-        missing where nothing could be measured; criterion, its date; exploratory, whether the data came first.
+        Rows id, source, claim, sweep, measure, mean, low, high, num_subjects, range_low, range_high, verdict; note: what is
+        missing where nothing could be measured, or on which subjects the scorers' controls fail; criterion, its date;
+        exploratory, whether the data came first.
     """
     loaded: dict[str, Results | BadInput] = {}
     return pd.DataFrame([_judge_one(claim, _load(folder / claim.sweep, loaded)) for claim in claims])
@@ -158,6 +160,7 @@ def _judge_one(claim: Claim, results: Results | BadInput) -> dict[str, Any]:
         found = MEASURES[claim.measure](results, **claim.arguments)
         note = unreachable(claim, found.num_subjects)
         note = note if found.num_subjects > 1 else "one subject or none: no interval"
+        note = note or failing_words(results)
     except BadInput as error:
         note = str(error)
     return {

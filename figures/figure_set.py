@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 import figures
 from adapters.method_words import BASE_MODEL
 from analysis import Results, Robustness, pictures, robustness, summary, write_tables
+from analysis.control_verdicts import control_scores, control_tables, failing_words
 from analysis.notes import notes
 from analysis.series import BASE_AXIS, name_multipliers
 from analysis.tables import rounded
@@ -20,6 +21,7 @@ from training.store import writing
 
 MOST_SUBJECTS = 8  # on a sheet
 MISSING = "missing"  # table of the planned runs that have no result
+CONTROLS = "controls"  # a table and a figure
 SHEETS = "pictures"  # what the names of sheets of pictures begin with
 
 
@@ -32,18 +34,21 @@ class FigureSet:
         data: what each figure shows, by the figure's name.
         tables: by name.
         notes: what stands below every figure, and at a sweep's end.
+        controls_fail: the subjects on which the scorers' controls fail, which tables of means over subjects carry.
     """
 
     figures: dict[str, Figure] = field(default_factory=dict)
     data: dict[str, pd.DataFrame] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    controls_fail: str = ""
 
     @classmethod
     def of(cls, results: Results) -> FigureSet:
-        """Nothing yet but what is to be said of the results: their base rates, and which runs are missing."""
-        missing = results.missing
-        return cls(tables={MISSING: missing} if len(missing) else {}, notes=notes(results))
+        """Nothing yet but what is to be said of the results: base rates, missing runs, and the controls of the scorers."""
+        found = {MISSING: results.missing, **control_tables(results)}
+        tables = {name: table for name, table in found.items() if len(table)}
+        return cls(tables=tables, notes=notes(results), controls_fail=failing_words(results))
 
     def add(self, name: str, figure: Figure, data: pd.DataFrame) -> None:
         """Add a figure with what it shows, the notes below it."""
@@ -64,11 +69,16 @@ class FigureSet:
         for name, frame in self.data.items():
             with writing(folder / f"{name}.csv") as aside:
                 rounded(frame).to_csv(aside, index=False, lineterminator="\n")
-        write_tables(folder, self.tables)
+        write_tables(folder, {name: self._carry(table) for name, table in self.tables.items()})
         if MISSING not in self.tables:
             for path in folder.glob(f"{MISSING}.*"):  # of an earlier time, when runs were missing
                 path.unlink()
         return paths
+
+    def _carry(self, table: pd.DataFrame) -> pd.DataFrame:
+        """A table of means over subjects, with the subjects whose controls fail where there are any."""
+        is_mean = self.controls_fail and "num_subjects" in table
+        return table.assign(controls_fail=self.controls_fail.partition(": ")[2]) if is_mean else table
 
 
 def add_curves(
@@ -81,6 +91,13 @@ def add_curves(
     drawn.add(name, figure, curve_data(curves))
     drawn.tables |= {"summary": summary(curves), "plateau": curves.plateaus}
     return curves
+
+
+def add_controls(drawn: FigureSet, results: Results) -> None:
+    """Add the scores of every kind of control, where they could be read."""
+    if CONTROLS in drawn.tables:
+        scores = control_scores(results)
+        drawn.add(CONTROLS, figures.controls.draw(scores, drawn.tables[CONTROLS]), scores)
 
 
 def curve_data(curves: Robustness) -> pd.DataFrame:

@@ -40,7 +40,15 @@ from analysis import (
 )
 from analysis.results import BASE
 from analysis.series import method_label, name_multipliers
-from figures.figure_set import FigureSet, add_curves, add_sheet_of_one, add_sheets, curve_data, of_first_seed
+from figures.figure_set import (
+    FigureSet,
+    add_controls,
+    add_curves,
+    add_sheet_of_one,
+    add_sheets,
+    curve_data,
+    of_first_seed,
+)
 
 VARIED = ("rank", "boundary", "adam_weight_decay", "num_instance_images", "prior_loss_weight")
 GAUGES = ("lambda", "saturation", "distance_rel")
@@ -71,6 +79,7 @@ def draw_lr_robustness(results: Results, behind: Results | None = None) -> Figur
         drawn.add("ether_fig4_distances", figure, transform)
     if results.runs.groupby("subject")["seed"].nunique().max() > 1:
         drawn.tables["variance"] = variance_table(_all_seeds(results))
+    add_controls(drawn, results)
     add_sheets(drawn, results, curves)
     return drawn
 

@@ -29,6 +29,7 @@ from analysis import (
     unfit_subjects,
     write_tables,
 )
+from analysis.control_verdicts import failing, unmeasured_subjects, with_controls
 from analysis.series import name_multipliers
 from figures.figure_set import FigureSet, of_first_subject, sheet_pictures
 from figures.registry import draw_dora_magnitude, draw_lr_robustness, draw_norms, draw_prolonged_training
@@ -67,15 +68,15 @@ def report_robustness(outcome: SweepOutcome, background: Path | None, docs: Path
     show(drawn.tables["summary"])
     say_plateaus(drawn.tables["plateau"], outcome.results)
     if "comparisons" in drawn.tables:
-        print(power_sentence(drawn.tables["comparisons"]))
+        print(with_controls(power_sentence(drawn.tables["comparisons"]), outcome.results))
     publish(outcome, drawn, docs, draw_lr_robustness, shown=sheet_pictures)
 
 
 def say_plateaus(plateaus: pd.DataFrame, results: Results) -> None:
     """One sentence on the DINO plateau of every series."""
-    unfit = unfit_subjects(results)
+    unfit, failed = unfit_subjects(results), list(failing(results, ["dino"]))
     for _, row in plateaus[plateaus["metric"] == "dino"].iterrows():
-        print(plateau_sentence(row, unfit=unfit))
+        print(with_controls(plateau_sentence(row, unfit=unfit, failing=failed), results, ["dino"]))
 
 
 def evidence(folder: Path | None, results: Results) -> Results | None:
@@ -142,6 +143,11 @@ def publish(
         num_norms: as for `export_compact`.
     """
     say_notes(drawn)
+    if unmeasured := unmeasured_subjects(outcome.results):
+        print(
+            f"The scorers' controls were not measured on {', '.join(unmeasured)}: python -m training.controls "
+            f"{outcome.folder} does it"
+        )
     say_where(drawn.save(outcome.folder))
     if docs is not None:
         rows = None

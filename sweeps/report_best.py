@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis import best_settings, power_sentence, tried_settings
 from analysis.best_settings import RULE
+from analysis.control_verdicts import with_controls
 from figures.registry import draw_best_of_grid
 from sweeps.driver import SweepOutcome
 from sweeps.grid import LabelledCell, ResolvedInputs, plan_cell
@@ -57,5 +58,5 @@ def report_best(outcome: SweepOutcome, docs: Path | None) -> None:
     drawn = draw_best_of_grid(outcome.results)
     show(drawn.tables["best"])
     if "comparisons" in drawn.tables:
-        print(power_sentence(drawn.tables["comparisons"]))
+        print(with_controls(power_sentence(drawn.tables["comparisons"]), outcome.results))
     publish(outcome, drawn, docs, draw_best_of_grid)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adapters import MethodSpec
 from analysis import Results, power_sentence
+from analysis.control_verdicts import with_controls
 from figures.figure_set import FigureSet
 from figures.registry import (
     draw_boundary_and_angle,
@@ -36,7 +37,7 @@ def report_variants(
         differences = drawn.tables["differences"]
         print("DINO of a minus that of b, paired by subject:")
         show(differences[["a", "b", "measure", "mean", "low", "high", "p", "p_holm", "num_subjects"]])
-        print(power_sentence(differences))
+        print(with_controls(power_sentence(differences), outcome.results))
     publish(outcome, drawn, docs, ordered)
 
 

@@ -36,6 +36,7 @@ from figures.note import add_note
 from figures.plateau_vs_setting import TITLES
 from figures.registry import GAUGES
 from figures.style import STYLES, use_style
+from tests.make_controls import GOOD, make_control_rows
 from tests.make_runs import Shape, make_runs
 
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -146,6 +147,13 @@ def draw_against_distance(results: Results) -> Drawing:
     return partial(figures.score_vs_distance.draw, score_vs_distance(results))
 
 
+def draw_controls(results: Results) -> Drawing:
+    rows = make_control_rows(GOOD).groupby(["metric", "kind", "picture"])["value"].mean().reset_index()
+    scores = pd.concat([rows.assign(subject=name) for name in NAMES.values()], ignore_index=True)
+    verdicts = scores[["subject", "metric"]].drop_duplicates().assign(verdict="fails", real=GOOD["real"])
+    return partial(figures.controls.draw, scores, verdicts)
+
+
 def draw_sheet(results: Results) -> Drawing:
     return partial(figures.picture_sheet.draw, pictures(results, step=-1), rows="series")
 
@@ -163,6 +171,7 @@ FIGURES: dict[str, Callable[[Results], Drawing]] = {
     "norms_by_block": draw_blocks,
     "scores_by_subject": draw_subjects,
     "score_vs_distance": draw_against_distance,
+    "controls": draw_controls,
     "picture_sheet": draw_sheet,
 }
 

@@ -21,12 +21,16 @@ COLUMNS = {
         "dm_rows", "dd_rows", "dm_cols", "dd_cols",
     ),
     "scores": ("step", "metric", "prompt", "value"),
+    "controls": ("metric", "kind", "picture", "against", "value"),
 }  # fmt: skip
-TEXT_COLUMNS = ("matrix", "metric", "prompt")
+TEXT_COLUMNS = ("matrix", "metric", "prompt", "kind", "picture", "against")
+# What controls are scored on (`training.tasks.controls`), in the order in which a scorer should put them.
+CONTROL_ORDER = ("real", "vae", "same_class", "other", "shuffled", "noise")
+CONTROL_KINDS = (*CONTROL_ORDER, "flat", "latent_noise", "blurred")
 # What `training.whole_tables` asks of the columns of a file; older files may lack some.
 FORMS = {
     kind: {
-        "step!": "whole",
+        **({"step!": "whole"} if "step" in names else {}),
         **{f"{name}!": "text" for name in names if name in TEXT_COLUMNS},
         **{name: "float" for name in names if name not in ("step", *TEXT_COLUMNS)},
         "*": "nothing",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from adapters import parse_method, peft_format
 from adapters.attach_checkpoint import attach_checkpoint
@@ -26,6 +27,7 @@ from training.step import take_step
 from training.step_log import StepLog
 from training.stop import Interrupted, StopSignals
 from training.store import RunFolder, method_file, start_file
+from training.tasks.controls import leave_controls
 from training.tasks.subject import SubjectTask
 
 REPORT_S = {"cpu": 0.2, "cuda": 1.0}  # seconds between two reports: each makes an accelerator finish what it was sent
@@ -82,6 +84,7 @@ def train_pack(
             try:
                 with spent.on_pictures():
                     _evaluate(task, open_runs, 0, may_go_on, before_write)
+                leave_controls(task, open_runs, may_go_on, before_write)
             except Interrupted:
                 _note_status(open_runs, records, RunStatus.PREEMPTED, spent)
                 raise

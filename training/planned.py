@@ -60,16 +60,24 @@ def planned_runs(root: Path) -> list[PlannedRun]:
     Raises:
         StoreError: if a specification cannot be read.
     """
-    sweeps = [folder for folder in (root, *sorted(root.iterdir())) if (folder / "packs").is_dir()]
-    found = {(run.sweep, run.run_id): run for sweep in sweeps for run in _of_sweep(sweep)}
+    found = {(run.sweep, run.run_id): run for sweep in list_sweeps(root) for run in _of_sweep(sweep)}
     return list(found.values())
 
 
-def _of_sweep(sweep: Path) -> Iterator[PlannedRun]:
+def list_sweeps(root: Path) -> list[Path]:
+    """The folders with packs: a runs folder's sweeps, or the one sweep that it is."""
+    return [folder for folder in (root, *sorted(root.iterdir())) if (folder / "packs").is_dir()]
+
+
+def list_specs(sweep: Path) -> list[Path]:
+    """The files of a sweep's packs' specifications."""
     shards = [folder for folder in list_files(sweep / "packs", "*") if folder.name.isdigit() and folder.is_dir()]
-    for path in [path for folder in (sweep / "packs", *shards) for path in list_files(folder, "*.json")]:
-        if not _SPEC.fullmatch(path.name):
-            continue
+    listed = [path for folder in (sweep / "packs", *shards) for path in list_files(folder, "*.json")]
+    return [path for path in listed if _SPEC.fullmatch(path.name)]
+
+
+def _of_sweep(sweep: Path) -> Iterator[PlannedRun]:
+    for path in list_specs(sweep):
         ending = path.with_name(f"{path.stem}.ended.json")
         ended = read_json(ending, forms.ENDED)["runs"] if ending.exists() else {}
         try:

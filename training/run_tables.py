@@ -68,8 +68,9 @@ class RunTables:
             table = table.take(np.argsort(codes, kind="stable"))  # rows of a matrix stay in the order of their steps
         self._write_table(self._part(kind, last_step), table)
 
-    def _write_table(self, path: Path, table: pa.Table) -> None:
-        write_table(path, table, place=f"{self.path.name}/{path.relative_to(self.path)}", text=TEXT_COLUMNS)
+    def _write_table(self, path: Path, table: pa.Table, also: Mapping[str, str] | None = None) -> None:
+        place = f"{self.path.name}/{path.relative_to(self.path)}"
+        write_table(path, table, place=place, text=TEXT_COLUMNS, also=also)
 
     def _part(self, kind: str, last_step: int) -> Path:
         return self.path / kind / f"part-{last_step:08d}.parquet"
@@ -141,6 +142,40 @@ class RunTables:
         kept = kept[kept["step"] < step]
         self.write_scores(pd.concat([kept, rows], ignore_index=True) if len(kept) else rows)
 
+    # Controls of the scorers, of a base model's run
+
+    @property
+    def controls(self) -> Path:
+        """The file of the controls; runs made before there were any have none."""
+        return self.path / "controls.parquet"
+
+    def write_controls(self, rows: pd.DataFrame, key: str) -> None:
+        """Replace the controls; `rows` has the columns metric, kind, picture, against, value, `key` says what they hang on."""
+        table = to_table("controls", {c: rows[c].to_numpy() for c in COLUMNS["controls"]})
+        self._write_table(self.controls, table, {CONTROLS_KEY: key})
+
+    def read_controls(self) -> pd.DataFrame:
+        """The controls, empty if none were measured.
+
+        Raises:
+            DamagedFile: if the file is damaged.
+        """
+        found = read_part(self.controls) if self.controls.exists() else schema("controls").empty_table()
+        return found.to_pandas()
+
+    def controls_key(self) -> str:
+        """What the controls were measured on; "" where there are none that can be read."""
+        try:
+            about = read_table(self.controls).schema.metadata or {} if self.controls.exists() else {}
+        except DamagedFile:
+            about = {}
+        return about.get(CONTROLS_KEY.encode(), b"").decode()
+
+
+CONTROLS_KEY = (
+    "plateau_controls"  # in the footer of the controls: what they hang on, besides what the run's hash covers
+)
+
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one file of a run's tables (`training.whole_tables.read_table`), with the types of this version's schema."""
@@ -159,7 +194,7 @@ def check_part(path: Path) -> None:
 
 
 def _kind(path: Path) -> str:
-    return path.parent.name if path.name.startswith("part-") else "scores"
+    return path.parent.name if path.name.startswith("part-") else path.stem
 
 
 def last_step_of(part: Path) -> int:

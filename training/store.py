@@ -1,7 +1,8 @@
 """Run folders on disk: names, schemas, and writes that no reader sees half done. Imports no torch.
 
 A run leaves `run.json`, `scores.parquet`, `dynamics/`, `steps/`, `norms/` (Parquet parts named by their last step),
-`images/`, `adapter/` and, while it is unfinished, `checkpoint/`. Everything is written aside, flushed, and renamed.
+`images/`, `adapter/` and, while it is unfinished, `checkpoint/`; the base model's also `controls.parquet`. Everything is
+written aside, flushed, and renamed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from adapters.documents import ANY
 from training import forms
-from training.columns import COLUMNS, GAUGES, KINDS, SCHEMA, schema
+from training.columns import COLUMNS, CONTROL_KINDS, CONTROL_ORDER, GAUGES, KINDS, SCHEMA, schema
 from training.run_tables import RunTables, check_part, due_rows, last_step_of, read_part
 from training.states import RunStatus
 from training.whole_files import (
@@ -37,7 +38,7 @@ from training.whole_files import (
 from training.whole_tables import OtherVersion, is_moved, read_table, write_table
 
 __all__ = [
-    "COLUMNS", "GAUGES", "KINDS", "SCHEMA", "DamagedFile", "OtherVersion", "RunFolder",
+    "COLUMNS", "CONTROL_KINDS", "CONTROL_ORDER", "GAUGES", "KINDS", "SCHEMA", "DamagedFile", "OtherVersion", "RunFolder",
     "StoreError", "check_part", "due_rows", "find_runs", "join_inside", "list_files", "method_file", "read_json", "read_part",
     "read_table", "schema", "start_file", "store_error", "write_json", "write_signed", "write_table", "writing",
 ]  # fmt: skip
@@ -225,6 +226,8 @@ class RunFolder(RunTables):
         """
         for path in [*(part for kind in KINDS for part in self.parts(kind)), self.path / "scores.parquet"]:
             check_part(path)
+        if self.controls.exists():
+            check_part(self.controls)
         for kind, due in due_rows(self.read()).items():
             self.check_gaps(kind, due)
         self.images()

@@ -201,7 +201,7 @@ class SubjectTask:
         assert self.scorers is not None
         noise = start_noise(self.pipeline, [seed_of("drift", p) for p in self.unrelated], self.shared.resolution)
         text = Text.stack([self.text(prompt) for prompt in self.unrelated]).expand(replicas, -1)
-        return [self.scorers.dino_features(self._to_pictures(rows) / 255) for rows in self._sample(text, noise)]
+        return [self.scorers.dino_features(self.to_pictures(rows) / 255) for rows in self._sample(text, noise)]
 
     def _drift(self, step: int, may_go_on: Callable[[], None]) -> list[pd.DataFrame]:
         """Rows of the metric "drift" for each replica: (1 - cosine)/2 of DINO features, as HF PEFT's comparison has it.
@@ -241,13 +241,14 @@ class SubjectTask:
         return Text.stack([self.text(prompt) for prompt in prompts]).repeat_each(self.shared.num_images)
 
     def _score(self, step: int, subject: Subject, latents: Tensor, seeds: list[int]) -> Evaluation:
-        pictures = self._to_pictures(latents)
+        pictures = self.to_pictures(latents)
         images = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures]
         prompts, count = subject.prompts[: self.num_prompts], self.shared.num_images
         triples = [(prompts[i // count], seeds[i], image) for i, image in enumerate(images)]
         return Evaluation(self._score_rows(step, subject, pictures / 255), triples)
 
-    def _to_pictures(self, latents: Tensor) -> Tensor:
+    def to_pictures(self, latents: Float[Tensor, "n c hh ww"]) -> Tensor:
+        """Pictures of latents as the sweep scores them: values from 0 to 255, on the CPU."""
         with self.autocast():
             pictures = self.pipeline.decode_latents(latents)
         return (pictures * 255).round().to(torch.uint8).cpu()

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,11 @@ def in_order(found: Sequence[str], folder: Path) -> list[str]:
     return sorted(found, key=lambda name: int(places[name]) if places[name] else math.inf)
 
 
+def class_of(name: str, row: Mapping[str, str]) -> str:
+    """A subject's class in words: as its row of the table says, else its name without digits."""
+    return row.get("class") or re.sub(r"[\d_]+", " ", name).strip()
+
+
 def load(folder: Path, name: str, *, token: str, instance_prompt: str) -> Subject:
     """Read one subject and check every picture of it.
 
@@ -113,7 +118,7 @@ def load(folder: Path, name: str, *, token: str, instance_prompt: str) -> Subjec
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise BadInput(f"unknown subject {name!r}: {hint}subjects in {folder} are {', '.join(known)}")
     row = read_table(folder).get(name, {})
-    cls = row.get("class") or re.sub(r"[\d_]+", " ", name).strip()
+    cls = class_of(name, row)
     kind = row.get("kind", "object")
     prompts = read_prompts(folder)
     templates, pictures = find_templates(folder, prompts, name, kind), read_folder(folder / name)

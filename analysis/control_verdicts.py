@@ -1,0 +1,278 @@
+"""Judge the controls of the scorers, subject by subject: is a score of a generated picture to be believed there?
+
+`training.tasks.controls` has scored photographs, what is made of them, other subjects and noise. What is to hold of these
+scores, and how intervals are made, says docs/statistics.md. How far a finetune lies above the base model is no criterion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from adapters.errors import BadInput
+from adapters.words import counted
+from analysis.results import Results
+from analysis.statistics import Floats, Ints, subject_bootstrap
+from analysis.tables import TITLES
+from training.store import CONTROL_KINDS, CONTROL_ORDER
+
+PASSES, FAILS, OPEN = "passes", "fails", "cannot be told"
+MARGIN = 0.02  # of a score: a wrong order by less is none
+NEAR = 0.25  # of the photographs' own score: what is at most that is near 0
+NEAR_ZERO = ("other", "flat", "noise", "latent_noise")
+APART = ("same_class", "other", "shuffled", "flat", "noise", "latent_noise")
+NEEDED = ("real", "vae", "other", "shuffled", "flat", "noise", "latent_noise")  # a class may have one subject
+LEAST_PHOTOGRAPHS = 3  # of which intervals can be made
+KINDS = {
+    "real": "photographs", "vae": "their VAE reconstructions", "same_class": "same class", "other": "other subjects",
+    "shuffled": "shuffled patches", "noise": "noise", "flat": "flat colour", "latent_noise": "decoded noise",
+    "blurred": "blurred photographs",
+}  # fmt: skip
+
+
+class Criterion(NamedTuple):
+    """A sum of mean scores that is to be positive.
+
+    Attributes:
+        name: as tables have it.
+        weights: of the kinds' mean scores.
+        least: what the whole interval must lie above for it to pass; None: it passes unless it fails.
+        most: it fails where the whole interval lies below.
+    """
+
+    name: str
+    weights: Mapping[str, float]
+    least: float | None
+    most: float
+
+
+def criteria(kinds: Sequence[str]) -> list[Criterion]:
+    """What is to hold of the kinds that there are; nothing where there is no second photograph."""
+    if "real" not in kinds:
+        return []
+    order = [kind for kind in CONTROL_ORDER if kind in kinds]
+    return [
+        *(Criterion(f"photographs > {KINDS[k]}", {"real": 1, k: -1}, 0.0, 0.0) for k in APART if k in kinds),
+        *(
+            Criterion(f"{KINDS[a]} not below {KINDS[b]}", {a: 1, b: -1}, None, -MARGIN)
+            for a, b in zip(order, order[1:], strict=False)
+        ),
+        *(Criterion(f"{KINDS[k]} near 0", {"real": NEAR, k: -1}, 0.0, 0.0) for k in NEAR_ZERO if k in kinds),
+    ]
+
+
+def judge_controls(results: Results) -> pd.DataFrame:
+    """Whether the scorers' controls pass on each subject.
+
+    Returns:
+        One row a subject and metric whose controls were measured: subject, metric, num_photographs, the mean score of every
+        kind of `CONTROL_KINDS` with _low and _high (missing where there is none), base (the base model's pictures), verdict
+        ("passes", "fails" or "cannot be told"), why: the criteria that do not hold, or why nothing can be told.
+
+    Raises:
+        BadInput: if a file of controls is damaged.
+    """
+    rows = [row for row, _ in _judge_each(results)]
+    ends = [f"{kind}{end}" for kind in CONTROL_KINDS for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["subject", "metric", "num_photographs", *ends, "base", "verdict", "why"])
+
+
+def control_gaps(results: Results) -> pd.DataFrame:
+    """Every criterion of every subject and metric: rows subject, metric, criterion, mean, low, high, verdict.
+
+    `mean` is the gap that is to be positive, of "near 0" what is left up to a quarter of the photographs' own score.
+
+    Raises:
+        BadInput: if a file of controls is damaged.
+    """
+    rows = [row for _, gaps in _judge_each(results) for row in gaps]
+    return pd.DataFrame(rows, columns=["subject", "metric", "criterion", "mean", "low", "high", "verdict"])
+
+
+def control_tables(results: Results) -> dict[str, pd.DataFrame]:
+    """Both tables by their names; none where a file of controls cannot be read, which `describe_controls` tells."""
+    try:
+        return {"controls": judge_controls(results), "control_gaps": control_gaps(results)}
+    except BadInput:
+        return {}
+
+
+def control_scores(results: Results) -> pd.DataFrame:
+    """The score of every picture that stands in for a generated one, its mean over the photographs: for the figure.
+
+    Returns:
+        Rows subject, metric, kind, picture, value; of the base model's pictures (kind "base") one a prompt.
+
+    Raises:
+        BadInput: if a file of controls is damaged.
+    """
+    keys = ["subject", "metric", "kind", "picture"]
+    scored = results.controls.groupby(keys, observed=True, sort=False)["value"].mean().reset_index()
+    base = results.base[results.base["metric"].isin(scored["metric"]) & results.base["subject"].isin(scored["subject"])]
+    base = base.groupby(["subject", "metric", "prompt"], observed=True, sort=False)["value"].mean().reset_index()
+    return pd.concat(
+        [scored, base.rename(columns={"prompt": "picture"}).assign(kind="base")[[*keys, "value"]]], ignore_index=True
+    )
+
+
+@lru_cache(maxsize=2)
+def _judge_each(results: Results) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The row of each subject and metric, and those of its criteria; a report asks for them again and again."""
+    return list(_judge_rows(results))
+
+
+def _judge_rows(results: Results) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    base = results.base.groupby(["subject", "metric"], observed=True)["value"].mean()
+    for (subject, metric), rows in results.controls.groupby(["subject", "metric"], observed=True, sort=False):
+        kinds = [kind for kind in CONTROL_KINDS if kind in set(rows["kind"])]
+        asked = criteria(kinds)
+        weights = np.array([*np.eye(len(kinds)), *([c.weights.get(kind, 0.0) for kind in kinds] for c in asked)])
+        means, low, high = mean_scores(rows, kinds, weights)
+        num = rows["against"].nunique()
+        key = {"subject": str(subject), "metric": str(metric)}
+        gaps = [
+            key | {"criterion": c.name, "mean": m, "low": a, "high": b, "verdict": _judge(c, a, b)}
+            for c, m, a, b in zip(asked, *(part[len(kinds) :] for part in (means, low, high)), strict=True)
+        ]
+        ends = {
+            f"{kind}{end}": float(part[place])
+            for place, kind in enumerate(kinds)
+            for end, part in (("", means), ("_low", low), ("_high", high))
+        }
+        verdict, why = _sum_up(gaps, kinds, num)
+        known = float(base.get((subject, metric), np.nan))
+        yield key | {"num_photographs": num} | ends | {"base": known, "verdict": verdict, "why": why}, gaps
+
+
+def _judge(criterion: Criterion, low: float, high: float) -> str:
+    if np.isnan(low):
+        return OPEN
+    if high < criterion.most:
+        return FAILS
+    return PASSES if criterion.least is None or low > criterion.least else OPEN
+
+
+def _sum_up(gaps: Sequence[Mapping[str, Any]], kinds: Sequence[str], num: int) -> tuple[str, str]:
+    """The verdict on a subject, and why it is not a pass."""
+    if num < LEAST_PHOTOGRAPHS:
+        return OPEN, f"{counted(num, 'photograph')}; {LEAST_PHOTOGRAPHS} are needed"
+    for verdict in (FAILS, OPEN):
+        if names := [gap["criterion"] for gap in gaps if gap["verdict"] == verdict]:
+            return verdict, "; ".join(names)
+    missing = [KINDS[kind] for kind in NEEDED if kind not in kinds]
+    return (OPEN, f"there are no {missing[0]}") if missing else (PASSES, "")
+
+
+def mean_scores(rows: pd.DataFrame, kinds: Sequence[str], weights: Floats) -> tuple[Floats, Floats, Floats]:
+    """Weighted sums of the kinds' mean scores, with 95 % intervals by the bootstrap over photographs.
+
+    A photograph is drawn with its place among those that are scored against and with what is made of it; it is never scored
+    against itself, however often it was drawn. Other subjects and noise are not drawn: intervals hold for these.
+
+    Args:
+        rows: kind, picture, against, value of one subject and metric.
+        kinds: those wanted.
+        weights: `[number, kind]`.
+
+    Returns:
+        The numbers, their low and their high ends; NaN where there are too few photographs.
+    """
+    names = sorted(rows["against"].astype(str).unique())
+    scores = [_square(rows[rows["kind"] == kind], names) for kind in kinds]
+
+    def numbers(draws: Ints) -> Floats:
+        counts = (draws[:, :, None] == np.arange(len(names))).sum(axis=1).astype(float)  # [draw, photograph]
+        return np.stack([_mean(score, counts) for score in scores], axis=1) @ weights.T
+
+    means = numbers(np.arange(len(names))[None])[0]
+    if len(names) < LEAST_PHOTOGRAPHS:
+        return means, np.full_like(means, np.nan), np.full_like(means, np.nan)
+    return means, *subject_bootstrap(numbers, len(names))
+
+
+def _square(rows: pd.DataFrame, names: Sequence[str]) -> Floats:
+    """Scores `[photograph, against]` of what is made of photographs, 0 on the diagonal; of others `[1, against]`, means."""
+    wide = rows.astype({"picture": str, "against": str}).pivot_table("value", "picture", "against", aggfunc="mean")
+    if set(wide.index) <= set(names):
+        found: Floats = wide.reindex(index=names, columns=names).fillna(0.0).to_numpy(dtype=float)
+        return found
+    mean: Floats = wide.mean()[names].to_numpy(dtype=float)[None]
+    return mean
+
+
+def _mean(score: Floats, counts: Floats) -> Floats:
+    """The mean score of every draw, NaN where it has no pair."""
+    if len(score) == 1 != counts.shape[1]:
+        drawn: Floats = counts @ score[0] / counts.sum(axis=1)
+        return drawn
+    pairs = counts.sum(axis=1) ** 2 - (counts**2).sum(axis=1)
+    sums = np.einsum("di,ij,dj->d", counts, score, counts)
+    mean: Floats = np.divide(sums, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
+    return mean
+
+
+# Words.
+
+
+def failing(results: Results, metrics: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The metrics whose controls fail, by subject, in the order of the runs; of some metrics only, or of all."""
+    return _of_verdict(_judged(results), FAILS, metrics)
+
+
+def failing_words(results: Results, metrics: Sequence[str] = ()) -> str:
+    """`controls fail on: snail (DINO), burger (DINO, CLIP-I)`; "" where none does, or none were measured."""
+    found = failing(results, metrics)
+    return f"controls fail on: {_listed(found)}" if found else ""
+
+
+def with_controls(sentence: str, results: Results, metrics: Sequence[str] = ()) -> str:
+    """A sentence that averages over subjects, and behind it the subjects whose controls fail."""
+    words = failing_words(results, metrics)
+    return f"{sentence} {words[0].upper()}{words[1:]}." if words else sentence
+
+
+def describe_controls(results: Results) -> str:
+    """The sentences on controls below figures and at a sweep's end; "" where none were measured."""
+    try:
+        table = judge_controls(results)
+    except BadInput as error:
+        return f"Controls of the scorers cannot be read: {error}."
+    if table.empty:
+        return ""
+    said = []
+    for verdict, words in ((FAILS, "fail on"), (OPEN, "cannot be told on")):
+        if found := _of_verdict(table, verdict, ()):
+            said.append(f"{words}: {_listed(found)}")
+    if unmeasured := unmeasured_subjects(results):
+        said.append(f"were not measured on: {', '.join(unmeasured)}")
+    passed = f"pass on {counted(table['subject'].nunique(), 'subject')}, all that there are"
+    return f"Controls of the scorers {'; '.join(said) if said else passed}."
+
+
+def unmeasured_subjects(results: Results) -> list[str]:
+    """The subjects without controls: the base model was scored before there were any."""
+    try:
+        measured = set(results.controls["subject"].astype(str))
+    except BadInput:
+        return []  # which `describe_controls` tells
+    return [str(name) for name in results.runs["subject"].unique() if str(name) not in measured]
+
+
+def _judged(results: Results) -> pd.DataFrame:
+    try:
+        return judge_controls(results)
+    except BadInput:
+        return pd.DataFrame({"subject": [], "metric": [], "verdict": []})
+
+
+def _of_verdict(table: pd.DataFrame, verdict: str, metrics: Sequence[str]) -> dict[str, list[str]]:
+    rows = table[(table["verdict"] == verdict) & (table["metric"].isin(metrics) if metrics else True)]
+    return {str(name): list(own["metric"]) for name, own in rows.groupby("subject", sort=False)}
+
+
+def _listed(found: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(f"{name} ({', '.join(TITLES.get(m, m) for m in metrics)})" for name, metrics in found.items())
