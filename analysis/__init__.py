@@ -17,6 +17,7 @@ from analysis.distances import distance_curve, gauge_curve, subject_distances
 from analysis.divergence import divergence_rates
 from analysis.early_warning import early_warning
 from analysis.load import load
+from analysis.matched_prompt import MatchedPrompt, matched_prompt
 from analysis.norms import weight_norms
 from analysis.permutation import holm, sign_flip
 from analysis.pictures import pictures
@@ -30,6 +31,7 @@ from analysis.variance import split_variance, variance_table
 
 __all__ = [
     "METRICS",
+    "MatchedPrompt",
     "TOLERANCE",
     "Results",
     "Robustness",
@@ -53,6 +55,7 @@ __all__ = [
     "load",
     "magnitude_direction",
     "magnitude_direction_correlation",
+    "matched_prompt",
     "paired_curve",
     "pictures",
     "plateau",

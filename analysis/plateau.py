@@ -186,8 +186,7 @@ def joint_plateau(
         BadInput: as for `plateau`, or if the table lacks DINO or CLIP-T, or the loss is not between 0 and 1.
     """
     _check(table, tolerance)
-    if not 0 < prompt_loss < 1:
-        raise BadInput(f"loss of CLIP-T {prompt_loss}: allowed are numbers between 0 and 1")
+    check_prompt_loss(prompt_loss)
     if missing := {"dino", "clip_t"} - set(table["metric"]):
         raise BadInput(f"no scores of {', '.join(sorted(missing))}: the joint plateau needs dino and clip_t")
     rows = []
@@ -196,6 +195,16 @@ def joint_plateau(
         row = _row((series, method, "dino"), dino, tolerance, _kept(dino, clip_t, prompt_loss))
         rows.append({name: value for name, value in row.items() if not name.startswith(OWN)})
     return pd.DataFrame(rows)
+
+
+def check_prompt_loss(prompt_loss: float) -> None:
+    """Refuse a loss of CLIP-T that is no share.
+
+    Raises:
+        BadInput: if it is not between 0 and 1.
+    """
+    if not 0 < prompt_loss < 1:
+        raise BadInput(f"loss of CLIP-T {prompt_loss}: allowed are numbers between 0 and 1")
 
 
 def _check(table: pd.DataFrame, tolerance: float) -> None:

@@ -26,6 +26,7 @@ from analysis import (
     gauge_curve,
     magnitude_direction,
     magnitude_direction_correlation,
+    matched_prompt,
     paired_curve,
     pictures,
     plateau_by_setting,
@@ -49,13 +50,14 @@ from figures.figure_set import (
     curve_data,
     of_first_seed,
 )
+from figures.matched_prompt import path_and_front
 
 VARIED = ("rank", "boundary", "adam_weight_decay", "num_instance_images", "prior_loss_weight")
 GAUGES = ("lambda", "saturation", "distance_rel")
 
 
 def draw_lr_robustness(results: Results, behind: Results | None = None) -> FigureSet:
-    """Fig. 2, scores over the distance, what separates the methods, and sheets of pictures.
+    """Fig. 2, scores over the distance and at matched prompt, what separates the methods, and sheets of pictures.
 
     Args:
         results: runs over learning rates.
@@ -73,6 +75,9 @@ def draw_lr_robustness(results: Results, behind: Results | None = None) -> Figur
         figure = figures.score_vs_distance.draw(over, name_multipliers(results.runs))
         drawn.add("score_vs_distance", figure, over.runs)
         drawn.tables["coincidence"] = over.coincidences
+        matched = matched_prompt(scores)
+        drawn.add("matched_prompt", figures.matched_prompt.draw(matched), path_and_front(matched))
+        drawn.tables |= {"matched_prompt_gains": matched.gains, "matched_prompt_differences": matched.differences}
     transform = distance_curve(results, gauge="transform_distance")
     if len(transform):
         figure = figures.ether_fig4_distances.draw(transform, curves.distances, name_multipliers(results.runs))

@@ -20,6 +20,7 @@ from analysis import (
     load,
     magnitude_direction,
     magnitude_direction_correlation,
+    matched_prompt,
     paired_curve,
     pictures,
     plateau_by_setting,
@@ -154,6 +155,10 @@ def draw_controls(results: Results) -> Drawing:
     return partial(figures.controls.draw, scores, verdicts)
 
 
+def draw_matched(results: Results) -> Drawing:
+    return partial(figures.matched_prompt.draw, matched_prompt(subject_scores(results), num_draws=50))
+
+
 def draw_sheet(results: Results) -> Drawing:
     return partial(figures.picture_sheet.draw, pictures(results, step=-1), rows="series")
 
@@ -171,6 +176,7 @@ FIGURES: dict[str, Callable[[Results], Drawing]] = {
     "norms_by_block": draw_blocks,
     "scores_by_subject": draw_subjects,
     "score_vs_distance": draw_against_distance,
+    "matched_prompt": draw_matched,
     "controls": draw_controls,
     "picture_sheet": draw_sheet,
 }

@@ -1,0 +1,242 @@
+"""Likeness at matched prompt: how much DINO a method gains for the share of CLIP-T that it gives up.
+
+A peak of DINO shows the trade between likeness and prompt as much as the method. Here every series is a path over its learning
+rates, from the base model, which is rate 0, in the plane of gain in DINO and loss of CLIP-T; its upper front holds the highest
+gain that it reaches without losing more than a given share, and series are compared where they lose the same.
+
+Between neighbouring rates the path is straight in that plane: a rate between them could have been tried. Steps in its place would
+measure the grid: a series whose smallest rate loses 10 % would have gained nothing before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from adapters.errors import BadInput
+from analysis.grid import subject_grid
+from analysis.plateau import PROMPT_LOSS, check_prompt_loss
+from analysis.results import DRIFT, RANGES
+from analysis.statistics import Floats, Ints, subject_bootstrap
+
+NUM_LEVELS = 101  # losses at which a front is read, evenly spaced; a quarter of the range is one of them
+QUARTERS = (25, 50, 75, 100)  # the levels at which series are compared
+ROUNDING = 1e-9  # by which a loss may be beyond a level that it is equal to
+WANTED = ("dino", "clip_t")
+
+
+class MatchedPrompt(NamedTuple):
+    """What `matched_prompt` returns.
+
+    Attributes:
+        paths: rows series, method, multiplier (0 is the base model), dino, clip_t, loss (of CLIP-T, a share of the base's), drift
+            (where it was measured), num_subjects, num_diverged: means over the subjects that have all of it.
+        fronts: rows series, method, loss, gain (in DINO over the base) with its ends low, high, num_subjects.
+        gains: rows series, method, loss ("0 to 20 %", the mean over these losses, or "5 %", at that loss), mean, low, high,
+            least_tried and most_tried (the smallest and largest loss of a multiplier: below the one the front is a straight line
+            from the base, beyond the other it is level), num_subjects.
+        differences: rows a, b, loss, mean (of a - b, paired by subject), low, high, num_subjects (those that both have).
+    """
+
+    paths: pd.DataFrame
+    fronts: pd.DataFrame
+    gains: pd.DataFrame
+    differences: pd.DataFrame
+
+
+class _Path(NamedTuple):
+    """One series: DINO and CLIP-T of every subject at the base (0) and at every multiplier, `[subject, point]`; its method."""
+
+    dino: pd.DataFrame
+    clip_t: pd.DataFrame
+    num_diverged: pd.Series
+    method: str
+
+
+def matched_prompt(
+    table: pd.DataFrame, prompt_loss: float = PROMPT_LOSS, *, num_draws: int = 1000, seed: int = 0
+) -> MatchedPrompt:
+    """The upper front of every series over losses of CLIP-T, its mean, and paired differences at equal losses.
+
+    Means are taken over the subjects first, the front afterwards: a single subject's front would follow its noise. Losses are
+    shares of the mean CLIP-T of the base, since a single subject's may be close to 0. Intervals are expanded percentiles of
+    fronts drawn anew from subjects drawn with replacement, the same ones for both series of a difference. The highest of several
+    noisy means lies too high on average, which no bootstrap takes back; docs/statistics.md has the coverage.
+
+    Where a path ends before a loss, its front stays at its highest: no more has to be given up. A diverged run scores by the rule
+    of `analysis.curves` and stays on the path. A multiplier that not all kept subjects have is left out.
+
+    Args:
+        table: what `subject_scores` returned.
+        prompt_loss: the largest loss, as a share of the base model's CLIP-T.
+        num_draws: how many times subjects are drawn.
+        seed: of the draws.
+
+    Raises:
+        BadInput: if DINO or CLIP-T is missing, of all series or of one; if a subject has no score of the base model, or the
+            base's mean CLIP-T is not above 0; if the loss is not between 0 and 1.
+    """
+    check_prompt_loss(prompt_loss)
+    _check(table)
+    table = table[table["multiplier"] > 0]
+    paths = {str(name): _path(str(name), group) for name, group in table.groupby("series", sort=False, observed=True)}
+    fronts = {name: _front_ends(path, prompt_loss, num_draws, seed) for name, path in paths.items()}
+    levels = np.linspace(0, prompt_loss, NUM_LEVELS)
+    return MatchedPrompt(
+        pd.concat([_path_rows(name, path, table) for name, path in paths.items()], ignore_index=True),
+        pd.concat([_front_rows(name, paths[name], levels, ends) for name, ends in fronts.items()], ignore_index=True),
+        _gains(paths, fronts, prompt_loss),
+        _differences(paths, prompt_loss, num_draws, seed),
+    )
+
+
+def _check(table: pd.DataFrame) -> None:
+    for series, group in table.groupby("series", sort=False, observed=True):
+        if missing := [name for name in WANTED if name not in set(group["metric"])]:
+            raise BadInput(f"no scores of {', '.join(missing)} of {series}: matched prompt needs dino and clip_t")
+    bare = table[table["metric"].isin(WANTED) & table["base"].isna()]
+    if len(bare):
+        raise BadInput(f"no score of the base model for subject {bare['subject'].iloc[0]}: run the sweep again")
+
+
+def _path(series: str, group: pd.DataFrame) -> _Path:
+    """The path of one series, over the subjects and multipliers that have both scores."""
+    grids = [subject_grid(group[group["metric"] == metric], "multiplier") for metric in WANTED]
+    dino, clip_t = (
+        pd.concat([pd.Series(grid.base, grid.scores.index, name=0.0), grid.scores], axis=1) for grid in grids
+    )
+    subjects = dino.index.intersection(clip_t.index)
+    dino, clip_t = dino.loc[subjects], clip_t.loc[subjects]
+    points = [p for p in sorted(set(dino) & set(clip_t)) if not (dino[p].isna().any() or clip_t[p].isna().any())]
+    if not len(subjects) or len(points) < 2:
+        raise BadInput(f"no multiplier of {series} has DINO and CLIP-T of the same subjects: run the sweep again")
+    if not clip_t[0.0].mean() > 0:
+        raise BadInput(
+            f"the base model's CLIP-T is {clip_t[0.0].mean():.3g}, no share of which can be lost; above 0 is"
+        )
+    diverged = pd.Series(grids[0].num_diverged, grids[0].points).reindex(points, fill_value=0).astype(int)
+    return _Path(dino[points], clip_t[points], diverged, str(group["method"].iloc[0]))
+
+
+def find_front(losses: Floats, gains: Floats, levels: Floats) -> Floats:
+    """The highest gain of paths `[..., point]` at no more than each loss of `levels`; NaN where a path has lost more before.
+
+    A path is straight between its points, in their order. On a straight piece the highest gain up to a loss is at an end of the
+    piece or at that loss, so points and crossings are all that has to be looked at.
+    """
+    reached = np.where(losses[..., None] <= levels + ROUNDING, gains[..., None], -np.inf).max(axis=-2)
+    start, end = losses[..., :-1, None], losses[..., 1:, None]
+    share = np.divide(
+        levels - start, end - start, out=np.full(start.shape[:-1] + levels.shape, np.nan), where=end != start
+    )
+    crossing = gains[..., :-1, None] + share * np.diff(gains)[..., None]
+    crossed = np.where((share >= 0) & (share <= 1), crossing, -np.inf).max(axis=-2, initial=-np.inf)
+    front = np.maximum(reached, crossed)
+    result: Floats = np.where(np.isfinite(front), front, np.nan)
+    return result
+
+
+def _fronts(path: _Path, draws: Ints, prompt_loss: float) -> Floats:
+    """Of every draw of subjects `[draw, subject]`: the mean of its front over the losses, and the front at each level."""
+    dino, clip_t = (frame.to_numpy(dtype=float)[draws].mean(axis=1) for frame in (path.dino, path.clip_t))
+    base = np.where(clip_t[:, :1] > 0, clip_t[:, :1], np.nan)
+    levels = np.linspace(0, prompt_loss, NUM_LEVELS)
+    front = find_front(1 - clip_t / base, dino - dino[:, :1], levels)
+    mean = (front[:, 1:] + front[:, :-1]).mean(axis=1, keepdims=True) / 2  # the trapezoid rule, over the range
+    return np.hstack([mean, front])
+
+
+class _Ends(NamedTuple):
+    """The mean of a front and the front, `[1 + level]`, with the ends of their intervals."""
+
+    value: Floats
+    low: Floats
+    high: Floats
+
+
+def _front_ends(path: _Path, prompt_loss: float, num_draws: int, seed: int, minus: _Path | None = None) -> _Ends:
+    """The front of a path with its intervals, or by how much it lies above that of another one with the same subjects."""
+
+    def statistic(draws: Ints) -> Floats:
+        found = _fronts(path, draws, prompt_loss)
+        return found if minus is None else found - _fronts(minus, draws, prompt_loss)
+
+    count = len(path.dino)
+    low, high = subject_bootstrap(statistic, count, num_draws=num_draws, seed=seed)
+    span = RANGES["dino"][1] - RANGES["dino"][0]
+    return _Ends(statistic(np.arange(count)[None])[0], low.clip(-span, span), high.clip(-span, span))
+
+
+def _path_rows(series: str, path: _Path, table: pd.DataFrame) -> pd.DataFrame:
+    rows = {
+        "series": series, "method": path.method, "multiplier": path.dino.columns.to_numpy(dtype=float),
+        "dino": path.dino.mean().to_numpy(), "clip_t": path.clip_t.mean().to_numpy(), "loss": _losses(path),
+    }  # fmt: skip
+    frame = pd.DataFrame(rows)
+    if DRIFT in set(table["metric"]):
+        frame[DRIFT] = _drift(series, path, table)
+    return frame.assign(num_subjects=len(path.dino), num_diverged=path.num_diverged.to_numpy())
+
+
+def _losses(path: _Path) -> Floats:
+    """The loss of mean CLIP-T at every point of a path, as a share of the base's."""
+    clip_t: Floats = path.clip_t.mean().to_numpy(dtype=float)
+    return 1 - clip_t / clip_t[0]
+
+
+def _drift(series: str, path: _Path, table: pd.DataFrame) -> Floats:
+    """The mean drift at every point of a path, over its subjects; NaN where one of them has none."""
+    kept = table[(table["series"] == series) & (table["metric"] == DRIFT) & table["subject"].isin(path.dino.index)]
+    points = path.dino.columns[1:]
+    values = kept.pivot(index="subject", columns="multiplier", values="value").reindex(path.dino.index, columns=points)
+    base = kept.groupby("subject", observed=True)["base"].mean().reindex(path.dino.index)
+    result: Floats = np.r_[base.mean(skipna=False), values.mean(skipna=False).to_numpy(dtype=float)]
+    return result
+
+
+def _front_rows(series: str, path: _Path, levels: Floats, ends: _Ends) -> pd.DataFrame:
+    columns = {"gain": ends.value, "low": ends.low, "high": ends.high}
+    frame = pd.DataFrame({"loss": levels} | {name: value[1:] for name, value in columns.items()})
+    frame.insert(0, "series", series)
+    frame.insert(1, "method", path.method)
+    return frame.assign(num_subjects=len(path.dino))
+
+
+def _compared(ends: _Ends, prompt_loss: float) -> list[dict[str, Any]]:
+    """The mean over the losses, and the values at every quarter of them: rows loss, mean, low, high."""
+    names = {0: f"0 to {100 * prompt_loss:g} %"} | {1 + level: f"{level * prompt_loss:g} %" for level in QUARTERS}
+    return [
+        {"loss": name, **{k: float(v[at]) for k, v in zip(("mean", "low", "high"), ends, strict=True)}}
+        for at, name in names.items()
+    ]
+
+
+def _gains(paths: dict[str, _Path], fronts: dict[str, _Ends], prompt_loss: float) -> pd.DataFrame:
+    rows = []
+    for name, ends in fronts.items():
+        losses = _losses(paths[name])[1:]
+        rest = {"least_tried": losses.min(), "most_tried": losses.max(), "num_subjects": len(paths[name].dino)}
+        rows += [{"series": name, "method": paths[name].method, **row, **rest} for row in _compared(ends, prompt_loss)]
+    return pd.DataFrame(rows)
+
+
+def _differences(paths: dict[str, _Path], prompt_loss: float, num_draws: int, seed: int) -> pd.DataFrame:
+    rows = []
+    for a, b in combinations(paths, 2):
+        both = paths[a].dino.index.intersection(paths[b].dino.index)
+        if not len(both):
+            continue
+        first, second = (_of(paths[name], both) for name in (a, b))
+        ends = _front_ends(first, prompt_loss, num_draws, seed, minus=second)
+        rows += [{"a": a, "b": b, **row, "num_subjects": len(both)} for row in _compared(ends, prompt_loss)]
+    frame = pd.DataFrame(rows, columns=["a", "b", "loss", "mean", "low", "high", "num_subjects"])
+    whole = ~frame["loss"].str.startswith("0 ").astype(bool)
+    return frame.sort_values("loss", key=lambda _: whole, kind="stable", ignore_index=True)  # the means first
+
+
+def _of(path: _Path, subjects: Sequence[Hashable] | pd.Index) -> _Path:
+    return path._replace(dino=path.dino.loc[subjects], clip_t=path.clip_t.loc[subjects])

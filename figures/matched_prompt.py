@@ -1,0 +1,199 @@
+"""Beyond the papers: likeness against what it costs in prompt and in drift, and how much is gained where the cost is the same.
+
+A peak shows how much of the prompt was given up as much as how good a method is; at the same loss of CLIP-T methods compare.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from adapters.errors import BadInput
+from adapters.method_words import BASE_MODEL
+from analysis.matched_prompt import MatchedPrompt
+from analysis.results import DRIFT
+from figures.labels import add_subtitle, fit_text
+from figures.looks import Look, looks
+from figures.panels import draw_legend
+from figures.style import ALARM, INK, MUTED, new_figure, num_beside, pt, styled
+
+WIDTH_IN = 9.0
+LEAST_SUBJECTS = 3  # that an interval is drawn from
+MOST_BANDS = 4  # beyond so many fronts bands hide each other
+TITLES = {
+    "loss": "DINO and the loss of CLIP-T", "front": "gain at no more than a loss", "drift": "DINO and drift",
+    "gain": "mean gain over the front", "difference": "difference of mean gains, paired by subject",
+}  # fmt: skip
+BARS = ("gain", "difference")
+LOSS_LABEL = "loss of CLIP-T, % of the base model's"
+
+
+@styled
+def draw(data: MatchedPrompt) -> Figure:
+    """The paths over the learning rates, DINO against loss of CLIP-T and against drift; the fronts, their means and differences.
+
+    A mark is a learning rate, a line joins neighbouring ones, beginning at the base model. A front is dotted where no rate was
+    tried: before a path's smallest loss and beyond its largest.
+
+    Args:
+        data: what `analysis.matched_prompt.matched_prompt` returned.
+
+    Raises:
+        BadInput: if there is nothing to draw.
+    """
+    if data.paths.empty:
+        raise BadInput("no finished run to draw: run python sweeps/lr_robustness.py with several methods first")
+    styles = looks(data.paths)
+    absent = [DRIFT] * (not has_drift(data)) + ["difference"] * data.differences.empty
+    names = [name for name in TITLES if name not in absent]
+    beside = num_beside(2, WIDTH_IN, 3.0)
+    bars_in = 1.1 + 0.19 * data.paths["series"].nunique()
+    rows = [names[start : start + beside] for start in range(0, len(names), beside)]
+    heights = [bars_in if set(row) <= set(BARS) else 2.9 for row in rows]
+    figure = new_figure(WIDTH_IN, 0.6 + sum(heights), wspace=0.05)
+    grid = figure.add_gridspec(len(rows), beside, height_ratios=heights)
+    for place, name in enumerate(names):
+        wide = place == len(names) - 1  # the last one takes what is left of its row
+        columns = slice(place % beside, beside if wide else place % beside + 1)
+        ax = figure.add_subplot(grid[place // beside, columns], label=name)
+        ax.set_title(TITLES[name])
+        DRAWN[name](ax, data, styles)
+    base = Line2D([], [], ls="none", marker="o", ms=pt(7), mfc="white", mec=INK, label=BASE_MODEL)
+    draw_legend(figure, data.paths, styles, marks=[base], base=False, title=interval_text(data))
+    fit_text(figure)
+    return figure
+
+
+def has_drift(data: MatchedPrompt) -> bool:
+    """Whether drift was measured."""
+    return DRIFT in data.paths and bool(data.paths[DRIFT].notna().any())
+
+
+def interval_text(data: MatchedPrompt) -> str:
+    """What bands and bars are, or why there are none."""
+    most = int(data.paths["num_subjects"].max())
+    if most < LEAST_SUBJECTS:
+        return "One subject: no interval" if most < 2 else "Means of two subjects: no interval"
+    bands = "bands and bars" if _has_bands(data) else "bars"
+    return f"Means over subjects, a mark a learning rate; {bands}: 95 % bootstrap intervals over subjects"
+
+
+def _draw_losses(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None:
+    """DINO along every path against the loss of CLIP-T; what the fronts are taken from is shaded."""
+    ax.axvspan(0, 100 * _largest(data), color=INK, alpha=0.06, lw=0, zorder=0, label="_range")
+    _draw_paths(ax, data.paths.assign(x=100 * data.paths["loss"]), styles)
+    ax.set(xlabel=LOSS_LABEL, ylabel="DINO")
+    add_subtitle(ax, f"shaded: losses up to {100 * _largest(data):g} %, over which the fronts are compared")
+
+
+def _draw_drift(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None:
+    """DINO along every path against drift."""
+    _draw_paths(ax, data.paths.assign(x=data.paths[DRIFT]).dropna(subset="x"), styles)
+    ax.set(xlabel="drift: change of pictures of other prompts", ylabel="DINO")
+
+
+def _draw_paths(ax: Axes, paths: pd.DataFrame, styles: dict[str, Look]) -> None:
+    for series, path in paths.groupby("series", sort=False):
+        look = styles[str(series)]
+        ax.plot(path["x"], path["dino"], color=look.color, ls=look.line_style, lw=pt(1.4), zorder=3, label=series)
+        tried = path[path["multiplier"] > 0]
+        ax.plot(
+            tried["x"], tried["dino"], ls="none", ms=pt(4.5), color=look.color, zorder=3, label="_rates", **look.marks()
+        )
+        lost = path[path["num_diverged"] > 0]
+        if len(lost):
+            ax.plot(
+                lost["x"], lost["dino"], ls="none", marker="x", ms=pt(9), mew=pt(1.8), color=ALARM, zorder=5, label="_diverged"
+            )  # fmt: skip
+    base = paths[paths["multiplier"] == 0]
+    ax.plot(base["x"], base["dino"], ls="none", marker="o", ms=pt(7), mfc="white", mec=INK, zorder=4, label="_base")
+
+
+def _draw_fronts(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None:
+    """The highest gain at no more than each loss, with its band; dotted where no rate was tried."""
+    tried = data.gains.drop_duplicates("series").set_index("series")
+    for series, front in data.fronts.groupby("series", sort=False):
+        look, x = styles[str(series)], 100 * front["loss"]
+        inside = front["loss"].between(tried.loc[series, "least_tried"], tried.loc[series, "most_tried"])
+        ax.plot(x, front["gain"], color=look.color, ls=(0, (1, 1.6)), lw=pt(1.2), zorder=3, label=series)
+        ax.plot(
+            x, front["gain"].where(inside), color=look.color, ls=look.line_style, zorder=3, label=f"_tried {series}"
+        )
+        if _has_bands(data) and (front["num_subjects"] >= LEAST_SUBJECTS).all():
+            low, high = (front[end].to_numpy(dtype=float) for end in ("low", "high"))
+            ax.fill_between(x, low, high, color=look.color, alpha=0.16, lw=0, zorder=2, label=f"_band {series}")
+    ax.set(xlabel=LOSS_LABEL, ylabel="gain in DINO over the base", xlim=(0, 100 * _largest(data)))
+    add_subtitle(ax, "dotted: before the first and beyond the last loss that a tried rate has")
+
+
+def _draw_gains(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None:
+    """One bar a series: its mean gain over the base."""
+    rows = mean_gains(data)
+    _draw_bars(ax, rows, styles)
+    ax.set_xlabel("mean gain in DINO over the base")
+    add_subtitle(ax, f"over losses of CLIP-T of {rows['loss'].iloc[0]}")
+
+
+def _draw_differences(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None:
+    """One bar a series: its mean gain minus that of the first series."""
+    first = str(data.paths["series"].iloc[0])
+    rows = data.differences.drop_duplicates(["a", "b"])
+    rows = rows[rows["a"] == first].rename(columns={"b": "series"})
+    turned = {"mean": -rows["mean"], "low": -rows["high"], "high": -rows["low"]}
+    _draw_bars(ax, rows.assign(**turned), styles)
+    ax.set_xlabel(f"mean gain in DINO minus that of {first}")
+    add_subtitle(ax, "at the same losses of CLIP-T; the table has every pair")
+
+
+def _draw_bars(ax: Axes, rows: pd.DataFrame, styles: dict[str, Look]) -> None:
+    """One bar a row with series, mean, low and high, from the top; the numbers beside it."""
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_yticks([])
+    ax.grid(False, axis="y")
+    ax.axvline(0, color=MUTED, lw=pt(0.8), zorder=1, label="_zero")
+    for place, row in enumerate(rows.to_dict("records")):
+        look, text = styles[row["series"]], f"{row['mean']:.3f}"
+        if row["num_subjects"] >= LEAST_SUBJECTS and np.isfinite(row["low"]):
+            ax.plot(
+                [row["low"], row["high"]], [place] * 2, color=look.color, lw=pt(2), zorder=3, label=f"_{row['series']}"
+            )
+            text += f" [{row['low']:.3f}, {row['high']:.3f}]"
+        ax.plot(
+            [row["mean"]], [place], ls="none", ms=pt(7), color=look.color, zorder=4, label=row["series"], **look.marks()
+        )
+        words: dict[str, Any] = {
+            "transform": ax.get_yaxis_transform(),
+            "fontsize": pt(7.5),
+            "va": "center",
+            "color": look.color,
+        }
+        ax.text(1.03, place, text, **words)
+
+
+def mean_gains(data: MatchedPrompt) -> pd.DataFrame:
+    """The rows of the means over the whole range of losses, one a series."""
+    return data.gains.drop_duplicates("series", ignore_index=True)
+
+
+def path_and_front(data: MatchedPrompt) -> pd.DataFrame:
+    """What the figure shows, `panel` being "path", "front" or "gain"."""
+    parts = {"path": data.paths, "front": data.fronts, "gain": mean_gains(data).drop(columns="loss")}
+    return pd.concat([frame.assign(panel=name) for name, frame in parts.items()], ignore_index=True)
+
+
+def _has_bands(data: MatchedPrompt) -> bool:
+    return bool(data.fronts["series"].nunique() <= MOST_BANDS)
+
+
+def _largest(data: MatchedPrompt) -> float:
+    return float(data.fronts["loss"].max())
+
+
+DRAWN = {
+    "loss": _draw_losses, "drift": _draw_drift, "front": _draw_fronts, "gain": _draw_gains, "difference": _draw_differences,
+}  # fmt: skip
