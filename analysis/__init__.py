@@ -7,6 +7,7 @@ score_curve(results)          # means with 95 % intervals over subjects
 """
 
 from analysis.best_settings import best_settings, best_table, tried_settings
+from analysis.block_curves import block_curves
 from analysis.compact_copy import export_compact
 from analysis.comparisons import compare, power_sentence
 from analysis.control_verdicts import control_gaps, judge_controls
@@ -38,6 +39,7 @@ __all__ = [
     "base_line",
     "best_settings",
     "best_table",
+    "block_curves",
     "coincidence",
     "compare",
     "control_gaps",

@@ -1,4 +1,4 @@
-"""A compact, shareable copy of a results folder: what figures and tables need, in six Parquet files.
+"""A compact, shareable copy of a results folder: what figures and tables need, in seven Parquet files.
 
     python -m analysis.compact runs/lr_robustness --out shared/lr_robustness
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from adapters.errors import BadInput
+from analysis.block_means import QUANTITIES, block_means
 from analysis.folders import NUMBERS, RUN_COLUMNS, dynamics_columns
 from analysis.results import Results
 from training.cell import STEP_LISTS
@@ -19,7 +20,7 @@ from training.store import COLUMNS, SCHEMA, read_table, write_table
 
 TABLES = ("runs", "scores", "matrices", "dynamics_final", "trajectories", "norms")
 MAX_POINTS = 200  # steps of a run that a trajectory keeps
-PICTURES, CONTROLS = "pictures", "controls"  # tables that may be missing
+PICTURES, CONTROLS, BLOCKS = "pictures", "controls", "blocks"  # tables that may be missing
 THUMBNAIL_PX = 128
 COPY = "plateau_copy"  # in every table's footer: which runs were copied
 _KEYS = {"run_id!": "text", "step!": "whole", "matrix!": "text"}
@@ -40,6 +41,7 @@ FORMS = {
     "dynamics_final": _KEYS | _GAUGES,
     "trajectories": _KEYS | _GAUGES,
     "norms": _KEYS | dict.fromkeys(COLUMNS["norms"][2:], "number"),
+    BLOCKS: {"run_id!": "text", "step!": "whole", "block!": "text", **dict.fromkeys(QUANTITIES, "number")},
     PICTURES: {"run_id!": "text", "step!": "whole", "prompt!": "text", "seed!": "whole", "subject!": "text", "png!": "bytes"},
     CONTROLS: {"run_id!": "text", **{f"{name}!": "text" for name in COLUMNS["controls"][:-1]}, "value!": "number"},
 }  # fmt: skip
@@ -70,8 +72,8 @@ def export_compact(
 
     Returns:
         The files: runs, scores, matrices, the dynamics' last step of every matrix, trajectories (means over the
-        matrices and `kept_matrices`, at most `MAX_POINTS` steps a run), norms, pictures where any are shown, and controls
-        where they were measured.
+        matrices and `kept_matrices`, at most `MAX_POINTS` steps a run), norms, means over blocks, pictures where any are
+        shown, and controls where they were measured.
 
     Raises:
         StoreError: if the folder cannot be written.
@@ -85,6 +87,7 @@ def export_compact(
         "dynamics_final": results.final_dynamics,
         "trajectories": thin(pd.concat(shapes, ignore_index=True)),
         "norms": thin(results.norms(), num_norms),
+        BLOCKS: results.blocks(),
     }
     if shown is not None:
         tables[PICTURES] = _thumbnails(shown, results)
@@ -218,6 +221,14 @@ class CompactSource:
     def norms(self, run_ids: Collection[str]) -> pd.DataFrame:
         """The first and the last norms of every run."""
         return self._table("norms")
+
+    def blocks(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """The means over each block's matrices; of a copy made without them those of the last step and the copied norms."""
+        if (self.folder / f"{BLOCKS}.parquet").is_file():
+            return self._table(BLOCKS)
+        norms = self.norms(run_ids)
+        trained = norms[norms["run_id"].isin(set(run_ids))]
+        return block_means(self.final_dynamics(run_ids), trained, self.matrices)
 
     def steps(self, run_ids: Collection[str]) -> pd.DataFrame:
         """Refuse: losses are not copied.

@@ -82,9 +82,26 @@ def gauge_curve(
         BadInput: if there is no such gauge or matrix.
     """
     runs = ended_runs(results, "multiplier" if by_multiplier else "step")
-    by = ["multiplier"] if by_multiplier else []
     frame = results.trajectories(matrix, [gauge])
-    wide = frame.assign(run_id=frame["run_id"].astype(str)).pivot(index="step", columns="run_id", values=gauge)
+    return curve_of(frame, gauge, runs, ["multiplier"] if by_multiplier else [], RANGES.get(gauge, ANY))
+
+
+def curve_of(
+    frame: pd.DataFrame, name: str, runs: pd.DataFrame, by: list[str], limits: tuple[float, float]
+) -> pd.DataFrame:
+    """One quantity against the step over subjects; a diverged run keeps the value at which it was frozen.
+
+    Args:
+        frame: rows run_id, step and the quantity, one for each run and step.
+        name: of the quantity.
+        runs: `ended_runs(...)`.
+        by: further columns of `runs` that tell curves apart.
+        limits: the range of the quantity.
+
+    Returns:
+        Rows series, method, `by`, step, mean, low, high, num_subjects, num_diverged, num_runs, least, most.
+    """
+    wide = frame.assign(run_id=frame["run_id"].astype(str)).pivot(index="step", columns="run_id", values=name)
     frozen = [run for run in runs.loc[runs["diverged"], "run_id"].unique() if run in wide]
     wide[frozen] = wide[frozen].ffill()
     table = (
@@ -99,4 +116,4 @@ def gauge_curve(
         .agg(value=("value", "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
         .reset_index()
     )
-    return summarise(table.astype({"value": float}), "step", by, t_interval, RANGES.get(gauge, ANY))
+    return summarise(table.astype({"value": float}), "step", by, t_interval, limits)

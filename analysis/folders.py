@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from adapters.errors import BadInput
+from analysis.block_means import GAUGES, block_means, few_steps
 from training import cell
 from training.cell import FLAGS
 from training.planned import PlannedRun, planned_runs
@@ -80,6 +81,12 @@ class FolderSource:
         """Rows run_id, step, matrix and the weight norms."""
         return self._read(run_ids, RunFolder.read_norms, COLUMNS["norms"], "norms")
 
+    def blocks(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """Rows run_id, step, block and the means over its matrices, at few steps."""
+        dynamics = self._dynamics(run_ids, GAUGES, few_steps)
+        norms = self._read(run_ids, lambda folder: few_steps(folder.read_norms()), COLUMNS["norms"], "norms")
+        return block_means(dynamics, norms, self.matrices)
+
     def steps(self, run_ids: Collection[str]) -> pd.DataFrame:
         """Rows run_id, step, loss, grad_norm and rates."""
         return self._read(run_ids, RunFolder.read_steps, COLUMNS["steps"], "steps")
@@ -118,8 +125,8 @@ class FolderSource:
 
         def read(folder: RunFolder) -> pd.DataFrame:
             frame = read_rows(folder, stored)
-            norms = self._base_norms.get(folder.run_id)
-            if norms is not None and "distance" in frame and len(frame):
+            norms = self._base_norms.get(folder.run_id, pd.Series(dtype=float))
+            if "distance" in frame:
                 matrix = frame["matrix"].array
                 base = norms.reindex(matrix.categories).to_numpy(dtype=float)[matrix.codes]
                 frame["distance_rel"] = (frame["distance"] / base).astype("float32")

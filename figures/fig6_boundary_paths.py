@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from adapters.errors import BadInput
 from figures.labels import fit_text
-from figures.looks import LINE_STYLES, SPARE_MARKERS, Look
+from figures.looks import shades
 from figures.panels import draw_curves, draw_legend, limit_to_means
 from figures.style import multiplier_text, new_figure, styled
 
@@ -42,7 +39,7 @@ def draw(paths: Mapping[str, pd.DataFrame]) -> Figure:
     if not rows:
         raise BadInput("no run with a lambda to draw: run python sweeps/boundary_and_angle.py first")
     every = pd.concat(rows.values())
-    columns, looks = list(every["column"].unique()), _looks(every["series"].unique())
+    columns, looks = list(every["column"].unique()), shades(every["series"].unique())
     figure = new_figure(0.9 + 2.9 * len(columns), 0.9 + 1.9 * len(rows))
     grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
     for axes, (name, frame) in zip(grid, rows.items(), strict=True):
@@ -64,17 +61,6 @@ def _by_multiplier(curve: pd.DataFrame) -> pd.DataFrame:
     """The curves named by their multipliers, in the order of those; what they were called names the column."""
     ordered = curve.sort_values(["multiplier", "step"], kind="stable")
     return ordered.assign(column=ordered["series"], series=ordered["multiplier"].map(multiplier_text) + "×")
-
-
-def _looks(names: np.ndarray) -> dict[str, Look]:
-    """From dark to light: the larger the multiplier, the lighter; line styles differ too."""
-    shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(names)))
-    return {
-        str(name): Look(
-            to_hex(shade), LINE_STYLES[n % len(LINE_STYLES)], SPARE_MARKERS[n % len(SPARE_MARKERS)], "white"
-        )
-        for n, (name, shade) in enumerate(zip(names, shades, strict=True))
-    }
 
 
 def _name_steps(ax: Axes) -> None:

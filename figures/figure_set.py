@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import figures
 from adapters.method_words import BASE_MODEL
-from analysis import Results, Robustness, pictures, robustness, summary, write_tables
+from analysis import Results, Robustness, block_curves, pictures, robustness, summary, write_tables
 from analysis.control_verdicts import control_scores, control_tables, failing_words
 from analysis.notes import notes
 from analysis.series import BASE_AXIS, name_multipliers
@@ -54,6 +54,14 @@ class FigureSet:
         """Add a figure with what it shows, the notes below it."""
         add_note(figure, self.notes)
         self.figures[name], self.data[name] = figure, data
+
+    def free_name(self, kind: str, method: str) -> str:
+        """The name of a method's figure of a kind, with a number where another series of the method has that name.
+
+        No method ("") is all of them.
+        """
+        name = f"{kind}_{method.replace(':', '-')}".rstrip("_")
+        return name if name not in self.figures else f"{name}_{len(self.figures)}"
 
     def save(self, folder: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
         """Write all of it: figures in every format, their data as CSV of the same name, tables as Markdown, LaTeX and CSV.
@@ -100,6 +108,17 @@ def add_controls(drawn: FigureSet, results: Results) -> None:
         drawn.add(CONTROLS, figures.controls.draw(scores, drawn.tables[CONTROLS]), scores)
 
 
+def add_blocks(drawn: FigureSet, results: Results) -> None:
+    """Add what training does to each block: one figure of all series at one rate each, else one a series with its rates."""
+    by_multiplier = bool(results.runs.groupby("series")["multiplier"].nunique().gt(1).any())
+    curves = block_curves(results, by_multiplier=by_multiplier)
+    for _, own in curves.groupby("series", sort=False) if by_multiplier else [(None, curves)]:
+        if len(own):
+            own = own.reset_index(drop=True)
+            name = drawn.free_name("dynamics_by_block", own["method"].iloc[0] if by_multiplier else "")
+            drawn.add(name, figures.dynamics_by_block.draw(own), own)
+
+
 def curve_data(curves: Robustness) -> pd.DataFrame:
     """Scores, distances and the base's line below each other, `panel` being the metric or "distance"."""
     scores = curves.scores.rename(columns={"metric": "panel"})
@@ -128,9 +147,7 @@ def add_sheets(drawn: FigureSet, results: Results, curves: Robustness) -> None:
     shown = set(found["series"])  # a copy may have come without pictures
     for series in [name for name in dict.fromkeys(curves.scores["series"]) if name in shown]:
         rows = found[found["series"].isin([series, BASE_MODEL])]
-        method = results.runs.loc[results.runs["series"] == series, "method"].iloc[0].replace(":", "-")
-        name = f"{SHEETS}_{method}"
-        name = name if name not in drawn.figures else f"{name}_{len(drawn.figures)}"
+        name = drawn.free_name(SHEETS, results.runs.loc[results.runs["series"] == series, "method"].iloc[0])
         drawn.add(name, figures.picture_sheet.draw(rows, own, xlabel=xlabel), _without_files(rows))
     if results.runs["series"].nunique() > 1:
         add_sheet_of_one(drawn, found, own, "multiplier", xlabel)

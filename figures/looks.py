@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgb
 
 from adapters import METHODS
@@ -68,3 +71,14 @@ def _method_look(method: str, number: int) -> tuple[str, str, str]:
         return registered.color, registered.line_style, registered.marker
     spare = number % len(SPARE_COLORS)
     return SPARE_COLORS[spare], LINE_STYLES[number % len(LINE_STYLES)], SPARE_MARKERS[spare]
+
+
+def shades(names: Sequence[str]) -> dict[str, Look]:
+    """Looks of what has an order, as multipliers have: from dark to light; line styles and markers differ too."""
+    colors = colormaps["viridis"](np.linspace(0.0, 0.88, len(names)))
+    return {
+        str(name): Look(
+            to_hex(color), LINE_STYLES[n % len(LINE_STYLES)], SPARE_MARKERS[n % len(SPARE_MARKERS)], "white"
+        )
+        for n, (name, color) in enumerate(zip(names, colors, strict=True))
+    }

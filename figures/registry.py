@@ -43,6 +43,7 @@ from analysis.results import BASE
 from analysis.series import method_label, name_multipliers
 from figures.figure_set import (
     FigureSet,
+    add_blocks,
     add_controls,
     add_curves,
     add_sheet_of_one,
@@ -84,6 +85,7 @@ def draw_lr_robustness(results: Results, behind: Results | None = None) -> Figur
         drawn.add("ether_fig4_distances", figure, transform)
     if results.runs.groupby("subject")["seed"].nunique().max() > 1:
         drawn.tables["variance"] = variance_table(_all_seeds(results))
+    add_blocks(drawn, results)
     add_controls(drawn, results)
     add_sheets(drawn, results, curves)
     return drawn
@@ -106,6 +108,7 @@ def draw_prolonged_training(results: Results) -> FigureSet:
     ]
     drawn.add("fig3_prolonged_training", figure, pd.concat(panels, ignore_index=True))
     drawn.tables["scores"] = scores
+    add_blocks(drawn, results)
     if len(results.images()):
         found = of_first_seed(pictures(results))
         base = found["series"] == BASE_MODEL
@@ -115,8 +118,10 @@ def draw_prolonged_training(results: Results) -> FigureSet:
 
 
 def draw_weight_norms(results: Results, axis: str = "columns") -> FigureSet:
-    """Fig. 4: norms by block, kind and attention, before and after training."""
-    return draw_norms(weight_norms(results, axis), axis)
+    """Fig. 4: norms by block, kind and attention, before and after training; what happened in each block meanwhile."""
+    drawn = draw_norms(weight_norms(results, axis), axis)
+    add_blocks(drawn, results)
+    return drawn
 
 
 def draw_norms(norms: pd.DataFrame, axis: str = "columns") -> FigureSet:

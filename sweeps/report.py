@@ -32,7 +32,7 @@ from analysis import (
 from analysis.control_verdicts import failing, unmeasured_subjects, with_controls
 from analysis.series import name_multipliers
 from figures.figure_set import FigureSet, of_first_subject, sheet_pictures
-from figures.registry import draw_dora_magnitude, draw_lr_robustness, draw_norms, draw_prolonged_training
+from figures.registry import draw_dora_magnitude, draw_lr_robustness, draw_prolonged_training
 from sweeps.driver import SweepOutcome
 from sweeps.grid import ResolvedInputs
 from sweeps.rates import write_rates
@@ -113,9 +113,9 @@ def report_magnitude(outcome: SweepOutcome, docs: Path | None) -> None:
     publish(outcome, drawn, docs, draw_dora_magnitude, num_norms=NUM_SNAPSHOTS)
 
 
-def report_norms(norms: pd.DataFrame, axis: str, folder: Path, docs: Path | None) -> None:
+def report_norms(drawn: FigureSet, folder: Path, docs: Path | None) -> None:
     """Fig. 4 of a model or of runs: norms by block, kind and attention."""
-    drawn = draw_norms(norms, axis)
+    norms = drawn.tables["weight_norms"]
     wide = norms.pivot_table(index=["series", "block", "attention"], columns="kind", values="mean", sort=False)
     show(wide.reset_index())
     say_where(drawn.save(folder))

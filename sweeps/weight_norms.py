@@ -35,6 +35,7 @@ class NormOptions(Options):
 
 def drive(options: NormOptions) -> int:
     """Measure the model's norms, train if methods are named, draw the norms by block."""
+    from figures.registry import draw_norms, draw_weight_norms
     from sweeps.report import report_norms
 
     if not options.method:
@@ -46,16 +47,15 @@ def drive(options: NormOptions) -> int:
             print(f"{options.model}: nothing to train; the norms are read from {model}")
             return 0
         norms = base_norms(model, options.axis)
-        report_norms(norms, options.axis, options.runs / NAME, options.docs)
+        report_norms(draw_norms(norms, options.axis), options.runs / NAME, options.docs)
         return 0
-    from analysis import weight_norms
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, resolve_inputs
 
     inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
     outcome = run_sweep(options, inputs, expand(options, inputs), NAME)
     if outcome is not None:
-        report_norms(weight_norms(outcome.results, options.axis), options.axis, outcome.folder, options.docs)
+        report_norms(draw_weight_norms(outcome.results, options.axis), outcome.folder, options.docs)
     return 0
 
 

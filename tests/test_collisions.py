@@ -16,6 +16,7 @@ from matplotlib.transforms import Bbox
 import figures
 from analysis import (
     base_line,
+    block_curves,
     gauge_curve,
     load,
     magnitude_direction,
@@ -140,6 +141,10 @@ def draw_blocks(results: Results) -> Drawing:
     return partial(figures.norms_by_block.draw, weight_norms(results.select(multiplier=[1, 8])))
 
 
+def draw_dynamics_by_block(results: Results) -> Drawing:
+    return partial(figures.dynamics_by_block.draw, block_curves(results.select(multiplier=1)))
+
+
 def draw_subjects(results: Results) -> Drawing:
     return partial(figures.scores_by_subject.draw, subject_scores(results))
 
@@ -174,6 +179,7 @@ FIGURES: dict[str, Callable[[Results], Drawing]] = {
     "plateau_vs_setting": draw_settings,
     "rate_by_setting": draw_rates,
     "norms_by_block": draw_blocks,
+    "dynamics_by_block": draw_dynamics_by_block,
     "scores_by_subject": draw_subjects,
     "score_vs_distance": draw_against_distance,
     "matched_prompt": draw_matched,

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from adapters import BadInput
-from analysis import export_compact, gauge_curve, load, subject_distances, subject_scores
+from analysis import block_curves, export_compact, gauge_curve, load, subject_distances, subject_scores
 from analysis.compact_copy import thin
 from tests.make_runs import MATRICES, Shape, make_runs
 
@@ -30,11 +30,11 @@ def test_a_second_copy_of_a_compact_copy_is_the_same(tmp_path: Path) -> None:
     results = load(make_runs(tmp_path / "runs", shapes={"lora": Shape(), "delora": Shape()}, multipliers=(1.0, 2.0)))
     export_compact(results, tmp_path / "one")
     export_compact(load(tmp_path / "one"), tmp_path / "two")
-    for find in (subject_scores, subject_distances, gauge_curve):
+    for find in (subject_scores, subject_distances, gauge_curve, block_curves):
         pd.testing.assert_frame_equal(find(load(tmp_path / "one")), find(load(tmp_path / "two")))
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
-        "dynamics_final.parquet", "matrices.parquet", "norms.parquet", "runs.parquet", "scores.parquet",
-        "trajectories.parquet",
+        "blocks.parquet", "dynamics_final.parquet", "matrices.parquet", "norms.parquet", "runs.parquet",
+        "scores.parquet", "trajectories.parquet",
     ]  # fmt: skip
 
 

@@ -169,7 +169,7 @@ def test_damaged_file_changes_no_answer_in_sql(kind: str, runs: Path, capsys: py
     holds()
 
 
-@given(name=st.sampled_from([*TABLES, "pictures"]), damage=damages)
+@given(name=st.sampled_from([*TABLES, "pictures", "blocks"]), damage=damages)
 @often
 def test_damaged_table_of_a_compact_copy_changes_no_number(name: str, damage: tuple[str, float], copy: Path) -> None:
     right = (copy / "right.txt").read_text()
