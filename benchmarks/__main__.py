@@ -2,7 +2,7 @@
 
     python -m benchmarks                    # every row, about half an hour on two idle cores
     python -m benchmarks --quick            # a few repetitions of each
-    python -m benchmarks --only methods     # the rows of one script: packs, methods, every_method, dynamics, memory
+    python -m benchmarks --only methods     # the rows of one script: packs, methods, every_method, dynamics, memory, spectra
     python -m benchmarks --docs docs        # also write docs/benchmarks.md, with machine, versions and date
 
 Run it from the checkout, on a machine that does nothing else.
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Script = Literal["packs", "methods", "every_method", "dynamics", "memory"]
+Script = Literal["packs", "methods", "every_method", "dynamics", "memory", "spectra"]
 
 
 @dataclass(frozen=True)
 class Options:
     """Flags of the benchmarks."""
 
-    only: tuple[Script, ...] = ("packs", "methods", "every_method", "dynamics", "memory")
+    only: tuple[Script, ...] = ("packs", "methods", "every_method", "dynamics", "memory", "spectra")
     """Which scripts to run."""
     quick: bool = False
     """Few repetitions."""

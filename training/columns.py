@@ -13,12 +13,13 @@ GAUGES = (
     "lambda", "bound", "saturation", "transform_distance", "orthogonality", "norm_a", "norm_b", "angle_a", "angle_b",
     "input_share", "drift",
 )  # fmt: skip
+SPECTRA = ("effective_rank", "energy_1", "energy_2", "energy_4", "intruders")  # of the update: training/spectra.py
 COLUMNS = {
     "dynamics": ("step", "matrix", "distance", *GAUGES),
     "steps": ("step", "loss", "grad_norm", "lr", "lr_lambda", "seconds", "sharpness", "prodigy_d"),
     "norms": (
         "step", "matrix", "colnorm_mean", "colnorm_sd", "rownorm_mean", "rownorm_sd",
-        "dm_rows", "dd_rows", "dm_cols", "dd_cols",
+        "dm_rows", "dd_rows", "dm_cols", "dd_cols", *SPECTRA,
     ),
     "scores": ("step", "metric", "prompt", "value"),
     "controls": ("metric", "kind", "picture", "against", "value"),

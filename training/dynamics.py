@@ -20,6 +20,7 @@ from adapters.base import Adapter
 from adapters.device import is_free_to_ask
 from adapters.exact import exactly
 from adapters.pack import Attached
+from training.spectra import count_intruders, update_spectra
 from training.store import COLUMNS, RunFolder
 
 
@@ -75,9 +76,15 @@ class Dynamics:
         return values
 
     @torch.no_grad()
-    def snapshot(self, step: int) -> None:
-        """Read the weight norms of every matrix, and how far magnitudes and directions have moved (DoRA's analysis)."""
-        blocks = [norm_statistics(stack.adapter) for stack in self.attached.stacks]
+    def snapshot(self, step: int, *, with_intruders: bool = False) -> None:
+        """Read the weight norms of every matrix, how far magnitudes and directions have moved (DoRA's analysis), and the
+        spectra of the updates; intruder dimensions where asked for.
+        """
+        blocks = []
+        for adapter in (stack.adapter for stack in self.attached.stacks):
+            block = norm_statistics(adapter) | update_spectra(adapter)
+            unknown = torch.full_like(block["effective_rank"], torch.nan)
+            blocks.append(block | {"intruders": count_intruders(adapter).to(unknown) if with_intruders else unknown})
         self._snapshots.append((step, {name: torch.cat([b[name] for b in blocks], dim=1) for name in blocks[0]}))
 
     def last_distances(self) -> list[float]:
