@@ -25,6 +25,7 @@ from tests.rounds import told
 from tests.test_loop import make_cell, parts, studio, weights  # noqa: F401
 from tests.test_loop import train as train_on_pipeline
 from training.optimizer import PackedAdamW
+from training.stop import Interrupted
 
 SHAPES = ((8, 12), (12, 8), (10, 10), (3, 9), (9, 3))
 """Wide, tall, square; and as thin as the rank, 3, on either side."""
@@ -390,3 +391,21 @@ def test_accumulated_gradients_count_as_one_step(method: str, studio: Path, part
         drift = dynamics.groupby("step")["drift"].mean()
         assert drift[0] == 0
         assert drift[1] == pytest.approx(drift[cells[0].steps]), f"1 % of {math.ceil(cells[0].steps)} steps is one"
+
+
+def test_a_stopped_run_goes_on_up_its_ramp(studio: Path, parts: tuple, tmp_path: Path) -> None:  # noqa: F811
+    """Through the loop's own checkpoints, stopped in the middle of the ramp: the same counters and the same factors."""
+    cells, progress = [make_cell("singlora:ramp=5")], [0]
+    whole = train_on_pipeline(studio, parts, tmp_path / "whole", cells)[0]
+
+    def stop() -> bool:
+        progress[0] += 1
+        return progress[0] > 4  # it is asked twice a step; the first time it saves
+
+    with pytest.raises(Interrupted):
+        train_on_pipeline(studio, parts, tmp_path / "stopped", cells, stop=stop)
+    again = train_on_pipeline(studio, parts, tmp_path / "stopped", cells)[0]
+    assert 0 < again.read()["provenance"]["resumed_at"] < 5
+    assert weights(again).keys() == weights(whole).keys()
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(again)[name], tensor), name
