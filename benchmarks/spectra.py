@@ -1,12 +1,11 @@
 """The cost of the updates' spectra: seconds of a snapshot with and without them, and of counting intruder dimensions.
 
-Weights are moved at random and nothing is trained. A default run takes eleven snapshots and counts intruders once.
+Weights are moved at random and nothing is trained. A run with `--spectra` takes eleven snapshots and counts intruders once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from unittest.mock import patch
 
 import torch
 
@@ -50,8 +49,8 @@ def measure_method(attached: Attached, where: str, rounds: int) -> list[Row]:
     dynamics = Dynamics(attached)
     adapters = [stack.adapter for stack in attached.stacks]
     work: dict[str, Callable[[], object]] = {
-        "snapshot of the norms alone": lambda: _without(dynamics),
-        "snapshot with the updates' spectra": lambda: dynamics.snapshot(1),
+        "snapshot of the norms alone": lambda: dynamics.snapshot(1),
+        "snapshot with the updates' spectra": lambda: dynamics.snapshot(1, with_spectra=True),
         "intruder dimensions, once a run": lambda: [spectra.count_intruders(adapter) for adapter in adapters],
     }
     rows = []
@@ -64,8 +63,3 @@ def measure_method(attached: Attached, where: str, rounds: int) -> list[Row]:
             seconds.append(clock(attached.flat.device) - began)
         rows.append(Row(f"{name}, {where}", mean_of(seconds), unit="s"))
     return rows
-
-
-def _without(dynamics: Dynamics) -> None:
-    with patch("training.dynamics.update_spectra", lambda adapter: {"effective_rank": adapter.distance().float()}):
-        dynamics.snapshot(0)

@@ -118,8 +118,8 @@ class RunningFlags:
     """Encode the subjects' pictures once; switched off, at every step."""
     pre_compute_text_embeddings: bool = True
     """Encode each prompt once; switched off, at every step."""
-    intruder_dimensions: bool = True
-    """Count them in the trained weights, at the end of a run: a singular value decomposition of every matrix."""
+    spectra: bool = False
+    """Store the updates' spectra with the norms of the weights, and at a run's end the weights' intruder dimensions."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,15 +76,18 @@ class Dynamics:
         return values
 
     @torch.no_grad()
-    def snapshot(self, step: int, *, with_intruders: bool = False) -> None:
-        """Read the weight norms of every matrix, how far magnitudes and directions have moved (DoRA's analysis), and the
-        spectra of the updates; intruder dimensions where asked for.
+    def snapshot(self, step: int, *, with_spectra: bool = False, with_intruders: bool = False) -> None:
+        """Read the weight norms of every matrix, and how far magnitudes and directions have moved (DoRA's analysis); the
+        spectra of the updates and intruder dimensions where asked for.
         """
         blocks = []
         for adapter in (stack.adapter for stack in self.attached.stacks):
-            block = norm_statistics(adapter) | update_spectra(adapter)
-            unknown = torch.full_like(block["effective_rank"], torch.nan)
-            blocks.append(block | {"intruders": count_intruders(adapter).to(unknown) if with_intruders else unknown})
+            block = norm_statistics(adapter)
+            if with_spectra:
+                block |= update_spectra(adapter)
+                unknown = torch.full_like(block["effective_rank"], torch.nan)
+                block["intruders"] = count_intruders(adapter).to(unknown) if with_intruders else unknown
+            blocks.append(block)
         self._snapshots.append((step, {name: torch.cat([b[name] for b in blocks], dim=1) for name in blocks[0]}))
 
     def last_distances(self) -> list[float]:

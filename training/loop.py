@@ -41,7 +41,7 @@ def train_pack(
     report: Callable[[Progress], None] = lambda progress: None,
     checkpoint_every_s: float = 30.0,
     keep_adapters: bool = True,
-    intruder_dimensions: bool = True,
+    spectra: bool = False,
     stop: Callable[[], bool] | None = None,
     before_write: Callable[[], None] = lambda: None,
 ) -> None:
@@ -54,7 +54,7 @@ def train_pack(
         report: called with the progress, at most a few times a second.
         checkpoint_every_s: seconds between checkpoints.
         keep_adapters: whether to store the trained adapters.
-        intruder_dimensions: whether to count them in the last snapshot.
+        spectra: whether snapshots hold the updates' spectra, and the last one intruder dimensions.
         stop: asked often whether to stop; None: after a signal of `training.stop.SIGNALS`.
         before_write: called before anything is written; may raise, where the pack is no longer ours.
 
@@ -139,7 +139,7 @@ def train_pack(
                 if step % shared.gauge_every == 0 or step == shared.steps:
                     dynamics.record(step)
                 if step % shared.norms_every == 0 or step == shared.steps:
-                    dynamics.snapshot(step, with_intruders=intruder_dimensions and step == shared.steps)
+                    dynamics.snapshot(step, with_spectra=spectra, with_intruders=spectra and step == shared.steps)
                 seconds = time.perf_counter() - started
                 sharp = sharpness(attached, task.losses) if step in shared.sharpness_steps else None
                 log.record(step, losses, norms, optimizer, factor, seconds, sharp)

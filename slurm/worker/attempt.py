@@ -142,7 +142,7 @@ class Attempt:
                 train_pack(
                     runs, make_task(setting, list(runs)), pack=self.claim.pack.name, report=hear, stop=self.stop,
                     checkpoint_every_s=setting.checkpoint_every_s, before_write=self.claim.check,
-                    intruder_dimensions=setting.intruder_dimensions,
+                    spectra=setting.spectra,
                 )  # fmt: skip
             return None
         except (BadInput, Interrupted, LeaseLost):
