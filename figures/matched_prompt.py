@@ -24,11 +24,13 @@ from figures.style import ALARM, INK, MUTED, new_figure, num_beside, pt, styled
 
 WIDTH_IN = 9.0
 LEAST_SUBJECTS = 3  # that an interval is drawn from
+LEAST_SPAN = 0.02  # of the axis of bars: series that are alike are drawn so
 MOST_BANDS = 4  # beyond so many fronts bands hide each other
 TITLES = {
     "loss": "DINO and the loss of CLIP-T", "front": "gain at no more than a loss", "drift": "DINO and drift",
     "gain": "mean gain over the front", "difference": "difference of mean gains, paired by subject",
 }  # fmt: skip
+NUMBERS, NUMBERS_PT = "numbers", 7.5  # what marks the numbers beside bars, and their size
 BARS = ("gain", "difference")
 LOSS_LABEL = "loss of CLIP-T, % of the base model's"
 
@@ -66,7 +68,18 @@ def draw(data: MatchedPrompt) -> Figure:
     base = Line2D([], [], ls="none", marker="o", ms=pt(7), mfc="white", mec=INK, label=BASE_MODEL)
     draw_legend(figure, data.paths, styles, marks=[base], base=False, title=interval_text(data))
     fit_text(figure)
+    for ax in figure.axes:
+        _drop_crowded(ax)
     return figure
+
+
+def _drop_crowded(ax: Axes) -> None:
+    """Leave the numbers beside bars out where a page has no room for their lines; the tables have them."""
+    numbers = [text for text in ax.texts if text.get_gid() == NUMBERS]
+    height = ax.get_window_extent().height * 72 / ax.figure.dpi
+    if numbers and height < 1.5 * pt(NUMBERS_PT) * len(numbers):
+        for text in numbers:
+            text.remove()
 
 
 def has_drift(data: MatchedPrompt) -> bool:
@@ -173,6 +186,9 @@ def _draw_bars(ax: Axes, rows: pd.DataFrame, styles: dict[str, Look]) -> None:
             "color": look.color,
         }
         ax.text(1.03, place, text, **words)
+    low, high = ax.get_xlim()
+    if high - low < LEAST_SPAN:
+        ax.set_xlim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
 
 
 def mean_gains(data: MatchedPrompt) -> pd.DataFrame:
