@@ -1,7 +1,7 @@
 """Width of the plateau: the learning rates around the best at which the score stays within a tolerance of its peak.
 
 Head with the area and with the half-gain width, the plateau on which at least half of the peak's gain is kept: a width within 5 %
-of the gain hangs on noise at the peak, and has no power at the numbers of subjects in use (docs/statistics.md).
+of the gain hangs on noise at the peak, and its intervals cover most of a grid at the numbers of subjects in use.
 """
 
 from __future__ import annotations
