@@ -140,7 +140,9 @@ def matched(world: World, draw: np.random.Generator, num_subjects: int, num_seed
     table = world.study(draw, num_subjects, num_seeds, {"LoRA": "LoRA", "DeLoRA": "DeLoRA"})
     levels, losses = np.linspace(0, PROMPT_LOSS, 2001), np.r_[0, 1 - PROMPT]
     truth = {
-        name: np.trapezoid(find_front(losses, np.r_[0, world.curve(name) - world.level], levels), levels) / PROMPT_LOSS
+        name: float(
+            np.trapezoid(find_front(losses, np.r_[0, world.curve(name) - world.level], levels), levels) / PROMPT_LOSS
+        )
         for name in ("LoRA", "DeLoRA")
     }
     found = matched_prompt(table, num_draws=400)
