@@ -20,7 +20,7 @@ from analysis.results import DRIFT
 from figures.labels import add_subtitle, fit_text
 from figures.looks import Look, looks
 from figures.panels import draw_legend
-from figures.style import ALARM, INK, MUTED, new_figure, num_beside, pt, styled
+from figures.style import ALARM, INK, MUTED, new_figure, num_beside, pt, room_in, styled
 
 WIDTH_IN = 9.0
 LEAST_SUBJECTS = 3  # that an interval is drawn from
@@ -30,6 +30,7 @@ TITLES = {
     "loss": "DINO and the loss of CLIP-T", "front": "gain at no more than a loss", "drift": "DINO and drift",
     "gain": "mean gain over the front", "difference": "difference of mean gains, paired by subject",
 }  # fmt: skip
+ROOM_OF_NUMBERS_IN = 8.4  # a narrower figure has no numbers beside bars
 NUMBERS, NUMBERS_PT = "numbers", 7.5  # what marks the numbers beside bars, and their size
 BARS = ("gain", "difference")
 LOSS_LABEL = "loss of CLIP-T, % of the base model's"
@@ -68,6 +69,7 @@ def draw(data: MatchedPrompt) -> Figure:
     base = Line2D([], [], ls="none", marker="o", ms=pt(7), mfc="white", mec=INK, label=BASE_MODEL)
     draw_legend(figure, data.paths, styles, marks=[base], base=False, title=interval_text(data))
     fit_text(figure)
+    figure.draw_without_rendering()  # broken lines have moved the panels
     for ax in figure.axes:
         _drop_crowded(ax)
     return figure
@@ -77,7 +79,8 @@ def _drop_crowded(ax: Axes) -> None:
     """Leave the numbers beside bars out where a page has no room for their lines; the tables have them."""
     numbers = [text for text in ax.texts if text.get_gid() == NUMBERS]
     height = ax.get_window_extent().height * 72 / ax.figure.dpi
-    if numbers and height < 1.5 * pt(NUMBERS_PT) * len(numbers):
+    narrow = room_in(WIDTH_IN) < ROOM_OF_NUMBERS_IN
+    if numbers and (narrow or height < 2 * pt(NUMBERS_PT) * len(numbers)):
         for text in numbers:
             text.remove()
 
