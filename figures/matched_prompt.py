@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from adapters.errors import BadInput
 from adapters.method_words import BASE_MODEL
@@ -24,7 +25,7 @@ from figures.style import ALARM, INK, MUTED, new_figure, num_beside, pt, room_in
 
 WIDTH_IN = 9.0
 LEAST_SUBJECTS = 3  # that an interval is drawn from
-LEAST_SPAN = 0.02  # of the axis of bars: series that are alike are drawn so
+LEAST_SPAN = 0.1  # of the axis of bars: series that are alike are drawn so
 MOST_BANDS = 4  # beyond so many fronts bands hide each other
 TITLES = {
     "loss": "DINO and the loss of CLIP-T", "front": "gain at no more than a loss", "drift": "DINO and drift",
@@ -184,11 +185,13 @@ def _draw_bars(ax: Axes, rows: pd.DataFrame, styles: dict[str, Look]) -> None:
         )
         words: dict[str, Any] = {
             "transform": ax.get_yaxis_transform(),
-            "fontsize": pt(7.5),
+            "fontsize": pt(NUMBERS_PT),
+            "gid": NUMBERS,
             "va": "center",
             "color": look.color,
         }
         ax.text(1.03, place, text, **words)
+    ax.xaxis.set_major_locator(MaxNLocator(4 if room_in(WIDTH_IN) >= ROOM_OF_NUMBERS_IN else 2, steps=[1, 2, 5, 10]))
     low, high = ax.get_xlim()
     if high - low < LEAST_SPAN:
         ax.set_xlim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
