@@ -23,7 +23,7 @@ from figures.looks import Look, looks
 from figures.panels import draw_legend
 from figures.style import ALARM, INK, MUTED, new_figure, num_beside, pt, room_in, styled
 
-WIDTH_IN = 9.0
+WIDTH_IN = 11.0
 LEAST_SUBJECTS = 3  # that an interval is drawn from
 LEAST_SPAN = 0.1  # of the axis of bars: series that are alike are drawn so
 MOST_BANDS = 4  # beyond so many fronts bands hide each other
@@ -55,7 +55,7 @@ def draw(data: MatchedPrompt) -> Figure:
     styles = looks(data.paths)
     absent = [DRIFT] * (not has_drift(data)) + ["difference"] * data.differences.empty
     names = [name for name in TITLES if name not in absent]
-    beside = num_beside(2, WIDTH_IN, 3.0)
+    beside = num_beside(3, WIDTH_IN, 3.0)
     bars_in = 1.1 + 0.19 * data.paths["series"].nunique()
     rows = [names[start : start + beside] for start in range(0, len(names), beside)]
     heights = [bars_in if set(row) <= set(BARS) else 2.9 for row in rows]
@@ -80,8 +80,7 @@ def _drop_crowded(ax: Axes) -> None:
     """Leave the numbers beside bars out where a page has no room for their lines; the tables have them."""
     numbers = [text for text in ax.texts if text.get_gid() == NUMBERS]
     height = ax.get_window_extent().height * 72 / ax.figure.dpi
-    narrow = room_in(WIDTH_IN) < ROOM_OF_NUMBERS_IN
-    if numbers and (narrow or height < 2 * pt(NUMBERS_PT) * len(numbers)):
+    if numbers and height < 2 * pt(NUMBERS_PT) * len(numbers):
         for text in numbers:
             text.remove()
 
@@ -169,6 +168,7 @@ def _draw_differences(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) ->
 
 def _draw_bars(ax: Axes, rows: pd.DataFrame, styles: dict[str, Look]) -> None:
     """One bar a row with series, mean, low and high, from the top; the numbers beside it."""
+    narrow = room_in(WIDTH_IN) < ROOM_OF_NUMBERS_IN
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_yticks([])
     ax.grid(False, axis="y")
@@ -190,8 +190,9 @@ def _draw_bars(ax: Axes, rows: pd.DataFrame, styles: dict[str, Look]) -> None:
             "va": "center",
             "color": look.color,
         }
-        ax.text(1.03, place, text, **words)
-    ax.xaxis.set_major_locator(MaxNLocator(4 if room_in(WIDTH_IN) >= ROOM_OF_NUMBERS_IN else 2, steps=[1, 2, 5, 10]))
+        if not narrow:
+            ax.text(1.03, place, text, **words)
+    ax.xaxis.set_major_locator(MaxNLocator(2 if narrow else 4, steps=[1, 2, 5, 10]))
     low, high = ax.get_xlim()
     if high - low < LEAST_SPAN:
         ax.set_xlim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
