@@ -12,20 +12,22 @@ import pandas as pd
 from adapters.errors import BadInput
 from analysis.grid import Grid, subject_grid
 from analysis.permutation import holm, sign_flip
-from analysis.plateau import TOLERANCE, find_plateaus, mean_over_octaves
+from analysis.plateau import HALF_GAIN, TOLERANCE, find_plateaus, mean_over_octaves
 from analysis.power import detectable_difference
 from analysis.results import ANY, RANGES
 from analysis.statistics import Floats, interquartile_interval, studentised_bootstrap, t_interval
 
 # What is compared, each one number a subject.
 MEASURES = {
+    "area": "mean gain over the base along the grid's octaves",
+    "half_width": "octaves on which the mean curve keeps half of its peak's gain: the subject's jackknife pseudo-value",
     "at_best": "score at the multiplier at which the mean over the subjects is highest",
     "at_one": "score at multiplier 1, the base rate",
-    "area": "mean gain over the base along the grid's octaves",
     "sensitivity": "mean loss over the grid against the best multiplier, clipped where the mean is below the base",
     "worst": "score at the multiplier at which the mean over the subjects is lowest",
     "width": "octaves on which the subject's own curve stays within the tolerance of its own peak",
 }
+WIDTHS = ("half_width", "width")  # in octaves, not in units of the score
 HIGHER_IS_WORSE = ("sensitivity",)
 
 
@@ -95,6 +97,7 @@ def subject_measures(rows: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.Dat
     measures: dict[str, Any] = dict.fromkeys(MEASURES, np.nan)
     measures |= {"area": mean_over_octaves(np.log2(grid.points), scores - grid.base[:, None])}
     measures |= {"worst": scores[:, int(np.nanargmin(mean))], "width": _own_width(grid, tolerance)}
+    measures |= {"half_width": pseudo_values(grid)}
     if alive.any():
         best = scores[:, int(np.where(alive, mean, -np.inf).argmax())]
         measures |= {"at_best": best}
@@ -113,11 +116,26 @@ def _own_width(grid: Grid, tolerance: float) -> Floats:
     return width
 
 
+def pseudo_values(grid: Grid, tolerance: float = HALF_GAIN) -> Floats:
+    """What each subject adds to the width of the mean curve, n w - (n - 1) w_i, w_i being the width without it.
+
+    Jackknife (Efron and Tibshirani 1993, 11.5): the pseudo-values' t interval is one of the width, and their differences by
+    subject are those of a difference. A subject's own curve is too noisy for a width; the mean over all but one is not. One
+    subject has the width itself.
+    """
+    scores, base, n = grid.values, grid.base, len(grid.base)
+    rows = [np.arange(n), *(np.delete(np.arange(n), i) for i in range(n if n > 1 else 0))]
+    means = np.stack([np.nanmean(scores[kept], axis=0) for kept in rows])
+    bases = np.array([base[kept].mean() for kept in rows])
+    width: Floats = find_plateaus(grid.points, means, bases, grid.num_diverged > 0, tolerance)["width_octaves"]
+    return n * width[0] - (n - 1) * width[1:] if n > 1 else width
+
+
 def _difference(a: pd.DataFrame, b: pd.DataFrame, measure: str, span: float) -> dict[str, float]:
     """The differences of one measure; of scores they lie between -`span` and `span`."""
     first, second = a[measure].align(b[measure], join="inner")
     values = (first - second).dropna().to_numpy(dtype=float)
-    ends = (-np.inf, np.inf) if measure == "width" else (-span, span)
+    ends = (-np.inf, np.inf) if measure in WIDTHS else (-span, span)
     mean, low, high, n = t_interval(values).within(*ends)
     boot, middle = studentised_bootstrap(values).within(*ends), interquartile_interval(values)
     test = sign_flip(values)
@@ -129,8 +147,9 @@ def _difference(a: pd.DataFrame, b: pd.DataFrame, measure: str, span: float) -> 
     }  # fmt: skip
 
 
-def power_sentence(comparisons: pd.DataFrame, measure: str = "at_best") -> str:
-    """One sentence that says what a table of `compare` cannot show."""
+def power_sentence(comparisons: pd.DataFrame, measure: str = "") -> str:
+    """One sentence that says what a table of `compare` cannot show, of one measure; of its first one if none is named."""
+    measure = measure or str(comparisons["measure"].iloc[0])
     rows = comparisons[comparisons["measure"] == measure]
     if rows.empty or rows["detectable"].isna().all():
         return f"{measure}: fewer than 2 subjects, so no difference can be told from chance."

@@ -65,7 +65,7 @@ def matched_prompt(
     Means are taken over the subjects first, the front afterwards: a single subject's front would follow its noise. Losses are
     shares of the mean CLIP-T of the base, since a single subject's may be close to 0. Intervals are expanded percentiles of
     fronts drawn anew from subjects drawn with replacement, the same ones for both series of a difference. The highest of several
-    noisy means lies too high on average, which no bootstrap takes back; docs/statistics.md has the coverage.
+    noisy means lies too high on average, which no bootstrap takes back; whether they cover has not been simulated yet.
 
     Where a path ends before a loss, its front stays at its highest: no more has to be given up. A diverged run scores by the rule
     of `analysis.curves` and stays on the path. A multiplier that not all kept subjects have is left out.

@@ -1,4 +1,8 @@
-"""Width of the plateau: the learning rates around the best at which the score stays within a tolerance of its peak."""
+"""Width of the plateau: the learning rates around the best at which the score stays within a tolerance of its peak.
+
+Head with the area and with the half-gain width, the plateau on which at least half of the peak's gain is kept: a width within 5 %
+of the gain hangs on noise at the peak, and its intervals cover most of a grid at the numbers of subjects in use.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,10 @@ from analysis.results import ANY, DRIFT, RANGES
 from analysis.statistics import Bools, Floats, Ints, t_interval
 
 TOLERANCE = 0.05  # of the peak's gain over the base model
+HALF_GAIN = 0.5  # the tolerance of the half-gain width
 PROMPT_LOSS = 0.2  # of the base model's CLIP-T
 LEAST_SUBJECTS = 3  # that a plateau is named from
-OWN = ("sensitivity", "area", "worst", "peak_")  # what a joint plateau has not
+OWN = ("sensitivity", "area", "worst", "peak_", "half_")  # what a joint plateau has not
 
 
 class Plateau(NamedTuple):
@@ -140,10 +145,11 @@ def plateau(table: pd.DataFrame, tolerance: float = TOLERANCE, *, x: str = "mult
         x: the column of the rates, or "step" for training lengths, of which step 0, the base itself, is left out.
 
     Returns:
-        Rows series, method, metric, num_subjects, num_diverged, base, every field of `Plateau`, and the ends of 95 % intervals
-        peak_low/_high, gain_low/_high (of the peak over the base, paired by subject), width_low/_high, low_edge_low/_high,
-        high_edge_low/_high, sensitivity_low/_high, area_low/_high, worst_low/_high. They allow for the choice of the best point
-        (`analysis.plateau_intervals`), and never leave the range of the score; they start from 2 subjects.
+        Rows series, method, metric, num_subjects, num_diverged; area; half_width (octaves), half_low_edge, half_high_edge,
+        half_open_low, half_open_high (the plateau on which half of the gain is kept, whatever the tolerance); base, every other
+        field of `Plateau`, and the ends of 95 % intervals: peak_low/_high, gain_low/_high (of the peak over the base, paired by
+        subject), and so for width, low_edge, high_edge, half_width and its edges, sensitivity, area, worst. They allow for the
+        choice of the best point (`analysis.plateau_intervals`), and never leave the range of the score; from 2 subjects.
 
     Raises:
         BadInput: if the tolerance is not between 0 and 1, or a subject has no score of the base model.
@@ -152,6 +158,13 @@ def plateau(table: pd.DataFrame, tolerance: float = TOLERANCE, *, x: str = "mult
     shown = table[(table[x] > 0) & (table["metric"] != DRIFT)]
     groups = shown.groupby(["series", "method", "metric"], sort=False, observed=True)
     return pd.DataFrame([_row(key, subject_grid(group, x), tolerance) for key, group in groups])
+
+
+def half_gain_plateaus(plateaus: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `plateau` with the half-gain plateau in place of that of its tolerance."""
+    half = {name: plateaus[f"half_{name}"] for name in ("low_edge", "high_edge", "open_low", "open_high")}
+    half |= {f"width_{end}": plateaus[f"half_width_{end}"] for end in ("low", "high")}
+    return plateaus.assign(width_octaves=plateaus["half_width"], **half)
 
 
 def doubt(row: Mapping[Any, Any] | pd.Series) -> str:
@@ -198,11 +211,7 @@ def joint_plateau(
 
 
 def check_prompt_loss(prompt_loss: float) -> None:
-    """Refuse a loss of CLIP-T that is no share.
-
-    Raises:
-        BadInput: if it is not between 0 and 1.
-    """
+    """Refuse a loss of CLIP-T that is not between 0 and 1."""
     if not 0 < prompt_loss < 1:
         raise BadInput(f"loss of CLIP-T {prompt_loss}: allowed are numbers between 0 and 1")
 
@@ -236,16 +245,32 @@ def _row(key: tuple[str, str, str], grid: Grid, tolerance: float, kept: Floats |
     ends |= _other_ends(octaves, scores, grid.base, ~diverged, RANGES.get(key[2], ANY))
     if np.isnan(found["sensitivity"][0]):
         ends["sensitivity"] = (np.nan, np.nan)
+    half, half_ends = _half_gain(grid)
+    peak = found["peak"][0].item()
     return {
         **dict(zip(("series", "method", "metric"), key, strict=True)),
         "num_subjects": len(grid.base),
         "num_diverged": int(grid.num_diverged.sum()),
+        "area": found.pop("area")[0].item(),
+        **half,
         "base": float(grid.base.mean()),
+        **{name: found.pop(name)[0].item() for name in ("peak", "best_multiplier", "sensitivity", "worst")},
+        "gain": peak - float(grid.base.mean()),
         **{name: value[0].item() for name, value in found.items()},
-        "gain": float(found["peak"][0] - grid.base.mean()),
-        **{f"{name}_low": float(low) for name, (low, _) in ends.items()},
-        **{f"{name}_high": float(high) for name, (_, high) in ends.items()},
+        **{f"{name}_low": float(low) for name, (low, _) in (ends | half_ends).items()},
+        **{f"{name}_high": float(high) for name, (_, high) in (ends | half_ends).items()},
     }
+
+
+def _half_gain(grid: Grid) -> tuple[dict[str, float], dict[str, Sequence[float] | Floats]]:
+    """The plateau on which half of the gain is kept, and the intervals of its width and edges."""
+    scores, diverged = grid.values, grid.num_diverged > 0
+    found = find_plateaus(grid.points, _mean(scores)[None], grid.base.mean(keepdims=True), diverged, HALF_GAIN)
+    ends = edge_intervals(np.log2(grid.points), scores, grid.base, ~diverged, HALF_GAIN)
+    names = ("low_edge", "high_edge", "open_low", "open_high")
+    values = {"half_width": found["width_octaves"][0].item()} | {f"half_{n}": found[n][0].item() for n in names}
+    edges = {"half_low_edge": np.exp2(ends[2:4]), "half_high_edge": np.exp2(ends[4:])}
+    return values, {"half_width": ends[:2], **edges}
 
 
 def _other_ends(

@@ -111,9 +111,19 @@ def plateau_sentence(
     low = f"below {_times(row['low_edge'])} (the smallest tried)" if row["open_low"] else _times(row["low_edge"])
     high = f"beyond {_times(row['high_edge'])} (the largest tried)" if row["open_high"] else _times(row["high_edge"])
     return (
-        f"{name}: {metric} peaks at {row['peak']:.3f} at {_times(row['best_multiplier'])} its base rate and keeps "
-        f"{100 * (1 - tolerance):g} % of its gain over the base model ({row['base']:.3f}) from {low} to {high}: "
+        f"{_headline(name, metric, row)} It peaks at {row['peak']:.3f} at {_times(row['best_multiplier'])} its base rate and "
+        f"keeps {100 * (1 - tolerance):g} % of its gain over the base model ({row['base']:.3f}) from {low} to {high}: "
         f"a plateau of {width}{interval} ({who})."
+    )
+
+
+def _headline(name: str, metric: str, row: Mapping[str, Any] | pd.Series) -> str:
+    """Mean gain over the grid and half-gain width, which the sentence leads with."""
+    width = f"{'at least ' if row['half_open_low'] or row['half_open_high'] else ''}{row['half_width']:.1f} octaves"
+    interval = f"[{row['half_width_low']:.1f}, {row['half_width_high']:.1f}]"
+    return (
+        f"{name}: {metric} gains {row['area']:.3f} [{row['area_low']:.3f}, {row['area_high']:.3f}] over the base model on "
+        f"average over the grid, and keeps half of its best gain on {width} {interval}."
     )
 
 

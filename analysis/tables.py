@@ -16,6 +16,7 @@ from training.store import writing
 DIGITS = 6  # significant ones, of what is written and drawn
 TITLES = {
     "dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "distance": "distance / ‖W0‖", "num_subjects": "n",
+    "half_width": "half-gain width (octaves)", "half_low_edge": "half from", "half_high_edge": "half to",
     "width": "plateau (octaves)", "best_multiplier": "best multiplier", "low_edge": "from", "high_edge": "to",
     "num_runs": "runs", "lambda": "lambda",
 }  # fmt: skip

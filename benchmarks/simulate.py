@@ -24,8 +24,9 @@ import pandas as pd
 from adapters.errors import BadInput
 from adapters.words import counted
 from analysis.comparisons import compare, subject_measures
+from analysis.matched_prompt import find_front, matched_prompt
 from analysis.permutation import holm, sign_flip
-from analysis.plateau import TOLERANCE, find_plateaus, joint_plateau, plateau
+from analysis.plateau import HALF_GAIN, PROMPT_LOSS, TOLERANCE, find_plateaus, joint_plateau, plateau
 from analysis.statistics import Ints, rate_interval, subject_bootstrap, t_interval
 from analysis.tables import to_markdown
 from analysis.variance import split_variance
@@ -33,6 +34,8 @@ from benchmarks.simulated import OCTAVES, PROMPT, SHAPES, World
 from training.store import writing
 
 SIZES = tuple((n, seeds) for seeds in (1, 3) for n in (6, 8, 12, 16))
+MANY = tuple((n, 1) for n in (6, 12, 16, 24, 40))  # sizes at which headline and matched prompt are asked
+HEADS = {"area": "area", "half_width": "half-gain width", "width": "5 % width"}
 FIELDS = {
     "peak": "peak", "worst": "worst", "area": "area", "sensitivity": "sensitivity", "width": "width_octaves",
     "low_edge": "low_edge", "high_edge": "high_edge",
@@ -95,6 +98,59 @@ def differences(world: World, draw: np.random.Generator, num_subjects: int, num_
         result[f"{name}, t"] = _covers(row["low"], row["high"], truth[name])
         result[f"{name}, bootstrap"] = _covers(row["boot_low"], row["boot_high"], truth[name])
         result[f"{name}, interquartile"] = _covers(row["iqm_low"], row["iqm_high"], truth[name])
+    return result
+
+
+def headline(world: World, draw: np.random.Generator, num_subjects: int, num_seeds: int) -> Outcome:
+    """Whether intervals of area and half-gain width cover, and how often they tell shapes as found apart; so for the 5 % width.
+
+    The t intervals over subjects are those that `compare` prints: of each subject's area, of the jackknife's pseudo-values, of
+    each subject's own 5 % width.
+    """
+    names = {"LoRA": "LoRA", "DeLoRA": "DeLoRA", "ETHER+": "ETHER+", "twin": "LoRA"}
+    table = world.study(draw, num_subjects, num_seeds, names)
+    dino = dict(list(table[table["metric"] == "dino"].groupby("series", sort=False)))
+    values = {name: subject_measures(rows) for name, rows in dino.items()}
+    truth = {name: (world.truth(name, HALF_GAIN), world.truth(name, TOLERANCE)) for name in names if name != "twin"}
+    result: Outcome = {}
+    for row in plateau(pd.concat(dino[name] for name in truth)).to_dict("records"):
+        half = truth[row["series"]][0]
+        result[f"covers: area, {row['series']}"] = _covers(row["area_low"], row["area_high"], half.area)
+        covers = _covers(row["half_width_low"], row["half_width_high"], half.width_octaves)
+        result[f"covers: half-gain width, {row['series']}"] = covers
+    for a, b in (("DeLoRA", "LoRA"), ("DeLoRA", "ETHER+")):
+        (half_a, five_a), (half_b, five_b) = truth[a], truth[b]
+        wanted = {
+            "area": half_a.area - half_b.area,
+            "half_width": half_a.width_octaves - half_b.width_octaves,
+            "width": five_a.width_octaves - five_b.width_octaves,
+        }
+        for name, true in wanted.items():
+            _, low, high, _ = t_interval(values[a][name] - values[b][name])
+            result[f"covers: {HEADS[name]}, {a} - {b}"] = _covers(low, high, true)
+            result[f"finds: {HEADS[name]}, {a} - {b}"] = bool(low > 0 or high < 0)
+    for name, words in HEADS.items():
+        _, low, high, _ = t_interval(values["LoRA"][name] - values["twin"][name])
+        result[f"finds where none is: {words}"] = bool(low > 0 or high < 0)
+    return result
+
+
+def matched(world: World, draw: np.random.Generator, num_subjects: int, num_seeds: int) -> Outcome:
+    """Whether the bootstrap intervals of `matched_prompt` cover, of mean gains and their difference."""
+    table = world.study(draw, num_subjects, num_seeds, {"LoRA": "LoRA", "DeLoRA": "DeLoRA"})
+    levels, losses = np.linspace(0, PROMPT_LOSS, 2001), np.r_[0, 1 - PROMPT]
+    truth = {
+        name: float(
+            np.trapezoid(find_front(losses, np.r_[0, world.curve(name) - world.level], levels), levels) / PROMPT_LOSS
+        )
+        for name in ("LoRA", "DeLoRA")
+    }
+    found = matched_prompt(table, num_draws=400)
+    result: Outcome = {}
+    for row in found.gains[found.gains["loss"] == "0 to 20 %"].to_dict("records"):
+        result[f"mean gain, {row['series']}"] = _covers(row["low"], row["high"], truth[row["series"]])
+    row = found.differences.iloc[0]
+    result["difference, LoRA - DeLoRA"] = _covers(row["low"], row["high"], truth["LoRA"] - truth["DeLoRA"])
     return result
 
 
@@ -188,6 +244,8 @@ TABLES: Mapping[str, tuple[str, Study]] = {
     "differences": ("Coverage of paired differences (%)", differences),
     "plateaus": ("Coverage of plateaus (%)", plateaus),
     "spreads_and_rates": ("Coverage of spreads and rates (%)", spreads_and_rates),
+    "headline": ("Area, half-gain width and 5 % width: coverage and power (%)", headline),
+    "matched": ("Coverage at matched prompt (%)", matched),
     "false_findings": ("False findings at 5 % (%)", false_findings),
     "dropped": ("Tried and dropped: coverage (%)", dropped),
 }
@@ -241,7 +299,8 @@ def main(options: Options) -> int:
     for name in options.tables or TABLES:
         title, study = TABLES[name]
         start = time.monotonic()
-        table = simulate(study, studies=options.studies, seed=options.seed, num_processes=options.num_processes)
+        sizes = MANY if study in (headline, matched) else SIZES
+        table = simulate(study, sizes, studies=options.studies, seed=options.seed, num_processes=options.num_processes)
         cells = table.set_index("subjects x seeds").map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
         made = _provenance(options, time.monotonic() - start)
         text = f"### {title}\n\n{to_markdown(cells.reset_index())}\n\n{made}"

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from adapters.errors import BadInput
 from analysis import Robustness
+from analysis.plateau import half_gain_plateaus
 from analysis.series import BASE_AXIS
 from figures.labels import End, fit_text
 from figures.looks import Look, looks
@@ -30,15 +31,12 @@ WIDTH_IN = 11.0
 
 
 @styled
-def draw(
-    curves: Robustness, background: Robustness | None = None, *, tolerance: float = 0.05, xlabel: str = BASE_AXIS
-) -> Figure:
-    """DINO with its plateaus; CLIP-I, CLIP-T and (where it was measured) drift; and the distance; against the multiplier.
+def draw(curves: Robustness, background: Robustness | None = None, *, xlabel: str = BASE_AXIS) -> Figure:
+    """DINO with its half-gain plateaus; CLIP-I, CLIP-T and (where measured) drift; and the distance; against the multiplier.
 
     Args:
         curves: what `analysis.robustness` returned.
         background: the same of other runs of the same model, drawn behind in grey; series of the same name are left out.
-        tolerance: with which the plateaus were measured, for the label.
         xlabel: what multipliers multiply (`analysis.series.name_multipliers`).
 
     Raises:
@@ -56,7 +54,7 @@ def draw(
         multiplier_axis(ax, curves.scores["multiplier"], xlabel)
     for metric in ("dino", *beside):
         _draw_scores(axes[metric], metric, curves, behind, styles)
-    _draw_plateau_strip(axes["dino"], axes["plateau"], dino, styles, tolerance)
+    _draw_plateau_strip(axes["dino"], axes["plateau"], dino, styles)
     for metric in beside[:-1]:
         axes[metric].set_xlabel("")
     _draw_distances(axes["distance"], curves, behind, styles)
@@ -115,17 +113,17 @@ def _draw_scores(ax: Axes, metric: str, curves: Robustness, behind: Robustness |
     ax.set_title(f"{METRIC_TITLES[metric]}: {meanings.get(metric, 'likeness to the subject')}")
 
 
-def _draw_plateau_strip(ax: Axes, strip: Axes, dino: pd.DataFrame, styles: dict[str, Look], tolerance: float) -> None:
-    """The plateaus' bars share DINO's x axis and stand on it."""
+def _draw_plateau_strip(ax: Axes, strip: Axes, dino: pd.DataFrame, styles: dict[str, Look]) -> None:
+    """The bars of the plateaus on which half of the gain is kept share DINO's x axis and stand on it."""
     ax.set_xlabel("")
     ax.tick_params(labelbottom=False, bottom=False)
     strip.spines["left"].set_visible(False)
     strip.grid(True, axis="x")
-    draw_plateaus(strip, dino, styles)
+    draw_plateaus(strip, half_gain_plateaus(dino), styles)
     strip.grid(True, axis="x")
     several = (dino["num_subjects"] > 2).any()
     heads = {
-        0.0: f"plateau: ≥ {100 * (1 - tolerance):g} % of the best gain",
+        0.0: "half-gain width: ≥ 50 % of the best gain",
         1.03: "octaves" + (" [95 %]" if several else ""),
     }
     strip.set_title(heads[0.0], fontsize=pt(7.5), fontweight="normal", color=MUTED, pad=pt(1))

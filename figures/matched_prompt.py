@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from adapters.errors import BadInput
 from adapters.method_words import BASE_MODEL
@@ -20,15 +21,18 @@ from analysis.results import DRIFT
 from figures.labels import add_subtitle, fit_text
 from figures.looks import Look, looks
 from figures.panels import draw_legend
-from figures.style import ALARM, INK, MUTED, new_figure, num_beside, pt, styled
+from figures.style import ALARM, INK, MUTED, new_figure, num_beside, pt, room_in, styled
 
-WIDTH_IN = 9.0
+WIDTH_IN = 11.0
 LEAST_SUBJECTS = 3  # that an interval is drawn from
+LEAST_SPAN = 0.1  # of the axis of bars: series that are alike are drawn so
 MOST_BANDS = 4  # beyond so many fronts bands hide each other
 TITLES = {
     "loss": "DINO and the loss of CLIP-T", "front": "gain at no more than a loss", "drift": "DINO and drift",
     "gain": "mean gain over the front", "difference": "difference of mean gains, paired by subject",
 }  # fmt: skip
+ROOM_OF_NUMBERS_IN = 8.4  # a narrower figure has no numbers beside bars
+NUMBERS, NUMBERS_PT = "numbers", 7.5  # what marks the numbers beside bars, and their size
 BARS = ("gain", "difference")
 LOSS_LABEL = "loss of CLIP-T, % of the base model's"
 
@@ -51,7 +55,7 @@ def draw(data: MatchedPrompt) -> Figure:
     styles = looks(data.paths)
     absent = [DRIFT] * (not has_drift(data)) + ["difference"] * data.differences.empty
     names = [name for name in TITLES if name not in absent]
-    beside = num_beside(2, WIDTH_IN, 3.0)
+    beside = num_beside(3, WIDTH_IN, 3.0)
     bars_in = 1.1 + 0.19 * data.paths["series"].nunique()
     rows = [names[start : start + beside] for start in range(0, len(names), beside)]
     heights = [bars_in if set(row) <= set(BARS) else 2.9 for row in rows]
@@ -66,7 +70,19 @@ def draw(data: MatchedPrompt) -> Figure:
     base = Line2D([], [], ls="none", marker="o", ms=pt(7), mfc="white", mec=INK, label=BASE_MODEL)
     draw_legend(figure, data.paths, styles, marks=[base], base=False, title=interval_text(data))
     fit_text(figure)
+    figure.draw_without_rendering()  # broken lines have moved the panels
+    for ax in figure.axes:
+        _drop_crowded(ax)
     return figure
+
+
+def _drop_crowded(ax: Axes) -> None:
+    """Leave the numbers beside bars out where a page has no room for their lines; the tables have them."""
+    numbers = [text for text in ax.texts if text.get_gid() == NUMBERS]
+    height = ax.get_window_extent().height * 72 / ax.figure.dpi
+    if numbers and height < 2 * pt(NUMBERS_PT) * len(numbers):
+        for text in numbers:
+            text.remove()
 
 
 def has_drift(data: MatchedPrompt) -> bool:
@@ -152,6 +168,7 @@ def _draw_differences(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) ->
 
 def _draw_bars(ax: Axes, rows: pd.DataFrame, styles: dict[str, Look]) -> None:
     """One bar a row with series, mean, low and high, from the top; the numbers beside it."""
+    narrow = room_in(WIDTH_IN) < ROOM_OF_NUMBERS_IN
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_yticks([])
     ax.grid(False, axis="y")
@@ -168,11 +185,17 @@ def _draw_bars(ax: Axes, rows: pd.DataFrame, styles: dict[str, Look]) -> None:
         )
         words: dict[str, Any] = {
             "transform": ax.get_yaxis_transform(),
-            "fontsize": pt(7.5),
+            "fontsize": pt(NUMBERS_PT),
+            "gid": NUMBERS,
             "va": "center",
             "color": look.color,
         }
-        ax.text(1.03, place, text, **words)
+        if not narrow:
+            ax.text(1.03, place, text, **words)
+    ax.xaxis.set_major_locator(MaxNLocator(2 if narrow else 4, steps=[1, 2, 5, 10]))
+    low, high = ax.get_xlim()
+    if high - low < LEAST_SPAN:
+        ax.set_xlim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
 
 
 def mean_gains(data: MatchedPrompt) -> pd.DataFrame:

@@ -54,6 +54,7 @@ from figures.figure_set import (
 from figures.matched_prompt import path_and_front
 
 VARIED = ("rank", "boundary", "adam_weight_decay", "num_instance_images", "prior_loss_weight")
+HEADLINE = ("area", "half_width", "at_best")  # what pairs are compared by, the first first
 GAUGES = ("lambda", "saturation", "distance_rel")
 
 
@@ -70,7 +71,7 @@ def draw_lr_robustness(results: Results, behind: Results | None = None) -> Figur
     drawn.add("scores_by_subject", figures.scores_by_subject.draw(scores), scores)
     several, subjects = results.runs["series"].nunique() > 1, results.runs["subject"].nunique()
     if several and subjects > 2:
-        drawn.tables["comparisons"] = compare(scores, ("at_best", "area"))
+        drawn.tables["comparisons"] = compare(scores, HEADLINE)
         drawn.tables["early_warning"] = early_warning(results)
         over = score_vs_distance(results)
         figure = figures.score_vs_distance.draw(over, name_multipliers(results.runs))
@@ -201,7 +202,7 @@ def _variants(results: Results, name: str, order: Sequence[str], pair: Callable[
     names = list(dict.fromkeys(curves.scores["series"]))
     pairs = [(b, a) for a, b in pair(names)]
     if pairs:
-        drawn.tables["differences"] = compare(subject_scores(results), ("at_best", "area"), pairs=pairs)
+        drawn.tables["differences"] = compare(subject_scores(results), HEADLINE, pairs=pairs)
     return drawn
 
 

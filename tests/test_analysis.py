@@ -283,7 +283,14 @@ def test_a_compact_copy_gives_the_same_numbers(tmp_path: Path) -> None:
     export_compact(results, tmp_path / "docs")
     copy = load(tmp_path / "docs")
     for one, two in zip(robustness(results), robustness(copy), strict=True):
-        pd.testing.assert_frame_equal(one, two, check_exact=False, rtol=1e-6, atol=1e-7, check_dtype=False)
+        half = [name for name in one if name.startswith("half_") and name.endswith(("_low", "_high"))]
+        half = [
+            name for name in half if one[name].dtype.kind == "f"
+        ]  # ends of intervals, which lie on steps of 1/32 octave
+        rest = [frame.drop(columns=half) for frame in (one, two)]
+        pd.testing.assert_frame_equal(*rest, check_exact=False, rtol=1e-6, atol=1e-7, check_dtype=False)
+        if half:
+            np.testing.assert_allclose(one[half], two[half], rtol=2 ** (1 / 32) - 1, atol=1 / 32)
     whole = gauge_curve(results, "lambda").set_index("step")["mean"]
     kept = gauge_curve(copy, "lambda").set_index("step")["mean"]
     assert kept.iloc[-1] == pytest.approx(whole.iloc[-1], rel=1e-6)

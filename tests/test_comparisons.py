@@ -14,6 +14,7 @@ from analysis import load, subject_scores
 from analysis.comparisons import MEASURES, compare, power_sentence, subject_measures
 from analysis.divergence import divergence_rates
 from analysis.permutation import holm, sign_flip
+from analysis.plateau import plateau
 from analysis.statistics import studentised_bootstrap
 from benchmarks.simulated import World
 from tests.make_runs import GAIN, Shape, make_runs
@@ -66,6 +67,26 @@ def test_measures_are_what_they_say(table: pd.DataFrame) -> None:
     assert set(found.columns) == set(MEASURES)
 
 
+def test_half_gain_width_is_the_jackknife_of_the_mean_curves(table: pd.DataFrame) -> None:
+    """The literal one: the plateau at half of the gain of all subjects, and of all but each."""
+    rows = table[(table["series"] == "LoRA") & (table["metric"] == "dino")]
+    whole = plateau(rows)["half_width"].item()
+    assert whole == plateau(rows, 0.5)["width_octaves"].item()
+    without = [plateau(rows[rows["subject"] != subject])["half_width"].item() for subject in range(8)]
+    found = subject_measures(rows)["half_width"]
+    np.testing.assert_allclose(found, [8 * whole - 7 * width for width in without])
+    alone = rows[rows["subject"] == 0]
+    assert subject_measures(alone)["half_width"].item() == plateau(alone)["half_width"].item()
+
+
+def test_half_gain_width_leads_and_the_five_percent_width_comes_later(table: pd.DataFrame) -> None:
+    found = plateau(table[table["metric"] == "dino"])
+    columns = list(found.columns)
+    assert columns.index("area") < columns.index("half_width") < columns.index("peak") < columns.index("width_octaves")
+    assert (found["half_width"] > found["width_octaves"]).all()
+    assert ((found["half_width_low"] <= found["half_width"]) & (found["half_width"] <= found["half_width_high"])).all()
+
+
 def test_diverged_multipliers_are_no_best_and_still_a_worst(tmp_path: Path) -> None:
     shapes = {"lora": Shape(diverges_from=2.0), "delora": Shape()}
     table = subject_scores(load(make_runs(tmp_path, shapes=shapes, subject_sd=0.0, dynamics=False)))
@@ -93,7 +114,7 @@ def test_what_cannot_be_seen_is_said(table: pd.DataFrame) -> None:
 
 
 def test_wrong_names_and_single_series_are_refused(table: pd.DataFrame) -> None:
-    with pytest.raises(BadInput, match="unknown measure 'best'; allowed: at_best"):
+    with pytest.raises(BadInput, match="unknown measure 'best'; allowed: area"):
         compare(table, ("best",))
     with pytest.raises(BadInput, match="no scores of metric 'fid'; allowed: dino"):
         compare(table, metric="fid")

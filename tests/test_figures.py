@@ -131,8 +131,8 @@ def test_fig2_plateaus_run_from_edge_to_edge_and_open_ones_are_lower_bounds(tmp_
     texts = [text.get_text() for text in strip.texts]
     assert "never above the base" in texts
     assert "≥ 6.0 [6.0, 6.0]" in texts
-    assert "2.2 [2.2, 2.2]" in texts
-    np.testing.assert_allclose(line_of(strip, "_DoRA")[:, 0], [2**-1.1, 2**1.1], rtol=1e-3)
+    assert "4.0 [3.9, 4.0]" in texts, "half of the gain: the top of 2 octaves and 1 on each slope"
+    np.testing.assert_allclose(line_of(strip, "_DoRA")[:, 0], [2**-2, 2**2], rtol=1e-3)
     assert_drawn(line_of(strip, "_DeLoRA")[:, 0], strip.get_xlim())
     assert [line.get_marker() for line in strip.lines if line.get_marker() in "<>"] == ["<", ">"]
 
