@@ -26,6 +26,7 @@ NEAR = 0.25  # of the photographs' own score: what is at most that is near 0
 NEAR_ZERO = ("other", "flat", "noise", "latent_noise")
 APART = ("same_class", "other", "shuffled", "flat", "noise", "latent_noise")
 NEEDED = ("real", "vae", "other", "shuffled", "flat", "noise", "latent_noise")  # a class may have one subject
+NOT_BELOW = " not below "  # in the name of each criterion of the order
 LEAST_PHOTOGRAPHS = 3  # of which intervals can be made
 KINDS = {
     "real": "photographs", "vae": "their VAE reconstructions", "same_class": "same class", "other": "other subjects",
@@ -58,7 +59,7 @@ def criteria(kinds: Sequence[str]) -> list[Criterion]:
     return [
         *(Criterion(f"photographs > {KINDS[k]}", {"real": 1, k: -1}, 0.0, 0.0) for k in APART if k in kinds),
         *(
-            Criterion(f"{KINDS[a]} not below {KINDS[b]}", {a: 1, b: -1}, None, -MARGIN)
+            Criterion(f"{KINDS[a]}{NOT_BELOW}{KINDS[b]}", {a: 1, b: -1}, None, -MARGIN)
             for a, b in zip(order, order[1:], strict=False)
         ),
         *(Criterion(f"{KINDS[k]} near 0", {"real": NEAR, k: -1}, 0.0, 0.0) for k in NEAR_ZERO if k in kinds),
@@ -221,6 +222,16 @@ def _mean(score: Floats, counts: Floats) -> Floats:
 def failing(results: Results, metrics: Sequence[str] = ()) -> dict[str, list[str]]:
     """The metrics whose controls fail, by subject, in the order of the runs; of some metrics only, or of all."""
     return _of_verdict(_judged(results), FAILS, metrics)
+
+
+def unreliable(results: Results, metric: str) -> list[str]:
+    """The subjects on which a metric takes something else for the subject: a criterion fails that is none of the order's."""
+    try:
+        gaps = control_gaps(results)
+    except BadInput:
+        return []
+    wrong = gaps[(gaps["metric"] == metric) & (gaps["verdict"] == FAILS) & ~gaps["criterion"].str.contains(NOT_BELOW)]
+    return [str(name) for name in wrong["subject"].unique()]
 
 
 def failing_words(results: Results, metrics: Sequence[str] = ()) -> str:

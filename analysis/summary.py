@@ -79,14 +79,14 @@ def plateau_sentence(
     """One sentence that says what the plateau is, from a row of `plateau`, or why none is named.
 
     None is named where the data carry none: with fewer than 3 subjects, where the peak's gain over the base model is not
-    above 0 with its interval, where the base cannot draw what it is asked for, and where the score's controls fail on every
-    subject.
+    above 0 with its interval, where the base cannot draw what it is asked for, and where the score takes something else for
+    the subject, on every subject.
 
     Args:
         row: of `plateau`.
         tolerance: the share of the gain that may be lost on the plateau.
         unfit: the subjects of `unfit_subjects`.
-        failing: those on which the controls of the score fail (`control_verdicts.failing`).
+        failing: those on which the score takes something else for the subject (`control_verdicts.unreliable`).
     """
     name, metric, n = row["series"], TITLES.get(row["metric"], row["metric"]), int(row["num_subjects"])
     who = f"n = {n} subjects" if n > 1 else "one subject, so no interval"
@@ -100,7 +100,7 @@ def plateau_sentence(
     if unfit:
         return f"{peak}. No plateau is named: model or scorers know nothing like {', '.join(unfit)} ({who})."
     if len(failing) >= n:
-        return f"{peak}. No plateau is named: the controls of {metric} fail on every subject ({who})."
+        return f"{peak}. No plateau is named: {metric} takes other pictures for the subject, on every subject ({who})."
     if n < LEAST_SUBJECTS:
         return f"{peak}. No plateau is named from fewer than {LEAST_SUBJECTS} subjects ({who})."
     if why:

@@ -29,7 +29,7 @@ from analysis import (
     unfit_subjects,
     write_tables,
 )
-from analysis.control_verdicts import failing, unmeasured_subjects, with_controls
+from analysis.control_verdicts import unmeasured_subjects, unreliable, with_controls
 from analysis.series import name_multipliers
 from figures.figure_set import FigureSet, of_first_subject, sheet_pictures
 from figures.registry import draw_dora_magnitude, draw_lr_robustness, draw_prolonged_training
@@ -74,7 +74,7 @@ def report_robustness(outcome: SweepOutcome, background: Path | None, docs: Path
 
 def say_plateaus(plateaus: pd.DataFrame, results: Results) -> None:
     """One sentence on the DINO plateau of every series."""
-    unfit, failed = unfit_subjects(results), list(failing(results, ["dino"]))
+    unfit, failed = unfit_subjects(results), unreliable(results, "dino")
     for _, row in plateaus[plateaus["metric"] == "dino"].iterrows():
         print(with_controls(plateau_sentence(row, unfit=unfit, failing=failed), results, ["dino"]))
 

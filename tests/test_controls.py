@@ -29,6 +29,7 @@ from analysis.control_verdicts import (
     failing,
     failing_words,
     unmeasured_subjects,
+    unreliable,
     with_controls,
 )
 from analysis.results import Results
@@ -331,12 +332,16 @@ def test_the_subjects_are_named_in_words(root: Path, capsys: pytest.CaptureFixtu
     assert all(line.endswith("Controls fail on: snail (DINO).") for line in sentences)
 
 
-def test_no_plateau_is_named_where_the_controls_fail_on_every_subject(tmp_path: Path) -> None:
-    results = made_results(tmp_path, dict.fromkeys(("cat", "dog", "owl"), BLIND))
+def test_no_plateau_is_named_where_something_else_is_taken_for_every_subject(tmp_path: Path) -> None:
+    results = made_results(tmp_path / "blind", dict.fromkeys(("cat", "dog", "owl"), BLIND))
     row = robustness(results).plateaus.query("metric == 'dino'").iloc[0]
-    failed = list(failing(results, ["dino"]))
-    assert "No plateau is named: the controls of DINO fail on every subject" in plateau_sentence(row, failing=failed)
+    failed = unreliable(results, "dino")
+    assert "No plateau is named: DINO takes other pictures for the subject" in plateau_sentence(row, failing=failed)
     assert "every subject" not in plateau_sentence(row, failing=failed[:2])
+    order_alone = GOOD | {"shuffled": GOOD["real"] / 2}
+    results = made_results(tmp_path / "order", dict.fromkeys(("cat", "dog", "owl"), order_alone))
+    assert list(failing(results, ["dino"])) == ["cat", "dog", "owl"], "shuffled patches above other subjects"
+    assert unreliable(results, "dino") == []
 
 
 def test_notes_tables_and_figure_carry_them(root: Path, tmp_path: Path) -> None:
