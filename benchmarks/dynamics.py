@@ -73,10 +73,10 @@ def stopwatches(*names: str) -> Iterator[dict[str, list[float]]]:
 
     def timed(name: str, method: Callable) -> Callable:
         @functools.wraps(method)
-        def call(self: Dynamics, *given: Any) -> None:
+        def call(self: Dynamics, *given: Any, **named: Any) -> None:
             device = self.attached.flat.device
             began = clock(device)
-            method(self, *given)
+            method(self, *given, **named)
             spent[name].append(clock(device) - began)
 
         return call

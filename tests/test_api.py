@@ -52,7 +52,7 @@ def test_table_joins_every_score_with_its_run(runs: Path) -> None:
 
 def test_page_names_every_column(root: Path) -> None:
     page = (root / "docs" / "api.md").read_text()
-    named = set(re.findall(r"[a-z_]+", page))
+    named = set(re.findall(r"[a-z_]+[0-9]*", page))
     for kind in ("dynamics", "norms", "steps"):
         for column in set(COLUMNS[kind]) - {"step", "matrix"}:
             assert column in named or re.sub("_(rows|cols)$", "_", column) in named, column
@@ -77,7 +77,7 @@ def test_tables_of_run_folders_hold_what_the_frames_hold(runs: Path) -> None:
 
 def test_compact_copy_answers_too(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert compact.main([str(runs), "--out", str(tmp_path / "copy")]) == 0
-    assert "2 runs in 6 files" in capsys.readouterr().out
+    assert "2 runs in 7 files" in capsys.readouterr().out
     question = "SELECT run_id, avg(value) AS v FROM scores JOIN runs USING (run_id) GROUP BY run_id ORDER BY run_id"
     pd.testing.assert_frame_equal(query(question, tmp_path / "copy"), query(question, runs))
     assert query("SELECT count(*) AS n FROM trajectories", tmp_path / "copy")["n"].item() == 14

@@ -112,7 +112,7 @@ def test_every_panel_draws_what_the_analysis_found(curves: pd.DataFrame) -> None
         drawn = line_of(axes_of(figure, f"{name} {block}"), series)
         assert_drawn(drawn, rows.sort_values("step")[["step", "mean"]].astype(float))
     named = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert named == ["DeLoRA (n = 3)", "LoRA (n = 3)"], "as everywhere, though LoRA has no lambda"
+    assert named == ["LoRA (n = 3)", "DeLoRA (n = 3)"], "as everywhere, though LoRA has no lambda"
     assert [ax.get_title("left") for ax in figure.axes[:5]] == ["down.0", "down.1", "mid", "up.0", "up.1"]
     assert "95 % t intervals" in words_of(figure)
     for name in ("distance", "colnorm_spread"):
