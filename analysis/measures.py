@@ -14,11 +14,23 @@ from analysis.curves import run_scores, subject_scores
 from analysis.directions import magnitude_direction, magnitude_direction_correlation
 from analysis.distances import subject_distances
 from analysis.grid import Grid, subject_grid
+from analysis.matched_prompt import MatchedPrompt, matched_prompt
+from analysis.plateau import plateau
 from analysis.results import ANY, RANGES, Results
 from analysis.statistics import Interval, log_interval, paired_difference, rate_interval, t_interval
 
 # Many claims are put to the same results: their tables are made once, for the few results that were seen last.
 _scores, _distances = lru_cache(maxsize=2)(subject_scores), lru_cache(maxsize=2)(subject_distances)
+
+
+@lru_cache(maxsize=2)
+def _matched(results: Results) -> MatchedPrompt:
+    return matched_prompt(_scores(results))
+
+
+@lru_cache(maxsize=2)
+def _plateaus(results: Results) -> pd.DataFrame:
+    return plateau(_scores(results))
 
 
 def difference(results: Results, a: str, b: str, of: str, metric: str = "dino") -> Interval:
@@ -109,6 +121,39 @@ def direction_correlation(results: Results, series: str) -> Interval:
     return Interval(found["rho"], found["rho_low"], found["rho_high"], int(found["num_subjects"]))
 
 
+def half_width(results: Results, series: str, metric: str = "dino") -> Interval:
+    """On how many octaves of rates the mean curve keeps half of its best gain; a lower bound where the grid ends before."""
+    rows = _plateaus(results).query("series == @series and metric == @metric")
+    if rows.empty:
+        raise BadInput(
+            f"no {metric} of {series!r}; there are {', '.join(map(str, _scores(results)['series'].unique()))}"
+        )
+    row = rows.iloc[0]
+    return Interval(row["half_width"], row["half_width_low"], row["half_width_high"], int(row["num_subjects"]))
+
+
+def gain_at_matched_prompt(results: Results, series: str) -> Interval:
+    """The mean gain in DINO over losses of 0 to 20 % of CLIP-T (`analysis.matched_prompt`)."""
+    return _mean_over_losses(_matched(results).gains.query("series == @series"), series)
+
+
+def difference_at_matched_prompt(results: Results, a: str, b: str) -> Interval:
+    """How much more of it series `a` gains than `b`, paired by subject; whichever stands first in the table."""
+    rows = _matched(results).differences
+    if len(turned := rows.query("a == @b and b == @a")):
+        found = _mean_over_losses(turned, f"{b} - {a}")
+        return Interval(-found.mean, -found.high, -found.low, found.num_subjects)
+    return _mean_over_losses(rows.query("a == @a and b == @b"), f"{a} - {b}")
+
+
+def _mean_over_losses(rows: pd.DataFrame, name: str) -> Interval:
+    means = rows[rows["loss"].str.startswith("0 to ")]
+    if means.empty:
+        raise BadInput(f"no gain at matched prompt of {name!r}")
+    row = means.iloc[0]
+    return Interval(row["mean"], row["low"], row["high"], int(row["num_subjects"]))
+
+
 MEASURES: Mapping[str, Callable[..., Interval]] = {
     "difference": difference,
     "difference_at": difference_at,
@@ -120,6 +165,9 @@ MEASURES: Mapping[str, Callable[..., Interval]] = {
     "distance_octaves": distance_octaves,
     "distance_reached": distance_reached,
     "diverged": diverged,
+    "half_width": half_width,
+    "gain_at_matched_prompt": gain_at_matched_prompt,
+    "difference_at_matched_prompt": difference_at_matched_prompt,
     "direction_correlation": direction_correlation,
 }
 

@@ -29,6 +29,7 @@ from slurm.store.layout import PackFiles, read_contents, sweep_of
 from slurm.store.outcome import write_ended
 from slurm.worker import pool
 from sweeps import rates
+from tests.make_controls import GOOD, make_control_rows
 from tests.make_runs import BASE_SCORE, GAIN, MATRICES, PROMPTS, matrix_names, norms_columns, steps_columns
 from training import command_line
 from training.cell import BASE
@@ -104,6 +105,8 @@ def make_result(run: Run) -> None:
         rows += [(step, "drift", "a cat", 0.1 * abs(height))] if cell.num_drift_prompts else []
         draw = partial(_draw, int(100 + 50 * height))
         folder.add_images(step, [(p.format(cell.subject), 7, draw) for p in PROMPTS])
+    if cell.method == BASE:
+        folder.write_controls(make_control_rows(GOOD), "made")
     folder.write_scores(pd.DataFrame(rows, columns=["step", "metric", "prompt", "value"]))
     steps = sorted({0, cell.steps // 2, cell.steps, *cell.evaluated_steps()})
     folder.append("norms", norms_columns(steps, 0.01) | _norm_changes(len(steps)), cell.steps)
