@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -17,6 +18,7 @@ from analysis.notes import notes
 from analysis.series import BASE_AXIS, name_multipliers
 from analysis.tables import rounded
 from figures.note import add_note
+from figures.style import multiplier_text
 from training.store import writing
 
 MOST_SUBJECTS = 8  # on a sheet
@@ -109,14 +111,16 @@ def add_controls(drawn: FigureSet, results: Results) -> None:
 
 
 def add_blocks(drawn: FigureSet, results: Results) -> None:
-    """Add what training does to each block: one figure of all series at one rate each, else one a series with its rates."""
-    by_multiplier = bool(results.runs.groupby("series")["multiplier"].nunique().gt(1).any())
-    curves = block_curves(results, by_multiplier=by_multiplier)
-    for _, own in curves.groupby("series", sort=False) if by_multiplier else [(None, curves)]:
-        if len(own):
-            own = own.reset_index(drop=True)
-            name = drawn.free_name("dynamics_by_block", own["method"].iloc[0] if by_multiplier else "")
-            drawn.add(name, figures.dynamics_by_block.draw(own), own)
+    """Add what training does to each block: of one series at all its rates, of several each at the rate nearest to its base."""
+    has_rates = bool(results.runs.groupby("series")["multiplier"].nunique().gt(1).any())
+    if has_rates and results.runs["series"].nunique() > 1:
+        nearest = min(results.runs["multiplier"].dropna().unique(), key=lambda multiplier: abs(np.log2(multiplier)))
+        curves = block_curves(results.select(multiplier=nearest))
+        curves = curves.assign(series=[f"{name}, {multiplier_text(nearest)}×" for name in curves["series"]])
+    else:
+        curves = block_curves(results, by_multiplier=has_rates)
+    if len(curves):
+        drawn.add("dynamics_by_block", figures.dynamics_by_block.draw(curves), curves)
 
 
 def curve_data(curves: Robustness) -> pd.DataFrame:

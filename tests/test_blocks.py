@@ -163,4 +163,8 @@ def test_drivers_draw_it(results: Results) -> None:
     assert "dynamics_by_block" in drawn.figures
     assert set(drawn.data["dynamics_by_block"]["quantity"]) == set(QUANTITIES)
     several = {name for name in draw_lr_robustness(results).figures if name.startswith("dynamics")}
-    assert several == {"dynamics_by_block_lora", "dynamics_by_block_delora"}
+    assert several == {"dynamics_by_block"}
+    of_one = draw_lr_robustness(results.select(method="delora")).data["dynamics_by_block"]
+    assert set(of_one["multiplier"]) == {0.5, 1.0, 4.0}
+    of_both = draw_lr_robustness(results).data["dynamics_by_block"]
+    assert set(of_both["series"]) == {"LoRA, 1×", "DeLoRA, 1×"}
