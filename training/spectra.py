@@ -5,9 +5,9 @@ With singular values s_i of the update and energies p_i = s_i^2 / sum_j s_j^2:
 - the effective rank is exp(-sum_i p_i ln p_i), the exponential of the spectrum's entropy (Roy and Vetterli 2007, "The effective
   rank: a measure of effective dimensionality", EUSIPCO, Definition 1), here of energies in place of singular values;
 - the share of energy in the n leading directions is p_1 + ... + p_n;
-- intruder dimensions (Shuttleworth et al. 2024, "LoRA vs full fine-tuning", arXiv 2410.21228, Algorithm 1) are those of the
-  `NUM_LEADING` leading left singular vectors of W_t whose largest absolute cosine with any left singular vector of W_0 is below
-  `THRESHOLD`.
+- intruder dimensions (Shuttleworth et al. 2024, "LoRA vs full fine-tuning", arXiv 2410.21228) are those of the `NUM_LEADING`
+  leading left singular vectors of W_t whose largest absolute cosine with any left singular vector of W_0 is below `THRESHOLD`.
+  Ten leading ones are the default of the authors' code; the threshold is a choice made here.
 
 All in double precision. Where the update has the factors L R, s_i are the singular values of the small triangular factors'
 product; elsewhere their squares are the eigenvalues of the smaller Gram of the difference.
