@@ -57,14 +57,6 @@ class FigureSet:
         add_note(figure, self.notes)
         self.figures[name], self.data[name] = figure, data
 
-    def free_name(self, kind: str, method: str) -> str:
-        """The name of a method's figure of a kind, with a number where another series of the method has that name.
-
-        No method ("") is all of them.
-        """
-        name = f"{kind}_{method.replace(':', '-')}".rstrip("_")
-        return name if name not in self.figures else f"{name}_{len(self.figures)}"
-
     def save(self, folder: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
         """Write all of it: figures in every format, their data as CSV of the same name, tables as Markdown, LaTeX and CSV.
 
@@ -151,7 +143,9 @@ def add_sheets(drawn: FigureSet, results: Results, curves: Robustness) -> None:
     shown = set(found["series"])  # a copy may have come without pictures
     for series in [name for name in dict.fromkeys(curves.scores["series"]) if name in shown]:
         rows = found[found["series"].isin([series, BASE_MODEL])]
-        name = drawn.free_name(SHEETS, results.runs.loc[results.runs["series"] == series, "method"].iloc[0])
+        method = results.runs.loc[results.runs["series"] == series, "method"].iloc[0].replace(":", "-")
+        name = f"{SHEETS}_{method}"
+        name = name if name not in drawn.figures else f"{name}_{len(drawn.figures)}"
         drawn.add(name, figures.picture_sheet.draw(rows, own, xlabel=xlabel), _without_files(rows))
     if results.runs["series"].nunique() > 1:
         add_sheet_of_one(drawn, found, own, "multiplier", xlabel)

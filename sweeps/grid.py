@@ -105,10 +105,9 @@ def resolve_inputs(options: Options, *, num_subjects: int, split: str = "evidenc
         instance_prompt=prompt, runs=str(options.runs.resolve()), device=choose_device(options),
         **{field.name: getattr(options, field.name) for field in dataclasses.fields(RunningFlags)},
     )  # fmt: skip
-    hashed = [Path(path) for path in (dino, clip) if Path(path).exists()]
     shared = {
         "model_hash": pipelines.content_hash(model),
-        "scorer_hash": pipelines.content_hash(*hashed) if hashed else f"{dino},{clip}",
+        "scorer_hash": scoring.hash_of(dino, clip),
         **{name: defaults[name] for name in ("resolution", "num_inference_steps", "guidance_scale")},
         **shared_flags(options),
     }

@@ -109,13 +109,9 @@ def _check(one: Run, setting: Setting) -> None:
             raise BadInput(
                 f"no folder {place}, which {one.folder.sweep.name} was made with: say by {flag} where it lies"
             )
-    scorers = [Path(path) for path in (setting.dino, setting.clip) if Path(path).exists()]
     hashes = {
         "model_hash": ("--model", pipelines.content_hash(Path(setting.model))),
-        "scorer_hash": (
-            "--dino and --clip",
-            pipelines.content_hash(*scorers) if scorers else f"{setting.dino},{setting.clip}",
-        ),
+        "scorer_hash": ("--dino and --clip", scoring.hash_of(setting.dino, setting.clip)),
     }
     for name, (flag, value) in hashes.items():
         if (wanted := getattr(one.cell, name)) != value:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -30,9 +29,10 @@ class PackedProdigy(PackedAdamW):
     not depend on the other rows.
 
     Args:
-        flat, grad, segments, weight_decay, clip, betas, eps, advancing: as for `PackedAdamW`.
-        rates: role -> what d is multiplied by in each replica, the same in every role; for lambda, AdamW's rate.
+        flat, grad, segments: as for `PackedAdamW`.
         d_coef: factor on each replica's estimate.
+        adamw: what else `PackedAdamW` takes; of its `rates` those of a replica, the same in every role, are what d is multiplied
+            by, and lambda's is AdamW's own.
 
     Raises:
         BadInput: if two roles of a replica have different rates, or lambda is the only role.
@@ -46,19 +46,13 @@ class PackedProdigy(PackedAdamW):
         grad: Float[Tensor, "k p"],
         segments: Mapping[Any, slice],
         *,
-        rates: Mapping[str, Sequence[float]],
-        weight_decay: Sequence[float],
-        clip: Sequence[float],
         d_coef: Sequence[float],
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        advancing: Mapping[str, Tensor] = MappingProxyType({}),
+        **adamw: Any,
     ) -> None:
-        adam = {"weight_decay": weight_decay, "clip": clip, "betas": betas, "eps": eps, "advancing": advancing}
-        super().__init__(flat, grad, segments, rates=rates, **adam)  # type: ignore[arg-type]
+        super().__init__(flat, grad, segments, **adamw)
         own = [role for role in self.segments if role not in ADAMW_ROLES]
         self.estimated = [self.segments[role] for role in own]
-        self.multipliers, self.d_coef = one_rate(rates, own), list(d_coef)
+        self.multipliers, self.d_coef = one_rate(self.rates, own), list(d_coef)
         self.start, self.s = flat.detach().clone(), torch.zeros_like(flat)
         self.d = torch.full((flat.shape[0],), D0, dtype=torch.float64, device=flat.device)
         self.numerator = torch.zeros_like(self.d)

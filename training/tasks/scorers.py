@@ -20,7 +20,7 @@ from torch import Tensor
 from adapters.documents import read_json
 from adapters.errors import BadInput
 from training.tasks import hub
-from training.tasks.pipeline import POCKET
+from training.tasks.pipeline import POCKET, content_hash
 from training.tasks.scorer_kind import check_scorers, picture_sides
 
 POCKET_DINO, POCKET_CLIP = POCKET / "dino", POCKET / "clip"
@@ -29,6 +29,12 @@ POCKET_DINO, POCKET_CLIP = POCKET / "dino", POCKET / "clip"
 def to_tensor(pictures: Sequence[Image.Image]) -> Float[Tensor, "n 3 h w"]:
     """RGB pictures of one size as values in [0, 1]."""
     return torch.from_numpy(np.stack([np.asarray(p, dtype=np.float32) for p in pictures])).permute(0, 3, 1, 2) / 255
+
+
+def hash_of(dino: str, clip: str) -> str:
+    """What a run's identity says of its scorers: a hash of the files of those that are folders; of two hub ids their names."""
+    folders = [path for path in (Path(dino), Path(clip)) if path.exists()]
+    return content_hash(*folders) if folders else f"{dino},{clip}"
 
 
 def locate(name: str, pocket: Path) -> str:
