@@ -13,21 +13,28 @@ from adapters.errors import BadInput
 from analysis.grid import Grid, subject_grid
 from analysis.permutation import holm, sign_flip
 from analysis.plateau import HALF_GAIN, TOLERANCE, find_plateaus, mean_over_octaves
-from analysis.power import detectable_difference
+from analysis.power import detectable_difference, effect_size
 from analysis.results import ANY, RANGES
-from analysis.statistics import Floats, interquartile_interval, studentised_bootstrap, t_interval
+from analysis.statistics import (
+    Floats,
+    Ints,
+    bootstrap_test,
+    interquartile_interval,
+    studentised_bootstrap,
+    t_interval,
+    t_quantile,
+)
 
-# What is compared, each one number a subject.
+# What is compared: one number a subject, but for the half-gain width, which only mean curves have.
 MEASURES = {
     "area": "mean gain over the base along the grid's octaves",
-    "half_width": "octaves on which the mean curve keeps half of its peak's gain: the subject's jackknife pseudo-value",
+    "half_width": "octaves on which the mean curve keeps half of its peak's gain over the base",
     "at_best": "score at the multiplier at which the mean over the subjects is highest",
     "at_one": "score at multiplier 1, the base rate",
     "sensitivity": "mean loss over the grid against the best multiplier, clipped where the mean is below the base",
     "worst": "score at the multiplier at which the mean over the subjects is lowest",
     "width": "octaves on which the subject's own curve stays within the tolerance of its own peak",
 }
-WIDTHS = ("half_width", "width")  # in octaves, not in units of the score
 HIGHER_IS_WORSE = ("sensitivity",)
 
 
@@ -55,7 +62,8 @@ def compare(
     Returns:
         Rows measure, a, b, mean (of a - b) with its t interval low, high; boot_low, boot_high (studentised bootstrap, from 4
         subjects); iqm, iqm_low, iqm_high (interquartile mean); p (sign flips), p_holm, smallest_p (that so many subjects can
-        give); detectable (the smallest difference found with 80 % power at 5 %); num_subjects, those that both have.
+        give); detectable (the smallest difference found with 80 % power at 5 %); num_subjects, those that both have. Of the
+        half-gain width interval and p are those of the bootstrap over subjects, and there is no interquartile mean.
 
     Raises:
         BadInput: if a measure, the metric or a series of the pairs is unknown, or there are fewer than two series.
@@ -69,10 +77,17 @@ def compare(
     chosen = list(combinations(series, 2)) if pairs is None else list(pairs)
     if unknown := [name for pair in chosen for name in pair if name not in series]:
         raise BadInput(f"no series {unknown[0]!r}; allowed: {', '.join(series)}")
-    values = {name: subject_measures(series[name], tolerance) for name in {name for pair in chosen for name in pair}}
+    wanted = {name for pair in chosen for name in pair}
+    values = {name: subject_measures(series[name], tolerance) for name in wanted}
+    grids = {name: subject_grid(series[name], "multiplier") for name in wanted}
     low, high = RANGES.get(metric, ANY)
     rows = [
-        {"measure": measure, "a": a, "b": b, **_difference(values[a], values[b], measure, high - low)}
+        {"measure": measure, "a": a, "b": b}
+        | (
+            half_width_difference(grids[a], grids[b])
+            if measure == "half_width"
+            else _difference(values[a], values[b], measure, high - low)
+        )
         for measure in measures
         for a, b in chosen
     ]
@@ -90,14 +105,13 @@ def _series_of(table: pd.DataFrame, metric: str) -> list[tuple[str, pd.DataFrame
 
 
 def subject_measures(rows: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
-    """The measures of one series and metric: one row a subject, columns as in `MEASURES`, NaN where there is none."""
+    """The measures of one series and metric: one row a subject, a column each; NaN where there is none, or none by subject."""
     grid = subject_grid(rows, "multiplier")
     scores, alive = grid.values, grid.num_diverged == 0
     mean = np.nanmean(scores, axis=0) if len(scores) else np.full(len(alive), np.nan)
-    measures: dict[str, Any] = dict.fromkeys(MEASURES, np.nan)
+    measures: dict[str, Any] = {name: np.nan for name in MEASURES if name != "half_width"}
     measures |= {"area": mean_over_octaves(np.log2(grid.points), scores - grid.base[:, None])}
     measures |= {"worst": scores[:, int(np.nanargmin(mean))], "width": _own_width(grid, tolerance)}
-    measures |= {"half_width": pseudo_values(grid)}
     if alive.any():
         best = scores[:, int(np.where(alive, mean, -np.inf).argmax())]
         measures |= {"at_best": best}
@@ -116,26 +130,49 @@ def _own_width(grid: Grid, tolerance: float) -> Floats:
     return width
 
 
-def pseudo_values(grid: Grid, tolerance: float = HALF_GAIN) -> Floats:
-    """What each subject adds to the width of the mean curve, n w - (n - 1) w_i, w_i being the width without it.
+def half_width_difference(a: Grid, b: Grid) -> dict[str, float]:
+    """How many more octaves `a` keeps half of its gain on than `b`: a row of `compare` without its keys.
 
-    Jackknife (Efron and Tibshirani 1993, 11.5): the pseudo-values' t interval is one of the width, and their differences by
-    subject are those of a difference. A subject's own curve is too noisy for a width; the mean over all but one is not. One
-    subject has the width itself.
+    Subjects are drawn with all that they have in both series; each draw's mean curves have widths. A jackknife's pseudo-values
+    jump where a curve lingers near the half: their t interval covers less than it says (docs/statistics.md).
     """
-    scores, base, n = grid.values, grid.base, len(grid.base)
-    rows = [np.arange(n), *(np.delete(np.arange(n), i) for i in range(n if n > 1 else 0))]
-    means = np.stack([np.nanmean(scores[kept], axis=0) for kept in rows])
-    bases = np.array([base[kept].mean() for kept in rows])
-    width: Floats = find_plateaus(grid.points, means, bases, grid.num_diverged > 0, tolerance)["width_octaves"]
-    return n * width[0] - (n - 1) * width[1:] if n > 1 else width
+    both = a.scores.index.intersection(b.scores.index)
+    chosen = [(grid, grid.scores.index.get_indexer(both)) for grid in (a, b)]
+
+    def difference(draws: Ints) -> Floats:
+        first, second = (half_widths(grid, rows[draws]) for grid, rows in chosen)
+        result: Floats = first - second
+        return result
+
+    n = len(both)
+    mean = float(difference(np.arange(n)[None])[0]) if n else np.nan
+    low, high, p, smallest_p = bootstrap_test(difference, n)
+    spread = (high - low) / 2 / t_quantile(n - 1) if n > 1 else np.nan
+    return {
+        "mean": mean, "low": low, "high": high, "boot_low": low, "boot_high": high,
+        "iqm": np.nan, "iqm_low": np.nan, "iqm_high": np.nan, "p": p, "smallest_p": smallest_p,
+        "detectable": effect_size(n) * spread * np.sqrt(n) if n > 1 else np.nan, "num_subjects": n,
+    }  # fmt: skip
+
+
+def half_widths(grid: Grid, draws: Ints) -> Floats:
+    """The half-gain width (octaves) of the mean curve of every draw of subjects, `[draw, subject]` positions in the grid."""
+    counts = (draws[:, :, None] == np.arange(len(grid.base))).sum(axis=1).astype(float)
+    there = ~np.isnan(grid.values)
+    shares = counts @ there
+    means = np.divide(
+        counts @ np.where(there, grid.values, 0.0), shares, out=np.full(shares.shape, np.nan), where=shares > 0
+    )
+    bases = counts @ grid.base / counts.sum(axis=1)
+    found: Floats = find_plateaus(grid.points, means, bases, grid.num_diverged > 0, HALF_GAIN)["width_octaves"]
+    return found
 
 
 def _difference(a: pd.DataFrame, b: pd.DataFrame, measure: str, span: float) -> dict[str, float]:
     """The differences of one measure; of scores they lie between -`span` and `span`."""
     first, second = a[measure].align(b[measure], join="inner")
     values = (first - second).dropna().to_numpy(dtype=float)
-    ends = (-np.inf, np.inf) if measure in WIDTHS else (-span, span)
+    ends = (-np.inf, np.inf) if measure == "width" else (-span, span)  # octaves, or units of the score
     mean, low, high, n = t_interval(values).within(*ends)
     boot, middle = studentised_bootstrap(values).within(*ends), interquartile_interval(values)
     test = sign_flip(values)

@@ -104,13 +104,14 @@ def differences(world: World, draw: np.random.Generator, num_subjects: int, num_
 def headline(world: World, draw: np.random.Generator, num_subjects: int, num_seeds: int) -> Outcome:
     """Whether intervals of area and half-gain width cover, and how often they tell shapes as found apart; so for the 5 % width.
 
-    The t intervals over subjects are those that `compare` prints: of each subject's area, of the jackknife's pseudo-values, of
-    each subject's own 5 % width.
+    The intervals are those that `compare` prints: Student's t of each subject's area and own 5 % width, the bootstrap over
+    subjects of the half-gain width.
     """
     names = {"LoRA": "LoRA", "DeLoRA": "DeLoRA", "ETHER+": "ETHER+", "twin": "LoRA"}
     table = world.study(draw, num_subjects, num_seeds, names)
     dino = dict(list(table[table["metric"] == "dino"].groupby("series", sort=False)))
-    values = {name: subject_measures(rows) for name, rows in dino.items()}
+    pairs = (("DeLoRA", "LoRA"), ("DeLoRA", "ETHER+"), ("LoRA", "twin"))
+    compared = compare(table, tuple(HEADS), pairs=pairs).set_index(["measure", "a", "b"])
     truth = {name: (world.truth(name, HALF_GAIN), world.truth(name, TOLERANCE)) for name in names if name != "twin"}
     result: Outcome = {}
     for row in plateau(pd.concat(dino[name] for name in truth)).to_dict("records"):
@@ -118,7 +119,7 @@ def headline(world: World, draw: np.random.Generator, num_subjects: int, num_see
         result[f"covers: area, {row['series']}"] = _covers(row["area_low"], row["area_high"], half.area)
         covers = _covers(row["half_width_low"], row["half_width_high"], half.width_octaves)
         result[f"covers: half-gain width, {row['series']}"] = covers
-    for a, b in (("DeLoRA", "LoRA"), ("DeLoRA", "ETHER+")):
+    for a, b in pairs[:2]:
         (half_a, five_a), (half_b, five_b) = truth[a], truth[b]
         wanted = {
             "area": half_a.area - half_b.area,
@@ -126,11 +127,11 @@ def headline(world: World, draw: np.random.Generator, num_subjects: int, num_see
             "width": five_a.width_octaves - five_b.width_octaves,
         }
         for name, true in wanted.items():
-            _, low, high, _ = t_interval(values[a][name] - values[b][name])
+            low, high = compared.loc[(name, a, b), ["low", "high"]]
             result[f"covers: {HEADS[name]}, {a} - {b}"] = _covers(low, high, true)
             result[f"finds: {HEADS[name]}, {a} - {b}"] = bool(low > 0 or high < 0)
     for name, words in HEADS.items():
-        _, low, high, _ = t_interval(values["LoRA"][name] - values["twin"][name])
+        low, high = compared.loc[(name, "LoRA", "twin"), ["low", "high"]]
         result[f"finds where none is: {words}"] = bool(low > 0 or high < 0)
     return result
 

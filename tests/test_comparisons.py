@@ -11,8 +11,9 @@ from scipy import stats
 
 from adapters import BadInput
 from analysis import load, subject_scores
-from analysis.comparisons import MEASURES, compare, power_sentence, subject_measures
+from analysis.comparisons import MEASURES, compare, half_widths, power_sentence, subject_measures
 from analysis.divergence import divergence_rates
+from analysis.grid import subject_grid
 from analysis.permutation import holm, sign_flip
 from analysis.plateau import plateau
 from analysis.statistics import studentised_bootstrap
@@ -64,19 +65,41 @@ def test_measures_are_what_they_say(table: pd.DataFrame) -> None:
     gains = (rows["value"] - rows["base"]).to_numpy().reshape(8, 8)
     np.testing.assert_allclose(found["area"], np.trapezoid(gains, axis=1) / 7)
     assert found["width"].between(0, 7).all()
-    assert set(found.columns) == set(MEASURES)
+    assert set(found.columns) == set(MEASURES) - {"half_width"}
 
 
-def test_half_gain_width_is_the_jackknife_of_the_mean_curves(table: pd.DataFrame) -> None:
-    """The literal one: the plateau at half of the gain of all subjects, and of all but each."""
-    rows = table[(table["series"] == "LoRA") & (table["metric"] == "dino")]
-    whole = plateau(rows)["half_width"].item()
-    assert whole == plateau(rows, 0.5)["width_octaves"].item()
-    without = [plateau(rows[rows["subject"] != subject])["half_width"].item() for subject in range(8)]
-    found = subject_measures(rows)["half_width"]
-    np.testing.assert_allclose(found, [8 * whole - 7 * width for width in without])
-    alone = rows[rows["subject"] == 0]
-    assert subject_measures(alone)["half_width"].item() == plateau(alone)["half_width"].item()
+def test_half_gain_width_is_that_of_the_mean_curves_and_drawn_by_subject(table: pd.DataFrame) -> None:
+    """The literal one: `plateau` of each draw's subjects, a subject that is drawn twice under two names."""
+    dino = table[table["metric"] == "dino"]
+    series = list(dict.fromkeys(dino["series"]))[:2]
+    widths = {name: plateau(dino[dino["series"] == name])["half_width"].item() for name in series}
+    row = compare(table, ("half_width",), pairs=[tuple(series)]).iloc[0]
+    assert row["mean"] == pytest.approx(widths[series[0]] - widths[series[1]])
+    draws = np.random.default_rng(3).integers(8, size=(4, 8))
+    for name in series:
+        grid = subject_grid(dino[dino["series"] == name], "multiplier")
+        assert plateau(dino[dino["series"] == name], 0.5)["width_octaves"].item() == widths[name]
+        for draw, found in zip(draws, half_widths(grid, draws), strict=True):
+            own = dino[dino["series"] == name]
+            drawn = [
+                own[own["subject"] == subject].assign(subject=f"{i}")
+                for i, subject in enumerate(grid.scores.index[draw])
+            ]
+            assert found == pytest.approx(plateau(pd.concat(drawn))["half_width"].item())
+    assert row["low"] < row["mean"] < row["high"]
+    assert (row["p"] < 0.05) == (not row["low"] <= 0 <= row["high"])
+
+
+def test_half_gain_widths_of_no_subject_in_common_have_no_difference(table: pd.DataFrame) -> None:
+    dino = table[table["metric"] == "dino"]
+    a, b = list(dict.fromkeys(dino["series"]))[:2]
+    first = sorted(dino["subject"].unique())[:4]
+    kept = dino[
+        ((dino["series"] == a) & dino["subject"].isin(first)) | ((dino["series"] == b) & ~dino["subject"].isin(first))
+    ]
+    row = compare(kept, ("half_width",), pairs=[(a, b)]).iloc[0]
+    assert row["num_subjects"] == 0
+    assert row[["mean", "low", "high", "p", "detectable"]].isna().all()
 
 
 def test_half_gain_width_leads_and_the_five_percent_width_comes_later(table: pd.DataFrame) -> None:
