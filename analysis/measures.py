@@ -72,9 +72,15 @@ def _at(results: Results, series: str, multiplier: float, metric: str) -> pd.Dat
     return rows
 
 
-def loss_at(results: Results, series: str, multiplier: float, metric: str = "dino") -> Interval:
-    """What is lost at a multiplier against the best other one, as a share of the mean gain over the base there."""
-    return _loss(_grid(_scores(results), series, metric, "multiplier"), multiplier, series)
+def loss_at(
+    results: Results, series: str, multiplier: float, metric: str = "dino", reference: float | None = None
+) -> Interval:
+    """What is lost at a multiplier, as a share of the mean gain over the base at the reference.
+
+    None takes the best other multiplier: the choice adds to the loss what noise gave the best. A multiplier named beforehand
+    does not.
+    """
+    return _loss(_grid(_scores(results), series, metric, "multiplier"), multiplier, series, reference)
 
 
 def loss_at_end(results: Results, series: str, metric: str = "dino") -> Interval:
@@ -179,10 +185,12 @@ def _grid(table: pd.DataFrame, series: str, metric: str, x: str) -> Grid:
     return subject_grid(rows, x)
 
 
-def _loss(grid: Grid, point: float, series: str) -> Interval:
-    if point not in grid.scores:
-        raise BadInput(f"no score of {series} at {point:g}; there are {', '.join(map(str, grid.scores))}")
+def _loss(grid: Grid, point: float, series: str, reference: float | None = None) -> Interval:
+    for wanted in (point, *([] if reference is None else [reference])):
+        if wanted not in grid.scores:
+            raise BadInput(f"no score of {series} at {wanted:g}; there are {', '.join(map(str, grid.scores))}")
     means, out = grid.values.mean(axis=0), (grid.num_diverged > 0) | (grid.points == point)
+    out |= False if reference is None else grid.points != reference
     best = int(np.where(out, -np.inf, means).argmax())
     gain = means[best] - grid.base.mean()
     if out.all() or not gain > 0:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from adapters import BadInput
+from adapters.documents import read_toml
 from analysis import load, subject_distances, subject_scores
 from analysis.results import Results
 from analysis.statements import fill
@@ -77,6 +78,26 @@ def test_loss_is_that_of_the_subjects_against_the_best_other_point(results: Resu
     gain = wide[1.0].mean() - rows.groupby("subject")["base"].mean().mean()
     assert found == pytest.approx(t_interval((wide[1.0] - wide[4.0]) / gain))
     assert MEASURES["loss_at"](results, "LoRA", 1.0).mean < 0, "the best point loses nothing, and gains on the next"
+
+
+def test_loss_against_a_rate_named_beforehand_chooses_nothing(results: Results) -> None:
+    rows = subject_scores(results).query("series == 'LoRA' and metric == 'dino'")
+    wide = rows.pivot(index="subject", columns="multiplier", values="value")
+    base = rows.groupby("subject")["base"].mean().mean()
+    reference = min(set(wide) - {4.0}, key=lambda multiplier: wide[multiplier].mean())
+    found = MEASURES["loss_at"](results, "LoRA", 4.0, reference=reference)
+    expected = t_interval((wide[reference] - wide[4.0]) / (wide[reference].mean() - base))
+    assert found == pytest.approx(expected)
+    with pytest.raises(BadInput, match="no score of LoRA at 3;"):
+        MEASURES["loss_at"](results, "LoRA", 4.0, reference=3.0)
+
+
+def test_criteria_of_the_second_edition_came_before_its_data() -> None:
+    claims = read_claims(ROOT / "docs" / "claims-second.toml")
+    assert not any(claim.is_exploratory for claim in claims)
+    pilot = {claim.id for claim in read_claims(ROOT / "docs" / "claims.toml")}
+    dropped = {row["id"] for row in read_toml(ROOT / "docs" / "claims-second.toml")[0]["dropped"]}
+    assert pilot - {claim.id for claim in claims} == dropped, "every claim of the pilot stays counted"
 
 
 def test_distances_are_compared_subject_by_subject(results: Results) -> None:
