@@ -33,7 +33,7 @@ TABLES = {"base_lr", "best_of_grid"}  # drivers that draw nothing
 ELSEWHERE = {"docs/real_runs.md": "typed in its order, with its hub and its cluster, in tests/test_real_runs.py"}
 # (pattern of a command, how far it goes, why not to its end); "make" is asked what it would do, "words" needs more words.
 EXCEPTIONS = (
-    (r"make ", "make", "sets up an environment from the network, or takes minutes to hours; CI runs `make check`"),
+    (r"make ", "make", "sets up an environment from the network, or takes minutes to hours; CI runs its parts"),
     (r"sudo ", "parse", "root; tests/test_local_cluster.py and the tests marked slurm do it"),
     (r"sbatch .*--wrap", "skip", "SLURM's own program"),
     (r"export SLURM_CONF", "skip", "the shell's own"),
