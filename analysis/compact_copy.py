@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from adapters.errors import BadInput
-from analysis.block_means import QUANTITIES, block_means
+from analysis.block_means import STORED, block_means
 from analysis.folders import NUMBERS, RUN_COLUMNS, dynamics_columns
 from analysis.results import Results
 from training.cell import STEP_LISTS
@@ -41,7 +41,7 @@ FORMS = {
     "dynamics_final": _KEYS | _GAUGES,
     "trajectories": _KEYS | _GAUGES,
     "norms": _KEYS | dict.fromkeys(COLUMNS["norms"][2:], "number"),
-    BLOCKS: {"run_id!": "text", "step!": "whole", "block!": "text", **dict.fromkeys(QUANTITIES, "number")},
+    BLOCKS: {"run_id!": "text", "step!": "whole", "block!": "text", **dict.fromkeys(STORED, "number")},
     PICTURES: {"run_id!": "text", "step!": "whole", "prompt!": "text", "seed!": "whole", "subject!": "text", "png!": "bytes"},
     CONTROLS: {"run_id!": "text", **{f"{name}!": "text" for name in COLUMNS["controls"][:-1]}, "value!": "number"},
 }  # fmt: skip

@@ -160,7 +160,7 @@ class Results:
         return self._gather(lambda source, ids: source.norms(ids), self.all_runs)
 
     def blocks(self) -> pd.DataFrame:
-        """Rows run_id, step, block and means over the block's matrices (`analysis.block_means.QUANTITIES`), at few steps."""
+        """Rows run_id, step, block and means over the block's matrices (`analysis.block_means.STORED`), at few steps."""
         return self._gather(lambda source, ids: source.blocks(ids), self.runs)
 
     def steps(self) -> pd.DataFrame:
