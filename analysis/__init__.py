@@ -26,6 +26,7 @@ from analysis.plateau import TOLERANCE, find_plateau, joint_plateau, plateau
 from analysis.plateau_by_setting import plateau_by_setting, scores_by_setting, scores_by_step
 from analysis.power import detectable_difference
 from analysis.results import METRICS, Results
+from analysis.sharpness_vs_rate import SharpnessVsRate, sharpness_vs_rate
 from analysis.summary import Robustness, plateau_sentence, robustness, summary, unfit_subjects
 from analysis.tables import format_table, to_latex, to_markdown, write_tables
 from analysis.variance import split_variance, variance_table
@@ -36,6 +37,7 @@ __all__ = [
     "TOLERANCE",
     "Results",
     "Robustness",
+    "SharpnessVsRate",
     "base_line",
     "best_settings",
     "best_table",
@@ -71,6 +73,7 @@ __all__ = [
     "score_vs_distance",
     "scores_by_setting",
     "scores_by_step",
+    "sharpness_vs_rate",
     "sign_flip",
     "spectrum_curves",
     "split_variance",

@@ -19,6 +19,8 @@ from analysis import (
     pictures,
     robustness,
     scores_by_step,
+    sharpness_vs_rate,
+    spectrum_curves,
     summary,
     write_tables,
 )
@@ -134,6 +136,23 @@ def add_rate_by_steps(drawn: FigureSet, results: Results) -> None:
         if is_surface.any():
             figure = figures.rate_by_setting.draw(rates[is_surface], xlabel=name_multipliers(results.runs))
             drawn.add("rate_by_steps", figure, rates[is_surface])
+
+
+def add_spectra(drawn: FigureSet, results: Results) -> None:
+    """Add the updates' spectra at the end against the rate, where runs have some."""
+    curves = spectrum_curves(results)
+    if any(map(len, curves.values())):
+        figure = figures.spectra_vs_rate.draw(curves, name_multipliers(results.runs))
+        data = [curve.assign(panel=name) for name, curve in curves.items() if len(curve)]
+        drawn.add("spectra_vs_rate", figure, pd.concat(data, ignore_index=True))
+
+
+def add_sharpness(drawn: FigureSet, results: Results) -> None:
+    """Add sharpness at the start against the best rate, where it was measured."""
+    found = sharpness_vs_rate(results)
+    if len(found.points):
+        drawn.add("sharpness_vs_rate", figures.sharpness_vs_rate.draw(found), found.points)
+        drawn.tables |= {"sharpness": found.means, "sharpness_correlation": found.correlation}
 
 
 def curve_data(curves: Robustness) -> pd.DataFrame:

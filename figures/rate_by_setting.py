@@ -18,7 +18,7 @@ from figures.plateau_vs_setting import TITLES, in_order, value_name
 from figures.style import ALARM, METRIC_TITLES, count_text, multiplier_text, new_figure, num_beside, pt, styled
 
 PANEL_IN, ROW_IN = 3.1, 0.34
-CELL_IN = 0.34  # width that a cell's number needs
+CELL_IN, MOST_IN = 0.36, 14.0  # width that a cell's number needs, and that four panels may have
 CENTRED_AXIS = "multiple of the row's own best rate"
 
 
@@ -43,7 +43,7 @@ def draw(frame: pd.DataFrame, metric: str = "dino", xlabel: str = BASE_AXIS) -> 
     parts = dict(list(rows.groupby(["setting", "series"], sort=False)))
     num_cells = max(part[["multiplier", "over_best"]].nunique().max() for part in parts.values())
     panel_in = max(PANEL_IN, 0.9 + CELL_IN * num_cells)
-    wanted = min(4, 2 * len(parts))
+    wanted = 4 if len(parts) > 1 and 4 * panel_in <= MOST_IN else 2
     beside = num_beside(wanted, panel_in * wanted, 0.95 * panel_in)
     beside = max(1, beside // 2 * 2)
     down = -(-2 * len(parts) // beside)
@@ -62,7 +62,7 @@ def draw(frame: pd.DataFrame, metric: str = "dino", xlabel: str = BASE_AXIS) -> 
 def _draw_scores(ax: Axes, part: pd.DataFrame, rows: pd.DataFrame, xlabel: str) -> None:
     """Mean scores, every row's best framed; where subjects are missing at some rates, each cell has its number of them."""
     differ, diverged = part["num_subjects"].nunique() > 1, part["num_diverged"] > 0
-    words = [f"{mean:.2f}{' ×' * lost}" for mean, lost in zip(part["mean"], diverged, strict=True)]
+    words = [f"{mean:.2f}{'×' * lost}" for mean, lost in zip(part["mean"], diverged, strict=True)]
     if differ:
         words = [f"{word}\nn={count}" for word, count in zip(words, part["num_subjects"], strict=True)]
     _draw_heatmap(ax, part.assign(words=words), "multiplier", "mean", (rows["mean"].min(), rows["mean"].max()))
@@ -79,7 +79,8 @@ def _draw_scores(ax: Axes, part: pd.DataFrame, rows: pd.DataFrame, xlabel: str) 
 def _draw_centred(ax: Axes, part: pd.DataFrame, rows: pd.DataFrame, _: str) -> None:
     """What each row's best is above its other rates, in hundredths, over multiples of that best rate."""
     known = part.dropna(subset=["over_best"])
-    ax.set_title("0.01 below the row's best")
+    metric = str(part["metric"].iloc[0])
+    ax.set_title(f"100 × ({METRIC_TITLES.get(metric, metric)} − row's best)")
     if known.empty:
         ax.set(xticks=[], yticks=[])
         ax.text(

@@ -34,7 +34,6 @@ from analysis import (
     score_curve,
     score_vs_distance,
     scores_by_setting,
-    spectrum_curves,
     subject_scores,
     summary,
     variance_table,
@@ -48,8 +47,10 @@ from figures.figure_set import (
     add_controls,
     add_curves,
     add_rate_by_steps,
+    add_sharpness,
     add_sheet_of_one,
     add_sheets,
+    add_spectra,
     curve_data,
     of_first_seed,
 )
@@ -87,11 +88,8 @@ def draw_lr_robustness(results: Results, behind: Results | None = None) -> Figur
         figure = figures.ether_fig4_distances.draw(transform, curves.distances, name_multipliers(results.runs))
         drawn.add("ether_fig4_distances", figure, transform)
     add_rate_by_steps(drawn, results)
-    spectra = spectrum_curves(results)
-    if any(map(len, spectra.values())):
-        figure = figures.spectra_vs_rate.draw(spectra, name_multipliers(results.runs))
-        data = pd.concat([curve.assign(panel=name) for name, curve in spectra.items()], ignore_index=True)
-        drawn.add("spectra_vs_rate", figure, data)
+    add_spectra(drawn, results)
+    add_sharpness(drawn, results)
     if results.runs.groupby("subject")["seed"].nunique().max() > 1:
         drawn.tables["variance"] = variance_table(_all_seeds(results))
     add_blocks(drawn, results)

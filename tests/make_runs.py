@@ -83,6 +83,7 @@ class Maker:
     drift: bool = False
     dynamics: bool = True
     spectra: bool = False
+    sharpness: Mapping[str, float] = field(default_factory=dict)  # of the methods at the base rate, after step 1
     status: str = "finished"
 
     def write(self) -> Path:
@@ -102,6 +103,7 @@ class Maker:
             lr=1e-3 * multiplier, lr_lambda=1e-2 * multiplier if method == "delora" else None,
             boundary=self.boundary if method == "delora" else None, eval_steps=tuple(self.eval_steps), num_prompts=len(PROMPTS),
             num_images=1, model_hash=self.model_hash, subject_hash=f"hash-of-{subject}", scorer_hash=self.scorer_hash,
+            sharpness_steps=(1,) if method in self.sharpness else (),
         )  # fmt: skip
 
     def write_base(self, subject: str) -> RunFolder:
@@ -144,7 +146,11 @@ class Maker:
             if self.spectra:
                 norms |= spectra_columns(snapshots, multiplier)
             folder.append("norms", norms, self.steps)
-            folder.append("steps", steps_columns(steps, multiplier), self.steps)
+            losses = steps_columns(steps, multiplier)
+            if method in self.sharpness:
+                start = self.sharpness[method] * multiplier * np.exp(subject_effect(subject, 0.2))
+                losses["sharpness"] = np.where(np.asarray(steps) == 1, start, np.nan).astype(np.float32)
+            folder.append("steps", losses, self.steps)
         if self.pictures:
             self.draw_pictures(folder, cell, self.steps, heights[self.steps])
         return folder

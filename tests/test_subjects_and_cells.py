@@ -98,7 +98,7 @@ def test_training_length_is_a_setting_of_runs_that_were_scored_on_the_way(tmp_pa
     for draw in (draw_prolonged_training, draw_lr_robustness):
         drawn = draw(results)
         assert [ax.get_label() for ax in drawn.figures["rate_by_steps"].axes[::2]] == ["steps LoRA", "steps DeLoRA"]
-        assert "rate_by_steps" not in draw(results.select(multiplier=1.0)).figures
+    assert "rate_by_steps" not in draw_prolonged_training(results.select(multiplier=1.0)).figures
 
 
 def test_starts_of_lambda_are_a_setting_for_every_rate_that_is_scaled(tmp_path: Path) -> None:
