@@ -44,8 +44,7 @@ def draw(frame: pd.DataFrame, metric: str = "dino", xlabel: str = BASE_AXIS) -> 
     num_cells = max(part[["multiplier", "over_best"]].nunique().max() for part in parts.values())
     panel_in = max(PANEL_IN, 0.9 + CELL_IN * num_cells)
     wanted = 4 if len(parts) > 1 and 4 * panel_in <= MOST_IN else 2
-    beside = num_beside(wanted, panel_in * wanted, 0.95 * panel_in)
-    beside = max(1, beside // 2 * 2)
+    beside = max(1, num_beside(wanted, panel_in * wanted, 0.95 * panel_in) // 2 * 2)
     down = -(-2 * len(parts) // beside)
     height = 1.1 + ROW_IN * max(part["value"].nunique() for part in parts.values())
     figure = new_figure(panel_in * wanted, 0.4 + down * height)
@@ -83,9 +82,8 @@ def _draw_centred(ax: Axes, part: pd.DataFrame, rows: pd.DataFrame, _: str) -> N
     ax.set_title(f"100 × ({METRIC_TITLES.get(metric, metric)} − row's best)")
     if known.empty:
         ax.set(xticks=[], yticks=[])
-        ax.text(
-            0.5, 0.5, "no rate without divergence", ha="center", va="center", transform=ax.transAxes, fontsize=pt(8)
-        )
+        middle: dict[str, Any] = {"ha": "center", "va": "center", "transform": ax.transAxes, "fontsize": pt(8)}
+        ax.text(0.5, 0.5, "no rate without divergence", **middle)
         return
     words = [f"{round(100 * below)}".replace("-", "−") for below in known["below_best"]]
     _draw_heatmap(ax, known.assign(words=words), "over_best", "below_best", (rows["below_best"].min(), 0.0))
@@ -95,15 +93,14 @@ def _draw_centred(ax: Axes, part: pd.DataFrame, rows: pd.DataFrame, _: str) -> N
 def _draw_heatmap(ax: Axes, part: pd.DataFrame, x: str, values: str, limits: tuple[float, float]) -> None:
     """One cell a row of the frame, the setting's values down, with the frame's words in it."""
     setting = str(part["setting"].iloc[0])
-    order = in_order(setting, part["value"])
-    table, words = (part.pivot(index="value", columns=x, values=name).loc[order] for name in (values, "words"))
-    table = table.rename(index=lambda value: value_name(setting, value), columns=multiplier_text).rename_axis(
-        columns=None
-    )
+    part = part.drop_duplicates(["value", x])  # where yet another setting differs, the first
+    wide = part.pivot(index="value", columns=x, values=[values, "words"])
+    wide = wide.loc[in_order(setting, part["value"])]
+    table = wide[values].rename(index=lambda value: value_name(setting, value), columns=multiplier_text).astype(float)
     style: dict[str, Any] = {"linewidths": pt(0.5), "annot_kws": {"fontsize": pt(7)}, "cmap": "cividis", "cbar": False}
-    sns.heatmap(
-        table.astype(float), ax=ax, annot=words.fillna("").to_numpy(), fmt="", vmin=limits[0], vmax=limits[1], **style
-    )
+    low, high = limits
+    sns.heatmap(table, ax=ax, annot=wide["words"].fillna("").to_numpy(), fmt="", vmin=low, vmax=high, **style)
+    ax.set(xlabel="", ylabel="")
     ax.tick_params(length=0, rotation=0)
     ax.grid(False)
 

@@ -56,7 +56,8 @@ def draw(found: SharpnessVsRate, metric: str = "dino") -> Figure:
 
 def correlation_text(found: SharpnessVsRate) -> str:
     """The rank correlation in words, and what marks and bars are."""
-    text = "Geometric means and 95 % intervals over subjects, dots: subjects."
+    bars = " and 95 % intervals" if found.means["num_subjects"].max() > 2 else ""
+    text = f"Geometric means{bars} over subjects, dots: subjects."
     edges = int(found.means["num_at_edge"].sum())
     if edges:
         text += f" {edges} of {len(found.points)} best rates lie at an end of what was tried."
