@@ -14,7 +14,7 @@ from analysis.control_verdicts import control_gaps, judge_controls
 from analysis.curves import base_line, paired_curve, run_scores, score_curve, subject_scores
 from analysis.directions import magnitude_direction, magnitude_direction_correlation
 from analysis.distance_collapse import coincidence, run_ends, score_vs_distance
-from analysis.distances import distance_curve, gauge_curve, subject_distances
+from analysis.distances import distance_curve, gauge_curve, spectrum_curves, subject_distances
 from analysis.divergence import divergence_rates
 from analysis.early_warning import early_warning
 from analysis.load import load
@@ -23,9 +23,10 @@ from analysis.norms import weight_norms
 from analysis.permutation import holm, sign_flip
 from analysis.pictures import pictures
 from analysis.plateau import TOLERANCE, find_plateau, joint_plateau, plateau
-from analysis.plateau_by_setting import plateau_by_setting, scores_by_setting
+from analysis.plateau_by_setting import plateau_by_setting, scores_by_setting, scores_by_step
 from analysis.power import detectable_difference
 from analysis.results import METRICS, Results
+from analysis.sharpness_vs_rate import SharpnessVsRate, sharpness_vs_rate
 from analysis.summary import Robustness, plateau_sentence, robustness, summary, unfit_subjects
 from analysis.tables import format_table, to_latex, to_markdown, write_tables
 from analysis.variance import split_variance, variance_table
@@ -36,6 +37,7 @@ __all__ = [
     "TOLERANCE",
     "Results",
     "Robustness",
+    "SharpnessVsRate",
     "base_line",
     "best_settings",
     "best_table",
@@ -70,7 +72,10 @@ __all__ = [
     "score_curve",
     "score_vs_distance",
     "scores_by_setting",
+    "scores_by_step",
+    "sharpness_vs_rate",
     "sign_flip",
+    "spectrum_curves",
     "split_variance",
     "subject_distances",
     "subject_scores",

@@ -1,4 +1,4 @@
-"""How gauges and column norms of each U-Net block go during training: curves with intervals over subjects."""
+"""Gauges, column norms and the updates' spectra of each U-Net block during training: curves with intervals over subjects."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pandas as pd
 
 from analysis.block_means import QUANTITIES
 from analysis.curves import ended_runs, in_order
-from analysis.distances import curve_of
+from analysis.distances import SPECTRUM_LIMITS, curve_of
 from analysis.norms import block_order
 from analysis.results import ANY, Results
 from training.states import ENDED
 
 EMPTY = pd.DataFrame(columns=["quantity", "block", "series", "method", "step", "mean"])
-LIMITS = dict.fromkeys(QUANTITIES, (0.0, inf)) | {"lambda": ANY}
+LIMITS = dict.fromkeys(QUANTITIES, (0.0, inf)) | {"lambda": ANY} | SPECTRUM_LIMITS
 
 
 def block_curves(
@@ -25,7 +25,7 @@ def block_curves(
 
     Args:
         results: the runs; of a compact copy that was made without block means, the last step and the copied norms.
-        quantities: of `analysis.block_means.QUANTITIES`.
+        quantities: of `analysis.block_means.STORED`; `SPECTRA` are there of runs with `--spectra`.
         by_multiplier: whether multipliers stand in a column of their own, and not in the names of the series.
 
     Returns:
@@ -43,6 +43,7 @@ def block_curves(
         for name in quantities
         for rows in [frame.dropna(subset=[name])]
         for block in blocks
+        if len(rows)
     ]
     if not any(map(len, curves)):
         return EMPTY

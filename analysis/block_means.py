@@ -7,26 +7,29 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from training.store import SPECTRA
+
 GAUGES = ("lambda", "distance", "distance_rel")  # of the dynamics
 SPREAD = "colnorm_spread"  # s.d. of a matrix' column norms over their mean
 QUANTITIES = (*GAUGES, SPREAD)
+STORED = (*QUANTITIES, *SPECTRA)
 MOST_STEPS = 40  # of a run and table that are kept
 
 
 def block_means(dynamics: pd.DataFrame, norms: pd.DataFrame, places: pd.DataFrame) -> pd.DataFrame:
-    """Average gauges and the spread of column norms over the matrices of each block.
+    """Average gauges, the spread of column norms and the updates' spectra over the matrices of each block.
 
     Args:
         dynamics: rows step, matrix and gauges, of one run, or of several with run_id; empty for none.
-        norms: the same of the weight norms, whose steps may be others.
+        norms: the same of the weight norms with their spectra, whose steps may be others.
         places: rows matrix, block, with run_id where the others have it.
 
     Returns:
-        Rows (run_id,) step, block and `QUANTITIES`, NaN where a step, a block or a method lacks one.
+        Rows (run_id,) step, block and `STORED`, NaN where a step, a block or a method lacks one.
     """
     keys = [*(["run_id"] if "run_id" in places else []), "step", "block"]
     spread = norms.assign(**{SPREAD: norms["colnorm_sd"] / norms["colnorm_mean"].where(norms["colnorm_mean"] > 0)})
-    parts = [_means(dynamics, GAUGES, places, keys), _means(spread, [SPREAD], places, keys)]
+    parts = [_means(dynamics, GAUGES, places, keys), _means(spread, [SPREAD, *SPECTRA], places, keys)]
     return parts[0].merge(parts[1], on=keys, how="outer").sort_values(keys, kind="stable", ignore_index=True)
 
 

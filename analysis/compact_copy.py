@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from adapters.errors import BadInput
-from analysis.block_means import QUANTITIES, block_means
+from analysis.block_means import STORED, block_means
 from analysis.folders import NUMBERS, RUN_COLUMNS, dynamics_columns
 from analysis.results import Results
 from training.cell import STEP_LISTS
@@ -20,7 +20,7 @@ from training.store import COLUMNS, SCHEMA, read_table, write_table
 
 TABLES = ("runs", "scores", "matrices", "dynamics_final", "trajectories", "norms")
 MAX_POINTS = 200  # steps of a run that a trajectory keeps
-PICTURES, CONTROLS, BLOCKS = "pictures", "controls", "blocks"  # tables that may be missing
+PICTURES, CONTROLS, BLOCKS, SHARPNESS = "pictures", "controls", "blocks", "sharpness"  # tables that may be missing
 THUMBNAIL_PX = 128
 COPY = "plateau_copy"  # in every table's footer: which runs were copied
 _KEYS = {"run_id!": "text", "step!": "whole", "matrix!": "text"}
@@ -41,8 +41,9 @@ FORMS = {
     "dynamics_final": _KEYS | _GAUGES,
     "trajectories": _KEYS | _GAUGES,
     "norms": _KEYS | dict.fromkeys(COLUMNS["norms"][2:], "number"),
-    BLOCKS: {"run_id!": "text", "step!": "whole", "block!": "text", **dict.fromkeys(QUANTITIES, "number")},
+    BLOCKS: {"run_id!": "text", "step!": "whole", "block!": "text", **dict.fromkeys(STORED, "number")},
     PICTURES: {"run_id!": "text", "step!": "whole", "prompt!": "text", "seed!": "whole", "subject!": "text", "png!": "bytes"},
+    SHARPNESS: {"run_id!": "text", "step!": "whole", "sharpness!": "number"},
     CONTROLS: {"run_id!": "text", **{f"{name}!": "text" for name in COLUMNS["controls"][:-1]}, "value!": "number"},
 }  # fmt: skip
 OWN = ""  # in place of a run's id: a subject's own photograph
@@ -73,7 +74,7 @@ def export_compact(
     Returns:
         The files: runs, scores, matrices, the dynamics' last step of every matrix, trajectories (means over the
         matrices and `kept_matrices`, at most `MAX_POINTS` steps a run), norms, means over blocks, pictures where any are
-        shown, and controls where they were measured.
+        shown, and controls and sharpness where they were measured.
 
     Raises:
         StoreError: if the folder cannot be written.
@@ -93,7 +94,9 @@ def export_compact(
         tables[PICTURES] = _thumbnails(shown, results)
     if not results.controls.empty:
         tables[CONTROLS] = results.controls.drop(columns="subject")
-    for name in {PICTURES, CONTROLS} - tables.keys():
+    if not (measured := results.sharpness()).empty:
+        tables[SHARPNESS] = measured
+    for name in {PICTURES, CONTROLS, SHARPNESS} - tables.keys():
         (Path(folder) / f"{name}.parquet").unlink(missing_ok=True)
     copy = hashlib.sha256(" ".join(sorted(results.all_runs["run_id"])).encode()).hexdigest()[:16]
     return [_write(Path(folder) / f"{name}.parquet", frame, copy) for name, frame in tables.items()]
@@ -237,6 +240,12 @@ class CompactSource:
             BadInput: always.
         """
         raise BadInput(f"{self.folder} is a compact copy without the losses: load the runs folder itself")
+
+    def sharpness(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """The sharpness that was measured, none in a copy that came without."""
+        if not (self.folder / f"{SHARPNESS}.parquet").is_file():
+            return pd.DataFrame(columns=["run_id", "step", "sharpness"])
+        return self._table(SHARPNESS)
 
     def images(self, run_ids: Collection[str]) -> pd.DataFrame:
         """The pictures that were copied, `file` being their PNG's bytes."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pandas as pd
 
 from adapters.errors import BadInput
 from analysis.curves import ended_runs, summarise
 from analysis.results import ANY, RANGES, Results
 from analysis.statistics import log_interval, t_interval
+from training.store import SPECTRA
+
+# The values that a quantity of a spectrum can have.
+SPECTRUM_LIMITS = dict.fromkeys(SPECTRA, (0.0, 1.0)) | {"effective_rank": (1.0, inf), "intruders": (0.0, inf)}
 
 
 def subject_distances(
@@ -27,11 +33,15 @@ def subject_distances(
     Raises:
         BadInput: if there is no such matrix.
     """
-    final = final_distances(results, matrix, gauge).dropna()
-    table = ended_runs(results, x).merge(final, left_on="run_id", right_index=True)
+    return _by_subject(results, final_distances(results, matrix, gauge), x)
+
+
+def _by_subject(results: Results, values: pd.Series, x: str) -> pd.DataFrame:
+    """The mean of a number of the runs, indexed by run_id, over each subject's seeds."""
+    table = ended_runs(results, x).merge(values.dropna().rename("value"), left_on="run_id", right_index=True)
     return (
         table.groupby(["series", "method", x, "subject"], sort=False, observed=True)
-        .agg(value=(gauge, "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
+        .agg(value=("value", "mean"), num_seeds=("seed", "nunique"), num_diverged=("diverged", "sum"))
         .reset_index()
     )
 
@@ -50,6 +60,23 @@ def final_distances(results: Results, matrix: str = "mean", gauge: str = "distan
             )
         frame = frame[frame["matrix"] == matrix]
     return frame.groupby("run_id", observed=True)[gauge].mean().astype(float)
+
+
+def spectrum_curves(results: Results) -> dict[str, pd.DataFrame]:
+    """The updates' spectra at the end, their means over the matrices, against the multiplier.
+
+    Returns:
+        For each name of `SPECTRA` rows series, method, multiplier, mean, low, high (t intervals over subjects), num_subjects,
+        num_diverged, num_runs, least, most; runs without `--spectra` have none.
+    """
+    frame = results.norms().reindex(columns=["run_id", "step", *SPECTRA])
+    frame = frame.astype(dict.fromkeys(SPECTRA, float))
+    last = frame[frame["step"] == frame.groupby("run_id", observed=True)["step"].transform("max")]
+    final = last.groupby("run_id", observed=True)[list(SPECTRA)].mean()
+    tables = {name: _by_subject(results, final[name], "multiplier") for name in SPECTRA}
+    return {
+        name: summarise(table, "multiplier", [], t_interval, SPECTRUM_LIMITS[name]) for name, table in tables.items()
+    }
 
 
 def distance_curve(

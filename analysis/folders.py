@@ -44,18 +44,15 @@ class FolderSource:
         self._due = {folder.run_id: due_rows(run) for folder, run in read}
         absent = {run.run_id: run for run in planned_runs(root) if run.run_id not in self.folders}
         self.runs = runs_frame([*(run_row(*pair) for pair in read), *map(absent_row, absent.values())])
-        self.matrices = matrices_frame(
-            [{"run_id": folder.run_id, **matrix} for folder, run in read for matrix in run.get("matrices") or []]
-        )
+        rows = ({"run_id": folder.run_id, **matrix} for folder, run in read for matrix in run.get("matrices") or [])
+        self.matrices = matrices_frame(list(rows))
         self._scores: pd.DataFrame | None = None
 
     def scores(self) -> pd.DataFrame:
         """Rows run_id, step, metric, prompt, value."""
         if self._scores is None:
-            scored = self._must_have_scores()
-            self._scores = self._read(
-                self.folders, lambda folder: folder.read_scores(folder.run_id in scored), COLUMNS["scores"]
-            )
+            scored, names = self._must_have_scores(), COLUMNS["scores"]
+            self._scores = self._read(self.folders, lambda run: run.read_scores(run.run_id in scored), names)
         return self._scores
 
     def _must_have_scores(self) -> set[str]:
@@ -90,6 +87,12 @@ class FolderSource:
     def steps(self, run_ids: Collection[str]) -> pd.DataFrame:
         """Rows run_id, step, loss, grad_norm and rates."""
         return self._read(run_ids, RunFolder.read_steps, COLUMNS["steps"], "steps")
+
+    def sharpness(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """Rows run_id, step, sharpness of the steps at which it was measured; other runs' steps are not read."""
+        asked = self.runs.get("sharpness_steps", pd.Series(None, self.runs.index, dtype=object)).map(bool)
+        measured, names = set(run_ids) & set(self.runs.loc[asked, "run_id"]), ["step", "sharpness"]
+        return self._read(measured, lambda folder: folder.read_steps()[names].dropna(), names, "steps")
 
     def images(self, run_ids: Collection[str]) -> pd.DataFrame:
         """Rows run_id, step, prompt, seed, file."""

@@ -1,4 +1,4 @@
-"""The plateau at each value of a setting: rank, lambda's start, weight decay, number of pictures, prior weight.
+"""Plateau and best rate at each value of a setting: rank, lambda's start, weight decay, number of pictures, prior weight.
 
 Settings are varied one at a time around a default, so each is looked at among the runs in which the others have theirs.
 """
@@ -13,8 +13,9 @@ import pandas as pd
 
 from analysis.curves import score_curve, subject_scores
 from analysis.plateau import TOLERANCE, plateau
-from analysis.results import Results
+from analysis.results import DRIFT, Results
 from analysis.series import name_methods
+from training.states import ENDED
 
 
 def plateau_by_setting(
@@ -40,10 +41,37 @@ def plateau_by_setting(
 def scores_by_setting(results: Results, defaults: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
     """The rows of `score_curve` of every method at every value of every setting, with setting and value in front.
 
+    Behind them stand best_multiplier (of this value of the setting, among the rates at which no run diverged), over_best (the
+    multiplier over that one) and below_best (the mean score minus that at the best rate); NaN where there is none, and of drift.
+
     Raises:
         BadInput: as `plateau_by_setting`.
     """
-    return _by_setting(results, defaults, score_curve)
+    return _beside_best(_by_setting(results, defaults, score_curve))
+
+
+def scores_by_step(results: Results) -> pd.DataFrame:
+    """The same of the training's length: every evaluation on the way, `setting` being "steps" and `value` the step.
+
+    Raises:
+        BadInput: as `score_curve`.
+    """
+    runs = results.runs
+    rates = np.sort(runs.loc[runs["status"].isin(ENDED), "multiplier"].dropna().unique())
+    curves = [score_curve(results.select(multiplier=rate), x="step").assign(multiplier=rate) for rate in rates]
+    rows = pd.concat(curves, ignore_index=True)
+    rows = rows[rows["step"] > 0].rename(columns={"step": "value"}).astype({"value": float})
+    return _beside_best(rows.assign(setting="steps"))
+
+
+def _beside_best(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add each point's place beside the best rate of its series, metric and value of the setting."""
+    keys = ["setting", "series", "metric", "value"]
+    allowed = rows[(rows["num_diverged"] == 0) & (rows["metric"] != DRIFT)].dropna(subset=["mean"])
+    best = allowed.loc[allowed.groupby(keys, sort=False)["mean"].idxmax(), [*keys, "multiplier", "mean"]]
+    beside = rows.merge(best.rename(columns={"multiplier": "best_multiplier", "mean": "peak"}), on=keys, how="left")
+    over = (beside["multiplier"] / beside["best_multiplier"]).map("{:.6g}".format).astype(float)
+    return beside.assign(over_best=over, below_best=beside["mean"] - beside["peak"]).drop(columns="peak")
 
 
 def _by_setting(
@@ -59,7 +87,10 @@ def _by_setting(
         rows = rows[rows["series"].map(runs[setting]).notna()].copy()
         rows.insert(0, "value", rows["series"].map(runs[setting]).astype(float))
         rows.insert(0, "setting", setting)
-        names = rows["series"].map(name_methods(runs))
+        names = name_methods(runs)
+        if runs["scale"].nunique() > 1:
+            names += ", " + runs["scale"].astype(str) + " scaled"
+        names = rows["series"].map(names)
         frames.append(rows.assign(series=names).sort_values("value", kind="stable"))
     return pd.concat(frames, ignore_index=True)
 

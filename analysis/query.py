@@ -5,8 +5,8 @@
     python -m analysis.query "SHOW TABLES" runs/lr_robustness
     python -m analysis.query "..." docs/results/lr_robustness --format csv > answer.csv
 
-Tables: runs, scores, base, matrices, and of run folders dynamics, norms, steps, images; of a compact copy the last step's
-dynamics (final_dynamics), the thinned trajectories and norms. `docs/api.md` lists their columns.
+Tables: runs, scores, base, controls, matrices, and of run folders dynamics, norms, steps, images; of a compact copy the last
+step's dynamics (final_dynamics), the thinned trajectories and norms. `docs/api.md` lists their columns.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def register(database: duckdb.DuckDBPyConnection, results: Results, sql: str) ->
     Raises:
         DamagedFile: naming the first file that is not as it was written, or the first table of which a part is gone.
     """
-    frames = {"runs": results.runs, "scores": results.scores, "base": results.base, "matrices": results.matrices}
+    names = ("runs", "scores", "base", "controls", "matrices")
+    frames = {name: getattr(results, name) for name in names}
     sources = [source for source in results.sources if isinstance(source, FolderSource)]
     folders = [(source, folder) for source in sources for folder in source.folders.values()]
     if any(isinstance(source, CompactSource) for source in results.sources):

@@ -45,6 +45,7 @@ class Source(Protocol):
     def norms(self, run_ids: Collection[str]) -> pd.DataFrame: ...
     def blocks(self, run_ids: Collection[str]) -> pd.DataFrame: ...
     def steps(self, run_ids: Collection[str]) -> pd.DataFrame: ...
+    def sharpness(self, run_ids: Collection[str]) -> pd.DataFrame: ...
     def images(self, run_ids: Collection[str]) -> pd.DataFrame: ...
     def own_pictures(self) -> Mapping[str, Path | bytes]: ...
     def controls(self, run_ids: Collection[str]) -> pd.DataFrame: ...
@@ -160,12 +161,16 @@ class Results:
         return self._gather(lambda source, ids: source.norms(ids), self.all_runs)
 
     def blocks(self) -> pd.DataFrame:
-        """Rows run_id, step, block and means over the block's matrices (`analysis.block_means.QUANTITIES`), at few steps."""
+        """Rows run_id, step, block and means over the block's matrices (`analysis.block_means.STORED`), at few steps."""
         return self._gather(lambda source, ids: source.blocks(ids), self.runs)
 
     def steps(self) -> pd.DataFrame:
         """Rows run_id, step, loss, grad_norm, lr, lr_lambda, seconds."""
         return self._gather(lambda source, ids: source.steps(ids), self.runs)
+
+    def sharpness(self) -> pd.DataFrame:
+        """Rows run_id, step, sharpness of the steps at which it was measured (`--sharpness-steps`)."""
+        return self._gather(lambda source, ids: source.sharpness(ids), self.runs)
 
     def images(self) -> pd.DataFrame:
         """Rows run_id, step, prompt, seed, file of every picture, the base model's included; a copy holds a few of them.

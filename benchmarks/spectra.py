@@ -23,7 +23,7 @@ METHODS = ("lora", "delora", "dora", "oft", "full")  # factors, a frozen start; 
 
 
 def measure(place: Place, device: str, effort: Effort) -> list[Row]:
-    """Two rows a method: what spectra add to a snapshot of a pack, and what intruders cost at its end."""
+    """Three rows a method: what spectra add to a snapshot of a pack, and what intruders cost at its end."""
     scene, rows = Scene(place, device), []
     with threads(THREADS):
         for method in METHODS:

@@ -1,4 +1,4 @@
-"""What training does to each block of the U-Net: lambda, distance and the spread of column norms against the step.
+"""What training does to each block of the U-Net, against the step: lambda, distance, spread of column norms; or spectra.
 
 The DeLoRA paper shows means over all matrices (Fig. 3) and says that blocks differ in their norms (Fig. 4); here both meet.
 """
@@ -25,6 +25,11 @@ ROWS = {
     "distance_rel": "distance\n‖Wₜ − W₀‖ / ‖W₀‖",
     "distance": "distance\n‖Wₜ − W₀‖",
     "colnorm_spread": "column norms:\ns.d. / mean",
+    "effective_rank": "effective rank\nof Wₜ − W₀",
+    "energy_1": "energy in the\nfirst direction",
+    "energy_2": "energy in the\nfirst 2 directions",
+    "energy_4": "energy in the\nfirst 4 directions",
+    "intruders": "intruder dimensions\nof the first 10",
 }
 PANEL_IN = 1.55  # width and height of a panel
 MOST_MARKED = 6  # points of a curve that are marked each
@@ -36,7 +41,7 @@ def draw(curves: pd.DataFrame) -> Figure:
     """One column a block, one row a quantity, one line a series, or a multiplier of the one series there is.
 
     Args:
-        curves: `analysis.block_curves(results)`, or of one series with `by_multiplier=True`.
+        curves: `analysis.block_curves(results)`, or of other quantities (`SPECTRA`), or of one series with `by_multiplier=True`.
 
     Raises:
         BadInput: if there is nothing to draw.

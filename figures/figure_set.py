@@ -12,14 +12,26 @@ from matplotlib.figure import Figure
 
 import figures
 from adapters.method_words import BASE_MODEL
-from analysis import Results, Robustness, block_curves, pictures, robustness, summary, write_tables
+from analysis import (
+    Results,
+    Robustness,
+    block_curves,
+    pictures,
+    robustness,
+    scores_by_step,
+    sharpness_vs_rate,
+    spectrum_curves,
+    summary,
+    write_tables,
+)
+from analysis.block_means import QUANTITIES, STORED
 from analysis.control_verdicts import control_scores, control_tables, failing_words
 from analysis.notes import notes
 from analysis.series import BASE_AXIS, name_multipliers
 from analysis.tables import rounded
 from figures.note import add_note
 from figures.style import multiplier_text
-from training.store import writing
+from training.store import SPECTRA, writing
 
 MOST_SUBJECTS = 8  # on a sheet
 MISSING = "missing"  # table of the planned runs that have no result
@@ -103,16 +115,44 @@ def add_controls(drawn: FigureSet, results: Results) -> None:
 
 
 def add_blocks(drawn: FigureSet, results: Results) -> None:
-    """Add what training does to each block: of one series at all its rates, of several each at the rate nearest to its base."""
+    """Add what training does to each block, and its spectra: of one series at all its rates, of several near the base rate."""
     has_rates = bool(results.runs.groupby("series")["multiplier"].nunique().gt(1).any())
     if has_rates and results.runs["series"].nunique() > 1:
         nearest = min(results.runs["multiplier"].dropna().unique(), key=lambda multiplier: abs(np.log2(multiplier)))
-        curves = block_curves(results.select(multiplier=nearest))
+        curves = block_curves(results.select(multiplier=nearest), STORED)
         curves = curves.assign(series=[f"{name}, {multiplier_text(nearest)}×" for name in curves["series"]])
     else:
-        curves = block_curves(results, by_multiplier=has_rates)
-    if len(curves):
-        drawn.add("dynamics_by_block", figures.dynamics_by_block.draw(curves), curves)
+        curves = block_curves(results, STORED, by_multiplier=has_rates)
+    for name, quantities in {"dynamics_by_block": QUANTITIES, "spectra_by_block": SPECTRA}.items():
+        if len(shown := curves[curves["quantity"].isin(quantities)]):
+            drawn.add(name, figures.dynamics_by_block.draw(shown), shown)
+
+
+def add_rate_by_steps(drawn: FigureSet, results: Results) -> None:
+    """Add scores by rate and training length, of the series with several rates that were scored on the way."""
+    if results.scores.loc[results.scores["step"] > 0, "step"].nunique() > 1:
+        rates = scores_by_step(results)
+        is_surface = rates.groupby("series")[["multiplier", "value"]].transform("nunique").gt(1).all(axis=1)
+        if is_surface.any():
+            figure = figures.rate_by_setting.draw(rates[is_surface], xlabel=name_multipliers(results.runs))
+            drawn.add("rate_by_steps", figure, rates[is_surface])
+
+
+def add_spectra(drawn: FigureSet, results: Results) -> None:
+    """Add the updates' spectra at the end against the rate, where runs have some."""
+    curves = spectrum_curves(results)
+    if any(map(len, curves.values())):
+        figure = figures.spectra_vs_rate.draw(curves, name_multipliers(results.runs))
+        data = [curve.assign(panel=name) for name, curve in curves.items() if len(curve)]
+        drawn.add("spectra_vs_rate", figure, pd.concat(data, ignore_index=True))
+
+
+def add_sharpness(drawn: FigureSet, results: Results) -> None:
+    """Add sharpness at the start against the best rate, where it was measured."""
+    found = sharpness_vs_rate(results)
+    if len(found.points):
+        drawn.add("sharpness_vs_rate", figures.sharpness_vs_rate.draw(found), found.points)
+        drawn.tables |= {"sharpness": found.means, "sharpness_correlation": found.correlation}
 
 
 def curve_data(curves: Robustness) -> pd.DataFrame:

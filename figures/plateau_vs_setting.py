@@ -1,4 +1,4 @@
-"""Does a setting move the plateau? Height, mean gain and width against rank, lambda's start, weight decay and others."""
+"""Does a setting move the plateau? Height, mean gain and half-gain width against rank, lambda's start, weight decay."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from figures.looks import Look, looks
 from figures.panels import BASE_DASHES, draw_legend, limit_to_means
 from figures.style import INK, METRIC_TITLES, MUTED, new_figure, num_beside, pt, styled
 
-ROWS = {"peak": "peak of {}", "area": "mean gain in {}", "width_octaves": "plateau in octaves"}
+ROWS = {"peak": "peak of {}", "area": "mean gain in {}", "half_width": "half-gain width in octaves"}
 TITLES = {
     "rank": "rank",
     "boundary": "λ at the start",
     "adam_weight_decay": "weight decay",
     "num_instance_images": "pictures of the subject",
     "prior_loss_weight": "prior-preservation weight",
+    "steps": "training steps",
 }
 DODGE = 0.12  # between neighbouring series, in places of the axis
 
 
 @styled
 def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
-    """One column a setting, its values evenly spaced; rows: peak, mean gain over the grid of rates, plateau's width.
+    """One column a setting, its values evenly spaced; rows: peak, mean gain over the grid of rates, half-gain width.
 
     Args:
         frame: `analysis.plateau_by_setting(...)`.
@@ -55,7 +56,8 @@ def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
     peak, area, width = columns[0]
     limit_to_means(peak, [_as_curve(rows, "peak")], base)
     limit_to_means(area, [_as_curve(rows, "area")])
-    width.set_ylim(bottom=-0.06 * width.get_ylim()[1])
+    top = width.get_ylim()[1]
+    width.set_ylim(-0.06 * top, 1.06 * top)
     open_mark = Line2D(
         [], [], ls="none", marker="^", ms=pt(7), mfc="none", color=MUTED, label="at least so wide: an end is open"
     )
@@ -63,7 +65,11 @@ def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
     few = "One subject: no interval" if most < 2 else "Two subjects: no interval"
     text = "Bars: 95 % intervals over subjects" if most > 2 else few
     draw_legend(
-        figure, rows, styles, marks=[open_mark] if rows[["open_low", "open_high"]].any(axis=None) else [], title=text
+        figure,
+        rows,
+        styles,
+        marks=[open_mark] if rows[["half_open_low", "half_open_high"]].any(axis=None) else [],
+        title=text,
     )
     fit_text(figure)
     return figure
@@ -92,16 +98,15 @@ def _draw_measure(ax: Axes, rows: pd.DataFrame, measure: str, styles: Mapping[st
     """One measure of every series over the values' places, with bars, and a triangle where a width is a lower bound."""
     places = {value: place for place, value in enumerate(in_order(rows["setting"].iloc[0], rows["value"]))}
     names = list(rows["series"].unique())
-    stem = measure.removesuffix("_octaves")
     for number, name in enumerate(names):
         look, own = styles[name], rows[rows["series"] == name]
         own = own.assign(place=own["value"].map(places) + DODGE * (number - (len(names) - 1) / 2)).sort_values("place")
-        y, low, high = (own[column].to_numpy(dtype=float) for column in (measure, f"{stem}_low", f"{stem}_high"))
+        y, low, high = (own[column].to_numpy(dtype=float) for column in (measure, f"{measure}_low", f"{measure}_high"))
         ax.plot(own["place"], y, color=look.color, ls=look.line_style, label=name, zorder=3, **look.marks())
         low, high = (np.where(own["num_subjects"] > 2, end, np.nan) for end in (low, high))
         ax.vlines(own["place"], low, high, color=look.color, lw=pt(1.1), zorder=2.5, label=f"_bar {name}")
-        is_open = (own["open_low"] | own["open_high"]).to_numpy(dtype=bool)
-        if stem == "width" and is_open.any():
+        is_open = (own["half_open_low"] | own["half_open_high"]).to_numpy(dtype=bool)
+        if measure == "half_width" and is_open.any():
             ring: dict[str, Any] = {
                 "marker": "^",
                 "ms": pt(12),

@@ -1,4 +1,4 @@
-"""Where does a method do best? A heatmap of scores by rate and setting for each method, its best cell framed."""
+"""Where does a method do best, and does its best rate move? Heatmaps of scores by rate and setting, as they are and centred."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from matplotlib.patches import Rectangle
 
 from adapters.errors import BadInput
 from analysis.series import BASE_AXIS
-from figures.labels import fit_text
+from figures.labels import add_subtitle, fit_text
 from figures.plateau_vs_setting import TITLES, in_order, value_name
-from figures.style import ALARM, METRIC_TITLES, multiplier_text, new_figure, num_beside, pt, styled
+from figures.style import ALARM, METRIC_TITLES, count_text, multiplier_text, new_figure, num_beside, pt, styled
 
-PANEL_IN, ROW_IN = 4.2, 0.34
+PANEL_IN, ROW_IN = 3.1, 0.34
+CELL_IN, MOST_IN = 0.36, 14.0  # width that a cell's number needs, and that four panels may have
+CENTRED_AXIS = "multiple of the row's own best rate"
 
 
 @styled
 def draw(frame: pd.DataFrame, metric: str = "dino", xlabel: str = BASE_AXIS) -> Figure:
-    """One heatmap a setting and series: its values down, multipliers across, every cell with its mean score.
+    """Two heatmaps a setting and series, the setting's values down: mean scores by multiplier, and what the row's best is above.
+
+    On the left every row's best is framed thinly and the best of all thickly; on the right rates are multiples of the row's best.
+    A point at which a run diverged is never the best.
 
     Args:
-        frame: `analysis.scores_by_setting(...)`.
+        frame: `analysis.scores_by_setting(...)` or `analysis.scores_by_step(...)`.
         metric: the score.
         xlabel: what multipliers multiply (`analysis.series.name_multipliers`).
 
@@ -35,43 +40,73 @@ def draw(frame: pd.DataFrame, metric: str = "dino", xlabel: str = BASE_AXIS) -> 
     rows = frame[frame["metric"] == metric]
     if rows.empty:
         raise BadInput("no finished run to draw: run python sweeps/rank_robustness.py first")
-    tables = {key: _table(part) for key, part in rows.groupby(["setting", "series"], sort=False)}
-    wanted = min(3, len(tables))
-    beside = num_beside(wanted, PANEL_IN * wanted, 3.6)
-    down = -(-len(tables) // beside)
-    figure = new_figure(PANEL_IN * wanted, 0.5 + down * (1.0 + ROW_IN * max(map(len, tables.values()))))
-    axes = figure.subplots(down, beside, squeeze=False).ravel()
-    limits = {"vmin": float(rows["mean"].min()), "vmax": float(rows["mean"].max())}
-    for ax, ((setting, series), table) in zip(axes, tables.items(), strict=False):
-        ax.set_label(f"{setting} {series}")
-        _draw_table(ax, table, limits)
-        ax.set(xlabel=xlabel, ylabel=TITLES.get(setting, setting.replace("_", " ")))
-        ax.set_title(f"{series}: {METRIC_TITLES.get(metric, metric)}")
-    for ax in axes[len(tables) :]:
-        ax.remove()
+    parts = dict(list(rows.groupby(["setting", "series"], sort=False)))
+    num_cells = max(part[["multiplier", "over_best"]].nunique().max() for part in parts.values())
+    panel_in = max(PANEL_IN, 0.9 + CELL_IN * num_cells)
+    wanted = 4 if len(parts) > 1 and 4 * panel_in <= MOST_IN else 2
+    beside = max(1, num_beside(wanted, panel_in * wanted, 0.95 * panel_in) // 2 * 2)
+    down = -(-2 * len(parts) // beside)
+    height = 1.1 + ROW_IN * max(part["value"].nunique() for part in parts.values())
+    figure = new_figure(panel_in * wanted, 0.4 + down * height)
+    for number, ((setting, series), part) in enumerate(parts.items()):
+        for side, draw_side in enumerate((_draw_scores, _draw_centred)):
+            ax = figure.add_subplot(down, beside, 2 * number + side + 1)
+            ax.set(label=f"{setting} {series}{' centred' * side}")
+            draw_side(ax, part, rows, xlabel)
+            ax.set_ylabel(TITLES.get(setting, setting.replace("_", " ")))
     fit_text(figure)
     return figure
 
 
-def _table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means, the setting's values down as words, multipliers across as words."""
-    setting = str(rows["setting"].iloc[0])
-    table = rows.pivot_table("mean", "value", "multiplier", observed=True).loc[in_order(setting, rows["value"])]
-    return table.rename(index=lambda value: value_name(setting, value), columns=multiplier_text)
+def _draw_scores(ax: Axes, part: pd.DataFrame, rows: pd.DataFrame, xlabel: str) -> None:
+    """Mean scores, every row's best framed; where subjects are missing at some rates, each cell has its number of them."""
+    differ, diverged = part["num_subjects"].nunique() > 1, part["num_diverged"] > 0
+    words = [f"{mean:.2f}{'×' * lost}" for mean, lost in zip(part["mean"], diverged, strict=True)]
+    if differ:
+        words = [f"{word}\nn={count}" for word, count in zip(words, part["num_subjects"], strict=True)]
+    _draw_heatmap(ax, part.assign(words=words), "multiplier", "mean", (rows["mean"].min(), rows["mean"].max()))
+    is_best = part["multiplier"] == part["best_multiplier"]
+    top = part["mean"].where(is_best).max()
+    for row in part[is_best].itertuples():
+        _frame_cell(ax, part, row.value, row.multiplier, pt(2.4 if row.mean == top else 1.0))
+    metric = str(part["metric"].iloc[0])
+    ax.set(xlabel=xlabel, title=f"{part['series'].iloc[0]}: {METRIC_TITLES.get(metric, metric)}, {count_text(part)}")
+    if diverged.any():
+        add_subtitle(ax, "×: some runs diverged")
 
 
-def _draw_table(ax: Axes, table: pd.DataFrame, limits: dict[str, float]) -> None:
-    sns.heatmap(table, ax=ax, annot=True, fmt=".2f", cmap="cividis", cbar=False, linewidths=pt(0.5),
-                annot_kws={"fontsize": pt(7)}, **limits)  # fmt: skip
+def _draw_centred(ax: Axes, part: pd.DataFrame, rows: pd.DataFrame, _: str) -> None:
+    """What each row's best is above its other rates, in hundredths, over multiples of that best rate."""
+    known = part.dropna(subset=["over_best"])
+    metric = str(part["metric"].iloc[0])
+    ax.set_title(f"100 × ({METRIC_TITLES.get(metric, metric)} − row's best)")
+    if known.empty:
+        ax.set(xticks=[], yticks=[])
+        middle: dict[str, Any] = {"ha": "center", "va": "center", "transform": ax.transAxes, "fontsize": pt(8)}
+        ax.text(0.5, 0.5, "no rate without divergence", **middle)
+        return
+    words = [f"{round(100 * below)}".replace("-", "−") for below in known["below_best"]]
+    _draw_heatmap(ax, known.assign(words=words), "over_best", "below_best", (rows["below_best"].min(), 0.0))
+    ax.set_xlabel(CENTRED_AXIS)
+
+
+def _draw_heatmap(ax: Axes, part: pd.DataFrame, x: str, values: str, limits: tuple[float, float]) -> None:
+    """One cell a row of the frame, the setting's values down, with the frame's words in it."""
+    setting = str(part["setting"].iloc[0])
+    part = part.drop_duplicates(["value", x])  # where yet another setting differs, the first
+    wide = part.pivot(index="value", columns=x, values=[values, "words"])
+    wide = wide.loc[in_order(setting, part["value"])]
+    table = wide[values].rename(index=lambda value: value_name(setting, value), columns=multiplier_text).astype(float)
+    style: dict[str, Any] = {"linewidths": pt(0.5), "annot_kws": {"fontsize": pt(7)}, "cmap": "cividis", "cbar": False}
+    low, high = limits
+    sns.heatmap(table, ax=ax, annot=wide["words"].fillna("").to_numpy(), fmt="", vmin=low, vmax=high, **style)
+    ax.set(xlabel="", ylabel="")
     ax.tick_params(length=0, rotation=0)
     ax.grid(False)
-    row, column = np.unravel_index(np.nanargmax(table.to_numpy(dtype=float)), table.shape)
-    frame: dict[str, Any] = {
-        "fill": False,
-        "edgecolor": ALARM,
-        "lw": pt(2.2),
-        "zorder": 4,
-        "label": "_best",
-        "clip_on": False,
-    }
-    ax.add_patch(Rectangle((int(column), int(row)), 1, 1, **frame))
+
+
+def _frame_cell(ax: Axes, part: pd.DataFrame, value: float, multiplier: float, width: float) -> None:
+    row = in_order(str(part["setting"].iloc[0]), part["value"]).index(value)
+    column = np.sort(part["multiplier"].unique()).tolist().index(multiplier)
+    frame: dict[str, Any] = {"edgecolor": ALARM, "lw": width, "zorder": 4, "label": "_best", "clip_on": False}
+    ax.add_patch(Rectangle((column, row), 1, 1, fill=False, **frame))

@@ -46,8 +46,11 @@ from figures.figure_set import (
     add_blocks,
     add_controls,
     add_curves,
+    add_rate_by_steps,
+    add_sharpness,
     add_sheet_of_one,
     add_sheets,
+    add_spectra,
     curve_data,
     of_first_seed,
 )
@@ -84,6 +87,9 @@ def draw_lr_robustness(results: Results, behind: Results | None = None) -> Figur
     if len(transform):
         figure = figures.ether_fig4_distances.draw(transform, curves.distances, name_multipliers(results.runs))
         drawn.add("ether_fig4_distances", figure, transform)
+    add_rate_by_steps(drawn, results)
+    add_spectra(drawn, results)
+    add_sharpness(drawn, results)
     if results.runs.groupby("subject")["seed"].nunique().max() > 1:
         drawn.tables["variance"] = variance_table(_all_seeds(results))
     add_blocks(drawn, results)
@@ -109,6 +115,7 @@ def draw_prolonged_training(results: Results) -> FigureSet:
     ]
     drawn.add("fig3_prolonged_training", figure, pd.concat(panels, ignore_index=True))
     drawn.tables["scores"] = scores
+    add_rate_by_steps(drawn, results)
     add_blocks(drawn, results)
     if len(results.images()):
         found = of_first_seed(pictures(results))
@@ -158,6 +165,10 @@ def draw_boundary_and_angle(results: Results) -> FigureSet:
     drawn, results = FigureSet.of(results), at_every_scale(results)
     add_curves(drawn, results, "fig6_boundary_and_angle")
     starts = results.runs["boundary"].unique()
+    if len(starts) > 1:
+        rates = scores_by_setting(results, {"boundary": sorted(starts)})
+        figure = figures.rate_by_setting.draw(rates, xlabel=name_multipliers(results.runs))
+        drawn.add("rate_by_boundary", figure, rates)
     for start in starts:
         kept = results.select(boundary=start)
         paths = {name: gauge_curve(kept, name, by_multiplier=True) for name in GAUGES}

@@ -70,8 +70,8 @@ def report_settings(outcome: SweepOutcome, docs: Path | None) -> None:
 
 def _say_settings(drawn: FigureSet, name: str) -> None:
     dino = drawn.tables[name][drawn.tables[name]["metric"] == "dino"]
-    ends = [f"{stem}_{end}" for stem in ("peak", "width", "area") for end in ("low", "high")]
-    show(dino[["series", "setting", "value", "peak", "width_octaves", "area", *ends, "num_diverged", "num_subjects"]])
+    ends = [f"{stem}_{end}" for stem in ("area", "half_width", "peak") for end in ("low", "high")]
+    show(dino[["series", "setting", "value", "area", "half_width", "peak", *ends, "num_diverged", "num_subjects"]])
 
 
 def series_of(results: Results, specs: Sequence[MethodSpec]) -> list[str]:

@@ -73,6 +73,7 @@ class Maker:
     seed_sd: float = 0.0
     noise_sd: float = 0.0
     rank: int = 8
+    boundary: float = 0.5  # of DeLoRA
     options: Mapping[str, str] = field(default_factory=lambda: OPTIONS)
     sweep: str = "lr_robustness"
     model_hash: str = "pocket-hash"
@@ -81,6 +82,8 @@ class Maker:
     pictures: bool = False
     drift: bool = False
     dynamics: bool = True
+    spectra: bool = False
+    sharpness: Mapping[str, float] = field(default_factory=dict)  # of the methods at the base rate, after step 1
     status: str = "finished"
 
     def write(self) -> Path:
@@ -98,8 +101,9 @@ class Maker:
         return Cell(
             method=method, options=self.options[method], rank=self.rank, subject=subject, seed=seed, steps=self.steps,
             lr=1e-3 * multiplier, lr_lambda=1e-2 * multiplier if method == "delora" else None,
-            boundary=0.5 if method == "delora" else None, eval_steps=tuple(self.eval_steps), num_prompts=len(PROMPTS),
+            boundary=self.boundary if method == "delora" else None, eval_steps=tuple(self.eval_steps), num_prompts=len(PROMPTS),
             num_images=1, model_hash=self.model_hash, subject_hash=f"hash-of-{subject}", scorer_hash=self.scorer_hash,
+            sharpness_steps=(1,) if method in self.sharpness else (),
         )  # fmt: skip
 
     def write_base(self, subject: str) -> RunFolder:
@@ -137,8 +141,16 @@ class Maker:
         if self.dynamics:
             steps = list(range(self.steps + 1))
             folder.append("dynamics", dynamics_columns(steps, method, multiplier, self.steps, last), self.steps)
-            folder.append("norms", norms_columns([0, self.steps], 0.01 * multiplier), self.steps)
-            folder.append("steps", steps_columns(steps, multiplier), self.steps)
+            snapshots = [0, self.steps // 2, self.steps] if self.spectra else [0, self.steps]
+            norms = norms_columns(snapshots, 0.01 * multiplier)
+            if self.spectra:
+                norms |= spectra_columns(snapshots, multiplier)
+            folder.append("norms", norms, self.steps)
+            losses = steps_columns(steps, multiplier)
+            if method in self.sharpness:
+                start = self.sharpness[method] * multiplier * np.exp(subject_effect(subject, 0.2))
+                losses["sharpness"] = np.where(np.asarray(steps) == 1, start, np.nan).astype(np.float32)
+            folder.append("steps", losses, self.steps)
         if self.pictures:
             self.draw_pictures(folder, cell, self.steps, heights[self.steps])
         return folder
@@ -217,6 +229,15 @@ def norms_columns(steps: Sequence[int], growth: float) -> dict[str, Any]:
         "matrix": matrix_names(len(steps)),
         "colnorm_mean": norms, "colnorm_sd": norms * 0.1, "rownorm_mean": norms * 2, "rownorm_sd": norms * 0.2,
     }  # fmt: skip
+
+
+def spectra_columns(steps: Sequence[int], multiplier: float) -> dict[str, Any]:
+    """Spectra that fall together as steps and rates rise, other ones in every matrix; none at step 0, intruders at the end."""
+    done = np.repeat(np.asarray(steps), len(MATRICES)) / steps[-1]
+    rank = 1 + (6 + np.tile(np.arange(len(MATRICES)), len(steps)) % 5) / (1 + multiplier * done)
+    values = {"effective_rank": rank, "energy_1": 1 / rank, "energy_2": np.minimum(1, 1.5 / rank),
+              "energy_4": np.minimum(1, 3 / rank), "intruders": np.where(done == 1, np.floor(multiplier), np.nan)}  # fmt: skip
+    return {name: np.where(done > 0, value, np.nan).astype(np.float32) for name, value in values.items()}
 
 
 def steps_columns(steps: Sequence[int], multiplier: float) -> dict[str, Any]:

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 
 from adapters import BadInput
-from analysis import compact, load
+from analysis import compact, export_compact, load
 from analysis import query as sql
 from analysis.query import query
+from tests.make_controls import GOOD, write_controls
 from tests.make_runs import make_runs
 from training.store import COLUMNS
 
@@ -73,6 +74,19 @@ def test_tables_of_run_folders_hold_what_the_frames_hold(runs: Path) -> None:
     for name, count in (("runs", 2), ("matrices", len(results.matrices)), ("steps", len(results.steps())),
                         ("norms", len(results.norms())), ("base", len(results.base))):  # fmt: skip
         assert query(f"SELECT count(*) AS n FROM {name}", runs)["n"].item() == count
+
+
+def test_controls_are_a_table_of_run_folders_and_copies(runs: Path, tmp_path: Path) -> None:
+    assert query("SELECT * FROM controls", runs).empty
+    write_controls(runs, {"cat": GOOD})
+    results = load(runs)
+    export_compact(results, tmp_path / "copy")
+    wanted = results.controls.astype({"metric": str, "kind": str}).groupby(["metric", "kind"])["value"].mean()
+    question = "SELECT metric, kind, avg(value) AS value FROM controls WHERE subject = 'cat' GROUP BY ALL ORDER BY ALL"
+    for root in (runs, tmp_path / "copy"):
+        found = query(question, root).set_index(["metric", "kind"])["value"]
+        assert len(found) == 2 * len(GOOD)
+        np.testing.assert_allclose(found, wanted[found.index], rtol=1e-5, atol=1e-7)
 
 
 def test_compact_copy_answers_too(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

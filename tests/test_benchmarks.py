@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from adapters import BadInput
-from benchmarks import dynamics, every_method, gpu, methods, packs
+from benchmarks import dynamics, every_method, gpu, methods, packs, spectra
 from benchmarks.device_limits import count_flop
 from benchmarks.real_scale import Bench
 from benchmarks.rows import Row, to_markdown, write_page
@@ -35,7 +35,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return find_place(str(folder), folder)
 
 
-@pytest.mark.parametrize("script", [packs, methods, every_method, dynamics], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "script", [packs, methods, every_method, dynamics, spectra], ids=lambda module: module.__name__
+)
 def test_every_script_yields_its_rows(script: object, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packs, "calibrate", lambda *_: Estimate({n: Cost(1.0, 1.0) for n in (1, 2)}, 2))
     monkeypatch.setattr(packs, "SEVERAL", 1)  # threads wait for each other where other tests keep the cores busy
@@ -43,13 +45,14 @@ def test_every_script_yields_its_rows(script: object, place: Place, monkeypatch:
     monkeypatch.setattr(packs.multiprocessing, "get_context", lambda kind: fork)  # whose imports are made already
     monkeypatch.setattr(dynamics, "PACK", 2)
     monkeypatch.setattr(every_method, "PACK", 2)
+    monkeypatch.setattr(spectra, "PACK", 2)
     rows: list[Row] = script.measure(place, "cpu", LEAST)  # type: ignore[attr-defined]
     assert len({row.name for row in rows}) == len(rows) >= 4
     for row in rows:
         assert math.isfinite(row.measured.value), row.name
         assert row.measured.num >= 2
         assert row.met in ("yes", "no") if row.aim is not None else row.met == ""
-    assert any(row.aim is not None for row in rows)
+    assert any(row.aim is not None for row in rows) or script is spectra, "a cost that is asked for has no aim"
 
 
 def test_ratios_of_known_numbers() -> None:

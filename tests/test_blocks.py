@@ -10,7 +10,7 @@ import pytest
 
 import figures
 from adapters import BadInput
-from analysis import block_curves, export_compact, load
+from analysis import block_curves, export_compact, load, spectrum_curves
 from analysis.block_means import QUANTITIES, few_steps
 from analysis.results import Results
 from figures.figure_set import FigureSet, add_blocks
@@ -18,6 +18,7 @@ from figures.looks import shades
 from figures.registry import draw_lr_robustness, draw_prolonged_training, draw_weight_norms
 from tests.make_runs import Shape, assert_drawn, make_runs
 from tests.test_figures import axes_of, line_of, words_of
+from training.store import SPECTRA
 
 SHAPES = {"lora": Shape(diverges_from=4.0), "delora": Shape()}
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"]
@@ -99,6 +100,62 @@ def test_runs_that_have_not_ended_have_no_curves(tmp_path: Path) -> None:
     assert not drawn.figures
     with pytest.raises(BadInput, match="prolonged_training"):
         figures.dynamics_by_block.draw(block_curves(results))
+
+
+@pytest.fixture(scope="module")
+def spectral(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Two methods at three rates, with spectra at steps 10 and 20, intruders at 20."""
+    return load(
+        make_runs(tmp_path_factory.mktemp("spectral"), shapes=SHAPES, multipliers=(0.5, 1.0, 4.0), spectra=True)
+    )
+
+
+def test_spectra_by_block_are_means_over_matrices_and_live_on_in_a_copy(spectral: Results, tmp_path: Path) -> None:
+    export_compact(spectral, tmp_path)
+    own = block_curves(spectral, SPECTRA, by_multiplier=True)
+    pd.testing.assert_frame_equal(
+        block_curves(load(tmp_path), SPECTRA, by_multiplier=True), own, check_dtype=False, rtol=1e-6
+    )
+    rows = spectral.norms().merge(spectral.matrices[["run_id", "matrix", "block"]], on=["run_id", "matrix"])
+    rows = rows.astype({"run_id": str}).merge(spectral.runs[["run_id", "series", "multiplier"]], on="run_id")
+    for name in SPECTRA:
+        kept = rows.query("block == 'up_blocks.1' and series == 'DeLoRA' and multiplier == 0.5").dropna(subset=[name])
+        curve = own.query(
+            f"quantity == '{name}' and block == 'up_blocks.1' and series == 'DeLoRA' and multiplier == 0.5"
+        )
+        assert list(curve["step"]) == ([20] if name == "intruders" else [10, 20])
+        np.testing.assert_allclose(curve["mean"], kept.groupby("step")[name].mean(), rtol=1e-6)
+
+
+def test_spectra_at_the_end_stand_against_the_rate(spectral: Results, results: Results, tmp_path: Path) -> None:
+    curves = spectrum_curves(spectral)
+    export_compact(spectral, tmp_path)
+    copied = spectrum_curves(load(tmp_path))
+    last = spectral.norms().query("step == 20").astype({"run_id": str}).groupby("run_id")[list(SPECTRA)].mean()
+    last = last.join(spectral.runs.set_index("run_id")[["series", "multiplier"]], how="inner")
+    figure = figures.spectra_vs_rate.draw(curves)
+    for name, curve in curves.items():
+        pd.testing.assert_frame_equal(copied[name], curve, rtol=1e-6)
+        wanted = last[last["series"] == "LoRA"].groupby("multiplier")[name].mean()
+        np.testing.assert_allclose(curve[curve["series"] == "LoRA"]["mean"], wanted, rtol=1e-6)
+        assert set(curve["num_subjects"]) == {3}
+        if name in figures.spectra_vs_rate.TITLES:
+            assert_drawn(line_of(axes_of(figure, name), "LoRA")[:, 1], wanted)
+    assert not any(map(len, spectrum_curves(results).values()))
+    with pytest.raises(BadInput, match="--spectra"):
+        figures.spectra_vs_rate.draw(spectrum_curves(results))
+
+
+def test_drivers_draw_spectra_where_there_are_some(spectral: Results, results: Results) -> None:
+    names = {"spectra_by_block", "spectra_vs_rate"}
+    drawn = draw_lr_robustness(spectral)
+    assert names <= set(drawn.figures)
+    assert set(drawn.data["spectra_by_block"]["quantity"]) == set(SPECTRA)
+    assert [ax.get_label() for ax in drawn.figures["spectra_by_block"].axes] == [
+        f"{name} {block}" for name in SPECTRA for block in BLOCKS
+    ]
+    assert "spectra_by_block" in draw_prolonged_training(spectral.select(multiplier=1.0)).figures
+    assert not names & set(draw_lr_robustness(results).figures)
 
 
 # The figure.

@@ -29,6 +29,8 @@ from analysis import (
     score_curve,
     score_vs_distance,
     scores_by_setting,
+    sharpness_vs_rate,
+    spectrum_curves,
     subject_scores,
     weight_norms,
 )
@@ -57,7 +59,8 @@ Drawing = Callable[[], Figure]
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Four methods with long names on three subjects."""
     shapes = {name: Shape(high=0.1 * number) for number, name in enumerate(NAMES)}
-    found = load(make_runs(tmp_path_factory.mktemp("runs"), shapes=shapes, multipliers=GRID, pictures=True))
+    more = {"pictures": True, "spectra": True, "sharpness": dict.fromkeys(NAMES, 10.0)}
+    found = load(make_runs(tmp_path_factory.mktemp("runs"), shapes=shapes, multipliers=GRID, **more))
     return Results(found.all_runs.assign(label=found.all_runs["method"].map(NAMES)), found.sources)
 
 
@@ -145,6 +148,14 @@ def draw_dynamics_by_block(results: Results) -> Drawing:
     return partial(figures.dynamics_by_block.draw, block_curves(results.select(multiplier=1)))
 
 
+def draw_spectra(results: Results) -> Drawing:
+    return partial(figures.spectra_vs_rate.draw, spectrum_curves(results))
+
+
+def draw_sharpness(results: Results) -> Drawing:
+    return partial(figures.sharpness_vs_rate.draw, sharpness_vs_rate(results))
+
+
 def draw_subjects(results: Results) -> Drawing:
     return partial(figures.scores_by_subject.draw, subject_scores(results))
 
@@ -180,10 +191,12 @@ FIGURES: dict[str, Callable[[Results], Drawing]] = {
     "rate_by_setting": draw_rates,
     "norms_by_block": draw_blocks,
     "dynamics_by_block": draw_dynamics_by_block,
+    "spectra_vs_rate": draw_spectra,
     "scores_by_subject": draw_subjects,
     "score_vs_distance": draw_against_distance,
     "matched_prompt": draw_matched,
     "controls": draw_controls,
+    "sharpness_vs_rate": draw_sharpness,
     "picture_sheet": draw_sheet,
 }
 

@@ -113,7 +113,7 @@ def test_settings_are_varied_one_at_a_time(studio: Studio, tmp_path: Path) -> No
     rows = table.query("setting == 'num_instance_images' and series == 'LoRA'").set_index("value")
     ax = axes_of(figure, "num_instance_images peak")
     np.testing.assert_allclose(line_of(ax, "LoRA")[:, 1], rows["peak"][[1, 0]])
-    ticks = axes_of(figure, "num_instance_images width_octaves").get_xticklabels()
+    ticks = axes_of(figure, "num_instance_images half_width").get_xticklabels()
     assert [text.get_text() for text in ticks] == ["1", "all"], "3 are all that the subjects have"
     results = load(driven.folder)
     losses = results.steps().merge(results.runs.query("method == 'lora' and prior_loss_weight == 0"), on="run_id")

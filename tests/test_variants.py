@@ -131,15 +131,15 @@ def test_figure_draws_every_plateau_with_its_interval(ranked: Results) -> None:
     frame = plateau_by_setting(ranked, {"rank": [1, 2, 3]})
     figure = figures.plateau_vs_setting.draw(frame)
     dino = frame[frame["metric"] == "dino"]
-    for measure, stem in (("peak", "peak"), ("area", "area"), ("width_octaves", "width")):
+    for measure in ("peak", "area", "half_width"):
         ax = axes_of(figure, f"rank {measure}")
         for series in ("LoRA", "DeLoRA"):
             rows = dino[dino["series"] == series]
             assert_drawn(line_of(ax, series)[:, 1], rows[measure])
             (bars,) = [part for part in ax.collections if part.get_label() == f"_bar {series}"]
             ends = np.array(bars.get_segments())[:, :, 1]
-            np.testing.assert_allclose(ends, rows[[f"{stem}_low", f"{stem}_high"]], rtol=5.1e-6, atol=1e-9)
-    assert [text.get_text() for text in axes_of(figure, "rank width_octaves").get_xticklabels()] == ["1", "2", "3"]
+            np.testing.assert_allclose(ends, rows[[f"{measure}_low", f"{measure}_high"]], rtol=5.1e-6, atol=1e-9)
+    assert [text.get_text() for text in axes_of(figure, "rank half_width").get_xticklabels()] == ["1", "2", "3"]
     assert line_of(axes_of(figure, "rank peak"), "_base")[0, 1] == pytest.approx(dino["base"].mean())
     assert "DeLoRA (n = 3)" in words_of(figure)
     with pytest.raises(BadInput, match="no finished run"):
@@ -149,11 +149,11 @@ def test_figure_draws_every_plateau_with_its_interval(ranked: Results) -> None:
 def test_open_plateaus_are_marked_and_all_pictures_come_last(ranked: Results) -> None:
     frame = plateau_by_setting(ranked, {"rank": [1, 2, 3]}).query("metric == 'dino'")
     frame = frame.assign(setting="num_instance_images", value=frame["value"].map({1: 2.0, 2: 4.0, 3: 0.0}))
-    frame["open_high"] = frame["value"] == 0
+    frame["half_open_low"], frame["half_open_high"] = False, frame["value"] == 0
     figure = figures.plateau_vs_setting.draw(frame)
-    ax = axes_of(figure, "num_instance_images width_octaves")
+    ax = axes_of(figure, "num_instance_images half_width")
     assert [text.get_text() for text in ax.get_xticklabels()] == ["2", "4", "all"]
-    widths = frame.query("series == 'DeLoRA' and value == 0")["width_octaves"]
+    widths = frame.query("series == 'DeLoRA' and value == 0")["half_width"]
     assert_drawn(line_of(ax, "_open DeLoRA")[:, 1], widths)
     assert "at least so wide" in words_of(figure)
 

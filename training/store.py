@@ -16,7 +16,7 @@ from typing import Any
 
 from adapters.documents import ANY
 from training import forms
-from training.columns import COLUMNS, CONTROL_KINDS, CONTROL_ORDER, GAUGES, KINDS, SCHEMA, schema
+from training.columns import COLUMNS, CONTROL_KINDS, CONTROL_ORDER, GAUGES, KINDS, SCHEMA, SPECTRA, schema
 from training.run_tables import RunTables, check_part, due_rows, last_step_of, read_part
 from training.states import RunStatus
 from training.whole_files import (
@@ -38,9 +38,10 @@ from training.whole_files import (
 from training.whole_tables import OtherVersion, is_moved, read_table, write_table
 
 __all__ = [
-    "COLUMNS", "CONTROL_KINDS", "CONTROL_ORDER", "GAUGES", "KINDS", "SCHEMA", "DamagedFile", "OtherVersion", "RunFolder",
-    "StoreError", "check_part", "due_rows", "find_runs", "join_inside", "list_files", "method_file", "read_json", "read_part",
-    "read_table", "schema", "start_file", "store_error", "write_json", "write_signed", "write_table", "writing",
+    "COLUMNS", "CONTROL_KINDS", "CONTROL_ORDER", "GAUGES", "KINDS", "SCHEMA", "SPECTRA", "DamagedFile", "OtherVersion",
+    "RunFolder", "StoreError", "check_part", "due_rows", "find_runs", "join_inside", "list_files", "method_file",
+    "read_json", "read_part", "read_table", "schema", "start_file", "store_error", "write_json", "write_signed",
+    "write_table", "writing",
 ]  # fmt: skip
 
 
