@@ -142,7 +142,8 @@ def check_names(frame: pd.DataFrame, path: Path) -> None:
     for column in frame.columns:
         if column == "png" or pd.api.types.is_numeric_dtype(frame[column]):
             continue
-        for value in {value for value in frame[column] if isinstance(value, str)}:
+        values = frame[column].dropna()
+        for value in values.unique() if values.dtype == "str" else {v for v in values if isinstance(v, str)}:
             if not value.replace("\n", " ").isprintable():
                 raise BadInput(f"damaged file {path}: {column} is {value!r}, not a name that can be printed")
 
@@ -174,11 +175,18 @@ class CompactSource:
             raise BadInput(f"{folder} is no whole compact copy: {missing[0]}.parquet is missing; export it again")
         self.folder = folder
         self._copy = ""
+        self._tables: dict[str, pd.DataFrame] = {}
         runs = self._table("runs")
         self.runs = runs.assign(**{name: None for name in RUN_COLUMNS if name not in runs})
         self.matrices = self._table("matrices")
 
     def _table(self, name: str) -> pd.DataFrame:
+        """A table, read once: a selection of the runs asks for it again."""
+        if name not in self._tables:
+            self._tables[name] = self._read(name)
+        return self._tables[name].copy(deep=False)
+
+    def _read(self, name: str) -> pd.DataFrame:
         path = self.folder / f"{name}.parquet"
         table = read_table(path, form=FORMS[name])
         copy = (table.schema.metadata or {}).get(COPY.encode(), b"").decode()

@@ -136,12 +136,14 @@ def summarise(
         Rows series, method, x, `by`, mean, low, high, num_subjects, num_diverged, num_runs, and least and most: the lowest and
         the highest subject.
     """
+    values, diverged, seeds = (table[name].to_numpy(dtype=float) for name in ("value", "num_diverged", "num_seeds"))
+    metrics = table["metric"].to_numpy(dtype=object) if "metric" in table else None
     rows = []
-    for key, group in table.groupby(["series", "method", x, *by], sort=False, observed=True):
-        counts = [int(group["num_diverged"].sum()), int(group["num_seeds"].sum())]
-        values = group["value"].to_numpy(dtype=float)
-        ends = RANGES.get(str(group["metric"].iloc[0]), ANY) if "metric" in group else limits
-        rows.append([*key, *interval(values).within(*ends), *counts, values.min(), values.max()])
+    grouped = table.groupby(["series", "method", x, *by], sort=False, observed=True)
+    for key, places in sorted(grouped.indices.items(), key=lambda item: item[1][0]):  # as they come in the table
+        ends = limits if metrics is None else RANGES.get(str(metrics[places[0]]), ANY)
+        own, counts = values[places], [int(diverged[places].sum()), int(seeds[places].sum())]
+        rows.append([*key, *interval(own).within(*ends), *counts, own.min(), own.max()])
     columns = ["series", "method", x, *by, *Interval._fields, "num_diverged", "num_runs", "least", "most"]
     frame = pd.DataFrame(rows, columns=columns)
     return in_order(frame, x)

@@ -114,10 +114,10 @@ def name_series(runs: pd.DataFrame) -> pd.Series:
 
 def _num_values(group: pd.DataFrame, setting: str) -> int:
     """How many values a setting takes; a base rate, which optimisers do not share, among the runs of one of them."""
-    keys = group[setting].map(_key)
+    keys = group[setting].map(_key) if group[setting].dtype == object else group[setting]
     if setting.startswith("base_lr") and "optimizer" in group:
-        return int(keys.groupby(group["optimizer"].fillna("adamw")).nunique().max())
-    return keys.nunique()
+        return int(keys.groupby(group["optimizer"].fillna("adamw")).nunique(dropna=False).max())
+    return keys.nunique(dropna=False)
 
 
 def name_methods(runs: pd.DataFrame) -> pd.Series:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator
 
-from figures.style import MUTED, pt
+from figures.style import MUTED, lay_out, pt
 
 MOST_LETTERS, LEAST_LETTERS = 24, 12
 HINTING = 1.05  # what rounding to pixels may add to a width
@@ -29,7 +29,7 @@ def label_ends(ax: Axes, ends: Sequence[End], *, gap_pt: float = 10.5, fontsize:
     """Write names at the right ends of curves, moved apart where they would overlap; returns what was written.
 
     Args:
-        ax: the axes, its limits final.
+        ax: the axes, its limits final and its figure laid out.
         ends: (x, y, name, colour) of the last point of each curve; none is named if there are more than fit.
         gap_pt: smallest distance between two lines of text.
         fontsize: of the text. Both are what they are on the screen.
@@ -38,7 +38,6 @@ def label_ends(ax: Axes, ends: Sequence[End], *, gap_pt: float = 10.5, fontsize:
     if not ends or figure is None:
         return []
     gap, size = pt(gap_pt), pt(fontsize)
-    figure.draw_without_rendering()  # so that the layout, and with it the place of every point, is final
     scale = 72 / figure.dpi
     height = ax.get_window_extent().height * scale
     bottom = ax.get_window_extent().y0
@@ -135,12 +134,14 @@ def fit_text(figure: Figure, ends: Mapping[Axes, Sequence[End]] | None = None) -
     }
     for title in (title for ax in figure.axes for title in _titles(ax)):
         title.set_text("")  # a long one would make its panel narrow before it is broken
+    if ends:
+        lay_out(figure)
     named = [
         mark for ax, own in (ends or {}).items() for mark in label_ends(ax, own)
     ]  # as would names that are missing
     before: list[str] = []
     for _ in range(MOST_ROUNDS):  # broken lines make panels a little narrower or wider
-        figure.draw_without_rendering()
+        lay_out(figure)
         for ax in figure.axes:
             width, height = (72 / figure.dpi * size for size in ax.get_window_extent().size)
             for text in (*_titles(ax), *_subtitles(ax), ax.xaxis.label):
@@ -155,7 +156,7 @@ def fit_text(figure: Figure, ends: Mapping[Axes, Sequence[End]] | None = None) -
     for mark in named:
         mark.remove()
     for ax, own in (ends or {}).items():
-        label_ends(ax, own)  # again, where the curves end now
+        label_ends(ax, own)  # again, where the curves end now: the names left the layout as it is
 
 
 def _titles(ax: Axes) -> list[Text]:

@@ -70,7 +70,6 @@ def draw(data: MatchedPrompt) -> Figure:
     base = Line2D([], [], ls="none", marker="o", ms=pt(7), mfc="white", mec=INK, label=BASE_MODEL)
     draw_legend(figure, data.paths, styles, marks=[base], base=False, title=interval_text(data))
     fit_text(figure)
-    figure.draw_without_rendering()  # broken lines have moved the panels
     for ax in figure.axes:
         _drop_crowded(ax)
     return figure

@@ -18,6 +18,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import get_registered_canvas_class
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
@@ -181,6 +182,12 @@ class SteadyLayout(ConstrainedLayoutEngine):
             ax.set_in_layout(laid_out)  # set_position takes it out
 
 
+def lay_out(figure: Figure) -> None:
+    """Find the places of panels, and so of every point, without drawing what is in them."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+
+
 def new_figure(width_in: float, height_in: float, wspace: float = 0.03) -> Figure:
     """An empty figure that lays itself out, of that size on the screen; `wspace` is the gap between columns as a share of one."""
     engine = SteadyLayout(w_pad=pt(0.05), h_pad=pt(0.05), wspace=wspace, hspace=0.03)
@@ -265,13 +272,32 @@ def save(figure: Figure, stem: Path | str, formats: Sequence[str] = ("png", "pdf
     """
     if unknown := [name for name in formats if name not in METADATA]:
         raise BadInput(f"unknown format {unknown[0]!r} of figures; allowed: {', '.join(METADATA)}")
+    with drawing():
+        contents = render(figure, formats)
     paths = []
-    for suffix in formats:
+    for suffix, content in contents.items():
         path = Path(f"{os.fspath(stem)}.{suffix}")
-        content = io.BytesIO()
-        with drawing():
-            figure.savefig(content, format=suffix, dpi=DPI, metadata=METADATA[suffix])
         with writing(path) as aside:
-            aside.write_bytes(content.getvalue())
+            aside.write_bytes(content)
         paths.append(path)
     return paths
+
+
+def render(figure: Figure, formats: Sequence[str]) -> dict[str, bytes]:
+    """A figure's files by format: laid out once, then drawn; `Figure.savefig` lays out, and draws twice, for each format."""
+    own_dpi, engine = figure.dpi, figure.get_layout_engine()
+    contents = {}
+    try:
+        figure.dpi = DPI
+        get_registered_canvas_class("png")(figure)
+        lay_out(figure)
+        figure.set_layout_engine("none")
+        for suffix in formats:
+            written = io.BytesIO()
+            print_figure = getattr(get_registered_canvas_class(suffix)(figure), f"print_{suffix}")
+            print_figure(written, metadata=METADATA[suffix])
+            contents[suffix] = written.getvalue()
+    finally:
+        figure.dpi = own_dpi
+        figure.set_layout_engine(engine)
+    return contents

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
 from unittest import mock
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 import figures
+from figures import style
 from slurm.worker import pool
 from slurm.worker import run as job
 from sweeps.options import Options, run_driver
@@ -59,7 +60,7 @@ def drive_here(module: ModuleType, arguments: Sequence[str], runs: Path, formats
         mock.patch.object(sys, "argv", list(arguments)),
         mock.patch.object(pool, "run_inline", run_here),
         mock.patch.object(figures, "save", keep(driven.drawn, figures.save)),
-        mock.patch.object(Figure, "savefig", render_only(formats)),
+        mock.patch.object(style, "render", render_only(formats)),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -83,17 +84,16 @@ def keep(drawn: dict[str, Figure], save: Callable[..., list[Path]]) -> Callable[
     return save_and_keep
 
 
-def render_only(formats: Sequence[str]) -> Callable[..., None]:
-    """`Figure.savefig` of some formats: to lay out and draw a figure takes longer than all else that a driver says."""
-    savefig = Figure.savefig
+def render_only(wanted: Sequence[str]) -> Callable[..., dict[str, bytes]]:
+    """`style.render` of some formats: to lay out and draw a figure takes longer than all else that a driver says."""
+    render = style.render
 
-    def render(figure: Figure, content: IO[bytes], **more: Any) -> None:
-        if more["format"] in formats:
-            savefig(figure, content, **more)
-        else:
-            content.write(b"not drawn here")
+    def render_wanted(figure: Figure, formats: Sequence[str]) -> dict[str, bytes]:
+        shown = [name for name in formats if name in wanted]
+        drawn = render(figure, shown) if shown else {}
+        return {name: drawn.get(name, b"not drawn here") for name in formats}
 
-    return render
+    return render_wanted
 
 
 def run_here(specs: Sequence[Path], **_: Any) -> str:
