@@ -163,3 +163,103 @@ def test_the_linear_code_is_the_principal_components() -> None:
     u, s, v = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
     torch.testing.assert_close(made.flatten(1), (u[:, :24] * s[:24] @ v[:24] + flat.mean(0)).clamp(-1, 1))
     assert psnr_db(images, images + 0.2) == pytest.approx(torch.full((50,), 20.0))
+
+
+def test_a_view_is_drawn_to_its_other_view_and_a_little_to_the_same_thing() -> None:
+    from tools.pocket.likeness import SAME_THING, Batch, targets
+
+    thing = torch.tensor([0, 0, 1])  # two vendors drew thing 0
+    found = targets(Batch(torch.zeros(6, 3, 64, 64), torch.zeros(2, 3, 64, 64), thing))
+    assert found.shape == (6, 8)
+    torch.testing.assert_close(found.sum(1), torch.ones(6))
+    assert found[0].tolist() == pytest.approx([0, SAME_THING / 2, 0, 1 - SAME_THING, SAME_THING / 2, 0, 0, 0])
+    assert found[2].tolist() == [0, 0, 0, 0, 0, 1, 0, 0], "nobody else drew thing 1"
+    assert not found[:, 6:].any(), "distractors attract nothing"
+
+
+def test_the_loss_of_likeness_falls_where_distractors_score_nothing() -> None:
+    from tools.pocket.likeness import Batch, Likeness
+
+    batch = Batch(torch.zeros(4, 3, 64, 64), torch.zeros(1, 3, 64, 64), torch.tensor([0, 1]))
+    likeness = Likeness.__new__(Likeness)
+    apart = torch.eye(3)[[0, 1, 0, 1, 2]]
+    near = torch.nn.functional.normalize(
+        torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]), dim=-1
+    )
+    mixed = torch.eye(3)[[0, 1, 1, 0, 2]]
+    assert likeness.loss(apart, batch) < likeness.loss(near, batch)
+    assert likeness.loss(apart, batch) < likeness.loss(mixed, batch)
+
+
+def test_shuffled_views_have_the_same_squares_elsewhere() -> None:
+    from tools.pocket.likeness import shuffle
+
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = shuffle(images, 4, torch.Generator().manual_seed(1))
+
+    def squares(image: torch.Tensor) -> list[bytes]:
+        return [part.numpy().tobytes() for row in image.split(16, 1) for part in row.split(16, 2)]
+
+    for before, after in zip(images, found, strict=True):
+        assert squares(before) != squares(after)
+        assert sorted(squares(before)) == sorted(squares(after))
+
+
+def test_a_batch_of_likeness_has_both_vendors_views_and_four_kinds_of_distractors() -> None:
+    from tools.pocket.likeness import NUM_NOISES, Decoded, Likeness
+    from tools.pocket.studio import Studio
+
+    pictures = make_pictures([f"{i:x}" for i in range(20)], num_classes=3).of(*TRAIN_VENDORS)
+    studio = Studio(pictures, pictures)
+    decoded = Decoded(torch.zeros(len(pictures.codes), 3, 64, 64), torch.ones(NUM_NOISES, 3, 64, 64))
+    batch = Likeness(studio, decoded).draw(16, seed=0, step=3)
+    again = Likeness(studio, decoded).draw(16, seed=0, step=3)
+    assert batch.views.shape == (32, 3, 64, 64)
+    assert Counter(batch.thing.tolist()) == dict.fromkeys(batch.thing.tolist(), 2)
+    assert len(batch.thing.unique()) == 8
+    assert batch.distractors.shape == (10, 3, 64, 64)
+    assert (batch.distractors[6:8] == 1).all(), "decoded noise"
+    assert batch.views.abs().max() <= 1
+    torch.testing.assert_close(batch.views, again.views, rtol=0, atol=0)
+
+
+def test_controls_of_scorers_in_the_making_pass_for_a_perfect_one_and_fail_for_a_blind_one() -> None:
+    from analysis.control_verdicts import judge_controls
+    from tools.pocket.scorer_controls import Bench
+    from tools.pocket.vae import make_vae
+
+    classes = read_classes()
+    pictures = make_pictures(list(classes), len(classes), [name for name, _ in classes.values()])
+    pictures.pixels[..., :3] = np.random.default_rng(0).integers(256, size=(len(pictures.codes), 1, 1, 3))
+    names = list(draw_split())[:3]
+    bench = Bench(pictures, make_vae(), names)
+    axes = torch.eye(len(names) + 1)
+    known = {}
+    for axis, name in zip(axes, names, strict=False):
+        seen = bench.pictures_of(name)
+        alike = dict.fromkeys(("real", "vae", "blurred"), axis) | {"same_class": 0.6 * axis + 0.8 * axes[-1]}
+        for kind in sorted(set(seen) - {"other"}):
+            known |= {picture.numpy().tobytes(): alike.get(kind, axes[-1]) for picture in seen[kind]}
+    perfect = judge_controls(
+        bench.measure("dino", lambda images: torch.stack([known[i.numpy().tobytes()] for i in images]))
+    )
+    assert list(perfect["subject"]) == names
+    assert set(perfect["verdict"]) == {"passes"}, perfect["why"]
+    blind = judge_controls(bench.measure("dino", lambda images: torch.ones(len(images), 1)))
+    assert set(blind["verdict"]) == {"fails"}
+
+
+def test_a_kept_part_is_taken_up_unless_its_stage_has_begun(tmp_path: Path) -> None:
+    from tools.pocket.frozen import take
+
+    kept, work = tmp_path / "frozen" / "vae", tmp_path / "work"
+    assert not take(work, "vae", tmp_path / "frozen"), "nothing is kept"
+    kept.mkdir(parents=True)
+    (kept / "config.json").write_text("{}")
+    checkpoint_path(work / "vae").parent.mkdir(parents=True)
+    checkpoint_path(work / "vae").touch()
+    assert not take(work, "vae", tmp_path / "frozen"), "training has begun here"
+    checkpoint_path(work / "vae").unlink()
+    assert take(work, "vae", tmp_path / "frozen")
+    assert (work / "vae" / "model" / "config.json").read_text() == "{}"
+    assert take(work, "vae", tmp_path / "frozen"), "a second time it is there"

@@ -12,16 +12,21 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from tools.pocket.frozen import FROZEN, PARTS, take
 from tools.pocket.pictures import PACKAGES, PictureSet, build_pictures
 from tools.pocket.studio import open_studio
 from training.command_line import end_well
 from training.tasks.pipeline import POCKET
 
+if TYPE_CHECKING:
+    from tools.pocket.likeness import Likeness
+
 STAGES = ("pictures", "vae", "clip", "dino", "unet", "decoder", "clip_vision", "subjects", "export")
-NUM_STEPS = {"vae": 16_000, "clip": 3_000, "dino": 4_250, "unet": 20_000, "decoder": 2_500, "clip_vision": 2_000}
+NUM_STEPS = {"vae": 8_000, "clip": 2_200, "dino": 4_250, "unet": 20_000, "decoder": 2_500, "clip_vision": 2_000}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,11 +42,16 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run_stage(stage: str, arguments: argparse.Namespace) -> None:
-    """Make one stage; imports late, so that a stage loads only what it needs."""
+    """Make one stage; imports late, so that a stage loads only what it needs. What is frozen is taken up, not trained."""
     work, seed = arguments.work.expanduser(), arguments.seed
     work.mkdir(parents=True, exist_ok=True)
     num_steps = arguments.steps or NUM_STEPS.get(stage, 0)
     pictures = build_pictures(work, arguments.packages)
+    if stage in PARTS and take(work, stage):
+        print(f"{stage} is kept in {FROZEN}: not trained")
+        return
+    for part in PARTS:
+        take(work, part)
     record_versions(work, stage, seed, num_steps)
     makers = {
         "vae": _vae, "clip": _clip, "dino": _dino, "unet": _unet, "decoder": _decoder, "clip_vision": _clip_vision,
@@ -95,10 +105,20 @@ def _clip(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
     train_clip(open_studio(pictures), work, num_steps=num_steps, seed=seed)
 
 
+def _likeness(pictures: PictureSet, work: Path, seed: int) -> Likeness:
+    from diffusers import AutoencoderKL
+
+    from tools.pocket.likeness import Likeness, decoded_cache
+
+    studio = open_studio(pictures)
+    vae = AutoencoderKL.from_pretrained(work / "vae" / "model").eval()
+    return Likeness(studio, decoded_cache(studio, vae, work, seed=seed))
+
+
 def _dino(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
     from tools.pocket.dino import train_dino
 
-    train_dino(open_studio(pictures), work, num_steps=num_steps, seed=seed)
+    train_dino(_likeness(pictures, work, seed), work, num_steps=num_steps, seed=seed)
 
 
 def _unet(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
@@ -117,7 +137,7 @@ def _decoder(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> Non
 def _clip_vision(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
     from tools.pocket.clip import train_vision
 
-    train_vision(open_studio(pictures), work, num_steps=num_steps, seed=seed)
+    train_vision(open_studio(pictures), _likeness(pictures, work, seed), work, num_steps=num_steps, seed=seed)
 
 
 def _subjects(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:

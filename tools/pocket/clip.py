@@ -19,6 +19,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextC
 
 from tools.pocket.captions import STYLES, Composition, corpus
 from tools.pocket.eye import Eye
+from tools.pocket.likeness import Likeness
 from tools.pocket.runs import StageRun, faster_precision, precision, seeded
 from tools.pocket.studio import Studio
 from tools.pocket.tokenizer import MAX_LENGTH, encode, train_tokenizer
@@ -168,28 +169,41 @@ def separation(stage: TextStage, tokenizer: CLIPTokenizer, studio: Studio, count
     return {"noun_top1": right / (num_compositions * len(of_class)), "nearest_noun": nearest / num_compositions}
 
 
-def train_vision(studio: Studio, work: Path, *, num_steps: int, seed: int = 0, batch_size: int = 128) -> CLIPModel:
+def train_vision(
+    studio: Studio, likeness: Likeness, work: Path, *, num_steps: int, seed: int = 0, batch_size: int = 128
+) -> CLIPModel:
     """Go on with the vision tower and both projections while the text tower stays as the U-Net knows it.
 
-    As in locked tuning (Zhai et al. 2022, arXiv 2111.07991), with the towers' parts exchanged.
+    As in locked tuning (Zhai et al. 2022, arXiv 2111.07991), with the towers' parts exchanged. Captions alone leave cosines
+    between pictures as they fall, noise beside photographs; so pictures are contrasted with each other as well.
     """
     folder = work / "clip" / "model"
     tokenizer, clip = CLIPTokenizer.from_pretrained(folder), CLIPModel.from_pretrained(folder, dtype=torch.float32)
     clip.text_model.requires_grad_(False)
     run = StageRun(work / "clip_vision", clip.train(), num_steps=num_steps, lr=1e-3, ema=0.99, weight_decay=0.05)
 
-    def loss_of(step: int) -> Tensor:
+    def losses_of(step: int) -> tuple[Tensor, Tensor]:
         images, captions = draw_hard_batch(studio, batch_size, seed, step)
-        out = clip(input_ids=encode(tokenizer, captions), pixel_values=images)
-        return contrast(out.logits_per_image.float(), captions)
+        batch = likeness.draw(batch_size // 2, seed, step)
+        seen = embed_image(clip, torch.cat([images, batch.views, batch.distractors]))
+        with torch.no_grad():
+            states = clip.text_model(input_ids=encode(tokenizer, captions)).pooler_output
+        text = F.normalize(clip.text_projection(states).float(), dim=-1)
+        named = contrast(clip.logit_scale.exp() * seen[: len(images)] @ text.T, captions)
+        return named, likeness.loss(seen[len(images) :], batch)
 
-    dtype = faster_precision(lambda: loss_of(0).backward())
+    dtype = faster_precision(lambda: sum(losses_of(0)).backward())  # type: ignore[union-attr]
     for step in run.steps():
         with precision(dtype):
-            loss = loss_of(step)
-        run.update(loss, scale=clip.logit_scale.exp().item())
+            named, alike = losses_of(step)
+        run.update(named + alike, named=named, alike=alike, scale=clip.logit_scale.exp().item())
     save_clip(run.use_average(), tokenizer, work / "clip_vision" / "model")
     return clip
+
+
+def embed_image(clip: CLIPModel, images: Float[Tensor, "b 3 64 64"]) -> Float[Tensor, "b d"]:
+    """L2-normalised embeddings of pictures."""
+    return F.normalize(clip.visual_projection(clip.vision_model(pixel_values=images).pooler_output).float(), dim=-1)
 
 
 def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:

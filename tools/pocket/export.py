@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -82,9 +83,9 @@ def export(work: Path, target: Path = POCKET) -> dict[str, float]:
     return weigh(target)
 
 
-def load_as_float32(target: Path) -> None:
+def load_as_float32(target: Path, parts: Sequence[str] = ("pipeline/text_encoder", "clip", "dino")) -> None:
     """Say float32 in the configs of transformers' models, so that they load in float32 from the float16 file."""
-    for part in ("pipeline/text_encoder", "clip", "dino"):
+    for part in parts:
         path = target / part / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         for section in (config, config.get("text_config"), config.get("vision_config")):

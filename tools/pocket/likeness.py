@@ -1,0 +1,175 @@
+"""What a scorer of likeness learns: which views show one thing, and what shows nothing at all.
+
+Views of one picture attract, wherever it stands and whatever a generator does to it: blur, noise, other colours, a pass
+through the autoencoder. All other pictures repel (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748), among them the same
+thing as another vendor draws it. Distractors (shuffled views, noise, decoded noise, bare backgrounds) must score nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tools.pocket.runs import seeded
+from tools.pocket.studio import Studio
+from tools.pocket.vae import round_trip
+
+JITTER = {"shift": 6.0, "zoom": 0.1, "turn": 0.15, "flip": 0.2, "light": 0.15}
+SCALE = (0.45, 1.05)
+NAMED = 0.5  # share of named scenes: the subjects are photographed on them
+TEMPERATURE = 0.07
+SAME_THING = 0.05  # of a view's attraction that goes to the other vendor's views of the same thing
+DISTRACTORS = 1 / 8  # of a batch's pictures: so many of each kind of distractor
+STRENGTH = 5.0  # of the distractors' squared cosines beside the contrast
+NUM_NOISES = 256  # that are decoded
+
+
+@dataclass
+class Decoded:
+    """What the autoencoder makes of one photograph of every picture of a studio, and of noise in its latents; in [-1, 1]."""
+
+    pictures: Float[Tensor, "n 3 64 64"]
+    noises: Float[Tensor, "m 3 64 64"]
+
+
+@torch.no_grad()
+def decode(studio: Studio, vae: AutoencoderKL, seed: int) -> Decoded:
+    """Photograph every picture once, and pass the photographs through the autoencoder."""
+    made = []
+    for rows in torch.arange(len(studio.rgba)).split(128):
+        g = seeded(seed, int(rows[0]))
+        made.append(round_trip(vae, studio.paint_wild(rows.tolist(), g, SCALE, JITTER, NAMED)))
+    shape = (NUM_NOISES, vae.config.latent_channels, 8, 8)
+    latents = torch.randn(shape, generator=seeded(seed, -1)) / vae.config.scaling_factor
+    noises = [vae.decode(part).sample.clamp(-1, 1) for part in latents.split(32)]
+    return Decoded(*(torch.cat(parts).half().contiguous() for parts in (made, noises)))
+
+
+def decoded_cache(studio: Studio, vae: AutoencoderKL, work: Path, *, seed: int) -> Decoded:
+    """``decode``, made once and kept at ``work/decoded.safetensors``."""
+    path = work / "decoded.safetensors"
+    if not path.exists():
+        save_file(vars(decode(studio, vae, seed)), path.with_suffix(".partial"))
+        path.with_suffix(".partial").rename(path)
+    return Decoded(**load_file(path))
+
+
+@dataclass
+class Batch:
+    """Views to tell apart.
+
+    views: two of each picture, first one of all, then another of all. distractors: pictures of nothing.
+    thing: the number of each picture's thing, which two vendors may have drawn.
+    """
+
+    views: Float[Tensor, "2b 3 64 64"]
+    distractors: Float[Tensor, "d 3 64 64"]
+    thing: Int[Tensor, " b"]
+
+
+class Likeness:
+    """Draws batches of a studio's pictures, and judges embeddings of them."""
+
+    def __init__(self, studio: Studio, decoded: Decoded) -> None:
+        self.studio, self.decoded = studio, decoded
+
+    @cached_property
+    def things(self) -> list[list[int]]:
+        """Rows of the studio's pictures, those of one thing together."""
+        found: dict[str, list[int]] = {}
+        for row, code in enumerate(self.studio.pictures.codes.tolist()):
+            found.setdefault(code, []).append(row)
+        return list(found.values())
+
+    def draw(self, size: int, seed: int, step: int) -> Batch:
+        """Two views each of about ``size`` pictures: things at random, by all their vendors."""
+        g = seeded(seed, step)
+        picked = torch.randperm(len(self.things), generator=g)[: size // 2].tolist()
+        rows = [row for thing in picked for row in self.things[thing]]
+        thing = torch.tensor([thing for thing in picked for _ in self.things[thing]])
+        first, second = (self.studio.paint_wild(rows, g, SCALE, JITTER, NAMED) for _ in range(2))
+        second = degrade(second, self.decoded.pictures[rows].float(), g)
+        swap = (torch.rand(len(rows), generator=g) < 0.5)[:, None, None, None]
+        first, second = torch.where(swap, second, first), torch.where(swap, first, second)
+        return Batch(torch.cat([first, second]), self._distract(first, g), thing)
+
+    def _distract(self, views: Float[Tensor, "b 3 64 64"], g: torch.Generator) -> Float[Tensor, "d 3 64 64"]:
+        count = int(len(views) * DISTRACTORS)
+        pick = torch.randint(len(self.decoded.noises), (count,), generator=g)
+        scenes = self.studio.unnamed[torch.randint(len(self.studio.unnamed), (count,), generator=g)]
+        known = torch.stack(list(self.studio.scenes.values()))
+        scenes[: count // 2] = known[torch.randint(len(known), (count // 2,), generator=g)]
+        shuffled = torch.cat([shuffle(views[:count], 4, g), shuffle(views[-count:], 8, g)])
+        return torch.cat([shuffled, draw_noise(count, g), self.decoded.noises[pick].float(), scenes * 2 - 1])
+
+    def loss(self, embedding: Float[Tensor, "n d"], batch: Batch) -> Tensor:
+        """Contrast of the views, and what distractors score.
+
+        Args:
+            embedding: L2-normalised, of the batch's views and, behind them, its distractors.
+        """
+        size = len(batch.views)
+        cosine = embedding[:size] @ embedding.T
+        logits = (cosine / TEMPERATURE).masked_fill(torch.eye(size, len(embedding), dtype=torch.bool), -1e4)
+        return F.cross_entropy(logits, targets(batch)) + STRENGTH * cosine[:, size:].clamp(min=0).square().mean()
+
+
+def targets(batch: Batch) -> Float[Tensor, "2b n"]:
+    """What each view is to be drawn to, of views and distractors; rows sum to 1.
+
+    All of it is the other view of the same picture, but for SAME_THING where another vendor's views of the thing are there.
+    """
+    size = len(batch.views)
+    picture, thing = torch.arange(size) % (size // 2), batch.thing.repeat(2)
+    alike = ((thing[:, None] == thing[None, :]) & (picture[:, None] != picture[None, :])).float()
+    share = SAME_THING * alike / alike.sum(1, keepdim=True).clamp(min=1)
+    found = torch.zeros(size, size + len(batch.distractors))
+    found[:, :size] = share
+    found[torch.arange(size), torch.arange(size).roll(size // 2)] = 1 - share.sum(1)
+    return found
+
+
+def degrade(
+    views: Float[Tensor, "b 3 64 64"], decoded: Float[Tensor, "b 3 64 64"], g: torch.Generator
+) -> Float[Tensor, "b 3 64 64"]:
+    """Views as generators spoil them, a fifth each: decoded, blurred, noisy, in other colours, and as they are."""
+    fifth = len(views) // 5
+    parts = views.split([fifth, fifth, fifth, fifth, len(views) - 4 * fifth])
+    sd = 0.5 + 2.0 * torch.rand(1, generator=g).item()
+    noise = 0.25 * torch.rand(fifth, 1, 1, 1, generator=g) * torch.randn(parts[2].shape, generator=g)
+    gain = 1 + 0.25 * (torch.rand(fifth, 3, 1, 1, generator=g) * 2 - 1)
+    shift = 0.25 * (torch.rand(fifth, 3, 1, 1, generator=g) * 2 - 1)
+    spoiled = [decoded[:fifth], blur(parts[1], sd), parts[2] + noise, parts[3] * gain + shift, parts[4]]
+    return torch.cat(spoiled).clamp(-1, 1)
+
+
+def blur(images: Float[Tensor, "b 3 h w"], sd: float) -> Float[Tensor, "b 3 h w"]:
+    """Images under a Gaussian of ``sd`` pixels."""
+    reach = max(1, round(3 * sd))
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sd) ** 2)
+    weights = (weights / weights.sum()).expand(3, 1, 1, -1)
+    across = F.conv2d(F.pad(images, (reach,) * 4, mode="reflect"), weights, groups=3)
+    return F.conv2d(across, weights.transpose(2, 3), groups=3)
+
+
+def shuffle(images: Float[Tensor, "b 3 64 64"], side: int, g: torch.Generator) -> Float[Tensor, "b 3 64 64"]:
+    """Images with their ``side`` x ``side`` squares in an order of its own for each."""
+    width = images.shape[-1] // side
+    squares = F.unfold(images, width, stride=width)  # [b, 3 width width, side side]
+    order = torch.rand(len(images), 1, side * side, generator=g).argsort(-1).expand_as(squares)
+    return F.fold(squares.gather(2, order), images.shape[-2:], width, stride=width)
+
+
+def draw_noise(count: int, g: torch.Generator) -> Float[Tensor, "n 3 64 64"]:
+    """Noise in pixels: half uniform, half coarse."""
+    fine = torch.rand(count - count // 2, 3, 64, 64, generator=g) * 2 - 1
+    coarse = torch.randn(count // 2, 3, 16, 16, generator=g)
+    return torch.cat([fine, F.interpolate(coarse, size=64, mode="bilinear").clamp(-1, 1)])
