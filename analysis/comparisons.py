@@ -157,7 +157,9 @@ def half_width_difference(a: Grid, b: Grid) -> dict[str, float]:
 
 def half_widths(grid: Grid, draws: Ints) -> Floats:
     """The half-gain width (octaves) of the mean curve of every draw of subjects, `[draw, subject]` positions in the grid."""
-    counts = (draws[:, :, None] == np.arange(len(grid.base))).sum(axis=1).astype(float)
+    num = len(grid.base)
+    places = (draws + num * np.arange(len(draws))[:, None]).ravel()
+    counts = np.bincount(places, minlength=num * len(draws)).reshape(-1, num).astype(float)
     there = ~np.isnan(grid.values)
     shares = counts @ there
     means = np.divide(
