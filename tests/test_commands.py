@@ -79,13 +79,14 @@ def read_commands(document: Path) -> Iterator[str]:
 
 
 def list_commands() -> list[Command]:
-    """Every command of the documents, each once."""
+    """Every command of the documents, each once, whichever of the two interpreters stands before it."""
     found: dict[str, Command] = {}
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         document = str(path.relative_to(ROOT))
         for text in read_commands(path) if document not in ELSEWHERE else ():
             only = next((only for pattern, only, _ in EXCEPTIONS if re.match(pattern, text)), "")
-            found.setdefault(" ".join(shlex.split(text, comments=True)), Command(text, document, only))
+            words = shlex.split(text.removeprefix(".venv/bin/"), comments=True)
+            found.setdefault(" ".join(words), Command(text, document, only))
     return list(found.values())
 
 

@@ -301,25 +301,6 @@ with figures.style.drawing():
     assert done.returncode == 0, done.stderr
 
 
-def test_figures_and_analysis_work_where_there_is_no_torch(results: Results, tmp_path: Path) -> None:
-    """In a process in which every library of the training layer fails to import."""
-    root = Path(results.runs["path"].iloc[0]).parents[1]
-    code = f"""
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "diffusers", "transformers", "safetensors", "peft", "accelerate"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
-import figures
-from analysis import load, robustness
-figures.save(figures.fig2_lr_robustness.draw(robustness(load({str(root)!r}))), {str(tmp_path / "fig")!r})
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "fig.png").stat().st_size > 10_000
-
-
 def test_drawing_changes_nothing_of_the_callers_own(results: Results, tmp_path: Path) -> None:
     """Settings, fonts, units, seaborn's and pandas' options: the same before and after the import, drawing and saving."""
     root = Path(results.runs["path"].iloc[0]).parents[1]

@@ -15,6 +15,7 @@ from slurm.store.leases import Owner
 from tests.make_slurm import FakeSlurm, make_slurm
 from tests.make_studio import ROOT, Studio
 from tests.waiting import wait_for
+from tests.warm_program import run_warm
 from training.store import find_runs
 
 TWO_CELLS = (
@@ -129,9 +130,9 @@ def test_exported_files_run_by_hand_from_wherever_the_runs_folder_is(studio: Stu
 
 
 def refusal(folder: Path, *arguments: str) -> str:
-    program = [sys.executable, str(ROOT / "sweeps" / "lr_robustness.py"), "--runs", str(folder / "runs"), *arguments]
+    words = [str(ROOT / "sweeps" / "lr_robustness.py"), "--runs", str(folder / "runs"), *arguments]
     environment = os.environ | {"XDG_CONFIG_HOME": str(folder / "config"), "COLUMNS": "200"}
-    done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True)
+    done = run_warm(words, folder, environment)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert not (folder / "runs").exists()
