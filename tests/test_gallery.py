@@ -116,37 +116,28 @@ def test_a_width_that_is_none_is_one_line(runs: Path, front: Run, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_further_results_of_a_driver_are_drawn_beside_its_own(runs: Path, front: Run, tmp_path: Path) -> None:
-    """Test subjects, say, in a folder of their own that bears the driver's name."""
-    for name in ("lr_robustness", "lr_robustness-other-subjects"):
-        export_compact(load(runs / "lr_robustness"), tmp_path / "results" / name)
-    code, lines, _ = front(
-        "lr_robustness", "--results", tmp_path / "results", "--out", tmp_path / "out", "--format", "svg"
-    )
-    assert code == 0
-    own, further = (contents(tmp_path / "out" / name) for name in ("lr_robustness", "lr_robustness-other-subjects"))
-    assert own == further
-    assert "fig2_lr_robustness.svg" in own
-    assert not [line for line in lines if line.startswith("not drawn")]
-    alone = tmp_path / "results" / "lr_robustness-other-subjects"
-    assert front("all", "--results", alone, "--out", tmp_path / "alone", "--format", "svg")[0] == 0
-    assert contents(tmp_path / "alone" / "lr_robustness") == own
-
-
 def test_a_copy_draws_the_same_bytes_again_and_again(runs: Path, front: Run, tmp_path: Path) -> None:
+    """Beside another sweep of its driver, which has a folder of its own (test subjects, say), and alone."""
     results = load(runs / "lr_robustness")
     shown = results.images()
-    export_compact(results, tmp_path / "copy" / "lr_robustness", shown=shown[shown["step"].isin([0, 20])])
-    for out, source in (("one", tmp_path / "copy"), ("two", tmp_path / "copy" / "lr_robustness")):
-        assert front("all", "--results", source, "--out", tmp_path / out, "--format", "svg", "pdf")[0] == 0
-    first = contents(tmp_path / "one")
+    copies = tmp_path / "copies"
+    for name in ("lr_robustness", "lr_robustness-other-subjects"):
+        export_compact(results, copies / name, shown=shown[shown["step"].isin([0, 20])])
+    words = ("--out", tmp_path / "both", "--format", "svg", "pdf")
+    code, lines, _ = front("lr_robustness", "--results", copies, *words)
+    assert code == 0
+    assert not [line for line in lines if line.startswith("not drawn")]
+    first, further = (contents(tmp_path / "both" / name) for name in ("lr_robustness", "lr_robustness-other-subjects"))
+    assert first == further
     assert {name.rsplit(".")[-1] for name in first} == {"svg", "pdf", "csv", "md", "tex"}
-    assert contents(tmp_path / "two") == first
-    draw_lr_robustness(results).save(tmp_path / "whole", ("svg", "pdf"))
-    assert {f"lr_robustness/{name}" for name in contents(tmp_path / "whole")} == set(first)
+    words = ("--out", tmp_path / "alone", "--format", "svg", "pdf")
+    assert front("all", "--results", copies / "lr_robustness-other-subjects", *words)[0] == 0
+    assert contents(tmp_path / "alone" / "lr_robustness") == first
+    draw_lr_robustness(results).save(tmp_path / "whole", ("svg",))
+    assert set(contents(tmp_path / "whole")) == {name for name in first if not name.endswith(".pdf")}
     for name in ("fig2_lr_robustness", "score_vs_distance"):
         of_runs, of_copy = (
-            pd.read_csv(folder / f"{name}.csv") for folder in (tmp_path / "whole", tmp_path / "one/lr_robustness")
+            pd.read_csv(folder / f"{name}.csv") for folder in (tmp_path / "whole", tmp_path / "both/lr_robustness")
         )
         keys = [key for key in ("series", "multiplier", "subject", "seed", "panel", "metric") if key in of_runs]
         pd.testing.assert_frame_equal(
