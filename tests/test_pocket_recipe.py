@@ -169,7 +169,7 @@ def test_a_view_is_drawn_to_its_other_view_and_a_little_to_the_same_thing() -> N
     from tools.pocket.likeness import SAME_THING, Batch, targets
 
     thing = torch.tensor([0, 0, 1])  # two vendors drew thing 0
-    found = targets(Batch(torch.zeros(6, 3, 64, 64), torch.zeros(2, 3, 64, 64), thing))
+    found = targets(Batch(torch.zeros(6, 3, 64, 64), torch.zeros(2, 3, 64, 64), thing, torch.tensor([0])))
     assert found.shape == (6, 8)
     torch.testing.assert_close(found.sum(1), torch.ones(6))
     assert found[0].tolist() == pytest.approx([0, SAME_THING / 2, 0, 1 - SAME_THING, SAME_THING / 2, 0, 0, 0])
@@ -180,7 +180,7 @@ def test_a_view_is_drawn_to_its_other_view_and_a_little_to_the_same_thing() -> N
 def test_the_loss_of_likeness_falls_where_distractors_score_nothing() -> None:
     from tools.pocket.likeness import Batch, Likeness
 
-    batch = Batch(torch.zeros(4, 3, 64, 64), torch.zeros(1, 3, 64, 64), torch.tensor([0, 1]))
+    batch = Batch(torch.zeros(4, 3, 64, 64), torch.zeros(1, 3, 64, 64), torch.tensor([0, 1]), torch.tensor([0]))
     likeness = Likeness.__new__(Likeness)
     apart = torch.eye(3)[[0, 1, 0, 1, 2]]
     near = torch.nn.functional.normalize(
@@ -205,7 +205,7 @@ def test_shuffled_views_have_the_same_squares_elsewhere() -> None:
         assert sorted(squares(before)) == sorted(squares(after))
 
 
-def test_a_batch_of_likeness_has_both_vendors_views_and_four_kinds_of_distractors() -> None:
+def test_a_batch_of_likeness_has_both_vendors_views_and_every_kind_of_distractor() -> None:
     from tools.pocket.likeness import NUM_NOISES, Decoded, Likeness
     from tools.pocket.studio import Studio
 
@@ -217,8 +217,11 @@ def test_a_batch_of_likeness_has_both_vendors_views_and_four_kinds_of_distractor
     assert batch.views.shape == (32, 3, 64, 64)
     assert Counter(batch.thing.tolist()) == dict.fromkeys(batch.thing.tolist(), 2)
     assert len(batch.thing.unique()) == 8
-    assert batch.distractors.shape == (10, 3, 64, 64)
-    assert (batch.distractors[6:8] == 1).all(), "decoded noise"
+    assert batch.distractors.shape == (12, 3, 64, 64)
+    assert (batch.distractors[8:10] == 1).all(), "decoded noise"
+    colours = batch.distractors[4:6]
+    assert (colours == colours[..., :1, :1]).all(), "flat"
+    torch.testing.assert_close(colours.mean((2, 3)), batch.views[batch.origin[4:]].mean((2, 3)))
     assert batch.views.abs().max() <= 1
     torch.testing.assert_close(batch.views, again.views, rtol=0, atol=0)
 

@@ -2,7 +2,8 @@
 
 Views of one picture attract, wherever it stands and whatever a generator does to it: blur, noise, other colours, a pass
 through the autoencoder. All other pictures repel (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748), among them the same
-thing as another vendor draws it. Distractors (shuffled views, noise, decoded noise, bare backgrounds) must score nothing.
+thing as another vendor draws it. Distractors (shuffled views, their flat mean colours, noise, decoded noise, bare backgrounds)
+must score nothing, least of all with the views that they were made of.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ SCALE = (0.45, 1.05)
 NAMED = 0.5  # share of named scenes: the subjects are photographed on them
 TEMPERATURE = 0.07
 SAME_THING = 0.05  # of a view's attraction that goes to the other vendor's views of the same thing
-DISTRACTORS = 1 / 8  # of a batch's pictures: so many of each kind of distractor
+DISTRACTORS = 1 / 8  # of the pictures of a batch: so many of each kind of distractor
 STRENGTH = 5.0  # of the distractors' squared cosines beside the contrast
+OWN = 0.2  # of that: the part of a view and what was made of it
 NUM_NOISES = 256  # that are decoded
 
 
@@ -66,13 +68,15 @@ def decoded_cache(studio: Studio, vae: AutoencoderKL, work: Path, *, seed: int) 
 class Batch:
     """Views to tell apart.
 
-    views: two of each picture, first one of all, then another of all. distractors: pictures of nothing.
-    thing: the number of each picture's thing, which two vendors may have drawn.
+    views: two of each picture, first one of all, then another of all. distractors: pictures of nothing, first those that were
+    made of views. thing: the number of each picture's thing, which two vendors may have drawn. origin: the view of each of the
+    first distractors.
     """
 
     views: Float[Tensor, "2b 3 64 64"]
     distractors: Float[Tensor, "d 3 64 64"]
     thing: Int[Tensor, " b"]
+    origin: Int[Tensor, " m"]
 
 
 class Likeness:
@@ -99,16 +103,20 @@ class Likeness:
         second = degrade(second, self.decoded.pictures[rows].float(), g)
         swap = (torch.rand(len(rows), generator=g) < 0.5)[:, None, None, None]
         first, second = torch.where(swap, second, first), torch.where(swap, first, second)
-        return Batch(torch.cat([first, second]), self._distract(first, g), thing)
+        views, count = torch.cat([first, second]), int(len(rows) * DISTRACTORS)
+        origin = torch.randperm(len(views), generator=g)[: 3 * count]
+        return Batch(views, self._distract(views[origin], count, g), thing, origin)
 
-    def _distract(self, views: Float[Tensor, "b 3 64 64"], g: torch.Generator) -> Float[Tensor, "d 3 64 64"]:
-        count = int(len(views) * DISTRACTORS)
+    def _distract(
+        self, views: Float[Tensor, "m 3 64 64"], count: int, g: torch.Generator
+    ) -> Float[Tensor, "d 3 64 64"]:
         pick = torch.randint(len(self.decoded.noises), (count,), generator=g)
         scenes = self.studio.unnamed[torch.randint(len(self.studio.unnamed), (count,), generator=g)]
         known = torch.stack(list(self.studio.scenes.values()))
         scenes[: count // 2] = known[torch.randint(len(known), (count // 2,), generator=g)]
-        shuffled = torch.cat([shuffle(views[:count], 4, g), shuffle(views[-count:], 8, g)])
-        return torch.cat([shuffled, draw_noise(count, g), self.decoded.noises[pick].float(), scenes * 2 - 1])
+        flat = views[2 * count :].mean(dim=(2, 3), keepdim=True).expand(-1, -1, *views.shape[2:])
+        made = [shuffle(views[:count], 4, g), shuffle(views[count : 2 * count], 8, g), flat]
+        return torch.cat([*made, draw_noise(count, g), self.decoded.noises[pick].float(), scenes * 2 - 1])
 
     def loss(self, embedding: Float[Tensor, "n d"], batch: Batch) -> Tensor:
         """Contrast of the views, and what distractors score.
@@ -119,7 +127,10 @@ class Likeness:
         size = len(batch.views)
         cosine = embedding[:size] @ embedding.T
         logits = (cosine / TEMPERATURE).masked_fill(torch.eye(size, len(embedding), dtype=torch.bool), -1e4)
-        return F.cross_entropy(logits, targets(batch)) + STRENGTH * cosine[:, size:].clamp(min=0).square().mean()
+        nothing = cosine[:, size:].clamp(min=0).square()
+        places = torch.arange(len(batch.origin))
+        own = nothing[batch.origin, places] + nothing[(batch.origin + size // 2) % size, places]
+        return F.cross_entropy(logits, targets(batch)) + STRENGTH * (nothing.mean() + OWN * own.mean())
 
 
 def targets(batch: Batch) -> Float[Tensor, "2b n"]:
