@@ -11,16 +11,16 @@ import pandas as pd
 
 from adapters.errors import BadInput
 from analysis.grid import Grid, subject_grid
-from analysis.permutation import holm, sign_flip
+from analysis.permutation import exchange, holm, sign_flip
 from analysis.plateau import HALF_GAIN, TOLERANCE, find_plateaus, mean_over_octaves
 from analysis.power import detectable_difference, effect_size
 from analysis.results import ANY, RANGES
 from analysis.statistics import (
     Floats,
     Ints,
-    bootstrap_test,
     interquartile_interval,
     studentised_bootstrap,
+    subject_bootstrap,
     t_interval,
     t_quantile,
 )
@@ -63,7 +63,7 @@ def compare(
         Rows measure, a, b, mean (of a - b) with its t interval low, high; boot_low, boot_high (studentised bootstrap, from 4
         subjects); iqm, iqm_low, iqm_high (interquartile mean); p (sign flips), p_holm, smallest_p (that so many subjects can
         give); detectable (the smallest difference found with 80 % power at 5 %); num_subjects, those that both have. Of the
-        half-gain width interval and p are those of the bootstrap over subjects, and there is no interquartile mean.
+        half-gain width the interval is that of the bootstrap over subjects, and there is no interquartile mean.
 
     Raises:
         BadInput: if a measure, the metric or a series of the pairs is unknown, or there are fewer than two series.
@@ -134,39 +134,69 @@ def half_width_difference(a: Grid, b: Grid) -> dict[str, float]:
     """How many more octaves `a` keeps half of its gain on than `b`: a row of `compare` without its keys.
 
     Subjects are drawn with all that they have in both series; each draw's mean curves have widths. A jackknife's pseudo-values
-    jump where a curve lingers near the half: their t interval covers less than it says (docs/statistics.md).
+    jump where a curve lingers near the half: their t interval covers less than it says (docs/statistics.md). For p the curves
+    of each subject change places; where the grids differ they cannot, and there is none.
     """
     both = a.scores.index.intersection(b.scores.index)
-    chosen = [(grid, grid.scores.index.get_indexer(both)) for grid in (a, b)]
+    first, second = (_of_subjects(grid, both) for grid in (a, b))
+    n = len(both)
+    alike = n if np.array_equal(a.points, b.points) else 0
 
     def difference(draws: Ints) -> Floats:
-        first, second = (half_widths(grid, rows[draws]) for grid, rows in chosen)
-        result: Floats = first - second
-        return result
+        counts = _count(draws, n)
+        return half_widths(first, counts) - half_widths(second, counts)
 
-    n = len(both)
+    def exchanged(signs: Floats) -> Floats:
+        stay = (1 + signs) / 2
+        pair = first._replace(num_diverged=first.num_diverged + second.num_diverged), second
+        return _joint_widths(*pair, stay) - _joint_widths(*pair, 1 - stay)
+
     mean = float(difference(np.arange(n)[None])[0]) if n else np.nan
-    low, high, p, smallest_p = bootstrap_test(difference, n)
+    low, high = (
+        float(end[0]) for end in subject_bootstrap(lambda draws: difference(draws)[:, None], n, num_draws=4000)
+    )
+    test = exchange(exchanged, alike)
     spread = (high - low) / 2 / t_quantile(n - 1) if n > 1 else np.nan
     return {
         "mean": mean, "low": low, "high": high, "boot_low": low, "boot_high": high,
-        "iqm": np.nan, "iqm_low": np.nan, "iqm_high": np.nan, "p": p, "smallest_p": smallest_p,
+        "iqm": np.nan, "iqm_low": np.nan, "iqm_high": np.nan, "p": test.p, "smallest_p": test.smallest_p,
         "detectable": effect_size(n) * spread * np.sqrt(n) if n > 1 else np.nan, "num_subjects": n,
     }  # fmt: skip
 
 
-def half_widths(grid: Grid, draws: Ints) -> Floats:
-    """The half-gain width (octaves) of the mean curve of every draw of subjects, `[draw, subject]` positions in the grid."""
-    num = len(grid.base)
+def _of_subjects(grid: Grid, subjects: pd.Index) -> Grid:
+    return grid._replace(scores=grid.scores.loc[subjects], base=grid.base[grid.scores.index.get_indexer(subjects)])
+
+
+def _count(draws: Ints, num: int) -> Floats:
+    """How often each of `num` subjects was drawn, `[draw, subject]`."""
     places = (draws + num * np.arange(len(draws))[:, None]).ravel()
-    counts = np.bincount(places, minlength=num * len(draws)).reshape(-1, num).astype(float)
+    counts: Floats = np.bincount(places, minlength=num * len(draws)).reshape(len(draws), num).astype(float)
+    return counts
+
+
+def half_widths(grid: Grid, counts: Floats) -> Floats:
+    """The half-gain width (octaves) of the mean curve of every draw, with how often it has each subject `[draw, subject]`."""
+    return _widths(grid, *_sums(grid, counts))
+
+
+def _joint_widths(one: Grid, other: Grid, shares: Floats) -> Floats:
+    """The widths where `shares` of the subjects are taken of one series and the rest of the other."""
+    sums = (a + b for a, b in zip(_sums(one, shares), _sums(other, 1 - shares), strict=True))
+    return _widths(one, *sums)
+
+
+def _sums(grid: Grid, counts: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Sums of scores and how many they are `[draw, point]`, sums of the base's and how many `[draw]`."""
     there = ~np.isnan(grid.values)
-    shares = counts @ there
-    means = np.divide(
-        counts @ np.where(there, grid.values, 0.0), shares, out=np.full(shares.shape, np.nan), where=shares > 0
-    )
-    bases = counts @ grid.base / counts.sum(axis=1)
-    found: Floats = find_plateaus(grid.points, means, bases, grid.num_diverged > 0, HALF_GAIN)["width_octaves"]
+    return counts @ np.where(there, grid.values, 0.0), counts @ there, counts @ grid.base, counts.sum(axis=1)
+
+
+def _widths(grid: Grid, scores: Floats, there: Floats, base: Floats, num: Floats) -> Floats:
+    means = np.divide(scores, there, out=np.full(there.shape, np.nan), where=there > 0)
+    found: Floats = find_plateaus(
+        grid.points, means, base / np.where(num > 0, num, np.nan), grid.num_diverged > 0, HALF_GAIN
+    )["width_octaves"]
     return found
 
 

@@ -147,50 +147,6 @@ def subject_bootstrap(
     return low, high
 
 
-class BootstrapTest(NamedTuple):
-    """Ends of an expanded percentile interval, the two-sided p at which it ends at 0, and the smallest p that there can be."""
-
-    low: float
-    high: float
-    p: float
-    smallest_p: float
-
-
-def bootstrap_test(
-    statistic: Callable[[Ints], Floats], num_subjects: int, level: float = 0.95, num_draws: int = 4000, seed: int = 0
-) -> BootstrapTest:
-    """Whether one number of the subjects differs from 0, by the interval of `subject_bootstrap`.
-
-    Args:
-        statistic: from the positions of the drawn subjects `[draw, subject]` to a number a draw, NaN where it has none.
-        num_subjects, level, num_draws, seed: as for `subject_bootstrap`.
-
-    Returns:
-        The result; all NaN with fewer than 2 subjects. p counts the data among the draws (Phipson and Smyth 2010), so it is
-        never 0; where no draw has a number it is NaN.
-    """
-    from scipy.special import ndtri, stdtr
-
-    if num_subjects < 2:
-        return BootstrapTest(*[np.nan] * 4)
-    drawn: list[Floats] = []
-
-    def kept(draws: Ints) -> Floats:
-        drawn.append(statistic(draws))
-        return drawn[-1][:, None]
-
-    (low,), (high,) = subject_bootstrap(kept, num_subjects, level, num_draws, seed)
-    values = drawn[0][~np.isnan(drawn[0])]
-
-    def p_of(tail: float) -> float:
-        scale = np.sqrt((num_subjects - 1) / num_subjects)
-        return min(1.0, 2 * float(stdtr(num_subjects - 1, scale * ndtri(tail))))
-
-    least = 1 / (len(values) + 1)
-    share = (min(int((values <= 0).sum()), int((values >= 0).sum())) + 1) / (len(values) + 1)
-    return BootstrapTest(float(low), float(high), p_of(min(share, 0.5)) if len(values) else np.nan, p_of(least))
-
-
 def expanded_tail(num_subjects: int, level: float = 0.95) -> float:
     """The tail of the expanded percentile interval, Phi(-sqrt(n / (n - 1)) t_{n-1})."""
     from scipy.special import ndtr

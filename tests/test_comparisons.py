@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +77,11 @@ def test_half_gain_width_is_that_of_the_mean_curves_and_drawn_by_subject(table: 
     row = compare(table, ("half_width",), pairs=[tuple(series)]).iloc[0]
     assert row["mean"] == pytest.approx(widths[series[0]] - widths[series[1]])
     draws = np.random.default_rng(3).integers(8, size=(4, 8))
+    counts = (draws[:, :, None] == np.arange(8)).sum(axis=1).astype(float)
     for name in series:
         grid = subject_grid(dino[dino["series"] == name], "multiplier")
         assert plateau(dino[dino["series"] == name], 0.5)["width_octaves"].item() == widths[name]
-        for draw, found in zip(draws, half_widths(grid, draws), strict=True):
+        for draw, found in zip(draws, half_widths(grid, counts), strict=True):
             own = dino[dino["series"] == name]
             drawn = [
                 own[own["subject"] == subject].assign(subject=f"{i}")
@@ -87,7 +89,18 @@ def test_half_gain_width_is_that_of_the_mean_curves_and_drawn_by_subject(table: 
             ]
             assert found == pytest.approx(plateau(pd.concat(drawn))["half_width"].item())
     assert row["low"] < row["mean"] < row["high"]
-    assert (row["p"] < 0.05) == (not row["low"] <= 0 <= row["high"])
+    a, b = (dino[dino["series"] == name] for name in series)
+    found = []
+    for signs in itertools.product((1, -1), repeat=8):
+        moved = dict(zip(sorted(a["subject"].unique()), signs, strict=True))
+        stays = [rows["subject"].map(moved) == sign for rows in (a, b) for sign in (1, -1)]
+        one, two = pd.concat([a[stays[0]], b[stays[3]]]), pd.concat([b[stays[2]], a[stays[1]]])
+        widths = [plateau(rows.assign(series="", method=""))["half_width"].item() for rows in (one, two)]
+        found.append(abs(widths[0] - widths[1]))
+        if len(found) == 32:  # the first eighth of the patterns
+            break
+    assert row["smallest_p"] == 2**-7
+    assert row["p"] >= np.mean(np.array(found) >= found[0] - 1e-9) / 8
 
 
 def test_half_gain_widths_of_no_subject_in_common_have_no_difference(table: pd.DataFrame) -> None:
