@@ -11,7 +11,7 @@ import pandas as pd
 
 from adapters.errors import BadInput
 from analysis.grid import Grid, subject_grid
-from analysis.permutation import exchange, holm, sign_flip
+from analysis.permutation import holm, sign_flip
 from analysis.plateau import HALF_GAIN, TOLERANCE, find_plateaus, mean_over_octaves
 from analysis.power import detectable_difference, effect_size
 from analysis.results import ANY, RANGES
@@ -22,7 +22,6 @@ from analysis.statistics import (
     studentised_bootstrap,
     subject_bootstrap,
     t_interval,
-    t_quantile,
 )
 
 # What is compared: one number a subject, but for the half-gain width, which only mean curves have.
@@ -130,37 +129,33 @@ def _own_width(grid: Grid, tolerance: float) -> Floats:
     return width
 
 
-def half_width_difference(a: Grid, b: Grid) -> dict[str, float]:
+def half_width_difference(a: Grid, b: Grid, num_draws: int = 4000) -> dict[str, float]:
     """How many more octaves `a` keeps half of its gain on than `b`: a row of `compare` without its keys.
 
     Subjects are drawn with all that they have in both series; each draw's mean curves have widths. A jackknife's pseudo-values
-    jump where a curve lingers near the half: their t interval covers less than it says (docs/statistics.md). For p the curves
-    of each subject change places; where the grids differ they cannot, and there is none.
+    jump where a curve lingers near the half: their t interval covers less than it says (docs/statistics.md). p is Student's,
+    with the draws' standard deviation as standard error, and never below 1 / (num_draws + 1).
     """
+    from scipy.special import stdtr
+
     both = a.scores.index.intersection(b.scores.index)
     first, second = (_of_subjects(grid, both) for grid in (a, b))
-    n = len(both)
-    alike = n if np.array_equal(a.points, b.points) else 0
+    n, drawn = len(both), []
 
     def difference(draws: Ints) -> Floats:
         counts = _count(draws, n)
-        return half_widths(first, counts) - half_widths(second, counts)
+        drawn.append(half_widths(first, counts) - half_widths(second, counts))
+        return drawn[-1][:, None]
 
-    def exchanged(signs: Floats) -> Floats:
-        stay = (1 + signs) / 2
-        pair = first._replace(num_diverged=first.num_diverged + second.num_diverged), second
-        return _joint_widths(*pair, stay) - _joint_widths(*pair, 1 - stay)
-
-    mean = float(difference(np.arange(n)[None])[0]) if n else np.nan
-    low, high = (
-        float(end[0]) for end in subject_bootstrap(lambda draws: difference(draws)[:, None], n, num_draws=4000)
-    )
-    test = exchange(exchanged, alike)
-    spread = (high - low) / 2 / t_quantile(n - 1) if n > 1 else np.nan
+    mean = float(difference(np.arange(n)[None])[0, 0]) if n else np.nan
+    low, high = (float(end[0]) for end in subject_bootstrap(difference, n, num_draws=num_draws))
+    spread = float(np.nanstd(drawn[-1])) * n / np.sqrt(n - 1) if n > 1 else np.nan  # of what one subject adds
+    p = 2 * float(stdtr(n - 1, -abs(mean) * np.sqrt(n) / max(spread, 1e-12))) if n > 1 else np.nan
+    least = 1 / (num_draws + 1)
     return {
         "mean": mean, "low": low, "high": high, "boot_low": low, "boot_high": high,
-        "iqm": np.nan, "iqm_low": np.nan, "iqm_high": np.nan, "p": test.p, "smallest_p": test.smallest_p,
-        "detectable": effect_size(n) * spread * np.sqrt(n) if n > 1 else np.nan, "num_subjects": n,
+        "iqm": np.nan, "iqm_low": np.nan, "iqm_high": np.nan, "p": max(p, least) if n > 1 else p, "smallest_p": least,
+        "detectable": effect_size(n) * spread if n > 1 else np.nan, "num_subjects": n,
     }  # fmt: skip
 
 
@@ -177,26 +172,12 @@ def _count(draws: Ints, num: int) -> Floats:
 
 def half_widths(grid: Grid, counts: Floats) -> Floats:
     """The half-gain width (octaves) of the mean curve of every draw, with how often it has each subject `[draw, subject]`."""
-    return _widths(grid, *_sums(grid, counts))
-
-
-def _joint_widths(one: Grid, other: Grid, shares: Floats) -> Floats:
-    """The widths where `shares` of the subjects are taken of one series and the rest of the other."""
-    sums = (a + b for a, b in zip(_sums(one, shares), _sums(other, 1 - shares), strict=True))
-    return _widths(one, *sums)
-
-
-def _sums(grid: Grid, counts: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Sums of scores and how many they are `[draw, point]`, sums of the base's and how many `[draw]`."""
     there = ~np.isnan(grid.values)
-    return counts @ np.where(there, grid.values, 0.0), counts @ there, counts @ grid.base, counts.sum(axis=1)
-
-
-def _widths(grid: Grid, scores: Floats, there: Floats, base: Floats, num: Floats) -> Floats:
-    means = np.divide(scores, there, out=np.full(there.shape, np.nan), where=there > 0)
-    found: Floats = find_plateaus(
-        grid.points, means, base / np.where(num > 0, num, np.nan), grid.num_diverged > 0, HALF_GAIN
-    )["width_octaves"]
+    shares = counts @ there
+    sums = counts @ np.where(there, grid.values, 0.0)
+    means = np.divide(sums, shares, out=np.full(shares.shape, np.nan), where=shares > 0)
+    bases = counts @ grid.base / np.where(counts.any(axis=1), counts.sum(axis=1), np.nan)
+    found: Floats = find_plateaus(grid.points, means, bases, grid.num_diverged > 0, HALF_GAIN)["width_octaves"]
     return found
 
 

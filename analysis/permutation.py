@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -48,28 +47,14 @@ def sign_flip(differences: ArrayLike, num_draws: int = NUM_DRAWS, seed: int = 0)
     """
     values = np.asarray(differences, dtype=float).ravel()
     values = values[~np.isnan(values)]
-    return exchange(lambda signs: signs @ values, len(values), num_draws, seed)
-
-
-def exchange(statistic: Callable[[Floats], Floats], num: int, num_draws: int = NUM_DRAWS, seed: int = 0) -> SignFlip:
-    """`sign_flip` for a difference that is no mean over subjects: each subject's two series may change places.
-
-    Args:
-        statistic: from patterns of signs `[pattern, subject]`, -1 where a subject's series have changed places, to the
-            difference of each pattern.
-        num: of subjects.
-        num_draws, seed: as for `sign_flip`.
-    """
-    if not num:
+    n = len(values)
+    if not n:
         return SignFlip(np.nan, np.nan, 0, 0, True)
-    seen = abs(float(statistic(np.ones((1, num)))[0]))
-    exact = num <= MOST_EXACT
-    values = np.abs(statistic(_all_signs(num) if exact else _drawn_signs(num, num_draws, seed)))
-    extreme = values >= seen - 1e-12 * max(seen, float(np.nanmax(values)))  # what agrees to rounding is equal
-    if exact:
-        return SignFlip(float(extreme.mean()), 2.0 ** (1 - num), num, 2**num, True)
-    least = 1 / (num_draws + 1)
-    return SignFlip((int(extreme.sum()) + 1) * least, max(least, 2.0 ** (1 - num)), num, num_draws, False)
+    if n <= MOST_EXACT:
+        share = float(_as_extreme(_all_signs(n), values).mean())
+        return SignFlip(share, 2.0 ** (1 - n), n, 2**n, True)
+    count = int(_as_extreme(_drawn_signs(n, num_draws, seed), values).sum())
+    return SignFlip((count + 1) / (num_draws + 1), max(1 / (num_draws + 1), 2.0 ** (1 - n)), n, num_draws, False)
 
 
 @cache
@@ -83,6 +68,13 @@ def _all_signs(n: int) -> Floats:
 def _drawn_signs(n: int, num_draws: int, seed: int) -> Floats:
     """Patterns of n signs drawn at random `[num_draws, n]`."""
     return np.where(np.random.default_rng(seed).integers(2, size=(num_draws, n)), -1.0, 1.0)
+
+
+def _as_extreme(signs: Floats, values: Floats) -> np.ndarray:
+    """Whether each pattern's sum is as far from zero as the one seen; sums that agree to rounding are equal."""
+    margin = 1e-12 * np.abs(values).sum()
+    result: np.ndarray = np.abs(signs @ values) >= abs(values.sum()) - margin
+    return result
 
 
 def holm(p_values: ArrayLike) -> Floats:

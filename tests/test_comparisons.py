@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -89,18 +88,8 @@ def test_half_gain_width_is_that_of_the_mean_curves_and_drawn_by_subject(table: 
             ]
             assert found == pytest.approx(plateau(pd.concat(drawn))["half_width"].item())
     assert row["low"] < row["mean"] < row["high"]
-    a, b = (dino[dino["series"] == name] for name in series)
-    found = []
-    for signs in itertools.product((1, -1), repeat=8):
-        moved = dict(zip(sorted(a["subject"].unique()), signs, strict=True))
-        stays = [rows["subject"].map(moved) == sign for rows in (a, b) for sign in (1, -1)]
-        one, two = pd.concat([a[stays[0]], b[stays[3]]]), pd.concat([b[stays[2]], a[stays[1]]])
-        widths = [plateau(rows.assign(series="", method=""))["half_width"].item() for rows in (one, two)]
-        found.append(abs(widths[0] - widths[1]))
-        if len(found) == 32:  # the first eighth of the patterns
-            break
-    assert row["smallest_p"] == 2**-7
-    assert row["p"] >= np.mean(np.array(found) >= found[0] - 1e-9) / 8
+    assert (row["p"] < 0.05) == (not row["low"] <= 0 <= row["high"])
+    assert row["smallest_p"] <= row["p"] <= 1
 
 
 def test_half_gain_widths_of_no_subject_in_common_have_no_difference(table: pd.DataFrame) -> None:
