@@ -166,10 +166,10 @@ def test_the_linear_code_is_the_principal_components() -> None:
 
 
 def test_a_view_is_drawn_to_its_other_view_and_a_little_to_the_same_thing() -> None:
-    from tools.pocket.likeness import SAME_THING, Batch, targets
+    from tools.pocket.likeness import SAME_THING, LikenessBatch, targets
 
     thing = torch.tensor([0, 0, 1])  # two vendors drew thing 0
-    found = targets(Batch(torch.zeros(6, 3, 64, 64), torch.zeros(2, 3, 64, 64), thing, torch.tensor([0])))
+    found = targets(LikenessBatch(torch.zeros(6, 3, 64, 64), torch.zeros(2, 3, 64, 64), thing, torch.tensor([0])))
     assert found.shape == (6, 8)
     torch.testing.assert_close(found.sum(1), torch.ones(6))
     assert found[0].tolist() == pytest.approx([0, SAME_THING / 2, 0, 1 - SAME_THING, SAME_THING / 2, 0, 0, 0])
@@ -178,9 +178,9 @@ def test_a_view_is_drawn_to_its_other_view_and_a_little_to_the_same_thing() -> N
 
 
 def test_the_loss_of_likeness_falls_where_distractors_score_nothing() -> None:
-    from tools.pocket.likeness import Batch, Likeness
+    from tools.pocket.likeness import Likeness, LikenessBatch
 
-    batch = Batch(torch.zeros(4, 3, 64, 64), torch.zeros(1, 3, 64, 64), torch.tensor([0, 1]), torch.tensor([0]))
+    batch = LikenessBatch(torch.zeros(4, 3, 64, 64), torch.zeros(1, 3, 64, 64), torch.tensor([0, 1]), torch.tensor([0]))
     likeness = Likeness.__new__(Likeness)
     apart = torch.eye(3)[[0, 1, 0, 1, 2]]
     near = torch.nn.functional.normalize(
@@ -228,14 +228,14 @@ def test_a_batch_of_likeness_has_both_vendors_views_and_every_kind_of_distractor
 
 def test_controls_of_scorers_in_the_making_pass_for_a_perfect_one_and_fail_for_a_blind_one() -> None:
     from analysis.control_verdicts import judge_controls
-    from tools.pocket.scorer_controls import Bench
+    from tools.pocket.scorer_controls import ScorerBench
     from tools.pocket.vae import make_vae
 
     classes = read_classes()
     pictures = make_pictures(list(classes), len(classes), [name for name, _ in classes.values()])
     pictures.pixels[..., :3] = np.random.default_rng(0).integers(256, size=(len(pictures.codes), 1, 1, 3))
     names = list(draw_split())[:3]
-    bench = Bench(pictures, make_vae(), names)
+    bench = ScorerBench(pictures, make_vae(), names)
     axes = torch.eye(len(names) + 1)
     known = {}
     for axis, name in zip(axes, names, strict=False):

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-from tools.pocket.likeness import Batch, Likeness
+from tools.pocket.likeness import Likeness, LikenessBatch
 from tools.pocket.runs import StageRun, faster_precision, precision
 
 
@@ -42,7 +42,7 @@ def train_dino(likeness: Likeness, work: Path, *, num_steps: int, seed: int = 0,
     dino = make_dino(seed)
     run = StageRun(work / "dino", dino, num_steps=num_steps, lr=1.5e-3, ema=0.99, weight_decay=0.05)
 
-    def loss_of(batch: Batch) -> Tensor:
+    def loss_of(batch: LikenessBatch) -> Tensor:
         return likeness.loss(embed(dino, torch.cat([batch.views, batch.distractors])), batch)
 
     first = likeness.draw(batch_size, seed, 0)

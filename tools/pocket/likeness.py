@@ -65,7 +65,7 @@ def decoded_cache(studio: Studio, vae: AutoencoderKL, work: Path, *, seed: int) 
 
 
 @dataclass
-class Batch:
+class LikenessBatch:
     """Views to tell apart.
 
     views: two of each picture, first one of all, then another of all. distractors: pictures of nothing, first those that were
@@ -93,7 +93,7 @@ class Likeness:
             found.setdefault(code, []).append(row)
         return list(found.values())
 
-    def draw(self, size: int, seed: int, step: int) -> Batch:
+    def draw(self, size: int, seed: int, step: int) -> LikenessBatch:
         """Two views each of about ``size`` pictures: things at random, by all their vendors."""
         g = seeded(seed, step)
         picked = torch.randperm(len(self.things), generator=g)[: size // 2].tolist()
@@ -105,7 +105,7 @@ class Likeness:
         first, second = torch.where(swap, second, first), torch.where(swap, first, second)
         views, count = torch.cat([first, second]), int(len(rows) * DISTRACTORS)
         origin = torch.randperm(len(views), generator=g)[: 3 * count]
-        return Batch(views, self._distract(views[origin], count, g), thing, origin)
+        return LikenessBatch(views, self._distract(views[origin], count, g), thing, origin)
 
     def _distract(
         self, views: Float[Tensor, "m 3 64 64"], count: int, g: torch.Generator
@@ -118,7 +118,7 @@ class Likeness:
         made = [shuffle(views[:count], 4, g), shuffle(views[count : 2 * count], 8, g), flat]
         return torch.cat([*made, draw_noise(count, g), self.decoded.noises[pick].float(), scenes * 2 - 1])
 
-    def loss(self, embedding: Float[Tensor, "n d"], batch: Batch) -> Tensor:
+    def loss(self, embedding: Float[Tensor, "n d"], batch: LikenessBatch) -> Tensor:
         """Contrast of the views, and what distractors score.
 
         Args:
@@ -133,7 +133,7 @@ class Likeness:
         return F.cross_entropy(logits, targets(batch)) + STRENGTH * (nothing.mean() + OWN * own.mean())
 
 
-def targets(batch: Batch) -> Float[Tensor, "2b n"]:
+def targets(batch: LikenessBatch) -> Float[Tensor, "2b n"]:
     """What each view is to be drawn to, of views and distractors; rows sum to 1.
 
     All of it is the other view of the same picture, but for SAME_THING where another vendor's views of the thing are there.

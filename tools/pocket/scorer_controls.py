@@ -45,7 +45,7 @@ class Scores:
     base: pd.DataFrame
 
 
-class Bench:
+class ScorerBench:
     """Photographs of subjects, and what stands in for generated pictures of them.
 
     Args:
@@ -116,7 +116,7 @@ def report(work: Path, split: str, stages: Sequence[str]) -> None:
     """Print each subject's verdict, and how often each criterion fails."""
     pictures = load_pictures(work)
     names = [name for name, of in draw_split().items() if of == split]
-    bench = Bench(pictures, newest_vae(work, open_studio(pictures)), names)
+    bench = ScorerBench(pictures, newest_vae(work, open_studio(pictures)), names)
     for stage in stages:
         scores = cast(Any, bench.measure("dino" if stage == "dino" else "clip_i", SCORERS[stage](work)))
         table, gaps = judge_controls(scores), control_gaps(scores)
