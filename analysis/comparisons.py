@@ -18,6 +18,7 @@ from analysis.results import ANY, RANGES
 from analysis.statistics import (
     Floats,
     Ints,
+    count_draws,
     interquartile_interval,
     studentised_bootstrap,
     subject_bootstrap,
@@ -77,19 +78,17 @@ def compare(
     if unknown := [name for pair in chosen for name in pair if name not in series]:
         raise BadInput(f"no series {unknown[0]!r}; allowed: {', '.join(series)}")
     wanted = {name for pair in chosen for name in pair}
-    values = {name: subject_measures(series[name], tolerance) for name in wanted}
     grids = {name: subject_grid(series[name], "multiplier") for name in wanted}
+    values = {name: _subject_measures(grid, tolerance) for name, grid in grids.items()}
     low, high = RANGES.get(metric, ANY)
-    rows = [
-        {"measure": measure, "a": a, "b": b}
-        | (
-            half_width_difference(grids[a], grids[b])
-            if measure == "half_width"
-            else _difference(values[a], values[b], measure, high - low)
-        )
-        for measure in measures
-        for a, b in chosen
-    ]
+
+    def difference(measure: str, a: str, b: str) -> dict[str, float]:
+        if measure == "half_width":
+            return half_width_difference(grids[a], grids[b])
+        return _difference(values[a], values[b], measure, high - low)
+
+    keys = [{"measure": measure, "a": a, "b": b} for measure in measures for a, b in chosen]
+    rows = [{**key, **difference(**key)} for key in keys]
     frame = pd.DataFrame(rows)
     frame.insert(list(frame.columns).index("smallest_p"), "p_holm", holm(frame["p"]))
     return frame
@@ -105,7 +104,10 @@ def _series_of(table: pd.DataFrame, metric: str) -> list[tuple[str, pd.DataFrame
 
 def subject_measures(rows: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
     """The measures of one series and metric: one row a subject, a column each; NaN where there is none, or none by subject."""
-    grid = subject_grid(rows, "multiplier")
+    return _subject_measures(subject_grid(rows, "multiplier"), tolerance)
+
+
+def _subject_measures(grid: Grid, tolerance: float) -> pd.DataFrame:
     scores, alive = grid.values, grid.num_diverged == 0
     mean = np.nanmean(scores, axis=0) if len(scores) else np.full(len(alive), np.nan)
     measures: dict[str, Any] = {name: np.nan for name in MEASURES if name != "half_width"}
@@ -143,7 +145,7 @@ def half_width_difference(a: Grid, b: Grid, num_draws: int = 4000) -> dict[str, 
     n, drawn = len(both), []
 
     def difference(draws: Ints) -> Floats:
-        counts = _count(draws, n)
+        counts = count_draws(draws, n)
         drawn.append(half_widths(first, counts) - half_widths(second, counts))
         return drawn[-1][:, None]
 
@@ -161,13 +163,6 @@ def half_width_difference(a: Grid, b: Grid, num_draws: int = 4000) -> dict[str, 
 
 def _of_subjects(grid: Grid, subjects: pd.Index) -> Grid:
     return grid._replace(scores=grid.scores.loc[subjects], base=grid.base[grid.scores.index.get_indexer(subjects)])
-
-
-def _count(draws: Ints, num: int) -> Floats:
-    """How often each of `num` subjects was drawn, `[draw, subject]`."""
-    places = (draws + num * np.arange(len(draws))[:, None]).ravel()
-    counts: Floats = np.bincount(places, minlength=num * len(draws)).reshape(len(draws), num).astype(float)
-    return counts
 
 
 def half_widths(grid: Grid, counts: Floats) -> Floats:

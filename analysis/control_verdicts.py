@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ import pandas as pd
 from adapters.errors import BadInput
 from adapters.words import counted
 from analysis.results import Results
-from analysis.statistics import Floats, Ints, subject_bootstrap
+from analysis.statistics import Floats, Ints, count_draws, subject_bootstrap
 from analysis.tables import TITLES
 from training.store import CONTROL_KINDS, CONTROL_ORDER
 
@@ -33,6 +33,16 @@ KINDS = {
     "shuffled": "shuffled patches", "noise": "noise", "flat": "flat colour", "latent_noise": "decoded noise",
     "blurred": "blurred photographs",
 }  # fmt: skip
+
+
+class Scored(Protocol):
+    """What is judged: the controls' scores and those of the base model's pictures, as `Results` has them; hashable."""
+
+    @property
+    def controls(self) -> pd.DataFrame: ...
+    @property
+    def base(self) -> pd.DataFrame: ...
+    def __hash__(self) -> int: ...
 
 
 class Criterion(NamedTuple):
@@ -66,7 +76,7 @@ def criteria(kinds: Sequence[str]) -> list[Criterion]:
     ]
 
 
-def judge_controls(results: Results) -> pd.DataFrame:
+def judge_controls(results: Scored) -> pd.DataFrame:
     """Whether the scorers' controls pass on each subject.
 
     Returns:
@@ -82,7 +92,7 @@ def judge_controls(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["subject", "metric", "num_photographs", *ends, "base", "verdict", "why"])
 
 
-def control_gaps(results: Results) -> pd.DataFrame:
+def control_gaps(results: Scored) -> pd.DataFrame:
     """Every criterion of every subject and metric: rows subject, metric, criterion, mean, low, high, verdict.
 
     `mean` is the gap that is to be positive, of "near 0" what is left up to a quarter of the photographs' own score.
@@ -121,12 +131,12 @@ def control_scores(results: Results) -> pd.DataFrame:
 
 
 @lru_cache(maxsize=2)
-def _judge_each(results: Results) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _judge_each(results: Scored) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """The row of each subject and metric, and those of its criteria; a report asks for them again and again."""
     return list(_judge_rows(results))
 
 
-def _judge_rows(results: Results) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _judge_rows(results: Scored) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     base = results.base.groupby(["subject", "metric"], observed=True)["value"].mean()
     for (subject, metric), rows in results.controls.groupby(["subject", "metric"], observed=True, sort=False):
         kinds = [kind for kind in CONTROL_KINDS if kind in set(rows["kind"])]
@@ -186,7 +196,7 @@ def mean_scores(rows: pd.DataFrame, kinds: Sequence[str], weights: Floats) -> tu
     scores = [_square(rows[rows["kind"] == kind], names) for kind in kinds]
 
     def numbers(draws: Ints) -> Floats:
-        counts = (draws[:, :, None] == np.arange(len(names))).sum(axis=1).astype(float)  # [draw, photograph]
+        counts = count_draws(draws, len(names))
         return np.stack([_mean(score, counts) for score in scores], axis=1) @ weights.T
 
     means = numbers(np.arange(len(names))[None])[0]

@@ -147,6 +147,12 @@ def subject_bootstrap(
     return low, high
 
 
+def count_draws(draws: Ints, num: int) -> Floats:
+    """How often each of `num` subjects was drawn `[draw, subject]`, from their positions `[draw, place]`."""
+    places = (draws + num * np.arange(len(draws))[:, None]).ravel()
+    return np.bincount(places, minlength=num * len(draws)).reshape(len(draws), num).astype(float)
+
+
 def expanded_tail(num_subjects: int, level: float = 0.95) -> float:
     """The tail of the expanded percentile interval, Phi(-sqrt(n / (n - 1)) t_{n-1})."""
     from scipy.special import ndtr

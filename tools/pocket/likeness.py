@@ -22,6 +22,7 @@ from torch import Tensor
 from tools.pocket.runs import seeded
 from tools.pocket.studio import Studio
 from tools.pocket.vae import round_trip
+from training.tasks.controls import arrange_patches, blur
 
 JITTER = {"shift": 6.0, "zoom": 0.1, "turn": 0.15, "flip": 0.2, "light": 0.15}
 SCALE = (0.45, 1.05)
@@ -49,10 +50,15 @@ def decode(studio: Studio, vae: AutoencoderKL, seed: int) -> Decoded:
     for rows in torch.arange(len(studio.rgba)).split(128):
         g = seeded(seed, int(rows[0]))
         made.append(round_trip(vae, studio.paint_wild(rows.tolist(), g, SCALE, JITTER, NAMED)))
-    shape = (NUM_NOISES, vae.config.latent_channels, 8, 8)
-    latents = torch.randn(shape, generator=seeded(seed, -1)) / vae.config.scaling_factor
-    noises = [vae.decode(part).sample.clamp(-1, 1) for part in latents.split(32)]
-    return Decoded(*(torch.cat(parts).half().contiguous() for parts in (made, noises)))
+    noises = decode_noise(vae, NUM_NOISES, seeded(seed, -1))
+    return Decoded(*(pictures.half().contiguous() for pictures in (torch.cat(made), noises)))
+
+
+@torch.no_grad()
+def decode_noise(vae: AutoencoderKL, count: int, g: torch.Generator) -> Float[Tensor, "n 3 64 64"]:
+    """What the autoencoder makes of noise in its latents, as a broken adapter does; in [-1, 1]."""
+    latents = torch.randn((count, vae.config.latent_channels, 8, 8), generator=g) / vae.config.scaling_factor
+    return torch.cat([vae.decode(part).sample.clamp(-1, 1) for part in latents.split(32)])
 
 
 def decoded_cache(studio: Studio, vae: AutoencoderKL, work: Path, *, seed: int) -> Decoded:
@@ -154,29 +160,23 @@ def degrade(
     """Views as generators spoil them, a fifth each: decoded, blurred, noisy, in other colours, and as they are."""
     fifth = len(views) // 5
     parts = views.split([fifth, fifth, fifth, fifth, len(views) - 4 * fifth])
-    sd = 0.5 + 2.0 * torch.rand(1, generator=g).item()
+    sd = (0.5 + 2.0 * torch.rand(1, generator=g).item()) / views.shape[-2]
     noise = 0.25 * torch.rand(fifth, 1, 1, 1, generator=g) * torch.randn(parts[2].shape, generator=g)
     gain = 1 + 0.25 * (torch.rand(fifth, 3, 1, 1, generator=g) * 2 - 1)
     shift = 0.25 * (torch.rand(fifth, 3, 1, 1, generator=g) * 2 - 1)
-    spoiled = [decoded[:fifth], blur(parts[1], sd), parts[2] + noise, parts[3] * gain + shift, parts[4]]
+    spoiled = [
+        decoded[:fifth],
+        blur((parts[1] + 1) / 2, sd) * 2 - 1,
+        parts[2] + noise,
+        parts[3] * gain + shift,
+        parts[4],
+    ]
     return torch.cat(spoiled).clamp(-1, 1)
 
 
-def blur(images: Float[Tensor, "b 3 h w"], sd: float) -> Float[Tensor, "b 3 h w"]:
-    """Images under a Gaussian of ``sd`` pixels."""
-    reach = max(1, round(3 * sd))
-    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sd) ** 2)
-    weights = (weights / weights.sum()).expand(3, 1, 1, -1)
-    across = F.conv2d(F.pad(images, (reach,) * 4, mode="reflect"), weights, groups=3)
-    return F.conv2d(across, weights.transpose(2, 3), groups=3)
-
-
-def shuffle(images: Float[Tensor, "b 3 64 64"], side: int, g: torch.Generator) -> Float[Tensor, "b 3 64 64"]:
-    """Images with their ``side`` x ``side`` squares in an order of its own for each."""
-    width = images.shape[-1] // side
-    squares = F.unfold(images, width, stride=width)  # [b, 3 width width, side side]
-    order = torch.rand(len(images), 1, side * side, generator=g).argsort(-1).expand_as(squares)
-    return F.fold(squares.gather(2, order), images.shape[-2:], width, stride=width)
+def shuffle(images: Float[Tensor, "b 3 64 64"], along: int, g: torch.Generator) -> Float[Tensor, "b 3 64 64"]:
+    """Images with their ``along`` x ``along`` squares in an order of its own for each."""
+    return arrange_patches(images, torch.rand(len(images), along * along, generator=g).argsort(-1), along)
 
 
 def draw_noise(count: int, g: torch.Generator) -> Float[Tensor, "n 3 64 64"]:

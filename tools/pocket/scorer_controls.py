@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
@@ -25,6 +25,7 @@ from adapters.ending import end_well
 from analysis.control_verdicts import control_gaps, judge_controls
 from tools.pocket.clip import embed_image
 from tools.pocket.dino import embed, make_dino
+from tools.pocket.likeness import decode_noise
 from tools.pocket.pictures import TRAIN_VENDORS, PictureSet, load_pictures
 from tools.pocket.runs import checkpoint_path, read_counters, read_group, seeded
 from tools.pocket.split import draw_split
@@ -32,6 +33,7 @@ from tools.pocket.studio import open_studio
 from tools.pocket.subjects import photograph_class
 from tools.pocket.vae import round_trip
 from tools.pocket.vae_quality import newest_vae
+from training.store import COLUMNS, CONTROL_KINDS
 from training.tasks.controls import NUM_NOISE, PER_OTHER, blur, shuffle_patches
 
 Embed = Callable[[Float[Tensor, "n 3 64 64"]], Float[Tensor, "n d"]]
@@ -56,10 +58,8 @@ class ScorerBench:
         self.pictures, self.vae, self.names = pictures, vae.eval(), names
         self.photographs = {name: photograph_class(pictures, name) for name in names}
         g = seeded(0, 0)
-        latents = torch.randn((NUM_NOISE, vae.config.latent_channels, 8, 8), generator=g) / vae.config.scaling_factor
-        with torch.no_grad():
-            decoded = vae.decode(latents).sample.clamp(-1, 1)
-        self.noise = {"noise": torch.rand(NUM_NOISE, 3, 64, 64, generator=g) * 2 - 1, "latent_noise": decoded}
+        pixels = torch.rand(NUM_NOISE, 3, 64, 64, generator=g) * 2 - 1
+        self.noise = {"noise": pixels, "latent_noise": decode_noise(vae, NUM_NOISE, g)}
 
     def pictures_of(self, name: str) -> dict[str, Float[Tensor, "n 3 64 64"]]:
         """Pictures to be scored, by kind, in [-1, 1]."""
@@ -91,8 +91,8 @@ class ScorerBench:
                         for j, v in enumerate(values)
                         if label != f"{j:02d}.png"
                     ]
-        columns = ["subject", "metric", "kind", "picture", "against", "value"]
-        return Scores(pd.DataFrame(rows, columns=columns), pd.DataFrame(columns=["subject", "metric", "value"]))
+        none = pd.DataFrame(columns=["subject", "metric", "value"])
+        return Scores(pd.DataFrame(rows, columns=["subject", *COLUMNS["controls"]]), none)
 
 
 def newest_dino(work: Path) -> Embed:
@@ -118,9 +118,8 @@ def report(work: Path, split: str, stages: Sequence[str]) -> None:
     names = [name for name, of in draw_split().items() if of == split]
     bench = ScorerBench(pictures, newest_vae(work, open_studio(pictures)), names)
     for stage in stages:
-        scores = cast(Any, bench.measure("dino" if stage == "dino" else "clip_i", SCORERS[stage](work)))
-        table, gaps = judge_controls(scores), control_gaps(scores)
-        kinds = ["real", "vae", "blurred", "same_class", "other", "shuffled", "flat", "noise", "latent_noise"]
+        scores = bench.measure("dino" if stage == "dino" else "clip_i", SCORERS[stage](work))
+        table, gaps, kinds = judge_controls(scores), control_gaps(scores), list(CONTROL_KINDS)
         print(stage, read_counters(checkpoint_path(work / stage)))
         with pd.option_context("display.width", 200, "display.max_columns", 20, "display.max_colwidth", 90):
             print(table[["subject", *kinds, "verdict", "why"]].round(2).to_string(index=False))

@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -200,9 +200,9 @@ def _open(paths: Sequence[Path], side: int) -> dict[Path, Image.Image]:
     return found
 
 
-def blur(pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-    """Pictures under a Gaussian whose standard deviation is `BLUR` of their height, mirrored at the borders."""
-    sd = BLUR * pictures.shape[-2]
+def blur(pictures: Float[Tensor, "n 3 h w"], share: float = BLUR) -> Float[Tensor, "n 3 h w"]:
+    """Pictures under a Gaussian whose standard deviation is a share of their height, mirrored at the borders."""
+    sd = share * pictures.shape[-2]
     reach = max(1, math.ceil(3 * sd))
     weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=pictures.dtype) / sd) ** 2)
     weights = (weights / weights.sum()).expand(3, 1, 1, -1)
@@ -216,11 +216,18 @@ def shuffle_patches(pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h 
 
     Colours and textures stay, the thing does not; pixels that a side has over stay where they are.
     """
-    side = pictures.shape[-1] // PATCHES
-    whole, shuffled = PATCHES * side, pictures.clone()
-    for number, picture in enumerate(pictures[..., :whole, :whole]):
-        order = torch.randperm(PATCHES**2, generator=torch.Generator().manual_seed(seed_of("patches", number)))
-        cut = picture.unflatten(2, (PATCHES, side)).unflatten(1, (PATCHES, side))  # colour, down, y, across, x
-        squares = cut.permute(1, 3, 0, 2, 4).flatten(0, 1)[order].unflatten(0, (PATCHES, PATCHES))
-        shuffled[number, :, :whole, :whole] = squares.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-    return shuffled
+    seeds = [seed_of("patches", number) for number in range(len(pictures))]
+    orders = [torch.randperm(PATCHES**2, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return arrange_patches(pictures, torch.stack(orders), PATCHES)
+
+
+def arrange_patches(
+    pictures: Float[Tensor, "n 3 h w"], orders: Int[Tensor, "n p"], along: int
+) -> Float[Tensor, "n 3 h w"]:
+    """Pictures whose `along` x `along` squares stand in the given orders; pixels that a side has over stay where they are."""
+    side = pictures.shape[-1] // along
+    whole, arranged = along * side, pictures.clone()
+    squares = F.unfold(pictures[..., :whole, :whole], side, stride=side)  # picture, colour and pixel, square
+    moved = squares.gather(2, orders[:, None].expand_as(squares))
+    arranged[..., :whole, :whole] = F.fold(moved, (whole, whole), side, stride=side)
+    return arranged
