@@ -33,7 +33,8 @@ SBATCH_S = 300.0  # sbatch itself tries again for minutes while the controller i
 EXPORT = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX",
     "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TORCH_HOME", "XDG_CACHE_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
-    "TOKENIZERS_PARALLELISM", "PLATEAU_BEAT_S", "PLATEAU_STALE_S", "PLATEAU_SETTLE_S",
+    "TOKENIZERS_PARALLELISM", "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "PLATEAU_BEAT_S", "PLATEAU_STALE_S",
+    "PLATEAU_SETTLE_S",
 )  # fmt: skip
 # sbatch's words for an answer of SLURM's that it did not get: the job may be in the queue all the same.
 _LOST = re.compile(r"timed out|unable to contact|zero bytes|connection (reset|refused)|communication", re.IGNORECASE)
