@@ -51,7 +51,7 @@ def sharpness_vs_rate(results: Results, metric: str = "dino") -> SharpnessVsRate
 
 
 def sharpness_at_start(results: Results) -> pd.DataFrame:
-    """Rows series, method, subject, sharpness: the first that was measured, at the lowest rate, which has moved least by then."""
+    """Rows series, method, subject, sharpness: the first measured (step 1: before any update), at the lowest rate."""
     found = results.sharpness().astype({"run_id": str})
     found = found[found["sharpness"] > 0]
     first = found[found["step"] == found.groupby("run_id")["step"].transform("min")]

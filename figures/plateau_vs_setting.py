@@ -24,6 +24,7 @@ TITLES = {
     "adam_weight_decay": "weight decay",
     "num_instance_images": "pictures of the subject",
     "prior_loss_weight": "prior-preservation weight",
+    "d_coef": "factor on Prodigy's estimate",
     "steps": "training steps",
 }
 DODGE = 0.12  # between neighbouring series, in places of the axis

@@ -56,7 +56,7 @@ from figures.figure_set import (
 )
 from figures.matched_prompt import path_and_front
 
-VARIED = ("rank", "boundary", "adam_weight_decay", "num_instance_images", "prior_loss_weight")
+VARIED = ("rank", "boundary", "adam_weight_decay", "num_instance_images", "prior_loss_weight", "d_coef")
 HEADLINE = ("area", "half_width", "at_best")  # what pairs are compared by, the first first
 GAUGES = ("lambda", "saturation", "distance_rel")
 

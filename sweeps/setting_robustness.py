@@ -35,6 +35,8 @@ class SettingOptions(Options):
     """Numbers of the subject's pictures, besides `--num-instance-images`."""
     prior_weights: tuple[float, ...] = (1.0,)
     """Weights of prior preservation, besides `--prior-loss-weight`."""
+    d_coefs: tuple[float, ...] = ()
+    """Factors on Prodigy's estimate, besides `--d-coef`; with `--optimizer prodigy`."""
 
 
 def drive(options: SettingOptions) -> int:
@@ -49,6 +51,7 @@ def drive(options: SettingOptions) -> int:
         "adam_weight_decay": options.weight_decays,
         "num_instance_images": options.instance_images,
         "prior_loss_weight": options.prior_weights,
+        "d_coef": options.d_coefs,
     }
     changes = [{name: value} for name, values in settings.items() for value in values]
     for change in changes:

@@ -98,3 +98,14 @@ def test_measuring_leaves_no_trace(method: str, studio: Path, parts: tuple, tmp_
         pd.testing.assert_series_equal(left["loss"], right["loss"])
         assert left["sharpness"].isna().all()
         assert list(right.loc[np.isfinite(right["sharpness"]), "step"]) == [2]
+
+
+@pytest.mark.unchecked
+def test_step_one_is_measured_before_anything_has_moved(studio: Path, parts: tuple, tmp_path: Path) -> None:  # noqa: F811
+    first = make_cell("delora", sharpness_steps=(1, 3))
+    slow, fast = (
+        run.read_steps().set_index("step")["sharpness"]
+        for run in train(studio, parts, tmp_path, [first, dataclasses.replace(first, lr=100 * first.lr)])
+    )
+    assert slow[1] == pytest.approx(fast[1], rel=1e-3)
+    assert slow[3] != pytest.approx(fast[3], rel=1e-3)

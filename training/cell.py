@@ -103,7 +103,7 @@ class TrainingFlags:
     norms_every: Annotated[int, Flag(FROM_ONE)] = 50
     """Steps between two snapshots of the weight norms."""
     sharpness_steps: Annotated[tuple[int, ...], Flag(added_later=True)] = ()
-    """Steps after which the loss's sharpness (largest Hessian eigenvalue) is measured; each costs about 300 steps."""
+    """Steps before whose update the loss's sharpness (largest Hessian eigenvalue) is measured (1: at the start)."""
 
 
 @dataclass(frozen=True, kw_only=True)

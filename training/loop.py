@@ -131,7 +131,9 @@ def train_pack(
                     break
 
                 # One step of every replica.
-                step, started = step + 1, time.perf_counter()
+                step += 1
+                sharp = sharpness(attached, task.losses) if step in shared.sharpness_steps else None
+                started = time.perf_counter()
                 factor = schedule_factor(shared.lr_scheduler, step, shared.steps, shared.lr_warmup_steps)
                 losses, norms = take_step(attached, task, optimizer, step, factor)
 
@@ -141,7 +143,6 @@ def train_pack(
                 if step % shared.norms_every == 0 or step == shared.steps:
                     dynamics.snapshot(step, with_spectra=spectra, with_intruders=spectra and step == shared.steps)
                 seconds = time.perf_counter() - started
-                sharp = sharpness(attached, task.losses) if step in shared.sharpness_steps else None
                 log.record(step, losses, norms, optimizer, factor, seconds, sharp)
 
                 # Report and save.
