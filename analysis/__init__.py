@@ -6,7 +6,7 @@ results.scores                # one row for each run, step, metric and prompt
 score_curve(results)          # means with 95 % intervals over subjects
 """
 
-from analysis.best_settings import best_settings, best_table, tried_settings
+from analysis.best_settings import best_settings, best_table, trial_scores, tried_settings
 from analysis.block_curves import block_curves
 from analysis.compact_copy import export_compact
 from analysis.comparisons import compare, power_sentence
@@ -82,6 +82,7 @@ __all__ = [
     "summary",
     "to_latex",
     "to_markdown",
+    "trial_scores",
     "tried_settings",
     "unfit_subjects",
     "variance_table",

@@ -13,19 +13,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from adapters import get_class, parse_method
 from adapters.words import counted
 from analysis import (
-    METRICS,
     Results,
-    best_settings,
     export_compact,
     format_table,
     load,
     pictures,
     plateau_sentence,
     power_sentence,
-    tried_settings,
     unfit_subjects,
     write_tables,
 )
@@ -34,8 +30,6 @@ from analysis.series import name_multipliers
 from figures.figure_set import FigureSet, of_first_subject, sheet_pictures
 from figures.registry import draw_dora_magnitude, draw_lr_robustness, draw_prolonged_training
 from sweeps.driver import SweepOutcome
-from sweeps.grid import ResolvedInputs
-from sweeps.rates import write_rates
 from training.provenance import commit
 from training.states import RunStatus
 from training.store import writing
@@ -221,53 +215,3 @@ def processor() -> str:
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     name = f"{counted(len(names), 'core')} of {names[0]}" if names else platform.processor() or "unknown processor"
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def report_tuning(outcome: SweepOutcome, inputs: ResolvedInputs, write: bool, rule: str) -> None:
-    """The best setting of each method by the rule, printed, and written with its provenance."""
-    results = outcome.results
-    tried = tried_settings(results)
-    show(tried.drop(columns="options").rename(columns={"method": "series"}))
-    best = best_settings(tried)
-    for _, row in best.iterrows():
-        print(
-            f"{row['method']}: lr {row['lr']:g}{_boundary(row)}, DINO {row['dino']:.3f}, CLIP-I {row['clip_i']:.3f}, "
-            f"CLIP-T {row['clip_t']:.3f}{edge(row, tried[tried['method'] == row['method']])}"
-        )
-    keep_tables(outcome.folder, None, {"tuning": tried})
-    if write:
-        write_rates(
-            inputs.model_name if inputs.model_name == "pocket" else Path(inputs.setting.model).name,
-            _table(inputs, best, results.runs, rule),
-        )
-
-
-def edge(best: pd.Series, tried: pd.DataFrame) -> str:
-    """A word where the best setting lies at an end of what was tried: there may be a better one beyond."""
-    varied = [name for name in ("lr", "boundary") if tried[name].nunique() > 1]
-    ends = [name for name in varied if best[name] in (tried[name].min(), tried[name].max())]
-    return f" (at the edge of the grid of {' and '.join(ends)}: try a wider one)" if ends else ""
-
-
-def _boundary(row: pd.Series) -> str:
-    return "" if pd.isna(row["boundary"]) else f", lambda starts at {row['boundary']:g}"
-
-
-def _table(inputs: ResolvedInputs, best: pd.DataFrame, runs: pd.DataFrame, rule: str) -> dict:
-    methods = {}
-    for _, row in best.iterrows():
-        if row["options"] != parse_method(row["method"]).canonical:
-            continue  # rates of unusual options are printed, not kept as the method's
-        trials = runs[runs["method"] == row["method"]]
-        own = {} if pd.isna(row["boundary"]) else {"boundary": float(row["boundary"])}
-        if get_class(row["method"]).has_role("lambda", parse_method(row["method"]).options):
-            own = {"lr_lambda": float(row["lr"])} | own
-        methods[row["method"]] = {
-            "lr": float(row["lr"]),
-            **own,
-            **{metric: round(float(row[metric]), 4) for metric in METRICS},
-            "rank": int(trials["rank"].max()), "steps": int(trials["steps"].max()),
-            "subjects": sorted(trials["subject"].unique()), "seeds": sorted(map(int, trials["seed"].unique())),
-            "command": command(), "date": datetime.date.today().isoformat(), "machine": processor(),
-        }  # fmt: skip
-    return {"model_hash": inputs.model_hash, "rule": rule, "methods": methods}

@@ -8,13 +8,14 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import best_settings, power_sentence, tried_settings
-from analysis.best_settings import RULE
+from analysis.best_settings import describe_rule
 from analysis.control_verdicts import with_controls
 from figures.registry import draw_best_of_grid
 from sweeps.driver import SweepOutcome
 from sweeps.grid import LabelledCell, ResolvedInputs, plan_cell
 from sweeps.options import Options
-from sweeps.report import edge, keep_tables, publish, show
+from sweeps.report import keep_tables, publish, show
+from sweeps.report_tuning import edge
 
 
 def report_choice(outcome: SweepOutcome, inputs: ResolvedInputs, docs: Path | None) -> pd.DataFrame:
@@ -22,12 +23,12 @@ def report_choice(outcome: SweepOutcome, inputs: ResolvedInputs, docs: Path | No
     tried = tried_settings(outcome.results)
     best = best_settings(tried)
     names = ", ".join(subject.name for subject in inputs.subjects)
-    print(f"chosen on {names}: {RULE.replace('the tuning', 'these')}")
+    print(f"chosen on {names}: {describe_rule('sum', 'these subjects')}")
     show(best.rename(columns={"method": "series"}).drop(columns="options"))
     for _, row in best.iterrows():
         if word := edge(row, tried[(tried["method"] == row["method"]) & (tried["options"] == row["options"])]):
             print(f"{row['method']}:{word}")
-    choice = best.assign(chosen_on=names, rule=RULE)
+    choice = best.assign(chosen_on=names, rule=describe_rule("sum"))
     keep_tables(outcome.folder, docs, {"grid": tried, "choice": choice})
     return best
 

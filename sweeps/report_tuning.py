@@ -1,0 +1,106 @@
+"""Report a search for base rates: every trial, each method's best by a rule, and the rates as they are kept."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pandas as pd
+
+from adapters import get_class, parse_method
+from adapters.errors import BadInput
+from analysis import METRICS, best_settings, tried_settings
+from analysis.best_settings import TRIAL_COLUMNS, describe_rule
+from sweeps.driver import SweepOutcome
+from sweeps.grid import ResolvedInputs
+from sweeps.rates import write_rates
+from sweeps.report import command, keep_tables, processor, show
+from sweeps.trials import find_edges, find_trial
+from training.store import writing
+
+TRIALS = "trials.parquet"
+
+
+def report_tuning(
+    outcome: SweepOutcome, inputs: ResolvedInputs, scores: pd.DataFrame, *, rule: str, docs: Path | None, write: bool
+) -> None:
+    """Print the best setting of each method by a rule; keep all trials and, if they are to be written, the rates.
+
+    Args:
+        outcome: the search.
+        inputs: of the search.
+        scores: its `analysis.trial_scores`.
+        rule: a name of `analysis.best_settings.RULES`.
+        docs: a second folder for the tables.
+        write: whether the rates go to `sweeps/base_rates.toml`, with their provenance.
+    """
+    tried = tried_settings(scores)
+    best = show_choice(tried, rule)
+    keep_tables(outcome.folder, docs, {"tuning": tried})
+    for folder in (outcome.folder, *([docs] if docs is not None else [])):
+        with writing(folder / TRIALS) as aside:
+            scores.astype({"status": str}).to_parquet(aside, index=False)
+    if write:
+        name = inputs.model_name if inputs.model_name == "pocket" else Path(inputs.setting.model).name
+        write_rates(name, _table(inputs, best, scores, describe_rule(rule)))
+
+
+def show_choice(tried: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """Print what was tried and the best setting of each method by a rule; returns those."""
+    show(tried.drop(columns="options").rename(columns={"method": "series"}))
+    best = best_settings(tried, rule)
+    print(f"rule: {describe_rule(rule)}")
+    for _, row in best.iterrows():
+        own = tried[(tried["method"] == row["method"]) & (tried["options"] == row["options"])]
+        print(
+            f"{row['method']}: lr {row['lr']:g}{_boundary(row)}, DINO {row['dino']:.3f}, CLIP-I {row['clip_i']:.3f}, "
+            f"CLIP-T {row['clip_t']:.3f}, {len(own)} trials{edge(row, own)}"
+        )
+    return best
+
+
+def read_trials(path: Path) -> pd.DataFrame:
+    """A table of trials that a search has left.
+
+    Raises:
+        BadInput: if the file is missing, is no Parquet, or lacks a column.
+    """
+    try:
+        found = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"--trials is {path}, which cannot be read: {error}; allowed: a {TRIALS} of base_lr.py"
+        ) from None
+    if missing := [name for name in TRIAL_COLUMNS if name not in found]:
+        raise BadInput(f"--trials is {path}, without the column {missing[0]}; allowed: a {TRIALS} of base_lr.py")
+    return found
+
+
+def edge(best: pd.Series, tried: pd.DataFrame) -> str:
+    """A word where the best setting lies at an end of what was tried: there may be a better one beyond."""
+    ends = find_edges([find_trial(row) for _, row in tried.iterrows()], find_trial(best))
+    return f" (at the edge of the grid of {' and '.join(ends)}: try a wider one)" if ends else ""
+
+
+def _boundary(row: pd.Series) -> str:
+    return "" if pd.isna(row["boundary"]) else f", lambda starts at {row['boundary']:g}"
+
+
+def _table(inputs: ResolvedInputs, best: pd.DataFrame, runs: pd.DataFrame, rule: str) -> dict:
+    methods = {}
+    for _, row in best.iterrows():
+        if row["options"] != parse_method(row["method"]).canonical:
+            continue  # rates of unusual options are printed, not kept as the method's
+        trials = runs[(runs["method"] == row["method"]) & (runs["options"] == row["options"])]
+        own = {} if pd.isna(row["boundary"]) else {"boundary": float(row["boundary"])}
+        if get_class(row["method"]).has_role("lambda", parse_method(row["method"]).options):
+            own = {"lr_lambda": float(row["lr"])} | own
+        methods[row["method"]] = {
+            "lr": float(row["lr"]),
+            **own,
+            **{metric: round(float(row[metric]), 4) for metric in METRICS},
+            "rank": int(trials["rank"].max()), "steps": int(trials["steps"].max()),
+            "subjects": sorted(trials["subject"].unique()), "seeds": sorted(map(int, trials["seed"].unique())),
+            "command": command(), "date": datetime.date.today().isoformat(), "machine": processor(),
+        }  # fmt: skip
+    return {"model_hash": inputs.model_hash, "rule": rule, "methods": methods}
