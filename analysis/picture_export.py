@@ -1,0 +1,108 @@
+"""Pictures for a scorer of one's own: what runs and their base model drew, lossless, with what each was asked for.
+
+    python -m analysis.picture_export runs/evidence --out docs/results/pictures --subjects 12 --prompts 4
+
+One Parquet file for each method and subject, one for the base model's pictures of each subject: `subject`, `method`,
+`series`, `multiplier`, `lr`, `seed`, `step` (the last), `prompt`, `picture_seed`, and `png`, the file as it was written. The same
+noise starts the pictures of a prompt in all of them. A file that is there stays as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import tyro
+
+from adapters.errors import BadInput
+from adapters.words import counted
+from analysis.load import load
+from analysis.pictures import pictures
+from analysis.results import BASE, Results
+from training.command_line import run_program
+from training.store import writing
+
+KEY = ("subject", "method", "series", "multiplier", "lr", "seed", "step", "prompt", "picture_seed")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Flags of the export."""
+
+    results: Annotated[Path, tyro.conf.Positional]
+    """A runs folder, or one sweep of it."""
+    out: Path
+    """Folder for the Parquet files."""
+    method: tuple[str, ...] = ("lora", "dora", "delora", "etherplus")
+    """Whose pictures are taken, besides the base model's."""
+    subjects: int = 12
+    """How many subjects, in alphabetical order."""
+    prompts: int = 4
+    """How many prompts of each, the first ones; of each its first picture."""
+
+
+def picture_table(results: Results, methods: Sequence[str], num_subjects: int, num_prompts: int) -> pd.DataFrame:
+    """The chosen pictures at the last step of every run of the first seed.
+
+    Returns:
+        Rows of `KEY` and png (bytes of a PNG).
+
+    Raises:
+        BadInput: if a method or a subject is missing, or a picture is no PNG file.
+    """
+    if missing := [name for name in methods if name not in set(results.runs["method"])]:
+        raise BadInput(f"--method has {missing[0]}, of which there are no runs")
+    chosen = results.select(method=list(methods))
+    subjects = sorted(chosen.runs["subject"].unique())
+    if not 1 <= num_subjects <= len(subjects):
+        raise BadInput(f"--subjects is {num_subjects}; allowed: 1 to {len(subjects)}, that of these methods' subjects")
+    chosen = chosen.select(subject=subjects[:num_subjects], seed=int(chosen.runs["seed"].min()))
+    drawn = pd.concat([pictures(chosen, prompt=number, step=-1) for number in range(num_prompts)], ignore_index=True)
+    rows = drawn[drawn["subject"].isin(subjects[:num_subjects])]
+    fields = chosen.all_runs.drop_duplicates("run_id").set_index("run_id")[["lr"]]
+    files = chosen.images().astype({"run_id": str}).set_index("file")["seed"]
+    rows = rows.join(fields, on="run_id").assign(picture_seed=rows["file"].map(files.to_dict()))
+    return rows.assign(png=[_read_png(file) for file in rows["file"]])[[*KEY, "png"]]
+
+
+def _read_png(file: str | bytes) -> bytes:
+    found = file if isinstance(file, bytes) else Path(file).read_bytes()
+    if not found.startswith(b"\x89PNG"):
+        raise BadInput(f"{file!r} is no PNG file; allowed: pictures as runs leave them")
+    return found
+
+
+def write_shards(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write one file a method and subject, but for those that are there already; returns the new ones."""
+    written = []
+    for (method, subject), rows in table.groupby(["method", "subject"], sort=True):
+        path = folder / f"{method}-{subject}.parquet"
+        if not path.exists():
+            with writing(path) as aside:
+                rows.to_parquet(aside, index=False, compression="zstd")
+            written.append(path)
+    return written
+
+
+def run(options: ExportOptions) -> int:
+    """Export, and say how much."""
+    table = picture_table(load(options.results), options.method, options.subjects, options.prompts)
+    files = write_shards(table, options.out)
+    size = sum(file.stat().st_size for file in files) / 2**20
+    ours = counted(int((table["method"] != BASE).sum()), "picture")
+    print(f"{ours} of runs and {int((table['method'] == BASE).sum())} of the base model")
+    print(f"{counted(len(files), 'new file')}, {size:.1f} MiB: {options.out}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; bad input is one line on stderr and exit code 2."""
+    return run_program(ExportOptions, run, __doc__ or "", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
