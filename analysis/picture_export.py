@@ -1,6 +1,6 @@
 """Pictures for a scorer of one's own: what runs and their base model drew, lossless, with what each was asked for.
 
-    python -m analysis.picture_export runs/evidence --out docs/results/pictures --subjects 12 --prompts 4
+    python -m analysis.picture_export runs/lr_robustness --out pictures --method lora delora --subjects 12
 
 One Parquet file for each method and subject, one for the base model's pictures of each subject: `subject`, `method`,
 `series`, `multiplier`, `lr`, `seed`, `step` (the last), `prompt`, `picture_seed`, and `png`, the file as it was written. The same
@@ -37,15 +37,15 @@ class ExportOptions:
     """A runs folder, or one sweep of it."""
     out: Path
     """Folder for the Parquet files."""
-    method: tuple[str, ...] = ("lora", "dora", "delora", "etherplus")
-    """Whose pictures are taken, besides the base model's."""
-    subjects: int = 12
-    """How many subjects, in alphabetical order."""
+    method: tuple[str, ...] = ()
+    """Whose pictures are taken, besides the base model's; none: of all."""
+    subjects: int | None = None
+    """How many subjects, in alphabetical order; default: all."""
     prompts: int = 4
     """How many prompts of each, the first ones; of each its first picture."""
 
 
-def picture_table(results: Results, methods: Sequence[str], num_subjects: int, num_prompts: int) -> pd.DataFrame:
+def picture_table(results: Results, methods: Sequence[str], num_subjects: int | None, num_prompts: int) -> pd.DataFrame:
     """The chosen pictures at the last step of every run of the first seed.
 
     Returns:
@@ -56,13 +56,14 @@ def picture_table(results: Results, methods: Sequence[str], num_subjects: int, n
     """
     if missing := [name for name in methods if name not in set(results.runs["method"])]:
         raise BadInput(f"--method has {missing[0]}, of which there are no runs")
-    chosen = results.select(method=list(methods))
+    chosen = results.select(method=list(methods)) if methods else results
     subjects = sorted(chosen.runs["subject"].unique())
-    if not 1 <= num_subjects <= len(subjects):
+    if num_subjects is not None and not 1 <= num_subjects <= len(subjects):
         raise BadInput(f"--subjects is {num_subjects}; allowed: 1 to {len(subjects)}, that of these methods' subjects")
-    chosen = chosen.select(subject=subjects[:num_subjects], seed=int(chosen.runs["seed"].min()))
+    subjects = subjects[:num_subjects]
+    chosen = chosen.select(subject=subjects, seed=int(chosen.runs["seed"].min()))
     drawn = pd.concat([pictures(chosen, prompt=number, step=-1) for number in range(num_prompts)], ignore_index=True)
-    rows = drawn[drawn["subject"].isin(subjects[:num_subjects])]
+    rows = drawn[drawn["subject"].isin(subjects)]
     fields = chosen.all_runs.drop_duplicates("run_id").set_index("run_id")[["lr"]]
     files = chosen.images().astype({"run_id": str}).set_index("file")["seed"]
     rows = rows.join(fields, on="run_id").assign(picture_seed=rows["file"].map(files.to_dict()))
