@@ -25,8 +25,8 @@ from training.tasks.pipeline import POCKET
 if TYPE_CHECKING:
     from tools.pocket.likeness import Likeness
 
-STAGES = ("pictures", "vae", "clip", "dino", "unet", "decoder", "clip_vision", "subjects", "export")
-NUM_STEPS = {"vae": 8_000, "clip": 2_200, "dino": 2_500, "unet": 20_000, "decoder": 2_500, "clip_vision": 2_000}
+STAGES = ("pictures", "vae", "clip", "dino", "unet", "clip_vision", "subjects", "export")
+NUM_STEPS = {"vae": 8_000, "clip": 2_200, "dino": 2_500, "unet": 20_000, "clip_vision": 2_000}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,7 +54,7 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
         take(work, part)
     record_versions(work, stage, seed, num_steps)
     makers = {
-        "vae": _vae, "clip": _clip, "dino": _dino, "unet": _unet, "decoder": _decoder, "clip_vision": _clip_vision,
+        "vae": _vae, "clip": _clip, "dino": _dino, "unet": _unet, "clip_vision": _clip_vision,
         "subjects": _subjects, "export": _export,
     }  # fmt: skip
     makers.get(stage, _nothing)(pictures, work, num_steps, seed)
@@ -126,12 +126,6 @@ def _unet(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
 
     views = view_cache(open_studio(pictures, only_classes=True), *load_frozen(work), work, seed=seed)
     train_unet(views, work, num_steps=num_steps, seed=seed)
-
-
-def _decoder(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:
-    from tools.pocket.vae import split_pictures, train_decoder
-
-    train_decoder(split_pictures(pictures)[0], work, num_steps=num_steps, seed=seed)
 
 
 def _clip_vision(pictures: PictureSet, work: Path, num_steps: int, seed: int) -> None:

@@ -42,7 +42,7 @@ def assemble(work: Path) -> StableDiffusionPipeline:
     """The pipeline of the trained parts, in float32; the U-Net is the average of the newest checkpoint."""
     clip = work / "clip" / "model"
     return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(newest(work, "decoder", "vae")),
+        vae=AutoencoderKL.from_pretrained(work / "vae" / "model"),
         text_encoder=CLIPTextModel.from_pretrained(clip, dtype=torch.float32),
         tokenizer=CLIPTokenizer.from_pretrained(clip),
         unet=newest_unet(work),
@@ -55,17 +55,13 @@ def assemble(work: Path) -> StableDiffusionPipeline:
 
 @torch.no_grad()
 def newest_unet(work: Path) -> UNet2DConditionModel:
-    """The averaged U-Net of ``work/unet``'s checkpoint, also while it is still training."""
+    """The averaged U-Net of ``work/unet``'s checkpoint, also while it is still training; without one, the stage's model."""
+    if not checkpoint_path(work / "unet").exists():
+        return UNet2DConditionModel.from_pretrained(work / "unet" / "model")
     average = read_group(checkpoint_path(work / "unet"), "ema")
     unet = make_unet(average["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"].shape[1])
     unet.load_state_dict(average)
     return unet
-
-
-def newest(work: Path, later: str, earlier: str) -> Path:
-    """The model of a later stage if that has run, else the earlier stage's."""
-    folder = work / later / "model"
-    return folder if folder.exists() else work / earlier / "model"
 
 
 def export(work: Path, target: Path = POCKET) -> dict[str, float]:
@@ -73,7 +69,7 @@ def export(work: Path, target: Path = POCKET) -> dict[str, float]:
     for name in ("pipeline", "clip", "dino"):
         shutil.rmtree(target / name, ignore_errors=True)
     assemble(work).to(torch.float16).save_pretrained(target / "pipeline")
-    clip = newest(work, "clip_vision", "clip")
+    clip = work / "clip_vision" / "model"
     clip_stage.save_clip(CLIPModel.from_pretrained(clip).half(), CLIPTokenizer.from_pretrained(clip), target / "clip")
     ViTModel.from_pretrained(work / "dino" / "model", add_pooling_layer=False).half().save_pretrained(target / "dino")
     dino_stage.image_processor().save_pretrained(target / "dino")

@@ -28,10 +28,11 @@ JITTER = {"shift": 6.0, "zoom": 0.1, "turn": 0.15, "flip": 0.2, "light": 0.15}
 SCALE = (0.45, 1.05)
 NAMED = 0.5  # share of named scenes: the subjects are photographed on them
 TEMPERATURE = 0.07
-SAME_THING = 0.05  # of a view's attraction that goes to the other vendor's views of the same thing
+SAME_THING = 0.02  # of a view's attraction that goes to the other vendor's views of the same thing
 DISTRACTORS = 1 / 8  # of the pictures of a batch: so many of each kind of distractor
 STRENGTH = 5.0  # of the distractors' squared cosines beside the contrast
 OWN = 0.2  # of that: the part of a view and what was made of it
+APART = 20.0  # of the squared cosines of different things
 NUM_NOISES = 256  # that are decoded
 
 
@@ -125,7 +126,7 @@ class Likeness:
         return torch.cat([*made, draw_noise(count, g), self.decoded.noises[pick].float(), scenes * 2 - 1])
 
     def loss(self, embedding: Float[Tensor, "n d"], batch: LikenessBatch) -> Tensor:
-        """Contrast of the views, and what distractors score.
+        """Contrast of the views, and what distractors and other things score.
 
         Args:
             embedding: L2-normalised, of the batch's views and, behind them, its distractors.
@@ -134,9 +135,12 @@ class Likeness:
         cosine = embedding[:size] @ embedding.T
         logits = (cosine / TEMPERATURE).masked_fill(torch.eye(size, len(embedding), dtype=torch.bool), -1e4)
         nothing = cosine[:, size:].clamp(min=0).square()
+        thing = batch.thing.repeat(2)
+        others = cosine[:, :size][thing[:, None] != thing[None, :]].clamp(min=0).square()
         places = torch.arange(len(batch.origin))
         own = nothing[batch.origin, places] + nothing[(batch.origin + size // 2) % size, places]
-        return F.cross_entropy(logits, targets(batch)) + STRENGTH * (nothing.mean() + OWN * own.mean())
+        penalty = STRENGTH * (nothing.mean() + OWN * own.mean()) + APART * others.mean()
+        return F.cross_entropy(logits, targets(batch)) + penalty
 
 
 def targets(batch: LikenessBatch) -> Float[Tensor, "2b n"]:

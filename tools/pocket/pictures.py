@@ -57,6 +57,12 @@ def read_classes() -> dict[str, tuple[str, str]]:
         return {row["code"]: (row["class"], row["kind"]) for row in csv.DictReader(file)}
 
 
+def read_groups() -> dict[str, str]:
+    """classes.csv as ``{class: group}``: animal, food, plant, thing, vehicle, clothing."""
+    with CLASSES_CSV.open(encoding="utf-8") as file:
+        return {row["class"]: row["group"] for row in csv.DictReader(file)}
+
+
 def bare_code(text: str) -> str:
     """A code point sequence without the variation selector, lower case, so that vendors agree on it."""
     return text.lower().removesuffix(".png").removesuffix(".webp").replace("-fe0f", "")

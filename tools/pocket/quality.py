@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,14 @@ from transformers import CLIPModel, CLIPTokenizer, ViTModel
 from tools.pocket import dino as dino_stage
 from tools.pocket.captions import Composition
 from tools.pocket.export import DEFAULTS, weigh
+from tools.pocket.linear_code import psnr_db
 from tools.pocket.pictures import load_pictures, read_classes
 from tools.pocket.runs import seeded
 from tools.pocket.sheets import save_sheet, side_by_side, to_bytes
 from tools.pocket.studio import Studio, open_studio
-from tools.pocket.subjects import PHOTOGRAPHS, SPLITS, photograph_class
+from tools.pocket.subjects import PHOTOGRAPHS, order_splits, photograph_class
 from tools.pocket.tokenizer import encode
+from tools.pocket.vae import round_trip
 from training.command_line import end_well
 from training.read_picture import read_picture
 from training.tasks.pipeline import POCKET
@@ -103,11 +106,11 @@ def subject_cosines(real: Float[Tensor, "n d"], other: Float[Tensor, "n d"], num
     }
 
 
-@torch.no_grad()
 def measure_vae(vae: AutoencoderKL, images: Float[Tensor, "b 3 64 64"]) -> tuple[dict[str, float], Tensor]:
-    """Signal-to-noise ratio (decibels, peak to peak 2) of encoding and decoding, and the decoded pictures."""
-    decoded = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
-    return {"psnr_db": (10 * torch.log10(4 / (decoded - images).square().mean())).item()}, decoded
+    """Mean of the pictures' signal-to-noise ratios (decibels) after encoding and decoding, and the decoded pictures."""
+    decoded = round_trip(vae, images)
+    found = psnr_db(decoded, images)
+    return {"psnr_db": found.mean().item(), "worst_psnr_db": found.min().item()}, decoded
 
 
 def generate(captions: list[str], seed: int = 0) -> Float[Tensor, "b 3 64 64"]:
@@ -131,9 +134,9 @@ def measure_base(studio: Studio, clip: CLIPModel, tokenizer: CLIPTokenizer) -> t
     return agreement(clip, tokenizer, images, captions, [str(studio.pictures.names[i]) for i in indices]), images
 
 
-def subject_photographs() -> tuple[Float[Tensor, "n 3 64 64"], list[str]]:
-    """All shipped photographs, subject after subject, and the subjects' names."""
-    names = [name for names in SPLITS.values() for name in names]
+def subject_photographs(splits: Sequence[str] = ("tuning", "evidence")) -> tuple[Float[Tensor, "n 3 64 64"], list[str]]:
+    """Shipped photographs, subject after subject, and the subjects' names."""
+    names = [name for split, names in order_splits().items() if split in splits for name in names]
     files = [POCKET / "subjects" / name / f"{i:02d}.png" for name in names for i in range(PHOTOGRAPHS)]
     return torch.stack([to_tensor(read_picture(path).image) for path in files]), names
 

@@ -19,7 +19,7 @@ import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import CLIPModel, ViTModel
 
 from adapters.ending import end_well
 from analysis.control_verdicts import control_gaps, judge_controls
@@ -96,16 +96,22 @@ class ScorerBench:
 
 
 def newest_dino(work: Path) -> Embed:
-    """The averaged ViT of ``work/dino``'s checkpoint."""
+    """The averaged ViT of ``work/dino``'s checkpoint; without one, the stage's model."""
     dino = make_dino().eval()
-    dino.load_state_dict(read_group(checkpoint_path(work / "dino"), "ema"))
+    if checkpoint_path(work / "dino").exists():
+        dino.load_state_dict(read_group(checkpoint_path(work / "dino"), "ema"))
+    else:
+        dino = ViTModel.from_pretrained(work / "dino" / "model", add_pooling_layer=False).eval()
     return lambda images: embed(dino, images)
 
 
 def newest_clip(work: Path) -> Embed:
-    """The averaged vision tower of ``work/clip_vision``'s checkpoint, on the text stage's model."""
-    clip = CLIPModel.from_pretrained(work / "clip" / "model", dtype=torch.float32).eval()
-    clip.load_state_dict(read_group(checkpoint_path(work / "clip_vision"), "ema"), strict=False)
+    """The averaged vision tower of ``work/clip_vision``'s checkpoint; without one, the stage's model."""
+    begun = checkpoint_path(work / "clip_vision")
+    folder = work / ("clip" if begun.exists() else "clip_vision") / "model"
+    clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    if begun.exists():
+        clip.load_state_dict(read_group(begun, "ema"), strict=False)
     return lambda images: embed_image(clip, images)
 
 
@@ -120,7 +126,8 @@ def report(work: Path, split: str, stages: Sequence[str]) -> None:
     for stage in stages:
         scores = bench.measure("dino" if stage == "dino" else "clip_i", SCORERS[stage](work))
         table, gaps, kinds = judge_controls(scores), control_gaps(scores), list(CONTROL_KINDS)
-        print(stage, read_counters(checkpoint_path(work / stage)))
+        begun = checkpoint_path(work / stage)
+        print(stage, read_counters(begun) if begun.exists() else "of the stage that has ended")
         with pd.option_context("display.width", 200, "display.max_columns", 20, "display.max_colwidth", 90):
             print(table[["subject", *kinds, "verdict", "why"]].round(2).to_string(index=False))
             print(table[kinds].mean().round(3).to_dict())

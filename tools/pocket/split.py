@@ -3,7 +3,6 @@
 python -m tools.pocket.split        # writes subject_split.csv anew from the committed seed
 
 Drawn by kind before the second edition's first training. The last look holds none of the first edition's 24 subjects.
-The shipped ``subjects/`` keep the first edition's split until its weights are replaced.
 """
 
 from __future__ import annotations
@@ -15,9 +14,12 @@ from pathlib import Path
 
 from adapters.ending import end_well
 from tools.pocket.pictures import read_classes
-from tools.pocket.subjects import SPLITS
 
 SEED = 20261128
+FIRST_EDITION = (
+    "boat", "hat", "lion", "whale", "bulb", "burger", "butterfly", "cake", "cow", "frog", "gift", "mushroom", "octopus",
+    "owl", "robot", "snail", "sneaker", "teapot", "tiger", "unicorn", "crab", "fish", "guitar", "trophy",
+)  # fmt: skip
 SIZES = {
     "last_look": {"live": 6, "object": 7},
     "tuning": {"live": 5, "object": 7},
@@ -30,13 +32,18 @@ def draw_split(seed: int = SEED) -> dict[str, str]:
     """``{class: split}`` for all classes; the last look is drawn first, from classes that were never subjects."""
     kinds, rng = dict(read_classes().values()), random.Random(seed)
     split: dict[str, str] = {}
-    seen = {name for names in SPLITS.values() for name in names}
     for name, sizes in SIZES.items():
         for kind, size in sizes.items():
             free = sorted(c for c, k in kinds.items() if k == kind and c not in split)
-            allowed = [c for c in free if c not in seen] if name == "last_look" else free
+            allowed = [c for c in free if c not in FIRST_EDITION] if name == "last_look" else free
             split |= dict.fromkeys(rng.sample(allowed, size), name)
     return split
+
+
+def read_split(path: Path = SPLIT_CSV) -> dict[str, str]:
+    """The table as ``{class: split}``."""
+    with path.open(encoding="utf-8") as file:
+        return {row["class"]: row["split"] for row in csv.DictReader(file)}
 
 
 def main() -> int:

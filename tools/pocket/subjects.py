@@ -19,30 +19,16 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from tools.pocket.pictures import HELD_OUT_VENDOR, PictureSet, read_classes
+from tools.pocket.pictures import HELD_OUT_VENDOR, PictureSet, read_classes, read_groups
 from tools.pocket.runs import seeded
 from tools.pocket.scenes import make_scenes, random_scene
 from tools.pocket.sheets import to_bytes
+from tools.pocket.split import read_split
 from tools.pocket.views import Placement, light, over, place, premultiply, to_model
 
 PHOTOGRAPHS = 5
-# What each subject is, and the DINO likeness of the base model's pictures of it (all prompts, docs/results): where the base
-# is like it already, there is little to learn.
-SUBJECTS: dict[str, dict[str, tuple[str, float]]] = {
-    "tuning": {
-        "boat": ("vehicle", 0.232), "hat": ("clothing", 0.318), "lion": ("animal", 0.125), "whale": ("animal", 0.196),
-    },
-    "evidence": {
-        "bulb": ("thing", 0.585), "burger": ("food", -0.036), "butterfly": ("animal", -0.020), "cake": ("food", 0.002),
-        "cow": ("animal", 0.360), "frog": ("animal", 0.079), "gift": ("thing", 0.251), "mushroom": ("food", 0.440),
-        "octopus": ("animal", 0.022), "owl": ("animal", 0.137), "robot": ("thing", 0.246), "snail": ("animal", -0.073),
-        "sneaker": ("clothing", -0.054), "teapot": ("thing", 0.030), "tiger": ("animal", 0.027),
-        "unicorn": ("animal", 0.141),
-    },
-    "test": {
-        "crab": ("animal", 0.170), "fish": ("animal", -0.042), "guitar": ("thing", 0.255), "trophy": ("thing", 0.237),
-    },
-}  # fmt: skip
+SHIPPED_AS = {"last_look": "test"}  # what the drivers call a split of subject_split.csv
+BASE_DINO_CSV = Path(__file__).with_name("base_dino.csv")
 SHARED_PROMPTS = (
     "a {token} {cls} on a blue background",
     "a {token} {cls} on the beach",
@@ -58,6 +44,8 @@ PROMPTS = {
         "a drawing of a {token} {cls} at night",
         "a {token} {cls} with a yellow star at sunset",
         "a big {token} {cls} on a purple background",
+        "a {token} {cls} on a striped background",
+        "a small {token} {cls} with a blue ball on an orange background",
     ),
     "object": (
         *SHARED_PROMPTS,
@@ -65,18 +53,20 @@ PROMPTS = {
         "a drawing of a {token} {cls} at sunset",
         "a {token} {cls} with a blue ball on green grass",
         "a big {token} {cls} on an orange background",
+        "a {token} {cls} on a striped background",
+        "a small {token} {cls} with a yellow star on a purple background",
     ),
-    "unrelated": (  # none of a subject's class: by them drift is measured
+    "unrelated": (  # by them drift is measured: classes of the last look, which nothing else is trained or judged on
         "a cat on the beach",
-        "a house in the snow",
+        "a cup in the snow",
         "a penguin on a blue background",
-        "a pizza on a checkered floor",
-        "a car at night",
-        "an umbrella on green grass",
+        "a donut on a checkered floor",
+        "a camera at night",
+        "a tulip on green grass",
         "a rabbit at sunset",
-        "a clock on a yellow background",
-        "a drawing of an elephant on a pink background",
-        "a 3d render of a rocket on a white background",
+        "a backpack on a yellow background",
+        "a drawing of a bear on a pink background",
+        "a 3d render of a turtle on a white background",
     ),
 }
 
@@ -98,7 +88,19 @@ def most_to_learn(subjects: Mapping[str, tuple[str, float]]) -> tuple[str, ...]:
     return tuple(sorted(rounds, key=lambda name: (rounds[name], subjects[name][1], name)))
 
 
-SPLITS = {split: most_to_learn(subjects) for split, subjects in SUBJECTS.items()}
+def read_base_dino(path: Path = BASE_DINO_CSV) -> dict[str, float]:
+    """base_dino.csv as ``{class: DINO likeness of the base model's pictures of it}``: where it is high, little is to learn."""
+    with path.open(encoding="utf-8") as file:
+        return {row["class"]: float(row["base_dino"]) for row in csv.DictReader(file)}
+
+
+def order_splits() -> dict[str, tuple[str, ...]]:
+    """The subjects of each split, in the order in which a number of them is taken."""
+    groups, likeness = read_groups(), read_base_dino()
+    found: dict[str, dict[str, tuple[str, float]]] = {}
+    for name, split in read_split().items():
+        found.setdefault(SHIPPED_AS.get(split, split), {})[name] = groups[name], likeness[name]
+    return {split: most_to_learn(subjects) for split, subjects in found.items()}
 
 
 def photograph(rgba: Float[Tensor, "1 4 64 64"], seed: int) -> Float[Tensor, "5 3 64 64"]:
@@ -123,21 +125,20 @@ def photograph_class(
 def write_subjects(pictures: PictureSet, folder: Path, seed: int = 0) -> None:
     """Write photographs, table and prompts to ``folder``, replacing what is there."""
     shutil.rmtree(folder, ignore_errors=True)
-    rows = [(name, split) for split, names in SPLITS.items() for name in names]
-    for name, _ in rows:
+    for name in read_split():
         (folder / name).mkdir(parents=True)
         for i, image in enumerate(to_bytes(photograph_class(pictures, name, seed))):
             Image.fromarray(image).save(folder / name / f"{i:02d}.png", optimize=True)
-    _write_table(rows, folder / "subjects.csv")
+    write_table(folder / "subjects.csv")
     (folder / "prompts.json").write_text(json.dumps(PROMPTS, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_table(rows: list[tuple[str, str]], path: Path) -> None:
-    kinds = dict(read_classes().values())
+def write_table(path: Path) -> None:
+    """Write subjects.csv: all subjects, split by split."""
+    kinds, groups, likeness = dict(read_classes().values()), read_groups(), read_base_dino()
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("subject", "class", "kind", "split", "order", "group", "base_dino"))
-        for name, split in rows:
-            group, base_dino = SUBJECTS[split][name]
-            place = SPLITS[split].index(name) + 1
-            writer.writerow((name, name, kinds[name], split, place, group, f"{base_dino:.3f}"))
+        for split, names in order_splits().items():
+            for place, name in enumerate(names, 1):
+                writer.writerow((name, name, kinds[name], split, place, groups[name], f"{likeness[name]:.3f}"))

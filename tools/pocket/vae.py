@@ -136,30 +136,6 @@ def train_vae(
     return vae
 
 
-def train_decoder(studio: Studio, work: Path, *, num_steps: int, seed: int = 0, batch_size: int = 16) -> AutoencoderKL:
-    """Go on with the decoder alone, on the latents' means: the U-Net's latents stay what they are."""
-    vae = AutoencoderKL.from_pretrained(work / "vae" / "model").to(memory_format=torch.channels_last)
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-    run = StageRun(work / "decoder", vae, num_steps=num_steps, lr=8e-4, ema=0.995, weight_decay=0.0)
-
-    def loss_of(image: Tensor) -> Tensor:
-        with torch.no_grad():
-            latents = vae.encode(image).latent_dist.mean
-        return reconstruction_loss(vae.decode(latents).sample.float(), image)
-
-    first = draw_batch(studio, batch_size, seed, 0)
-    dtype = faster_precision(lambda: loss_of(first).backward())
-    for step in run.steps():
-        image = draw_batch(studio, batch_size, seed + 17, step)
-        with precision(dtype):
-            loss = loss_of(image)
-        run.update(loss)
-    vae = run.use_average()
-    vae.save_pretrained(work / "decoder" / "model")
-    return vae
-
-
 @torch.no_grad()
 def measure_std(vae: AutoencoderKL, studio: Studio, seed: int) -> float:
     """Standard deviation of the latents over 256 training views."""

@@ -24,9 +24,9 @@ from tools.pocket.linear_code import LinearCode, psnr_db
 from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, PictureSet, load_pictures, read_classes
 from tools.pocket.runs import checkpoint_path, read_counters, read_group
 from tools.pocket.sheets import make_sheet, to_bytes
-from tools.pocket.split import draw_split
+from tools.pocket.split import FIRST_EDITION, draw_split
 from tools.pocket.studio import Studio
-from tools.pocket.subjects import SPLITS, photograph_class
+from tools.pocket.subjects import photograph_class
 from tools.pocket.vae import differences, draw_batch, make_vae, measure_std, round_trip, split_pictures
 
 ZOOM = 4
@@ -86,7 +86,7 @@ def report(work: Path, out: Path) -> dict[str, object]:
     views = torch.cat([draw_batch(studio, 256, 3, i) for i in range(16)])
     code = LinearCode.fit(views, vae.config["latent_channels"])
     held_out = photographs_of(pictures)
-    first_edition = torch.cat([held_out[name] for names in SPLITS.values() for name in names])
+    first_edition = torch.cat([held_out[name] for name in FIRST_EDITION])
     everything = torch.cat(list(held_out.values()))
     sets = {"first_edition_subjects": first_edition, "held_out_vendor": everything, "kept_aside": aside}
     sets |= {vendor: torch.cat(list(photographs_of(pictures, vendor).values())) for vendor in TRAIN_VENDORS}
