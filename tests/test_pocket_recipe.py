@@ -163,30 +163,49 @@ def test_the_linear_code_is_the_principal_components() -> None:
     assert psnr_db(images, images + 0.2) == pytest.approx(torch.full((50,), 20.0))
 
 
-def test_a_view_is_drawn_to_its_other_view_and_a_little_to_the_same_thing() -> None:
-    from tools.pocket.likeness import SAME_THING, LikenessBatch, targets
-
-    thing = torch.tensor([0, 0, 1])  # two vendors drew thing 0
-    found = targets(LikenessBatch(torch.zeros(6, 3, 64, 64), torch.zeros(2, 3, 64, 64), thing, torch.tensor([0])))
-    assert found.shape == (6, 8)
-    torch.testing.assert_close(found.sum(1), torch.ones(6))
-    assert found[0].tolist() == pytest.approx([0, SAME_THING / 2, 0, 1 - SAME_THING, SAME_THING / 2, 0, 0, 0])
-    assert found[2].tolist() == [0, 0, 0, 0, 0, 1, 0, 0], "nobody else drew thing 1"
-    assert not found[:, 6:].any(), "distractors attract nothing"
+def unit(*rows: tuple[float, ...]) -> torch.Tensor:
+    """Rows as embeddings, of length 1."""
+    return nn.functional.normalize(torch.tensor(rows), dim=-1)
 
 
-def test_the_loss_of_likeness_falls_where_distractors_score_nothing() -> None:
+def loss_of_likeness(views: torch.Tensor, distractors: torch.Tensor, thing: list[int]) -> float:
+    """The loss of embeddings: two views of each picture, and distractors of which the first was made of the first view."""
     from tools.pocket.likeness import Likeness, LikenessBatch
 
-    batch = LikenessBatch(torch.zeros(4, 3, 64, 64), torch.zeros(1, 3, 64, 64), torch.tensor([0, 1]), torch.tensor([0]))
-    likeness = Likeness.__new__(Likeness)
-    apart = torch.eye(3)[[0, 1, 0, 1, 2]]
-    near = torch.nn.functional.normalize(
-        torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]), dim=-1
-    )
-    mixed = torch.eye(3)[[0, 1, 1, 0, 2]]
-    assert likeness.loss(apart, batch) < likeness.loss(near, batch)
-    assert likeness.loss(apart, batch) < likeness.loss(mixed, batch)
+    empty = torch.zeros(len(views), 3, 64, 64), torch.zeros(len(distractors), 3, 64, 64)
+    batch = LikenessBatch(*empty, torch.tensor(thing), torch.tensor([0]))
+    return float(Likeness.__new__(Likeness).loss(torch.cat([views, distractors]), batch))
+
+
+def test_the_loss_of_likeness_is_least_where_all_score_as_they_should() -> None:
+    one, two, nothing = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), unit((0.0, 0.0, 1.0))
+    right = loss_of_likeness(unit(one, two, one, two), nothing, [0, 1])
+    assert right < loss_of_likeness(unit(one, two, two, one), nothing, [0, 1]), "views of one picture are apart"
+    assert right < loss_of_likeness(unit(one, (1.0, 1.0, 0.0)).repeat(2, 1), nothing, [0, 1]), "things are alike"
+    for sign in (-1, 1):
+        assert right < loss_of_likeness(unit(one, two, one, two), unit((0.0, 0.5 * sign, 1.0)), [0, 1]), "noise scores"
+
+
+def test_the_same_thing_by_another_vendor_scores_between_its_own_and_other_things() -> None:
+    def loss_at(cosine: float) -> float:
+        drawn = (1.0, 0.0, 0.0, 0.0), (cosine, (1 - cosine**2) ** 0.5, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0)
+        return loss_of_likeness(unit(*drawn).repeat(2, 1), unit((0.0, 0.0, 0.0, 1.0)), [0, 0, 1])
+
+    assert loss_at(0.2) == pytest.approx(loss_at(0.4), abs=1e-6)
+    assert loss_at(0.2) < min(loss_at(0.0), loss_at(0.7))
+
+
+def test_a_thing_has_the_same_colours_in_all_its_views() -> None:
+    from tools.pocket.likeness import recolour
+
+    thing = torch.arange(60).repeat(3)
+    views = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1).expand(len(thing), 3, 64, 64)
+    found = recolour(views, thing, torch.Generator().manual_seed(0))[..., 0, 0]
+    assert torch.equal(found[:60], found[60:120])
+    assert torch.equal(found[:60], found[120:])
+    kinds = Counter(tuple(round(value, 1) for value in row) for row in found[:60].tolist())
+    assert len(kinds) == 6
+    assert kinds[0.1, 0.2, 0.3] > 25
 
 
 def test_shuffled_views_have_the_same_squares_elsewhere() -> None:

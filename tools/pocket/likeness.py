@@ -1,15 +1,16 @@
 """What a scorer of likeness learns: which views show one thing, and what shows nothing at all.
 
 Views of one picture attract, wherever it stands and whatever a generator does to it: blur, noise, other colours, a pass
-through the autoencoder. All other pictures repel (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748), among them the same
-thing as another vendor draws it. Distractors (shuffled views, their flat mean colours, noise, decoded noise, bare backgrounds)
-must score nothing, least of all with the views that they were made of.
+through the autoencoder; views of other things repel (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748). The same thing as
+another vendor draws it scores between the two. Distractors (shuffled views, their flat mean colours, noise, decoded noise, bare
+backgrounds) score nothing, also with the views that they were made of. Colour channels in another order make more things.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 from pathlib import Path
 
 import torch
@@ -28,11 +29,11 @@ JITTER = {"shift": 6.0, "zoom": 0.1, "turn": 0.15, "flip": 0.2, "light": 0.15}
 SCALE = (0.45, 1.05)
 NAMED = 0.5  # share of named scenes: the subjects are photographed on them
 TEMPERATURE = 0.07
-SAME_THING = 0.02  # of a view's attraction that goes to the other vendor's views of the same thing
+SAME_THING = (0.15, 0.45)  # where another vendor's views of the same thing are to score
 DISTRACTORS = 1 / 8  # of the pictures of a batch: so many of each kind of distractor
-STRENGTH = 5.0  # of the distractors' squared cosines beside the contrast
-OWN = 0.2  # of that: the part of a view and what was made of it
-APART = 20.0  # of the squared cosines of different things
+# Weights beside the contrast, of mean squares: distractors' cosines, those with the views that they were made of, cosines of
+# different things above 0, and what same things are out of their band.
+NOTHING, OWN, APART, BAND = 50.0, 1.0, 10.0, 5.0
 NUM_NOISES = 256  # that are decoded
 
 
@@ -110,7 +111,7 @@ class Likeness:
         second = degrade(second, self.decoded.pictures[rows].float(), g)
         swap = (torch.rand(len(rows), generator=g) < 0.5)[:, None, None, None]
         first, second = torch.where(swap, second, first), torch.where(swap, first, second)
-        views, count = torch.cat([first, second]), int(len(rows) * DISTRACTORS)
+        views, count = recolour(torch.cat([first, second]), thing.repeat(2), g), int(len(rows) * DISTRACTORS)
         origin = torch.randperm(len(views), generator=g)[: 3 * count]
         return LikenessBatch(views, self._distract(views[origin], count, g), thing, origin)
 
@@ -126,36 +127,41 @@ class Likeness:
         return torch.cat([*made, draw_noise(count, g), self.decoded.noises[pick].float(), scenes * 2 - 1])
 
     def loss(self, embedding: Float[Tensor, "n d"], batch: LikenessBatch) -> Tensor:
-        """Contrast of the views, and what distractors and other things score.
+        """Contrast of the views of different things, and what same things, other things and distractors score.
 
         Args:
             embedding: L2-normalised, of the batch's views and, behind them, its distractors.
         """
         size = len(batch.views)
         cosine = embedding[:size] @ embedding.T
-        logits = (cosine / TEMPERATURE).masked_fill(torch.eye(size, len(embedding), dtype=torch.bool), -1e4)
-        nothing = cosine[:, size:].clamp(min=0).square()
-        thing = batch.thing.repeat(2)
-        others = cosine[:, :size][thing[:, None] != thing[None, :]].clamp(min=0).square()
+        between, nothing = cosine[:, :size], cosine[:, size:].square()
+        picture, thing = torch.arange(size) % (size // 2), batch.thing.repeat(2)
+        own_thing, own_picture = thing[:, None] == thing[None, :], picture[:, None] == picture[None, :]
+        alike = own_thing & ~own_picture
+        left_out = alike | torch.eye(size, dtype=torch.bool)
+        contrast = F.cross_entropy(
+            (between / TEMPERATURE).masked_fill(left_out, -1e4), torch.arange(size).roll(size // 2)
+        )
         places = torch.arange(len(batch.origin))
-        own = nothing[batch.origin, places] + nothing[(batch.origin + size // 2) % size, places]
-        penalty = STRENGTH * (nothing.mean() + OWN * own.mean()) + APART * others.mean()
-        return F.cross_entropy(logits, targets(batch)) + penalty
+        made_of = nothing[batch.origin, places] + nothing[(batch.origin + size // 2) % size, places]
+        penalty = NOTHING * nothing.mean() + OWN * made_of.mean()
+        penalty = penalty + APART * between[~own_thing].clamp(min=0).square().mean()
+        if alike.any():
+            low, high = SAME_THING
+            out = (low - between[alike]).clamp(min=0) + (between[alike] - high).clamp(min=0)
+            penalty = penalty + BAND * out.square().mean()
+        return contrast + penalty
 
 
-def targets(batch: LikenessBatch) -> Float[Tensor, "2b n"]:
-    """What each view is to be drawn to, of views and distractors; rows sum to 1.
-
-    All of it is the other view of the same picture, but for SAME_THING where another vendor's views of the thing are there.
-    """
-    size = len(batch.views)
-    picture, thing = torch.arange(size) % (size // 2), batch.thing.repeat(2)
-    alike = ((thing[:, None] == thing[None, :]) & (picture[:, None] != picture[None, :])).float()
-    share = SAME_THING * alike / alike.sum(1, keepdim=True).clamp(min=1)
-    found = torch.zeros(size, size + len(batch.distractors))
-    found[:, :size] = share
-    found[torch.arange(size), torch.arange(size).roll(size // 2)] = 1 - share.sum(1)
-    return found
+def recolour(
+    views: Float[Tensor, "b 3 64 64"], thing: Int[Tensor, " b"], g: torch.Generator
+) -> Float[Tensor, "b 3 64 64"]:
+    """Put the colour channels of half of the things into another order, the same in all views of a thing: more things."""
+    orders = torch.tensor(list(permutations(range(3))))
+    kinds, of_view = thing.unique(return_inverse=True)
+    pick = torch.where(torch.rand(len(kinds), generator=g) < 0.5, 0, torch.randint(6, kinds.shape, generator=g))
+    order = orders[pick][of_view]
+    return views.gather(1, order[:, :, None, None].expand_as(views))
 
 
 def degrade(
