@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import re
 import shlex
 import subprocess
-from itertools import combinations
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +19,12 @@ from torch import nn
 
 from adapters.inject import find_targets
 from tools.pocket.captions import SIZES, STYLES
-from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, PictureSet, read_groups
+from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, PictureSet, read_classes
 from tools.pocket.quality import subject_cosines, subject_photographs
 from tools.pocket.scenes import COMPANIONS, make_scenes
-from tools.pocket.split import read_split
 from tools.pocket.studio import open_studio
-from tools.pocket.subjects import order_splits, read_base_dino, write_table
 from training.tasks.subjects import load as load_subject
+from training.tasks.subjects import read_table
 
 
 @pytest.fixture(scope="module")
@@ -87,43 +85,40 @@ def test_the_text_tower_is_that_of_the_clip(pocket: Path) -> None:
     torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
-def test_splits_are_disjoint_and_of_the_promised_sizes(pocket: Path) -> None:
-    splits = order_splits()
-    assert {split: len(names) for split, names in splits.items()} == {"tuning": 12, "evidence": 40, "test": 13}
-    for one, two in combinations(splits.values(), 2):
-        assert not set(one) & set(two)
-    with (pocket / "subjects" / "subjects.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {(row["subject"], row["split"]) for row in rows} == {(n, s) for s, names in splits.items() for n in names}
-    assert {row["kind"] for row in rows} == {"live", "object"}
+def names_of(table: dict[str, dict[str, str]], split: str) -> list[str]:
+    """The subjects of a split."""
+    return [name for name, row in table.items() if row["split"] == split]
 
 
-def test_drivers_never_touch_a_split_that_is_not_theirs() -> None:
+def test_splits_are_of_the_promised_sizes(pocket: Path) -> None:
+    table = read_table(pocket / "subjects")
+    assert Counter(row["split"] for row in table.values()) == {"tuning": 4, "evidence": 16, "test": 4}
+    assert {row["kind"] for row in table.values()} == {"live", "object"}
+
+
+def test_drivers_never_touch_a_split_that_is_not_theirs(pocket: Path) -> None:
     from adapters import BadInput
     from sweeps.grid import choose_subjects
 
-    splits = order_splits()
-    assert set(choose_subjects((), 99, "evidence")[1]) == set(splits["evidence"])
-    assert set(choose_subjects((), 99, "tuning")[1]) == set(splits["tuning"])
-    with pytest.raises(BadInput, match="40 subjects of split 'evidence'"):
-        choose_subjects(("41",), 6, "evidence")
+    table = read_table(pocket / "subjects")
+    for split in ("evidence", "tuning"):
+        assert set(choose_subjects((), 99, split)[1]) == set(names_of(table, split))
+    count = len(names_of(table, "evidence"))
+    with pytest.raises(BadInput, match=f"{count} subjects of split 'evidence'"):
+        choose_subjects((str(count + 1),), 6, "evidence")
 
 
-def test_the_first_subjects_have_most_to_learn_and_differ_in_kind() -> None:
+def test_the_first_subjects_have_most_to_learn_and_differ_in_kind(pocket: Path) -> None:
     from sweeps.grid import choose_subjects
 
-    likeness, groups, split = read_base_dino(), read_groups(), read_split()
-    evidence = [name for name, of in split.items() if of == "evidence"]
-    assert choose_subjects(("1",), 6, "evidence")[1] == [min(evidence, key=lambda name: likeness[name])]
-    first = choose_subjects((), 6, "evidence")[1]
-    assert len({groups[name] for name in first}) == len({groups[name] for name in evidence}) == 6
-    for name in first:
-        assert likeness[name] == min(likeness[other] for other in evidence if groups[other] == groups[name])
-
-
-def test_the_subjects_table_is_that_of_the_recipe(pocket: Path, tmp_path: Path) -> None:
-    write_table(tmp_path / "subjects.csv")
-    assert (tmp_path / "subjects.csv").read_bytes() == (pocket / "subjects" / "subjects.csv").read_bytes()
+    table = read_table(pocket / "subjects")
+    likeness = {name: float(table[name]["base_dino"]) for name in names_of(table, "evidence")}
+    assert choose_subjects(("1",), 6, "evidence")[1] == [min(likeness, key=lambda name: likeness[name])]
+    groups = {table[name]["group"] for name in likeness}
+    for name in choose_subjects((str(len(groups)),), 6, "evidence")[1]:
+        assert likeness[name] == min(likeness[n] for n in likeness if table[n]["group"] == table[name]["group"])
+        groups.remove(table[name]["group"])
+    assert not groups
 
 
 def test_the_order_of_subjects_is_a_tables_own_and_no_part_of_a_runs_identity(tmp_path: Path) -> None:
@@ -149,7 +144,7 @@ def test_the_commands_of_make_evidence_name_the_subjects_of_the_committed_runs(p
     from sweeps.grid import choose_subjects
     from training.tasks.pipeline import content_hash
 
-    shipped, tuning = content_hash(pocket / "pipeline"), order_splits()["tuning"]
+    shipped, tuning = content_hash(pocket / "pipeline"), names_of(read_table(pocket / "subjects"), "tuning")
 
     root = Path(__file__).resolve().parents[1]
     shown = subprocess.run(["make", "-n", "evidence"], cwd=root, capture_output=True, text=True, check=True).stdout
@@ -166,7 +161,7 @@ def test_the_commands_of_make_evidence_name_the_subjects_of_the_committed_runs(p
 
 
 def test_every_subject_has_five_different_photographs(pocket: Path) -> None:
-    for name in read_split():
+    for name in read_table(pocket / "subjects"):
         files = sorted((pocket / "subjects" / name).iterdir())
         assert [path.name for path in files] == [f"{i:02d}.png" for i in range(5)]
         pictures = [Image.open(path) for path in files]
@@ -180,11 +175,12 @@ def test_prompts_are_compositions_that_the_base_was_trained_on(pocket: Path) -> 
     sizes = "|".join(size for size in SIZES if size)
     companions, scenes = "|".join(COMPANIONS), "|".join(make_scenes())
     grammar = rf"(?:(?:{styles}) )?an? (?:(?:{sizes}) )?dog(?: with (?:{companions}))? (?:{scenes})"
-    others = "|".join(name for name, split in read_split().items() if split == "last_look")
+    trained = {row["class"] for row in read_table(pocket / "subjects").values() if row["split"] != "test"}
+    others = "|".join(name for name, _ in read_classes().values() if name not in trained)
     for prompt in prompts.pop("unrelated"):
         assert re.fullmatch(grammar.replace("dog", f"(?:{others})"), prompt), prompt
     for templates in prompts.values():
-        assert len(templates) >= 12
+        assert len(templates) >= 8
         assert len(set(templates)) == len(templates)
         for template in templates:
             assert template.count("{token} {cls}") == 1

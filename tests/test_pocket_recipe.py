@@ -14,7 +14,7 @@ from torch import nn
 
 from tools.pocket.linear_code import LinearCode, psnr_db
 from tools.pocket.muon import orthogonalise
-from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, PictureSet, read_classes
+from tools.pocket.pictures import HELD_OUT_VENDOR, TRAIN_VENDORS, PictureSet, read_classes, read_groups
 from tools.pocket.runs import STATES, StageRun, checkpoint_path, read_counters, seeded
 from tools.pocket.split import FIRST_EDITION, SPLIT_CSV, draw_split
 
@@ -83,6 +83,24 @@ def test_the_split_is_that_of_its_seed() -> None:
     assert {row["class"]: row["kind"] for row in rows} == dict(read_classes().values())
     assert Counter(row["split"] for row in rows) == {"tuning": 12, "evidence": 40, "last_look": 13}
     assert not set(FIRST_EDITION) & {row["class"] for row in rows if row["split"] == "last_look"}
+
+
+def test_subjects_are_ordered_by_what_is_to_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tools.pocket import subjects
+
+    monkeypatch.setattr(subjects, "BASE_DINO_CSV", tmp_path / "base_dino.csv")
+    plain = subjects.order_splits()
+    assert {split: len(names) for split, names in plain.items()} == {"tuning": 12, "evidence": 40, "test": 13}
+    groups, last = read_groups(), sorted(plain["evidence"])[-1]
+    likeness = {name: -0.5 if name == last else 0.5 for name, _ in read_classes().values()}
+    (tmp_path / "base_dino.csv").write_text("class,base_dino\n" + "".join(f"{n},{v}\n" for n, v in likeness.items()))
+    ordered = subjects.order_splits()["evidence"]
+    assert ordered[0] == last
+    assert len({groups[name] for name in ordered[:6]}) == 6
+    subjects.write_table(tmp_path / "subjects.csv")
+    with (tmp_path / "subjects.csv").open() as file:
+        rows = {row["subject"]: row for row in csv.DictReader(file)}
+    assert (rows[last]["order"], rows[last]["base_dino"], rows[last]["split"]) == ("1", "-0.500", "evidence")
 
 
 def make_pictures(codes: list[str], num_classes: int, names: list[str] | None = None) -> PictureSet:

@@ -28,7 +28,7 @@ PICTURES = 2  # of each prompt
 def measure_base_dino(folder: Path = POCKET / "subjects") -> dict[str, float]:
     """Mean cosine of the base model's pictures of each subject with its photographs, by the subject's name."""
     dino = ViTModel.from_pretrained(POCKET / "dino", add_pooling_layer=False).eval()
-    photographs, names = subject_photographs(("tuning", "evidence", "test"))
+    photographs, names = subject_photographs()
     real = embed(dino, photographs).unflatten(0, (len(names), PHOTOGRAPHS))
     table, found = read_table(folder), {}
     for name, features in zip(names, real, strict=True):

@@ -31,12 +31,13 @@ from tools.pocket.pictures import load_pictures, read_classes
 from tools.pocket.runs import seeded
 from tools.pocket.sheets import save_sheet, side_by_side, to_bytes
 from tools.pocket.studio import Studio, open_studio
-from tools.pocket.subjects import PHOTOGRAPHS, order_splits, photograph_class
+from tools.pocket.subjects import PHOTOGRAPHS, photograph_class
 from tools.pocket.tokenizer import encode
 from tools.pocket.vae import round_trip
 from training.command_line import end_well
 from training.read_picture import read_picture
 from training.tasks.pipeline import POCKET
+from training.tasks.subject_tables import read_table
 
 STILL = {"shift": 2.0, "zoom": 0.05, "turn": 0.0, "flip": 0.0, "light": 0.05}
 HELD_OUT_SEED = 987_654  # of compositions that no stage trained on
@@ -134,10 +135,13 @@ def measure_base(studio: Studio, clip: CLIPModel, tokenizer: CLIPTokenizer) -> t
     return agreement(clip, tokenizer, images, captions, [str(studio.pictures.names[i]) for i in indices]), images
 
 
-def subject_photographs(splits: Sequence[str] = ("tuning", "evidence")) -> tuple[Float[Tensor, "n 3 64 64"], list[str]]:
+def subject_photographs(
+    splits: Sequence[str] = ("tuning", "evidence", "test"),
+) -> tuple[Float[Tensor, "n 3 64 64"], list[str]]:
     """Shipped photographs, subject after subject, and the subjects' names."""
-    names = [name for split, names in order_splits().items() if split in splits for name in names]
-    files = [POCKET / "subjects" / name / f"{i:02d}.png" for name in names for i in range(PHOTOGRAPHS)]
+    folder = POCKET / "subjects"
+    names = [name for name, row in read_table(folder).items() if row["split"] in splits]
+    files = [folder / name / f"{i:02d}.png" for name in names for i in range(PHOTOGRAPHS)]
     return torch.stack([to_tensor(read_picture(path).image) for path in files]), names
 
 
@@ -168,7 +172,7 @@ def main() -> int:
     studio = open_studio(pictures)
     clip, tokenizer = CLIPModel.from_pretrained(POCKET / "clip").eval(), CLIPTokenizer.from_pretrained(POCKET / "clip")
     dino = ViTModel.from_pretrained(POCKET / "dino", add_pooling_layer=False).eval()
-    photographs, names = subject_photographs()
+    photographs, names = subject_photographs(("tuning", "evidence"))
     other = torch.cat([photograph_class(pictures, name, vendor="google") for name in names])
     with torch.no_grad():
         cosines = subject_cosines(dino_stage.embed(dino, photographs), dino_stage.embed(dino, other), len(names))

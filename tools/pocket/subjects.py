@@ -88,9 +88,14 @@ def most_to_learn(subjects: Mapping[str, tuple[str, float]]) -> tuple[str, ...]:
     return tuple(sorted(rounds, key=lambda name: (rounds[name], subjects[name][1], name)))
 
 
-def read_base_dino(path: Path = BASE_DINO_CSV) -> dict[str, float]:
-    """base_dino.csv as ``{class: DINO likeness of the base model's pictures of it}``: where it is high, little is to learn."""
-    with path.open(encoding="utf-8") as file:
+def read_base_dino() -> dict[str, float]:
+    """base_dino.csv as ``{class: DINO likeness of the base model's pictures of it}``: where it is high, little is to learn.
+
+    Empty before ``tools.pocket.base_likeness`` has measured it.
+    """
+    if not BASE_DINO_CSV.exists():
+        return {}
+    with BASE_DINO_CSV.open(encoding="utf-8") as file:
         return {row["class"]: float(row["base_dino"]) for row in csv.DictReader(file)}
 
 
@@ -99,7 +104,7 @@ def order_splits() -> dict[str, tuple[str, ...]]:
     groups, likeness = read_groups(), read_base_dino()
     found: dict[str, dict[str, tuple[str, float]]] = {}
     for name, split in read_split().items():
-        found.setdefault(SHIPPED_AS.get(split, split), {})[name] = groups[name], likeness[name]
+        found.setdefault(SHIPPED_AS.get(split, split), {})[name] = groups[name], likeness.get(name, 0.0)
     return {split: most_to_learn(subjects) for split, subjects in found.items()}
 
 
@@ -135,10 +140,11 @@ def write_subjects(pictures: PictureSet, folder: Path, seed: int = 0) -> None:
 
 def write_table(path: Path) -> None:
     """Write subjects.csv: all subjects, split by split."""
-    kinds, groups, likeness = dict(read_classes().values()), read_groups(), read_base_dino()
+    kinds, groups = dict(read_classes().values()), read_groups()
+    likeness = {name: f"{value:.3f}" for name, value in read_base_dino().items()}
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("subject", "class", "kind", "split", "order", "group", "base_dino"))
         for split, names in order_splits().items():
             for place, name in enumerate(names, 1):
-                writer.writerow((name, name, kinds[name], split, place, groups[name], f"{likeness[name]:.3f}"))
+                writer.writerow((name, name, kinds[name], split, place, groups[name], likeness.get(name, "")))
