@@ -41,11 +41,13 @@ class ExportOptions:
     """Whose pictures are taken, besides the base model's; none: of all."""
     subjects: int | None = None
     """How many subjects, in alphabetical order; default: all."""
-    prompts: int = 4
-    """How many prompts of each, the first ones; of each its first picture."""
+    prompts: int | None = None
+    """How many prompts of each, the first ones, by default all; of each its first picture."""
 
 
-def picture_table(results: Results, methods: Sequence[str], num_subjects: int | None, num_prompts: int) -> pd.DataFrame:
+def picture_table(
+    results: Results, methods: Sequence[str], num_subjects: int | None, num_prompts: int | None
+) -> pd.DataFrame:
     """The chosen pictures at the last step of every run of the first seed.
 
     Returns:
@@ -60,10 +62,15 @@ def picture_table(results: Results, methods: Sequence[str], num_subjects: int | 
     subjects = sorted(chosen.runs["subject"].unique())
     if num_subjects is not None and not 1 <= num_subjects <= len(subjects):
         raise BadInput(f"--subjects is {num_subjects}; allowed: 1 to {len(subjects)}, that of these methods' subjects")
+    if num_prompts is not None and num_prompts < 1:
+        raise BadInput(f"--prompts is {num_prompts}; allowed: numbers from 1 on")
     subjects = subjects[:num_subjects]
     chosen = chosen.select(subject=subjects, seed=int(chosen.runs["seed"].min()))
-    drawn = pd.concat([pictures(chosen, prompt=number, step=-1) for number in range(num_prompts)], ignore_index=True)
-    rows = drawn[drawn["subject"].isin(subjects)]
+    if num_prompts is None:
+        drawn = chosen.images().groupby(["run_id", "step"], observed=True)["prompt"].nunique()
+        num_prompts = int(drawn.min()) if len(drawn) else 1
+    each = [pictures(chosen, prompt=number, step=-1) for number in range(num_prompts)]
+    rows = pd.concat(each, ignore_index=True).query("subject in @subjects")
     fields = chosen.all_runs.drop_duplicates("run_id").set_index("run_id")[["lr"]]
     files = chosen.images().astype({"run_id": str}).set_index("file")["seed"]
     rows = rows.join(fields, on="run_id").assign(picture_seed=rows["file"].map(files.to_dict()))
@@ -71,9 +78,15 @@ def picture_table(results: Results, methods: Sequence[str], num_subjects: int | 
 
 
 def _read_png(file: str | bytes) -> bytes:
-    found = file if isinstance(file, bytes) else Path(file).read_bytes()
+    """The file of a picture, or what a compact copy holds of it."""
+    if isinstance(file, bytes):
+        return file
+    try:
+        found = Path(file).read_bytes()
+    except OSError as error:
+        raise BadInput(f"{file} cannot be read: {error.strerror}") from None
     if not found.startswith(b"\x89PNG"):
-        raise BadInput(f"{file!r} is no PNG file; allowed: pictures as runs leave them")
+        raise BadInput(f"{file} is no PNG file; allowed: pictures as runs leave them")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -65,6 +66,7 @@ def test_a_file_that_is_there_stays(runs: Path, tmp_path: Path, capsys: pytest.C
     [
         (("--method", "oft"), "--method has oft, of which there are no runs"),
         (("--subjects", "9"), "--subjects is 9; allowed: 1 to 3"),
+        (("--prompts", "0"), "--prompts is 0; allowed: numbers from 1 on"),
         (("--prompts", "99"), "no run has left picture 0 of prompt"),
     ],
 )
@@ -73,3 +75,17 @@ def test_what_there_is_not_is_said(
 ) -> None:
     assert export(runs, tmp_path / "out", *more) == 2
     assert said in capsys.readouterr().err
+
+
+def test_without_a_number_all_prompts_and_subjects_are_taken(runs: Path, tmp_path: Path) -> None:
+    assert main([str(runs), "--out", str(tmp_path / "out")]) == 0
+    table, images = read(tmp_path / "out"), load(runs).images()
+    assert table["subject"].nunique() == 3
+    assert table["prompt"].nunique() == images["prompt"].nunique()
+
+
+def test_a_picture_that_is_gone_is_named(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in runs.rglob("*.png"):
+        path.unlink()
+    assert export(runs, tmp_path / "out") == 2
+    assert re.search(r"error: \S+\.png cannot be read: No such file|no run has left picture", capsys.readouterr().err)
