@@ -66,14 +66,16 @@ def picture_table(
         raise BadInput(f"--prompts is {num_prompts}; allowed: numbers from 1 on")
     subjects = subjects[:num_subjects]
     chosen = chosen.select(subject=subjects, seed=int(chosen.runs["seed"].min()))
+    images = chosen.images()
     if num_prompts is None:
-        drawn = chosen.images().groupby(["run_id", "step"], observed=True)["prompt"].nunique()
+        drawn = images.groupby(["run_id", "step"], observed=True)["prompt"].nunique()
         num_prompts = int(drawn.min()) if len(drawn) else 1
     each = [pictures(chosen, prompt=number, step=-1) for number in range(num_prompts)]
     rows = pd.concat(each, ignore_index=True).query("subject in @subjects")
-    fields = chosen.all_runs.drop_duplicates("run_id").set_index("run_id")[["lr"]]
-    files = chosen.images().astype({"run_id": str}).set_index("file")["seed"]
-    rows = rows.join(fields, on="run_id").assign(picture_seed=rows["file"].map(files.to_dict()))
+    rates = chosen.all_runs.drop_duplicates("run_id").set_index("run_id")["lr"]
+    rows = rows.join(rates, on="run_id").assign(
+        picture_seed=rows["file"].map(dict(zip(images["file"], images["seed"])))
+    )
     return rows.assign(png=[_read_png(file) for file in rows["file"]])[[*KEY, "png"]]
 
 

@@ -9,7 +9,7 @@ at the last step; a setting at which any run diverged is out. DINO alone would c
 DINO + CLIP-T rates at which the subject is only half learnt.
 
     python sweeps/base_lr.py --method lora dora delora etherplus
-    python sweeps/base_lr.py --trials docs/results/base_lr/trials.parquet --rule dino    # chooses anew, trains nothing
+    python sweeps/base_lr.py --trials runs/base_lr/trials.parquet --rule dino    # chooses anew, trains nothing
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ PROMPTS = {
         "a {token} {cls} on a striped background",
         "a small {token} {cls} with a yellow star on a purple background",
     ),
-    "unrelated": (  # by them drift is measured: classes of the last look, which nothing else is trained or judged on
+    "unrelated": (  # by them drift is measured: of no tuning or evidence subject's class, but of the last look's
         "a cat on the beach",
         "a cup in the snow",
         "a penguin on a blue background",
