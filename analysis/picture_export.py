@@ -70,8 +70,7 @@ def picture_table(
     if num_prompts is None:
         drawn = images.groupby(["run_id", "step"], observed=True)["prompt"].nunique()
         num_prompts = int(drawn.min()) if len(drawn) else 1
-    each = [pictures(chosen, prompt=number, step=-1) for number in range(num_prompts)]
-    rows = pd.concat(each, ignore_index=True).query("subject in @subjects")
+    rows = pictures(chosen, prompt=range(num_prompts), step=-1).query("subject in @subjects")
     rates = chosen.all_runs.drop_duplicates("run_id").set_index("run_id")["lr"]
     rows = rows.join(rates, on="run_id").assign(
         picture_seed=rows["file"].map(dict(zip(images["file"], images["seed"])))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pandas as pd
 
 from adapters import METHODS
@@ -13,14 +15,19 @@ from training.states import ENDED, RunStatus
 
 
 def pictures(
-    results: Results, *, metric: str = "dino", prompt: int = 0, image: int = 0, step: int | None = None
+    results: Results,
+    *,
+    metric: str = "dino",
+    prompt: int | Collection[int] = 0,
+    image: int = 0,
+    step: int | None = None,
 ) -> pd.DataFrame:
-    """One picture for each run: the same prompt and the same noise in all of them.
+    """One picture for each run and prompt: the same prompts and the same noise in all of them.
 
     Args:
         results: the runs.
         metric: whose score of that prompt stands with the picture.
-        prompt: number of the prompt, in the order in which each run drew them.
+        prompt: number of the prompt, or several numbers, in the order in which each run drew them.
         image: number of the picture of that prompt.
         step: the evaluation; None for every evaluation, -1 for the last of each run.
 
@@ -29,20 +36,21 @@ def pictures(
         score, NaN if there is none), diverged.
 
     Raises:
-        BadInput: if no run has left such a picture.
+        BadInput: if no run has left such a picture, or none of one of the prompts.
     """
+    wanted_prompts = {prompt} if isinstance(prompt, int) else set(prompt)
     rows = results.images()
     number = rows.groupby(["run_id", "step"], observed=True)["prompt"].transform(
         lambda prompts: pd.factorize(prompts)[0]
     )
     again = rows.groupby(["run_id", "step", "prompt"], observed=True).cumcount()
-    rows = rows[(number.astype("float64") == prompt) & (again == image)].drop(columns="seed")
+    rows = rows.assign(number=number)[number.isin(wanted_prompts) & (again == image)].drop(columns="seed")
     if step is not None:
         wanted = rows.groupby("run_id", observed=True)["step"].transform("max") if step < 0 else step
         rows = rows[rows["step"] == wanted]
-    if rows.empty:
+    if missing := sorted(wanted_prompts - set(rows["number"])):
         raise BadInput(
-            f"no run has left picture {image} of prompt {prompt}: pictures lie in the runs folder, not in a compact copy"
+            f"no run has left picture {image} of prompt {missing[0]}: pictures lie in the runs folder, not in a compact copy"
         )
     runs = results.all_runs[results.all_runs["status"].isin(ENDED)]
     runs = runs[["run_id", "series", "method", "subject", "multiplier", "seed", "status"]]
@@ -58,9 +66,9 @@ def pictures(
     return (
         rows.assign(place=place)
         .sort_values(
-            ["place", "series", "subject", "multiplier", "seed", "step"],
+            ["place", "series", "subject", "multiplier", "seed", "step", "number"],
             ignore_index=True,
             key=lambda column: column.map(by_number) if column.name == "series" else column,
         )
-        .drop(columns="place")
+        .drop(columns=["place", "number"])
     )

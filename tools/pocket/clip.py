@@ -180,6 +180,7 @@ def train_vision(
     folder = work / "clip" / "model"
     tokenizer, clip = CLIPTokenizer.from_pretrained(folder), CLIPModel.from_pretrained(folder, dtype=torch.float32)
     clip.text_model.requires_grad_(False)
+    clip.set_attn_implementation("eager")  # the fused kernel's backward pass takes most of a step in bfloat16 on CPUs
     run = StageRun(work / "clip_vision", clip.train(), num_steps=num_steps, lr=1e-3, ema=0.99, weight_decay=0.05)
 
     def losses_of(step: int) -> tuple[Tensor, Tensor]:
@@ -190,7 +191,7 @@ def train_vision(
             states = clip.text_model(input_ids=encode(tokenizer, captions)).pooler_output
         text = F.normalize(clip.text_projection(states).float(), dim=-1)
         named = contrast(clip.logit_scale.exp() * seen[: len(images)] @ text.T, captions)
-        return named, likeness.loss(seen[len(images) :], batch)
+        return named, likeness.loss(seen[len(images) :], batch, run.progress)
 
     dtype = faster_precision(lambda: sum(losses_of(0)).backward())  # type: ignore[union-attr]
     for step in run.steps():

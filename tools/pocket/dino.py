@@ -40,10 +40,11 @@ def embed(dino: ViTModel, images: Float[Tensor, "b 3 64 64"]) -> Float[Tensor, "
 def train_dino(likeness: Likeness, work: Path, *, num_steps: int, seed: int = 0, batch_size: int = 96) -> ViTModel:
     """Train (or go on training) and save the averaged ViT with its image processor."""
     dino = make_dino(seed)
+    dino.set_attn_implementation("eager")  # the fused kernel's backward pass takes most of a step in bfloat16 on CPUs
     run = StageRun(work / "dino", dino, num_steps=num_steps, lr=1.5e-3, ema=0.99, weight_decay=0.05)
 
     def loss_of(batch: LikenessBatch) -> Tensor:
-        return likeness.loss(embed(dino, torch.cat([batch.views, batch.distractors])), batch)
+        return likeness.loss(embed(dino, torch.cat([batch.views, batch.distractors])), batch, run.progress)
 
     first = likeness.draw(batch_size, seed, 0)
     dtype = faster_precision(lambda: loss_of(first).backward())

@@ -34,6 +34,9 @@ DISTRACTORS = 1 / 8  # of the pictures of a batch: so many of each kind of distr
 # Weights beside the contrast, of mean squares: distractors' cosines, those with the views that they were made of, cosines of
 # different things above 0, and what same things are out of their band.
 NOTHING, OWN, APART, BAND = 50.0, 1.0, 10.0, 5.0
+# They count a tenth until so much of the run is done, and in full from there on: from the start they keep the views of one
+# thing from coming together.
+EARLY, FIRM_FROM, FIRM_AT = 0.1, 0.6, 0.75
 NUM_NOISES = 256  # that are decoded
 
 
@@ -126,11 +129,12 @@ class Likeness:
         made = [shuffle(views[:count], 4, g), shuffle(views[count : 2 * count], 8, g), flat]
         return torch.cat([*made, draw_noise(count, g), self.decoded.noises[pick].float(), scenes * 2 - 1])
 
-    def loss(self, embedding: Float[Tensor, "n d"], batch: LikenessBatch) -> Tensor:
+    def loss(self, embedding: Float[Tensor, "n d"], batch: LikenessBatch, progress: float) -> Tensor:
         """Contrast of the views of different things, and what same things, other things and distractors score.
 
         Args:
             embedding: L2-normalised, of the batch's views and, behind them, its distractors.
+            progress: share of the training that is done, by which the penalties grow.
         """
         size = len(batch.views)
         cosine = embedding[:size] @ embedding.T
@@ -150,7 +154,8 @@ class Likeness:
             low, high = SAME_THING
             out = (low - between[alike]).clamp(min=0) + (between[alike] - high).clamp(min=0)
             penalty = penalty + BAND * out.square().mean()
-        return contrast + penalty
+        firmness = min(1.0, max(0.0, (progress - FIRM_FROM) / (FIRM_AT - FIRM_FROM)))
+        return contrast + (EARLY + (1 - EARLY) * firmness) * penalty
 
 
 def recolour(
