@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.curves import score_curve, subject_scores
 from analysis.plateau import TOLERANCE, plateau
 from analysis.results import DRIFT, Results
-from analysis.series import name_methods
+from analysis.series import name_series
 from training.states import ENDED
 
 
@@ -29,7 +29,8 @@ def plateau_by_setting(
         tolerance: of the plateau.
 
     Returns:
-        The rows of `plateau`, series being the method with its options, with setting and value in front; values increase.
+        The rows of `plateau`, series being the method with its options and with what else differs among these runs, with
+        setting and value in front; values increase.
         A method that lacks a setting has no rows of it.
 
     Raises:
@@ -82,16 +83,13 @@ def _by_setting(
     for setting in defaults:
         others = {name: _as_stored(values) for name, values in defaults.items() if name != setting}
         kept = results.select(**others)
-        runs = kept.runs.drop_duplicates("series").set_index("series")
+        named = kept.runs.assign(name=name_series(kept.runs.drop(columns=setting)))
+        runs = named.drop_duplicates("series").set_index("series")
         rows = measure(kept)
         rows = rows[rows["series"].map(runs[setting]).notna()].copy()
         rows.insert(0, "value", rows["series"].map(runs[setting]).astype(float))
         rows.insert(0, "setting", setting)
-        names = name_methods(runs)
-        if runs["scale"].nunique() > 1:
-            names += ", " + runs["scale"].astype(str) + " scaled"
-        names = rows["series"].map(names)
-        frames.append(rows.assign(series=names).sort_values("value", kind="stable"))
+        frames.append(rows.assign(series=rows["series"].map(runs["name"])).sort_values("value", kind="stable"))
     return pd.concat(frames, ignore_index=True)
 
 

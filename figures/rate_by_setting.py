@@ -93,7 +93,6 @@ def _draw_centred(ax: Axes, part: pd.DataFrame, rows: pd.DataFrame, _: str) -> N
 def _draw_heatmap(ax: Axes, part: pd.DataFrame, x: str, values: str, limits: tuple[float, float]) -> None:
     """One cell a row of the frame, the setting's values down, with the frame's words in it."""
     setting = str(part["setting"].iloc[0])
-    part = part.drop_duplicates(["value", x])  # where yet another setting differs, the first
     wide = part.pivot(index="value", columns=x, values=[values, "words"])
     wide = wide.loc[in_order(setting, part["value"])]
     table = wide[values].rename(index=lambda value: value_name(setting, value), columns=multiplier_text).astype(float)

@@ -10,7 +10,7 @@ import pytest
 
 import figures
 from adapters import BadInput
-from analysis import load, plateau, plateau_by_setting, subject_scores
+from analysis import load, plateau, plateau_by_setting, scores_by_setting, subject_scores
 from analysis.results import Results
 from figures.looks import looks
 from sweeps import design_ablation, lr_robustness, rank_robustness, start_robustness
@@ -125,6 +125,12 @@ def test_other_settings_are_kept_at_their_defaults(ranked: Results) -> None:
     assert_drawn(lambdas["width_octaves"], own["width_octaves"])
     with pytest.raises(BadInput, match="rank="):
         plateau_by_setting(ranked, {"rank": [4], "boundary": [0.5]})
+
+
+def test_what_else_differs_is_in_the_name_and_never_left_out(ranked: Results) -> None:
+    frame = plateau_by_setting(ranked, {"boundary": [0.5, None]})
+    assert set(frame["series"]) == {f"DeLoRA, rank {rank}" for rank in (1, 2, 3)}
+    figures.rate_by_setting.draw(scores_by_setting(ranked, {"boundary": [0.5, None]}))
 
 
 def test_figure_draws_every_plateau_with_its_interval(ranked: Results) -> None:
