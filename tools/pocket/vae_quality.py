@@ -36,7 +36,9 @@ SHOWN = 18
 
 @torch.no_grad()
 def newest_vae(work: Path, studio: Studio) -> AutoencoderKL:
-    """The averaged autoencoder of ``work/vae``'s checkpoint with its scaling factor."""
+    """The averaged autoencoder of ``work/vae``'s checkpoint with its scaling factor; without one, the stage's model."""
+    if not checkpoint_path(work / "vae").exists():
+        return AutoencoderKL.from_pretrained(work / "vae" / "model").eval()
     average = read_group(checkpoint_path(work / "vae"), "ema")
     vae = make_vae(latent_channels=average["decoder.conv_in.weight"].shape[1]).eval()
     vae.load_state_dict(average)
@@ -91,9 +93,10 @@ def report(work: Path, out: Path) -> dict[str, object]:
     sets = {"first_edition_subjects": first_edition, "held_out_vendor": everything, "kept_aside": aside}
     sets |= {vendor: torch.cat(list(photographs_of(pictures, vendor).values())) for vendor in TRAIN_VENDORS}
     found: dict[str, object] = {name: measure(vae, code, images) for name, images in sets.items()}
+    begun = checkpoint_path(work / "vae")
     found |= {
         "latent_channels": vae.config["latent_channels"],
-        "training": read_counters(checkpoint_path(work / "vae")),
+        "training": read_counters(begun) if begun.exists() else "ended",
     }
     shown = first_edition[:: len(first_edition) // SHOWN][:SHOWN]
     draw_sheet(shown, round_trip(vae, shown), out / "vae_4x.png")
