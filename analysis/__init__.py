@@ -11,10 +11,10 @@ from analysis.block_curves import block_curves
 from analysis.compact_copy import export_compact
 from analysis.comparisons import compare, power_sentence
 from analysis.control_verdicts import control_gaps, judge_controls
-from analysis.curves import base_line, paired_curve, run_scores, score_curve, subject_scores
+from analysis.curves import base_line, centre_on_best, paired_curve, run_scores, score_curve, subject_scores
 from analysis.directions import magnitude_direction, magnitude_direction_correlation
 from analysis.distance_collapse import coincidence, run_ends, score_vs_distance
-from analysis.distances import distance_curve, gauge_curve, spectrum_curves, subject_distances
+from analysis.distances import distance_curve, gauge_curve, loss_curve, spectrum_curves, subject_distances
 from analysis.divergence import divergence_rates
 from analysis.early_warning import early_warning
 from analysis.load import load
@@ -42,6 +42,7 @@ __all__ = [
     "best_settings",
     "best_table",
     "block_curves",
+    "centre_on_best",
     "coincidence",
     "compare",
     "control_gaps",
@@ -57,6 +58,7 @@ __all__ = [
     "joint_plateau",
     "judge_controls",
     "load",
+    "loss_curve",
     "magnitude_direction",
     "magnitude_direction_correlation",
     "matched_prompt",

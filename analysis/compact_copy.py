@@ -20,7 +20,13 @@ from training.store import COLUMNS, SCHEMA, read_table, write_table
 
 TABLES = ("runs", "scores", "matrices", "dynamics_final", "trajectories", "norms")
 MAX_POINTS = 200  # steps of a run that a trajectory keeps
-PICTURES, CONTROLS, BLOCKS, SHARPNESS = "pictures", "controls", "blocks", "sharpness"  # tables that may be missing
+PICTURES, CONTROLS, BLOCKS, SHARPNESS, LOSSES = (
+    "pictures",
+    "controls",
+    "blocks",
+    "sharpness",
+    "losses",
+)  # may be missing
 THUMBNAIL_PX = 128
 COPY = "plateau_copy"  # in every table's footer: which runs were copied
 _KEYS = {"run_id!": "text", "step!": "whole", "matrix!": "text"}
@@ -43,6 +49,7 @@ FORMS = {
     "norms": _KEYS | dict.fromkeys(COLUMNS["norms"][2:], "number"),
     BLOCKS: {"run_id!": "text", "step!": "whole", "block!": "text", **dict.fromkeys(STORED, "number")},
     PICTURES: {"run_id!": "text", "step!": "whole", "prompt!": "text", "seed!": "whole", "subject!": "text", "png!": "bytes"},
+    LOSSES: {"run_id!": "text", "loss!": "number"},
     SHARPNESS: {"run_id!": "text", "step!": "whole", "sharpness!": "number"},
     CONTROLS: {"run_id!": "text", **{f"{name}!": "text" for name in COLUMNS["controls"][:-1]}, "value!": "number"},
 }  # fmt: skip
@@ -73,8 +80,8 @@ def export_compact(
 
     Returns:
         The files: runs, scores, matrices, the dynamics' last step of every matrix, trajectories (means over the
-        matrices and `kept_matrices`, at most `MAX_POINTS` steps a run), norms, means over blocks, pictures where any are
-        shown, and controls and sharpness where they were measured.
+        matrices and `kept_matrices`, at most `MAX_POINTS` steps a run), norms, means over blocks, final losses, pictures
+        where any are shown, and controls and sharpness where they were measured.
 
     Raises:
         StoreError: if the folder cannot be written.
@@ -89,6 +96,7 @@ def export_compact(
         "trajectories": thin(pd.concat(shapes, ignore_index=True)),
         "norms": thin(results.norms(), num_norms),
         BLOCKS: results.blocks(),
+        LOSSES: results.losses(),
     }
     if shown is not None:
         tables[PICTURES] = _thumbnails(shown, results)
@@ -241,13 +249,19 @@ class CompactSource:
         trained = norms[norms["run_id"].isin(set(run_ids))]
         return block_means(self.final_dynamics(run_ids), trained, self.matrices)
 
+    def losses(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """The final losses, none in a copy that came without."""
+        if not (self.folder / f"{LOSSES}.parquet").is_file():
+            return pd.DataFrame(columns=["run_id", "loss"])
+        return self._table(LOSSES)
+
     def steps(self, run_ids: Collection[str]) -> pd.DataFrame:
-        """Refuse: losses are not copied.
+        """Refuse: a step's own loss is not copied.
 
         Raises:
             BadInput: always.
         """
-        raise BadInput(f"{self.folder} is a compact copy without the losses: load the runs folder itself")
+        raise BadInput(f"{self.folder} is a compact copy without each step's loss: load the runs folder itself")
 
     def sharpness(self, run_ids: Collection[str]) -> pd.DataFrame:
         """The sharpness that was measured, none in a copy that came without."""

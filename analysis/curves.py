@@ -20,6 +20,7 @@ from training.states import ENDED, RunStatus
 
 __all__ = [
     "base_line",
+    "centre_on_best",
     "paired_curve",
     "score_curve",
     "subject_scores",
@@ -68,6 +69,28 @@ def score_curve(results: Results, x: str = "multiplier") -> pd.DataFrame:
         one subject.
     """
     return summarise(subject_scores(results, x), x, ["metric"], t_interval)
+
+
+def centre_on_best(curve: pd.DataFrame, scores: pd.DataFrame, metric: str = "dino") -> pd.DataFrame:
+    """A curve over multiples of the rate at which each series' mean score is best, among those at which no run diverged.
+
+    Args:
+        curve: rows series, multiplier and others.
+        scores: what `score_curve` returned.
+        metric: the score that is best there.
+
+    Returns:
+        The curve's rows with over_best, the multiplier over that of the best, and at_edge, whether that one is the lowest or
+        highest tried; series whose runs diverged at every rate have no rows.
+    """
+    tried = scores[(scores["metric"] == metric) & scores["mean"].notna()]
+    allowed = tried[tried["num_diverged"] == 0]
+    best = allowed.loc[allowed.groupby("series", sort=False)["mean"].idxmax()].set_index("series")["multiplier"]
+    ends = tried.groupby("series")["multiplier"].agg(["min", "max"]).loc[best.index]
+    kept = curve[curve["series"].isin(best.index)]
+    over = (kept["multiplier"] / kept["series"].map(best).astype(float)).map("{:.6g}".format).astype(float)
+    at_edge = (best == ends["min"]) | (best == ends["max"])
+    return kept.assign(over_best=over, at_edge=kept["series"].map(at_edge).astype(bool)).reset_index(drop=True)
 
 
 def paired_curve(table: pd.DataFrame, a: str, b: str, x: str = "multiplier") -> pd.DataFrame:

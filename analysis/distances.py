@@ -1,4 +1,4 @@
-"""How far weights and gauges have moved, against the multiplier or the step: curves with intervals over subjects."""
+"""How far weights and gauges have moved, and to which loss, against the multiplier or the step: intervals are over subjects."""
 
 from __future__ import annotations
 
@@ -77,6 +77,17 @@ def spectrum_curves(results: Results) -> dict[str, pd.DataFrame]:
     return {
         name: summarise(table, "multiplier", [], t_interval, SPECTRUM_LIMITS[name]) for name, table in tables.items()
     }
+
+
+def loss_curve(results: Results) -> pd.DataFrame:
+    """The training loss over the last fifth of the steps, against the multiplier: t intervals over subjects.
+
+    Returns:
+        Rows series, method, multiplier, mean, low, high, num_subjects, num_diverged, num_runs, least, most; none in a compact
+        copy that came without losses.
+    """
+    losses = results.losses().astype({"run_id": str}).set_index("run_id")["loss"].astype(float)
+    return summarise(_by_subject(results, losses, "multiplier"), "multiplier", [], t_interval, (0.0, inf))
 
 
 def distance_curve(

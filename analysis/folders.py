@@ -88,6 +88,16 @@ class FolderSource:
         """Rows run_id, step, loss, grad_norm and rates."""
         return self._read(run_ids, RunFolder.read_steps, COLUMNS["steps"], "steps")
 
+    def losses(self, run_ids: Collection[str]) -> pd.DataFrame:
+        """Rows run_id, loss: the mean of a run's last finite training losses, a fifth of all; none of a run without steps."""
+
+        def read(folder: RunFolder) -> pd.DataFrame:
+            losses = folder.read_steps()["loss"].to_numpy(dtype=float)
+            last = losses[np.isfinite(losses)][-max(1, len(losses) // 5) :]
+            return pd.DataFrame({"loss": [last.mean()] if len(last) else []})
+
+        return self._read(run_ids, read, ("loss",), "steps")
+
     def sharpness(self, run_ids: Collection[str]) -> pd.DataFrame:
         """Rows run_id, step, sharpness of the steps at which it was measured; other runs' steps are not read."""
         asked = self.runs.get("sharpness_steps", pd.Series(None, self.runs.index, dtype=object)).map(bool)

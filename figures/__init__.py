@@ -14,7 +14,7 @@ FIGURES = (
     "fig2_lr_robustness", "fig3_prolonged_training", "fig4_weight_norms", "fig5_dora_magnitude", "fig6_boundary_paths",
     "magnitude_direction", "ether_fig4_distances", "plateau_vs_setting", "rate_by_setting", "norms_by_block",
     "dynamics_by_block", "spectra_vs_rate", "scores_by_subject", "score_vs_distance", "matched_prompt", "controls",
-    "sharpness_vs_rate", "picture_sheet",
+    "sharpness_vs_rate", "around_the_best", "picture_sheet",
 )  # fmt: skip
 
 

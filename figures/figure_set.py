@@ -16,6 +16,7 @@ from analysis import (
     Results,
     Robustness,
     block_curves,
+    loss_curve,
     pictures,
     robustness,
     scores_by_step,
@@ -126,6 +127,17 @@ def add_blocks(drawn: FigureSet, results: Results) -> None:
     for name, quantities in {"dynamics_by_block": QUANTITIES, "spectra_by_block": SPECTRA}.items():
         if len(shown := curves[curves["quantity"].isin(quantities)]):
             drawn.add(name, figures.dynamics_by_block.draw(shown), shown)
+
+
+def add_around_the_best(drawn: FigureSet, results: Results, curves: Robustness) -> None:
+    """Add the curves around each one's own optimum, and the final loss, where there are several rates."""
+    if results.runs["multiplier"].nunique() > 1:
+        losses = loss_curve(results)
+        shown = figures.around_the_best.panels(curves, losses)
+        if shown:
+            figure = figures.around_the_best.draw(curves, losses, name_multipliers(results.runs))
+            data = [panel.frame.assign(panel=panel.name) for panel in shown]
+            drawn.add("around_the_best", figure, pd.concat(data, ignore_index=True))
 
 
 def add_rate_by_steps(drawn: FigureSet, results: Results) -> None:

@@ -43,6 +43,7 @@ from analysis.results import BASE
 from analysis.series import method_label, name_multipliers
 from figures.figure_set import (
     FigureSet,
+    add_around_the_best,
     add_blocks,
     add_controls,
     add_curves,
@@ -87,6 +88,7 @@ def draw_lr_robustness(results: Results, behind: Results | None = None) -> Figur
     if len(transform):
         figure = figures.ether_fig4_distances.draw(transform, curves.distances, name_multipliers(results.runs))
         drawn.add("ether_fig4_distances", figure, transform)
+    add_around_the_best(drawn, results, curves)
     add_rate_by_steps(drawn, results)
     add_spectra(drawn, results)
     add_sharpness(drawn, results)

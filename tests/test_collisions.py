@@ -19,6 +19,7 @@ from analysis import (
     block_curves,
     gauge_curve,
     load,
+    loss_curve,
     magnitude_direction,
     magnitude_direction_correlation,
     matched_prompt,
@@ -156,6 +157,10 @@ def draw_sharpness(results: Results) -> Drawing:
     return partial(figures.sharpness_vs_rate.draw, sharpness_vs_rate(results))
 
 
+def draw_around(results: Results) -> Drawing:
+    return partial(figures.around_the_best.draw, robustness(results), loss_curve(results))
+
+
 def draw_subjects(results: Results) -> Drawing:
     return partial(figures.scores_by_subject.draw, subject_scores(results))
 
@@ -197,6 +202,7 @@ FIGURES: dict[str, Callable[[Results], Drawing]] = {
     "matched_prompt": draw_matched,
     "controls": draw_controls,
     "sharpness_vs_rate": draw_sharpness,
+    "around_the_best": draw_around,
     "picture_sheet": draw_sheet,
 }
 
