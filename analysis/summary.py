@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from adapters.method_words import BASE_MODEL
+from analysis.comparisons import compare
+from analysis.control_verdicts import unreliable, with_controls
 from analysis.curves import base_line, score_curve, subject_scores
 from analysis.distances import distance_curve
 from analysis.plateau import LEAST_SUBJECTS, TOLERANCE, doubt, plateau
@@ -127,6 +129,37 @@ def _headline(name: str, metric: str, row: Mapping[str, Any] | pd.Series) -> str
     )
 
 
+def plateau_sentences(plateaus: pd.DataFrame, results: Results) -> list[str]:
+    """`plateau_sentence` on the DINO plateau of every series, with the subjects whose controls fail."""
+    unfit, failed = unfit_subjects(results), unreliable(results, "dino")
+    return [
+        with_controls(plateau_sentence(row, unfit=unfit, failing=failed), results, ["dino"])
+        for _, row in plateaus[plateaus["metric"] == "dino"].iterrows()
+    ]
+
+
+def leading_sentence(plateaus: pd.DataFrame, scores: pd.DataFrame, results: Results) -> str:
+    """Which series gains most over the grid on average, and by how much it is above the next; "" where that cannot be said.
+
+    Args:
+        plateaus: what `plateau` returned.
+        scores: what `subject_scores` returned.
+        results: the same runs, whose controls may fail.
+    """
+    rows = plateaus[(plateaus["metric"] == "dino") & plateaus["area"].notna()]
+    rows = rows.sort_values("area", ascending=False, kind="stable")
+    if len(rows) < 2 or rows["num_subjects"].min() < LEAST_SUBJECTS:
+        return ""
+    first, second = rows.iloc[0], rows.iloc[1]
+    by = compare(scores, ("area",), pairs=[(first["series"], second["series"])]).iloc[0]
+    text = (
+        f"{first['series']} gains most DINO over the base model on average over the grid, {first['area']:.3f} "
+        f"[{first['area_low']:.3f}, {first['area_high']:.3f}]; {second['series']} comes next, {by['mean']:.3f} "
+        f"[{by['low']:.3f}, {by['high']:.3f}] below (paired, n = {by['num_subjects']:g} subjects)."
+    )
+    return with_controls(text, results, ["dino"])
+
+
 def unfit_subjects(results: Results) -> list[str]:
     """The subjects from which no plateau can be named, since the model or its scorers know nothing of them.
 
@@ -135,7 +168,8 @@ def unfit_subjects(results: Results) -> list[str]:
     emoji, and the subject is none of its own.
     """
     runs = results.runs
-    foreign = set(runs.loc[(runs["model"] == "pocket") & runs["split"].fillna("").eq(""), "subject"])
+    split = runs["split"] if "split" in runs else pd.Series("", runs.index)
+    foreign = set(runs.loc[(runs["model"] == "pocket") & split.fillna("").eq(""), "subject"])
     base = results.base[results.base["metric"] == "clip_t"]
     blind = {
         subject

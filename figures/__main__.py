@@ -3,6 +3,9 @@
     python -m figures all --results runs --out drawn --style paper --format pdf
     python -m figures lr_robustness --results docs/results --out slides --style slides --format png svg
     python -m figures all --results runs --out drawn --claims docs/claims.toml
+    python -m figures page runs/lr_robustness                                      # runs/lr_robustness/report.html
+
+`page` makes the page of one sweep, an HTML file that opens from disk: curves, pictures, blocks, subjects, data.
 
 Names are those of the drivers. `--results` is a folder of sweeps, each in a folder of its driver's name, or a single sweep; a
 driver's further sweeps lie in folders such as `lr_robustness-other-subjects`.
@@ -23,6 +26,7 @@ from adapters.errors import BadInput
 from analysis import Results, load, to_markdown, write_tables
 from analysis.verdicts import judge_claims, read_claims
 from figures.figure_set import MISSING, FigureSet
+from figures.page import write_page
 from figures.registry import GALLERY, draw_norms, driver_of
 from figures.style import METADATA, STYLES, use_style
 from training.command_line import end_well
@@ -184,7 +188,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return end_well(lambda: _draw(arguments))
 
 
+def read_page_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line of `page`.
+
+    Raises:
+        BadInput: for anything that cannot be read.
+        SystemExit: after `--help`.
+    """
+    parser = Parser("python -m figures page", description="Make the page of one sweep.")
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of one sweep, or a compact copy of it")
+    parser.add_argument("--out", type=Path, help="the file; default: RESULTS/report.html")
+    read = parser.parse_args(arguments)
+    if not read.results.is_dir():
+        raise BadInput(f"no results folder {read.results}: give a folder that a sweep has written, such as runs/NAME")
+    return read
+
+
+def _make_page(arguments: Sequence[str]) -> int:
+    read = read_page_arguments(arguments)
+    name = read.results.resolve().name
+    print(write_page(read.out or read.results / "report.html", load(read.results), title=name))
+    return 0
+
+
 def _draw(arguments: Sequence[str] | None) -> int:
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["page"]:
+        return _make_page(words[1:])
     read = read_arguments(arguments)
     with use_style(read.style, read.width):
         claims = read_claims(read.claims) if read.claims else []

@@ -20,20 +20,21 @@ from analysis import (
     format_table,
     load,
     pictures,
-    plateau_sentence,
     power_sentence,
-    unfit_subjects,
     write_tables,
 )
-from analysis.control_verdicts import unmeasured_subjects, unreliable, with_controls
+from analysis.control_verdicts import unmeasured_subjects, with_controls
 from analysis.series import name_multipliers
+from analysis.summary import plateau_sentences
 from figures.figure_set import FigureSet, of_first_subject, sheet_pictures
+from figures.page import write_page
 from figures.registry import draw_dora_magnitude, draw_lr_robustness, draw_prolonged_training
 from sweeps.driver import SweepOutcome
 from training.provenance import commit
 from training.states import RunStatus
 from training.store import writing
 
+PAGE = "report.html"
 NUM_SNAPSHOTS = 5  # of the weight norms, where their course matters
 
 
@@ -68,9 +69,7 @@ def report_robustness(outcome: SweepOutcome, background: Path | None, docs: Path
 
 def say_plateaus(plateaus: pd.DataFrame, results: Results) -> None:
     """One sentence on the DINO plateau of every series."""
-    unfit, failed = unfit_subjects(results), unreliable(results, "dino")
-    for _, row in plateaus[plateaus["metric"] == "dino"].iterrows():
-        print(with_controls(plateau_sentence(row, unfit=unfit, failing=failed), results, ["dino"]))
+    print("\n".join(plateau_sentences(plateaus, results)))
 
 
 def evidence(folder: Path | None, results: Results) -> Results | None:
@@ -143,6 +142,8 @@ def publish(
             f"{outcome.folder} does it"
         )
     say_where(drawn.save(outcome.folder))
+    about = [("command", command()), ("machine", processor())]
+    print(f"page: {write_page(outcome.folder / PAGE, outcome.results, title=outcome.folder.name, about=about)}")
     if docs is not None:
         rows = None
         if shown is not None and not (all_rows := outcome.results.images()).empty:

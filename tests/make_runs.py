@@ -80,6 +80,7 @@ class Maker:
     model: str = "pocket"
     scorer_hash: str = "scorers"
     pictures: bool = False
+    pictures_on_the_way: bool = False
     drift: bool = False
     dynamics: bool = True
     spectra: bool = False
@@ -152,7 +153,8 @@ class Maker:
                 losses["sharpness"] = np.where(np.asarray(steps) == 1, start, np.nan).astype(np.float32)
             folder.append("steps", losses, self.steps)
         if self.pictures:
-            self.draw_pictures(folder, cell, self.steps, heights[self.steps])
+            for step in heights if self.pictures_on_the_way else [self.steps]:
+                self.draw_pictures(folder, cell, step, heights[step])
         return folder
 
     def run_json(self, cell: Cell, labels: dict[str, Any], status: str, diverged_step: int | None) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""What training does to each block of the U-Net, and to the matrices in it, at every rate, for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import Results, block_curves
+from analysis.block_means import QUANTITIES
+from figures.page.curves import by_series, numbers
+from figures.style import multiplier_text
+
+TITLES = {
+    "lambda": "λ, the boundary", "distance_rel": "distance ‖Wₜ − W₀‖ / ‖W₀‖", "distance": "distance ‖Wₜ − W₀‖",
+    "colnorm_spread": "spread of the columns' norms (s.d. over mean)",
+}  # fmt: skip
+MOST_POINTS = 60_000  # of all curves; beyond that only the rates nearest to the base rate are kept
+
+
+def describe_blocks(results: Results, names: Sequence[str]) -> dict[str, Any]:
+    """Curves by quantity, multiplier and block; the matrices' distances at the end by multiplier and block.
+
+    Args:
+        results: the runs.
+        names: of the series, whose places stand for them.
+
+    Returns:
+        Empty where no run has left any; `left_out` counts the multipliers that would have made the page too large.
+    """
+    rows = block_curves(results, [*TITLES], by_multiplier=True)
+    if rows.empty:
+        return {}
+    rates = sorted(rows["multiplier"].unique(), key=lambda rate: abs(np.log2(rate)))
+    kept = sorted(rates[: max(1, MOST_POINTS * len(rates) // max(len(rows), MOST_POINTS))])
+    quantities = [name for name in QUANTITIES if name in TITLES and name in set(rows["quantity"])]
+    curves: dict[str, dict[str, list]] = {}
+    for (quantity, rate, block), own in rows[rows["multiplier"].isin(kept)].groupby(
+        ["quantity", "multiplier", "block"], sort=False, observed=True
+    ):
+        curves.setdefault(f"{quantities.index(str(quantity))}/{kept.index(rate)}", {})[str(block)] = by_series(
+            own, names, "step"
+        )
+    return {
+        "names": list(dict.fromkeys(map(str, rows["block"]))),
+        "quantities": [TITLES[name] for name in quantities],
+        "multipliers": [multiplier_text(rate) for rate in kept],
+        "curves": curves,
+        "matrices": _matrices(results, names, kept),
+        "left_out": len(rates) - len(kept),
+    }
+
+
+def _matrices(results: Results, names: Sequence[str], rates: Sequence[float]) -> dict[str, list[dict[str, Any]]]:
+    """The mean relative distance of each matrix at the end, by the place of the multiplier: its block, its name, by series."""
+    runs = results.runs[["run_id", "series", "multiplier"]].drop_duplicates()
+    final = results.final_dynamics[["run_id", "matrix", "distance_rel"]].astype({"run_id": str, "matrix": str})
+    places = results.matrices[["matrix", "block"]].astype(str).drop_duplicates().set_index("matrix")["block"]
+    means = (
+        final.merge(runs, on="run_id").groupby(["multiplier", "matrix", "series"], sort=False)["distance_rel"].mean()
+    )
+    wide = means.unstack().reindex(columns=list(names))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for (rate, matrix), row in wide.iterrows():
+        if rate in rates and matrix in places.index:
+            found.setdefault(str(list(rates).index(rate)), []).append(
+                {"block": places[matrix], "matrix": matrix, "values": numbers(row)}
+            )
+    return found
+
+
+def final_table(results: Results) -> pd.DataFrame:
+    """The same matrices as rows, to be downloaded: series, multiplier, subject, matrix, distance_rel."""
+    runs = results.runs[["run_id", "series", "multiplier", "subject"]].drop_duplicates()
+    final = results.final_dynamics[["run_id", "matrix", "distance_rel"]].astype({"run_id": str, "matrix": str})
+    keys = ["series", "multiplier", "subject", "matrix"]
+    return final.merge(runs, on="run_id").groupby(keys, sort=False)["distance_rel"].mean().reset_index()

@@ -1,0 +1,92 @@
+"""Curves as the page draws them: numbers and words by series, so that page.js only hands them to plotly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis import Robustness
+from figures.looks import Look
+from figures.style import METRIC_TITLES, multiplier_text
+
+DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
+# plotly's marks that come nearest to matplotlib's; what is not here is a circle.
+SYMBOLS = {
+    "s": "square", "^": "triangle-up", "v": "triangle-down", "D": "diamond", "d": "diamond-tall", "P": "cross", "X": "x",
+    "p": "pentagon", "h": "hexagon", "*": "star", "<": "triangle-left", ">": "triangle-right", "8": "octagon",
+    "H": "hexagon2", "x": "x-thin", ".": "circle-open",
+}  # fmt: skip
+MEANINGS = {
+    "dino": "likeness to the subject", "clip_i": "likeness to the subject", "clip_t": "likeness to the prompt",
+    "drift": "change of other pictures, the lower the better", "distance": "how far the weights moved",
+}  # fmt: skip
+DISTANCE = "distance"
+
+
+def describe_looks(looks: Mapping[str, Look]) -> list[dict[str, str]]:
+    """Name, colour, dash and symbol of every series, in their order."""
+    return [
+        {
+            "name": name,
+            "color": look.color,
+            "dash": DASHES.get(look.line_style, "solid"),
+            "symbol": SYMBOLS.get(look.marker, "circle") + ("-open" if look.face == "white" else ""),
+        }
+        for name, look in looks.items()
+    ]
+
+
+def rate_charts(curves: Robustness, names: Sequence[str], xlabel: str) -> dict[str, dict[str, Any]]:
+    """Scores and distance against the multiplier, by metric.
+
+    Args:
+        curves: what `analysis.robustness` returned.
+        names: of the series, whose places stand for them.
+        xlabel: what multipliers multiply.
+    """
+    base = curves.base.set_index("metric")
+    shared = {"xlabel": xlabel, "log": True, "ticks": ticks(curves.scores["multiplier"])}
+    charts = {}
+    for metric, title in METRIC_TITLES.items():
+        rows = curves.scores[curves.scores["metric"] == metric]
+        if len(rows):
+            line = numbers(base.loc[metric, ["mean", "low", "high"]]) if metric in base.index else None
+            charts[metric] = {"title": f"{title}: {MEANINGS[metric]}", "base": line, **shared}
+            charts[metric]["curves"] = by_series(rows, names, "multiplier")
+    if len(curves.distances):
+        charts[DISTANCE] = {"title": f"Distance ‖Wₜ − W₀‖ / ‖W₀‖: {MEANINGS[DISTANCE]}", "logy": True, **shared}
+        charts[DISTANCE]["curves"] = by_series(curves.distances, names, "multiplier")
+    return charts
+
+
+def ticks(values: Sequence[float]) -> list[tuple[float, str]]:
+    """Multipliers with their words."""
+    return [(float(value), multiplier_text(value)) for value in sorted(set(map(float, values)))]
+
+
+def by_series(rows: pd.DataFrame, names: Sequence[str], x: str) -> list[dict[str, Any]]:
+    """The curves of rows series, x, mean, low, high, num_subjects, num_diverged, num_runs."""
+    return [
+        {
+            "series": names.index(str(series)),
+            "x": numbers(own[x]),
+            **{end: numbers(own[end]) for end in ("mean", "low", "high")},
+            "note": [_note(row) for row in own.to_dict("records")],
+        }
+        for series, own in rows.groupby("series", sort=False)
+    ]
+
+
+def _note(row: Mapping[Any, Any]) -> str:
+    """What is said of a point beside its numbers."""
+    count = f"n = {row['num_subjects']:g}"
+    lost = f", {row['num_diverged']:g} of {row['num_runs']:g} runs diverged" if row.get("num_diverged") else ""
+    return count + lost
+
+
+def numbers(values: Sequence[float] | pd.Series) -> list[float | None]:
+    """Numbers of four digits; what is not finite becomes null, which JSON has."""
+    found = [float(f"{float(value):.4g}") for value in values]
+    return [value if abs(value) < float("inf") else None for value in found]
