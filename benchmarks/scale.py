@@ -92,7 +92,7 @@ def measure(num_cells: int) -> dict[str, Any]:
             cells = [*base_cells(planned), *planned]
             found = Plan.read(folder)
             found.add(cells, setting, PACK, 1)
-            PlanProgress.look(found).todo({p.cell.identity() for p in cells})
+            PlanProgress.look(found).todo({p.cell.identity(): 0 for p in cells})
             return found
 
         with _measured(row, "plan"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from slurm.store.outcome import last_line
 from slurm.store.states import Outcome
 from slurm.worker import pool
 from sweeps import jobs
+from sweeps.early import EarlyAnswers
 from sweeps.grid import LabelledCell, ResolvedInputs
 from sweeps.jobs import Sender, describe_states
 from sweeps.options import Options, Stopped
@@ -26,6 +27,8 @@ from sweeps.progress import PlanProgress
 from sweeps.work import Sweep, Work, look, plan_work, resolve
 from training.states import RunStatus
 
+PAGE = "report.html"
+DrawEarly = Callable[["SweepOutcome", str], Path]
 RENAMED = ("multiplier", "scale", "label", "rate_source")  # what a run goes by in a call, whatever it was trained as
 
 
@@ -50,6 +53,7 @@ def run_sweep(
     planned: Sequence[LabelledCell],
     name: str,
     smaller: Sequence[str] = ("subjects", "multipliers"),
+    draw_early: DrawEarly | None = None,
 ) -> SweepOutcome | None:
     """Train what is missing and load everything; None after `--dry-run`, and while jobs do the work.
 
@@ -59,6 +63,8 @@ def run_sweep(
         planned: the cells of the driver's question.
         name: the driver's name, which names the sweep's folder unless `--sweep` does.
         smaller: which flags may be given fewer values in the offer of a smaller run.
+        draw_early: draws whole subjects while the rest goes on here, with a sentence that says so, into the sweep's folder;
+            returns what a user opens. Default: the page.
 
     Raises:
         BadInput: for a folder that cannot be used, or a worker that was killed.
@@ -70,10 +76,22 @@ def run_sweep(
     if options.dry_run:
         work.sender.show(work.left)
         return None
-    return collect(sweep, len(work.todo)) if run_work(sweep, work) else None
+
+    def draw(subjects: Sequence[str], said: str) -> Path:
+        return (draw_early or page_early)(collect(sweep, 0, subjects), said)
+
+    early = EarlyAnswers(sweep, draw)
+    return collect(sweep, len(work.todo)) if run_work(sweep, work, early) else None
 
 
-def run_work(sweep: Sweep, work: Work) -> bool:
+def page_early(outcome: SweepOutcome, said: str) -> Path:
+    """The page of what there is so far, with a sentence that says so."""
+    from figures.page import write_page
+
+    return write_page(outcome.folder / PAGE, outcome.results, title=outcome.folder.name, running=said)
+
+
+def run_work(sweep: Sweep, work: Work, early: EarlyAnswers | None = None) -> bool:
     """Run what is left until it has ended; False where it was sent away and goes on alone.
 
     Raises:
@@ -84,7 +102,7 @@ def run_work(sweep: Sweep, work: Work) -> bool:
     while packs:
         plan.refresh(work.setting, packs)
         if where.executor == "inline":
-            _run(plan, packs, work)
+            _run(plan, packs, work, early)
         elif not _send(work.sender, plan, packs, sweep.wanted, where.wait):
             return False
         _report_failures(plan, packs)
@@ -92,11 +110,13 @@ def run_work(sweep: Sweep, work: Work) -> bool:
     return True
 
 
-def collect(sweep: Sweep, trained: int) -> SweepOutcome:
-    """Load what was asked for, each run under every name that it goes by."""
+def collect(sweep: Sweep, trained: int, subjects: Sequence[str] | None = None) -> SweepOutcome:
+    """Load what was asked for, each run under every name that it goes by; of some subjects, or of all."""
     ids = sweep.plan.run_ids()
     labels: dict[str, list[dict]] = {}
     for p in sweep.asked:
+        if subjects is not None and p.cell.subject not in subjects:
+            continue
         labels.setdefault(sweep.earlier.find(p.cell) or ids[p.cell.identity()], []).append(p.labels)
     results = load(*([sweep.folder] if sweep.plan.packs else []), *sweep.earlier.folders)
     return SweepOutcome(relabel(results.select(list(labels)), labels), sweep.folder, trained)
@@ -122,7 +142,7 @@ def relabel(results: Results, labels: Mapping[str, Sequence[Mapping]]) -> Result
     return dataclasses.replace(results, all_runs=named.astype({"multiplier": "float64"}))
 
 
-def _send(sender: Sender, plan: Plan, packs: list[str], wanted: set[str], wait: bool) -> bool:
+def _send(sender: Sender, plan: Plan, packs: list[str], wanted: Mapping[str, int], wait: bool) -> bool:
     """Send packs to where they run on their own; says whether they have ended, which only --wait sees.
 
     Raises:
@@ -151,8 +171,8 @@ def _send(sender: Sender, plan: Plan, packs: list[str], wanted: set[str], wait: 
     return True
 
 
-def _run(plan: Plan, packs: Sequence[str], work: Work) -> None:
-    """Run packs here, and show how they stand.
+def _run(plan: Plan, packs: Sequence[str], work: Work, early: EarlyAnswers | None) -> None:
+    """Run packs here, show how they stand, and draw what there is.
 
     Raises:
         StoreError: as the worker that met it says.
@@ -163,11 +183,19 @@ def _run(plan: Plan, packs: Sequence[str], work: Work) -> None:
 
         def look() -> None:
             screen.show([state.only(packs, expected_s) for state in board.look()])
+            if early is not None:
+                screen.say(early.look())
 
         workers = min(work.workers, len(packs))
         outcome = pool.run_inline(specs, workers=workers, device=work.setting.device, look=look)
+        if early is not None:
+            early.close()
     if outcome == Outcome.STOPPED:
-        raise Stopped("stopped; everything computed is checkpointed: the same command goes on from here")
+        drawn = early.stop() if early is not None else ""
+        raise Stopped(
+            "stopped; everything computed is checkpointed: the same command goes on from here"
+            + (drawn and f"; {drawn}")
+        )
 
 
 def _report_failures(plan: Plan, packs: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ def drive(options: RobustnessOptions) -> int:
     from adapters.errors import BadInput
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, resolve_inputs
-    from sweeps.report import report_robustness
+    from sweeps.report import draw_early, report_robustness
 
     inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
     planned = expand(options, inputs)
@@ -46,7 +46,7 @@ def drive(options: RobustnessOptions) -> int:
             raise BadInput(f"--split-subjects is {options.split_subjects}; allowed: {few}")
         some = dataclasses.replace(inputs, subjects=inputs.subjects[: options.split_subjects])
         planned += expand(with_defaults(options, seeds=options.split_seeds), some, quiet=True)
-    outcome = run_sweep(options, inputs, planned, NAME)
+    outcome = run_sweep(options, inputs, planned, NAME, draw_early=draw_early)
     if outcome is not None:
         report_robustness(outcome, background=EVIDENCE, docs=options.docs)
     return 0

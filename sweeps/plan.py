@@ -127,8 +127,10 @@ class Plan:
         """The fields of the setting that a pack was planned with."""
         return self._settings[pack]
 
-    def add(self, planned: Sequence[LabelledCell], setting: Setting, pack_size: int, workers: int) -> None:
-        """Put cells that no pack holds yet into new packs of one group each.
+    def add(
+        self, planned: Sequence[LabelledCell], setting: Setting, pack_size: int, workers: int, early: bool = False
+    ) -> None:
+        """Put cells that no pack holds yet into new packs of one group each; arguments as for `draft`.
 
         Raises:
             BadInput: if another process is planning this sweep and does not come to an end.
@@ -137,17 +139,29 @@ class Plan:
             return
         with exclusive(self.folder, "planner"):
             self.catch_up()
-            self._store(self.draft(planned, pack_size, workers), setting)
+            self._store(self.draft(planned, pack_size, workers, early), setting)
 
-    def draft(self, planned: Sequence[LabelledCell], pack_size: int, workers: int) -> list[list[LabelledCell]]:
-        """The packs that cells which no pack holds yet would form, each of one group."""
+    def draft(
+        self, planned: Sequence[LabelledCell], pack_size: int, workers: int, early: bool = False
+    ) -> list[list[LabelledCell]]:
+        """The packs that cells which no pack holds yet would form, each of one group.
+
+        Args:
+            planned: the cells.
+            pack_size: the most of a pack.
+            workers: over which a group is spread.
+            early: whether the first subject's cells stand in packs of their own, so that a whole answer is there early.
+        """
         new = {p.cell.identity(): p for p in planned if p.cell.identity() not in self._ids}
         groups: list[list[LabelledCell]] = []
         for group in by_pack_key([p.cell for p in new.values()]).values():
             size = BASE_PACK if group[0].method == BASE else pack_size
             if not is_packable(group[0].method):
                 size = 1
-            groups += [[new[cell.identity()] for cell in cells] for cells in even_chunks(group, size, workers)]
+            first = [cell for cell in group if early and cell.subject == planned[0].cell.subject]
+            rest = [cell for cell in group if not early or cell.subject != planned[0].cell.subject]
+            parts = [part for cells in (first, rest) if cells for part in even_chunks(cells, size, workers)]
+            groups += [[new[cell.identity()] for cell in part] for part in parts]
         return groups
 
     def _store(self, groups: Sequence[Sequence[LabelledCell]], setting: Setting) -> None:

@@ -134,5 +134,5 @@ def _take_s(sweep: Sweep, work: Work, kept: set[str]) -> float | None:
     """Seconds of some cells in a sweep of their own."""
     assert work.expected is not None
     fresh = [p for p in sweep.ours if p.cell.identity() in kept]
-    groups = Plan(sweep.folder).draft(fresh, work.expected.pack_size, work.workers)
+    groups = Plan(sweep.folder).draft(fresh, work.expected.pack_size, work.workers, early=True)
     return work.expected.seconds([as_pack(group, work.setting) for group in groups])

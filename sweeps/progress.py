@@ -5,7 +5,7 @@ The runs themselves are read of packs that were begun and have no ending; their 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -58,16 +58,21 @@ class PlanProgress:
         run_id = self.plan.run_ids().get(identity)
         return run_id is not None and self.statuses[run_id] in ENDED
 
-    def todo(self, wanted: set[str]) -> list[str]:
-        """Packs that hold a wanted cell which has not ended, the base model's last: they are short."""
-        packs = [
-            pack
-            for pack, rows in self.plan.packs.items()
-            if any(identity in wanted and self.statuses[run_id] not in ENDED for identity, run_id in rows)
-        ]
-        return sorted(packs, key=lambda pack: pack.startswith(f"{BASE}-"))
+    def todo(self, wanted: Mapping[str, int]) -> list[str]:
+        """Packs that hold a wanted cell which has not ended, those of the first subjects first.
 
-    def reopen_failed(self, wanted: set[str]) -> None:
+        Args:
+            wanted: identities of cells, each with the place of its subject. Of the same subjects the base model's packs are
+                last: they are short.
+        """
+        places = {
+            pack: max(left)
+            for pack, rows in self.plan.packs.items()
+            if (left := [wanted[i] for i, run_id in rows if i in wanted and self.statuses[run_id] not in ENDED])
+        }
+        return sorted(places, key=lambda pack: (places[pack], pack.startswith(f"{BASE}-")))
+
+    def reopen_failed(self, wanted: Iterable[str]) -> None:
         """Reopen packs with failed runs of wanted cells: whoever asks for them again wants them tried again."""
         ids = self.plan.run_ids()
         for failed in reopen_failed(self.files, {ids[identity] for identity in wanted if identity in ids}).values():

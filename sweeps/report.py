@@ -26,15 +26,14 @@ from analysis import (
 from analysis.control_verdicts import unmeasured_subjects, with_controls
 from analysis.series import name_multipliers
 from analysis.summary import plateau_sentences
-from figures.figure_set import FigureSet, of_first_subject, sheet_pictures
+from figures.figure_set import FigureSet, add_curves, of_first_subject, sheet_pictures
 from figures.page import write_page
 from figures.registry import draw_dora_magnitude, draw_lr_robustness, draw_prolonged_training
-from sweeps.driver import SweepOutcome
+from sweeps.driver import PAGE, SweepOutcome, page_early
 from training.provenance import commit
 from training.states import RunStatus
 from training.store import writing
 
-PAGE = "report.html"
 NUM_SNAPSHOTS = 5  # of the weight norms, where their course matters
 
 
@@ -65,6 +64,15 @@ def report_robustness(outcome: SweepOutcome, background: Path | None, docs: Path
     if "comparisons" in drawn.tables:
         print(with_controls(power_sentence(drawn.tables["comparisons"]), outcome.results))
     publish(outcome, drawn, docs, draw_lr_robustness, shown=sheet_pictures)
+
+
+def draw_early(outcome: SweepOutcome, said: str) -> Path:
+    """Fig. 2 and the page of what there is so far, with a sentence that says so; returns the page."""
+    drawn = FigureSet.of(outcome.results)
+    drawn.notes.insert(0, said)
+    add_curves(drawn, outcome.results, "fig2_lr_robustness")
+    drawn.save(outcome.folder, ("png",))
+    return page_early(outcome, said)
 
 
 def say_plateaus(plateaus: pd.DataFrame, results: Results) -> None:

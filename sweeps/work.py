@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +46,15 @@ class Sweep:
     earlier: EarlierResults
 
     @property
-    def wanted(self) -> set[str]:
-        """Identities of the cells that this sweep has to train."""
-        return {p.cell.identity() for p in self.ours}
+    def subjects(self) -> list[str]:
+        """The subjects, in the order in which they are asked for."""
+        return list(dict.fromkeys(p.cell.subject for p in self.asked))
+
+    @property
+    def wanted(self) -> dict[str, int]:
+        """Identities of the cells that this sweep has to train, each with the place of its subject."""
+        places = {name: place for place, name in enumerate(self.subjects)}
+        return {p.cell.identity(): places[p.cell.subject] for p in self.ours}
 
     def packs_of(self, names: Sequence[str]) -> list[Pack]:
         """Stored packs, with those of their cells that are wanted."""
@@ -118,12 +124,13 @@ def plan_work(sweep: Sweep) -> Work:
     expected = _measure(sweep) if missing or done.todo(sweep.wanted) else None
     workers, threads = _workers(options, inputs.setting, len(sweep.cells), expected)
     setting = dataclasses.replace(inputs.setting, threads=threads)
-    drafts = plan.draft(missing, expected.pack_size, workers) if expected and dry_run else []
+    early = options.where.choose() is None
+    drafts = plan.draft(missing, expected.pack_size, workers, early) if expected and dry_run else []
     if not dry_run:
         if missing and expected:
             keep_method_files(sweep.folder, [p.cell.method for p in missing])
             keep_calibration(sweep.folder, inputs.setting, sweep.cells[-1].cell, expected)
-            plan.add(missing, setting, expected.pack_size, workers)
+            plan.add(missing, setting, expected.pack_size, workers, early)
             done = PlanProgress.look(plan)
         keep_start(sweep.folder, inputs)
         keep_own_pictures(sweep.folder, inputs)
@@ -165,7 +172,7 @@ def as_pack(members: Sequence[LabelledCell], setting: Setting) -> Pack:
     return Pack.of(name_pack(members), [p.cell for p in members], dataclasses.asdict(setting))
 
 
-def look(plan: Plan, wanted: set[str], dry_run: bool = False) -> PlanProgress:
+def look(plan: Plan, wanted: Mapping[str, int], dry_run: bool = False) -> PlanProgress:
     """What is done. Failed runs are to be tried again; where all are done, their tables are checked: they are drawn next."""
     done = PlanProgress.look(plan)
     if not dry_run:

@@ -57,7 +57,7 @@ def test_ten_thousand_cells_are_planned_at_the_pace_of_a_thousand(tmp_path: Path
         plan = Plan.read(folder)
         plan.add(cells, SETTING, 8, 1)
         again = Plan.read(folder)
-        todo = PlanProgress.look(again).todo({p.cell.identity() for p in cells})
+        todo = PlanProgress.look(again).todo({p.cell.identity(): 0 for p in cells})
         took_s = time.process_time() - began
         assert sorted(todo) == sorted(plan.packs)
         assert len(again.run_ids()) == count
@@ -253,7 +253,7 @@ def test_failed_runs_are_tried_again_when_asked_for(folder: Path) -> None:
     plan.add(cells, SETTING, 2, 1)
     for pack, rows in plan.packs.items():
         write_ending(plan, pack, {run_id: "failed" for _, run_id in rows})
-    (first, *_), wanted = plan.packs.values(), {plan.packs[next(iter(plan.packs))][0][0]}
+    (first, *_), wanted = plan.packs.values(), {plan.packs[next(iter(plan.packs))][0][0]: 0}
     done = PlanProgress.look(plan)
     assert len(done.todo(wanted)) == 1
     done.reopen_failed(wanted)
@@ -268,7 +268,7 @@ def test_run_that_is_gone_is_trained_again(folder: Path) -> None:
     plan.add(cells, SETTING, 2, 1)
     ((pack, rows),) = plan.packs.items()
     write_ending(plan, pack, {run_id: "finished" for _, run_id in rows})
-    wanted = {p.cell.identity() for p in cells}
+    wanted = {p.cell.identity(): 0 for p in cells}
     done = PlanProgress.look(plan)
     assert done.todo(wanted) == []
     check_ended(done, wanted)
@@ -298,4 +298,4 @@ def test_damaged_specification_says_what_to_remove_and_nothing_is_trained_again(
     again = Plan.read(folder)
     again.add(cells, SETTING, 1, 1)  # of another size, as when it was measured anew
     assert {run_id: again.run(run_id).path for run_id in again.run_ids().values()} == where
-    assert PlanProgress.look(Plan.read(folder)).todo({p.cell.identity() for p in cells}) == []
+    assert PlanProgress.look(Plan.read(folder)).todo({p.cell.identity(): 0 for p in cells}) == []

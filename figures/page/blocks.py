@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import Results, block_curves
+from analysis import Results
 from analysis.block_means import QUANTITIES
+from analysis.curves import ended_runs
+from analysis.norms import block_order
 from figures.page.curves import by_series, numbers
 from figures.style import multiplier_text
+from training.states import ENDED
 
 TITLES = {
     "lambda": "λ, the boundary", "distance_rel": "distance ‖Wₜ − W₀‖ / ‖W₀‖", "distance": "distance ‖Wₜ − W₀‖",
@@ -30,13 +33,13 @@ def describe_blocks(results: Results, names: Sequence[str]) -> dict[str, Any]:
     Returns:
         Empty where no run has left any; `left_out` counts the multipliers that would have made the page too large.
     """
-    rows = block_curves(results, [*TITLES], by_multiplier=True)
+    rows = _mean_curves(results)
     if rows.empty:
         return {}
     rates = sorted(rows["multiplier"].unique(), key=lambda rate: abs(np.log2(rate)))
     kept = sorted(rates[: max(1, MOST_POINTS * len(rates) // max(len(rows), MOST_POINTS))])
     quantities = [name for name in QUANTITIES if name in TITLES and name in set(rows["quantity"])]
-    curves: dict[str, dict[str, list]] = {}
+    curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for (quantity, rate, block), own in rows[rows["multiplier"].isin(kept)].groupby(
         ["quantity", "multiplier", "block"], sort=False, observed=True
     ):
@@ -44,13 +47,43 @@ def describe_blocks(results: Results, names: Sequence[str]) -> dict[str, Any]:
             own, names, "step"
         )
     return {
-        "names": list(dict.fromkeys(map(str, rows["block"]))),
+        "names": sorted(map(str, rows["block"].unique()), key=lambda name: (*block_order(name), name)),
         "quantities": [TITLES[name] for name in quantities],
         "multipliers": [multiplier_text(rate) for rate in kept],
         "curves": curves,
         "matrices": _matrices(results, names, kept),
         "left_out": len(rates) - len(kept),
     }
+
+
+def _mean_curves(results: Results) -> pd.DataFrame:
+    """Rows quantity, block, series, multiplier, step, mean, low and high (NaN), num_subjects, num_diverged, num_runs.
+
+    The numbers of `analysis.block_curves`, all at once and without intervals, which take most of its time.
+    """
+    frame = results.blocks().astype({"run_id": str})
+    names = [name for name in QUANTITIES if name in TITLES and frame[name].notna().any()]
+    if not names or not results.runs["status"].isin(ENDED).any():
+        return pd.DataFrame()
+    runs = ended_runs(results, "multiplier")
+    wide = frame.pivot(index="step", columns=["run_id", "block"], values=names)
+    lost = wide.columns.get_level_values("run_id").isin(runs.loc[runs["diverged"], "run_id"])
+    wide.loc[:, lost] = wide.loc[:, lost].ffill()
+    wide.columns.names = ["quantity", "run_id", "block"]
+    table = wide.melt(ignore_index=False, value_name="value").dropna(subset=["value"]).reset_index()
+    table = table.merge(runs, on="run_id")
+    table["lost"] = table["diverged"] & ~(table["step"] < table["diverged_step"])
+    keys = ["quantity", "block", "series", "multiplier", "step"]
+    by_subject = table.groupby([*keys, "subject"], sort=False).agg(
+        value=("value", "mean"), num_runs=("seed", "nunique"), num_diverged=("lost", "sum")
+    )
+    means = by_subject.groupby(level=keys, sort=False).agg(
+        mean=("value", "mean"),
+        num_subjects=("value", "size"),
+        num_runs=("num_runs", "sum"),
+        num_diverged=("num_diverged", "sum"),
+    )
+    return means.reset_index().sort_values("step", kind="stable").assign(low=np.nan, high=np.nan)
 
 
 def _matrices(results: Results, names: Sequence[str], rates: Sequence[float]) -> dict[str, list[dict[str, Any]]]:

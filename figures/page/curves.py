@@ -73,17 +73,15 @@ def by_series(rows: pd.DataFrame, names: Sequence[str], x: str) -> list[dict[str
             "series": names.index(str(series)),
             "x": numbers(own[x]),
             **{end: numbers(own[end]) for end in ("mean", "low", "high")},
-            "note": [_note(row) for row in own.to_dict("records")],
+            "note": list(map(_note, own["num_subjects"], own["num_diverged"], own["num_runs"])),
         }
         for series, own in rows.groupby("series", sort=False)
     ]
 
 
-def _note(row: Mapping[Any, Any]) -> str:
+def _note(num_subjects: int, num_diverged: int, num_runs: int) -> str:
     """What is said of a point beside its numbers."""
-    count = f"n = {row['num_subjects']:g}"
-    lost = f", {row['num_diverged']:g} of {row['num_runs']:g} runs diverged" if row.get("num_diverged") else ""
-    return count + lost
+    return f"n = {num_subjects}" + (f", {num_diverged} of {num_runs} runs diverged" if num_diverged else "")
 
 
 def numbers(values: Sequence[float] | pd.Series) -> list[float | None]:
