@@ -32,8 +32,8 @@ TEMPERATURE = 0.07
 SAME_THING = (0.15, 0.45)  # where another vendor's views of the same thing are to score
 DISTRACTORS = 1 / 8  # of the pictures of a batch: so many of each kind of distractor
 # Weights beside the contrast, of mean squares: distractors' cosines, those with the views that they were made of, cosines of
-# different things above 0, and what same things are out of their band.
-NOTHING, OWN, APART, BAND = 50.0, 1.0, 10.0, 5.0
+# different things, and what same things are out of their band.
+NOTHING, OWN, APART, BAND = 50.0, 10.0, 20.0, 5.0
 # They count a tenth until so much of the run is done, and in full from there on: from the start they keep the views of one
 # thing from coming together.
 EARLY, FIRM_FROM, FIRM_AT = 0.1, 0.6, 0.75
@@ -149,7 +149,7 @@ class Likeness:
         places = torch.arange(len(batch.origin))
         made_of = nothing[batch.origin, places] + nothing[(batch.origin + size // 2) % size, places]
         penalty = NOTHING * nothing.mean() + OWN * made_of.mean()
-        penalty = penalty + APART * between[~own_thing].clamp(min=0).square().mean()
+        penalty = penalty + APART * between[~own_thing].square().mean()
         if alike.any():
             low, high = SAME_THING
             out = (low - between[alike]).clamp(min=0) + (between[alike] - high).clamp(min=0)
