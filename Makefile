@@ -54,33 +54,26 @@ format: $(VENV)/.plateau-test ## put style and format right
 docs: $(VENV)/.plateau-docs ## the documentation as a site, build/docs/index.html; a warning is an error
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . build/docs
 
-# docs/results: every driver on the pocket, in one sweep, so that what several questions share is trained once. The order, and
-# how many subjects each question has, are docs/evidence_plan.md's.
-EVIDENCE = $(BIN)/python sweeps/$(1).py --sweep evidence --num-prompts 12 --num-images 1 --docs docs/results/$(2) $(3) $(ARGS)
-FOUR := --method lora dora delora etherplus
+# docs/results: every driver on the pocket, in one sweep, so that what several questions share is trained once.
+EVIDENCE = $(BIN)/python sweeps/$(1).py --sweep evidence --docs docs/results/$(1) $(2) $(ARGS)
 EIGHT_RATES := --multipliers 0.25 0.5 1 2 4 8 16 32
-FOUR_RATES := --multipliers 0.25 1 4 16
-LAST_LOOK := backpack bear camera cat cup donut panda penguin rabbit snowman sunflower tulip turtle
-LONG := --steps 2600 --eval-steps 200 600 1000 1400 1800 2200
+EIGHT := --subjects bulb burger butterfly cake cow frog gift mushroom
+SIXTEEN := $(EIGHT) octopus owl robot snail sneaker teapot tiger unicorn
 evidence: $(VENV)/.plateau-run ## docs/results: every driver on the pocket, hours on two cores; goes on where it stopped
-	$(call EVIDENCE,lr_robustness,lr_robustness,--method lora dora dora-fixed delora etherplus ether oft nblora singlora \
-		$(EIGHT_RATES) --subjects 40)
-	$(call EVIDENCE,prolonged_training,prolonged_training,$(FOUR) $(LONG) --subjects 40)
-	$(call EVIDENCE,dora_magnitude,dora_magnitude,$(EIGHT_RATES) --subjects 40)
-	$(call EVIDENCE,design_ablation,design_ablation,$(FOUR_RATES) --subjects 40)
-	$(call EVIDENCE,best_of_grid,best_of_grid,--choosing-subjects 12 --subjects 40)
-	$(call EVIDENCE,lr_robustness,lr_robustness-seeds,$(FOUR) $(FOUR_RATES) --subjects 16 --seeds 0 1 2)
-	$(call EVIDENCE,boundary_and_angle,boundary_and_angle,$(EIGHT_RATES) --subjects 24)
-	$(call EVIDENCE,setting_robustness,setting_robustness-lambda,--method delora --boundaries 1 4 16 64 256 \
-		$(EIGHT_RATES) --weight-decays --instance-images --prior-weights --subjects 12 --spectra)
-	$(call EVIDENCE,rank_robustness,rank_robustness,$(FOUR_RATES) --subjects 12 --spectra)
-	$(call EVIDENCE,prolonged_training,prolonged_training-rates,--method lora dora delora etherplus nblora $(LONG) \
-		--multipliers 1 4 16 --subjects 12)
-	$(call EVIDENCE,start_robustness,start_robustness,--subjects 12)
-	$(call EVIDENCE,setting_robustness,setting_robustness,--subjects 12)
-	$(call EVIDENCE,weight_norms,weight_norms,$(FOUR) --subjects 16)
-	$(call EVIDENCE,lr_robustness,lr_robustness-last-look,--method lora dora delora etherplus nblora $(FOUR_RATES) \
-		--subjects $(LAST_LOOK))
+	$(call EVIDENCE,lr_robustness,--method lora dora dora-fixed delora etherplus ether oft $(EIGHT_RATES) $(SIXTEEN) \
+		--split-seeds 1 2)
+	$(call EVIDENCE,prolonged_training,--method lora dora delora etherplus $(EIGHT) --steps 2600 \
+		--eval-steps 200 600 1000 1400 1800 2200)
+	$(call EVIDENCE,boundary_and_angle,$(EIGHT_RATES) $(EIGHT))
+	$(call EVIDENCE,dora_magnitude,$(EIGHT_RATES) $(SIXTEEN))
+	$(call EVIDENCE,weight_norms,--method lora dora delora etherplus $(EIGHT))
+	$(call EVIDENCE,start_robustness,$(EIGHT))
+	$(call EVIDENCE,best_of_grid,$(EIGHT))
+	$(call EVIDENCE,design_ablation,$(EIGHT))
+	$(call EVIDENCE,setting_robustness,$(EIGHT))
+	$(call EVIDENCE,rank_robustness,$(EIGHT))
+	$(BIN)/python sweeps/lr_robustness.py --sweep evidence --docs docs/results/lr_robustness-test-subjects \
+		--method lora dora delora etherplus oft --multipliers 0.25 1 4 16 --subjects crab fish guitar trophy $(ARGS)
 	$(MAKE) figures
 
 # PYTHON=... uses that interpreter as it is; it needs no torch: pandas, pyarrow, matplotlib, seaborn, scipy and duckdb are enough.

@@ -29,11 +29,11 @@ JITTER = {"shift": 6.0, "zoom": 0.1, "turn": 0.15, "flip": 0.2, "light": 0.15}
 SCALE = (0.45, 1.05)
 NAMED = 0.5  # share of named scenes: the subjects are photographed on them
 TEMPERATURE = 0.07
-SAME_THING = (0.15, 0.45)  # where another vendor's views of the same thing are to score
+SAME_THING = (0.1, 0.3)  # where another vendor's views of the same thing are to score
 DISTRACTORS = 1 / 8  # of the pictures of a batch: so many of each kind of distractor
 # Weights beside the contrast, of mean squares: distractors' cosines, those with the views that they were made of, cosines of
-# different things, and what same things are out of their band.
-NOTHING, OWN, APART, BAND = 50.0, 10.0, 20.0, 5.0
+# different things, what same things are out of their band, and what views of one picture lack of 1.
+NOTHING, OWN, APART, BAND, ONE = 50.0, 10.0, 20.0, 5.0, 5.0
 # They count a tenth until so much of the run is done, and in full from there on: from the start they keep the views of one
 # thing from coming together.
 EARLY, FIRM_FROM, FIRM_AT = 0.1, 0.6, 0.75
@@ -143,12 +143,12 @@ class Likeness:
         own_thing, own_picture = thing[:, None] == thing[None, :], picture[:, None] == picture[None, :]
         alike = own_thing & ~own_picture
         left_out = alike | torch.eye(size, dtype=torch.bool)
-        contrast = F.cross_entropy(
-            (between / TEMPERATURE).masked_fill(left_out, -1e4), torch.arange(size).roll(size // 2)
-        )
+        partner = torch.arange(size).roll(size // 2)
+        contrast = F.cross_entropy((between / TEMPERATURE).masked_fill(left_out, -1e4), partner)
         places = torch.arange(len(batch.origin))
         made_of = nothing[batch.origin, places] + nothing[(batch.origin + size // 2) % size, places]
         penalty = NOTHING * nothing.mean() + OWN * made_of.mean()
+        penalty = penalty + ONE * (1 - between[torch.arange(size), partner]).square().mean()
         penalty = penalty + APART * between[~own_thing].square().mean()
         if alike.any():
             low, high = SAME_THING
