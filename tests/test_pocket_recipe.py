@@ -186,13 +186,13 @@ def unit(*rows: tuple[float, ...]) -> torch.Tensor:
     return nn.functional.normalize(torch.tensor(rows), dim=-1)
 
 
-def loss_of_likeness(views: torch.Tensor, distractors: torch.Tensor, thing: list[int]) -> float:
+def loss_of_likeness(views: torch.Tensor, distractors: torch.Tensor, thing: list[int], progress: float = 1.0) -> float:
     """The loss of embeddings: two views of each picture, and distractors of which the first was made of the first view."""
     from tools.pocket.likeness import Likeness, LikenessBatch
 
     empty = torch.zeros(len(views), 3, 64, 64), torch.zeros(len(distractors), 3, 64, 64)
     batch = LikenessBatch(*empty, torch.tensor(thing), torch.tensor([0]))
-    return float(Likeness.__new__(Likeness).loss(torch.cat([views, distractors]), batch, progress=1.0))
+    return float(Likeness.__new__(Likeness).loss(torch.cat([views, distractors]), batch, progress))
 
 
 def test_the_loss_of_likeness_is_least_where_all_score_as_they_should() -> None:
@@ -204,12 +204,19 @@ def test_the_loss_of_likeness_is_least_where_all_score_as_they_should() -> None:
         assert right < loss_of_likeness(unit(one, two, one, two), unit((0.0, 0.5 * sign, 1.0)), [0, 1]), "noise scores"
 
 
+def test_what_scores_wrongly_costs_little_early_in_the_training_and_a_right_order_never_much() -> None:
+    one, two, noise = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), unit((0.0, 0.5, 1.0))
+    early, middle, late = (loss_of_likeness(unit(one, two, one, two), noise, [0, 1], p) for p in (0.0, 0.675, 1.0))
+    assert early < middle < late
+    assert late == pytest.approx(10 * early, rel=1e-3)
+
+
 def test_the_same_thing_by_another_vendor_scores_between_its_own_and_other_things() -> None:
     def loss_at(cosine: float) -> float:
         drawn = (1.0, 0.0, 0.0, 0.0), (cosine, (1 - cosine**2) ** 0.5, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0)
         return loss_of_likeness(unit(*drawn).repeat(2, 1), unit((0.0, 0.0, 0.0, 1.0)), [0, 0, 1])
 
-    assert loss_at(0.2) == pytest.approx(loss_at(0.4), abs=1e-6)
+    assert loss_at(0.15) == pytest.approx(loss_at(0.25), abs=1e-6)
     assert loss_at(0.2) < min(loss_at(0.0), loss_at(0.7))
 
 
