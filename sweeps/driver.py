@@ -14,7 +14,7 @@ from analysis import Results, load
 from slurm.status.monitor import Monitor
 from slurm.status.screen import Screen
 from slurm.store.outcome import last_line
-from slurm.store.states import Outcome
+from slurm.store.states import Outcome, PackStatus
 from slurm.worker import pool
 from sweeps import jobs
 from sweeps.early import EarlyAnswers
@@ -182,9 +182,10 @@ def _run(plan: Plan, packs: Sequence[str], work: Work, early: EarlyAnswers | Non
     with Screen() as screen:
 
         def look() -> None:
-            screen.show([state.only(packs, expected_s) for state in board.look()])
+            states = [state.only(packs, expected_s) for state in board.look()]
+            screen.show(states)
             if early is not None:
-                screen.say(early.look())
+                screen.say(early.look(sum(p.state == PackStatus.ENDED for state in states for p in state.packs)))
 
         workers = min(work.workers, len(packs))
         outcome = pool.run_inline(specs, workers=workers, device=work.setting.device, look=look)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,13 +32,21 @@ class EarlyAnswers:
         self.lines: list[str] = []
         self._files = SweepReader(sweep.plan.sweep)
         self._thread: threading.Thread | None = None
-        self._drawn, self._next_s, self._num_endings = 0, 0.0, -1
+        self._drawn, self._next_s, self._num_ended = 0, 0.0, 0
 
-    def look(self) -> list[str]:
-        """Begin to draw if there is something new and nothing is being drawn; returns what is to be said since the last look."""
+    def look(self, num_ended: int) -> list[str]:
+        """Begin to draw if there is something new and nothing is being drawn.
+
+        Args:
+            num_ended: packs that have ended; only where it has changed the files are looked at.
+
+        Returns:
+            What is to be said since the last look.
+        """
         said, self.lines = self.lines, []
-        if (self._thread is None or not self._thread.is_alive()) and time.monotonic() >= self._next_s:
-            whole = self.find_whole()
+        is_free = self._thread is None or not self._thread.is_alive()
+        if num_ended != self._num_ended and is_free and time.monotonic() >= self._next_s:
+            self._num_ended, whole = num_ended, self.find_whole()
             if len(whole) > self._drawn and len(whole) < len(self.sweep.subjects):
                 self._drawn = len(whole)
                 self._thread = threading.Thread(target=self._draw_timed, args=(whole, "the sweep goes on"), daemon=True)
@@ -61,12 +70,21 @@ class EarlyAnswers:
     def find_whole(self) -> list[str]:
         """The subjects of which every cell has ended, the base model's too, in the sweep's order."""
         self._files.refresh()
-        statuses: dict[str, str] = {}
-        for ending in self._files.endings.values():
-            statuses |= ending.get("runs", {})
-        ids = self.sweep.plan.run_ids()
-        open_ones = {p.cell.subject for p in self.sweep.ours if statuses.get(ids[p.cell.identity()]) not in ENDED}
-        return [name for name in self.sweep.subjects if name not in open_ones]
+        ended = {
+            run_id
+            for ending in self._files.endings.values()
+            for run_id, status in ending.get("runs", {}).items()
+            if status in ENDED
+        }
+        return [name for name in self.sweep.subjects if self._runs.get(name, set()) <= ended]
+
+    @functools.cached_property
+    def _runs(self) -> dict[str, set[str]]:
+        """The runs that this sweep trains, by subject."""
+        ids, found = self.sweep.plan.run_ids(), dict[str, set[str]]()
+        for p in self.sweep.ours:
+            found.setdefault(p.cell.subject, set()).add(ids[p.cell.identity()])
+        return found
 
     def _draw_timed(self, whole: Sequence[str], why: str) -> None:
         began = time.monotonic()

@@ -94,13 +94,13 @@ def test_a_subject_is_drawn_once_it_is_whole(plan: Plan, cells: list[LabelledCel
 
     early, packs = EarlyAnswers(sweep, draw), ordered(plan, cells)
     end(plan, packs[:4])
-    assert early.look() == []
+    assert early.look(1) == []
     early.close()
     assert not drawn, "the base model's score is missing"
     end(plan, packs[4:5])
-    early.look()
+    early.look(2)
     early.close()
-    assert early.look() == ["drawn so far, 1 of 4 subjects: report.html"]
+    assert early.look(3) == ["drawn so far, 1 of 4 subjects: report.html"]
     early.close()
     ((subjects, said),) = drawn
     assert subjects == ["fox"]
@@ -114,11 +114,11 @@ def test_drawing_takes_a_small_share_of_the_time(plan: Plan, cells: list[Labelle
         ordered(plan, cells),
     )
     end(plan, packs[:5])
-    early.look()
+    early.look(4)
     early.close()
     early._next_s = float("inf")  # as after a drawing that took long
     end(plan, [pack for pack in packs if "bat" not in subjects_of(plan, pack)])
-    early.look()
+    early.look(5)
     early.close()
     assert drawn == [1]
 
@@ -136,6 +136,6 @@ def test_what_cannot_be_drawn_stops_nothing(plan: Plan, cells: list[LabelledCell
 
     early = EarlyAnswers(sweep, draw)
     end(plan, ordered(plan, cells)[:5])
-    early.look()
+    early.look(6)
     early.close()
-    assert early.look() == ["nothing could be drawn of 1 of 4 subjects yet: no space left"]
+    assert early.look(7) == ["nothing could be drawn of 1 of 4 subjects yet: no space left"]
