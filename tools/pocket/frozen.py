@@ -45,7 +45,8 @@ def keep(work: Path, parts: Sequence[str], frozen: Path = FROZEN) -> dict[str, f
         if part in ("clip", "clip_vision"):
             save_clip(CLIPModel.from_pretrained(model).half(), CLIPTokenizer.from_pretrained(model), kept)
         else:
-            OF_ORDINARY[part].from_pretrained(model).half().save_pretrained(kept)
+            more = {"add_pooling_layer": False} if part == "dino" else {}
+            OF_ORDINARY[part].from_pretrained(model, **more).half().save_pretrained(kept)
         drop_local_paths(kept)
     load_as_float32(frozen, parts=[part for part in parts if part in ("clip", "clip_vision", "dino")])
     for part in parts:

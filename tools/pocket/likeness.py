@@ -33,7 +33,7 @@ SAME_THING = (0.1, 0.3)  # where another vendor's views of the same thing are to
 DISTRACTORS = 1 / 8  # of the pictures of a batch: so many of each kind of distractor
 # Weights beside the contrast, of mean squares: distractors' cosines, those with the views that they were made of, cosines of
 # different things, what same things are out of their band, and what views of one picture lack of 1.
-NOTHING, OWN, APART, BAND, ONE = 50.0, 10.0, 20.0, 5.0, 5.0
+NOTHING, OWN, APART, BAND, ONE = 50.0, 10.0, 60.0, 5.0, 5.0
 # They count a tenth until so much of the run is done, and in full from there on: from the start they keep the views of one
 # thing from coming together.
 EARLY, FIRM_FROM, FIRM_AT = 0.1, 0.6, 0.75
