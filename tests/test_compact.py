@@ -33,7 +33,7 @@ def test_a_second_copy_of_a_compact_copy_is_the_same(tmp_path: Path) -> None:
     for find in (subject_scores, subject_distances, gauge_curve, block_curves):
         pd.testing.assert_frame_equal(find(load(tmp_path / "one")), find(load(tmp_path / "two")))
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
-        "blocks.parquet", "dynamics_final.parquet", "matrices.parquet", "norms.parquet", "runs.parquet",
+        "blocks.parquet", "dynamics_final.parquet", "losses.parquet", "matrices.parquet", "norms.parquet", "runs.parquet",
         "scores.parquet", "trajectories.parquet",
     ]  # fmt: skip
 

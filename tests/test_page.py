@@ -56,7 +56,7 @@ def test_curves_are_those_of_the_figures(page: str, results: Results) -> None:
             assert curve["x"] == own["multiplier"].tolist()
             assert curve["mean"] == pytest.approx(own["mean"].tolist(), rel=1e-3)
             assert [note.split(",")[0] for note in curve["note"]] == ["n = 3"] * len(own)
-    assert "3 of 3 runs diverged" in json.dumps(data["charts"]["dino"])
+    assert "diverged: 3 of 3" in json.dumps(data["charts"]["dino"])
 
 
 def test_the_first_sentence_has_the_difference_with_its_interval(page: str, results: Results) -> None:
@@ -119,7 +119,7 @@ def test_one_cell_without_pictures_and_runs_that_all_diverged_have_a_page(tmp_pa
     lost = load(make_runs(tmp_path / "lost", shapes={"lora": Shape(diverges_from=0.1)}))
     page = make_page(lost, title="lost")
     assert "some run diverged at every multiplier tried" in page
-    assert "21 diverged runs, with the step" in page
+    assert "Diverged: 21 runs, with the step" in page
 
 
 def test_a_page_that_would_be_too_large_says_what_is_left_out(
@@ -131,9 +131,9 @@ def test_a_page_that_would_be_too_large_says_what_is_left_out(
     data = data_of(page)
     shown = len(data["pictures"]["tiles"])
     assert 0 < shown < 90
-    assert f"{90 - shown} more pictures lie in the runs folder." in page
+    assert f"Left out: {90 - shown} pictures, which the runs folder has." in page
     assert data["blocks"]["multipliers"] == ["1"]
-    assert "6 rates are left out" in page
+    assert "Left out: 6 rates, which" in page
 
 
 def test_the_command_makes_it_from_a_compact_copy(

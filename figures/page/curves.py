@@ -81,7 +81,7 @@ def by_series(rows: pd.DataFrame, names: Sequence[str], x: str) -> list[dict[str
 
 def _note(num_subjects: int, num_diverged: int, num_runs: int) -> str:
     """What is said of a point beside its numbers."""
-    return f"n = {num_subjects}" + (f", {num_diverged} of {num_runs} runs diverged" if num_diverged else "")
+    return f"n = {num_subjects}" + (f", diverged: {num_diverged} of {num_runs}" if num_diverged else "")
 
 
 def numbers(values: Sequence[float] | pd.Series) -> list[float | None]:

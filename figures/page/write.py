@@ -159,7 +159,11 @@ def _pictures(seen: dict[str, Any]) -> str:
     """The sliders and the place for the tiles."""
     if not seen:
         return "<p>These results hold no pictures.</p>"
-    less = f"<p>{seen['left_out']} more pictures lie in the runs folder.</p>" if seen["left_out"] else ""
+    less = (
+        f"<p>Left out: {counted(seen['left_out'], 'picture')}, which the runs folder has.</p>"
+        if seen["left_out"]
+        else ""
+    )
     steps = "" if len(seen["steps"]) > 1 else " hidden"
     return (
         '<div class="controls"><label>Subject <select id="subject"></select></label>'
@@ -177,7 +181,11 @@ def _pictures(seen: dict[str, Any]) -> str:
 def _blocks(blocks: dict[str, Any]) -> str:
     if not blocks:
         return "<p>These results hold no dynamics.</p>"
-    less = f"<p>{blocks['left_out']} rates are left out, they are in the runs folder.</p>" if blocks["left_out"] else ""
+    less = (
+        f"<p>Left out: {counted(blocks['left_out'], 'rate')}, which the runs folder has.</p>"
+        if blocks["left_out"]
+        else ""
+    )
     return (
         '<div class="controls"><label>Quantity <select id="quantity"></select></label>'
         '<label>Learning rate <select id="block-rate"></select></label></div>'
@@ -202,9 +210,9 @@ def _about(results: Results, about: About) -> str:
     lost = runs.loc[runs["diverged_step"].notna(), ["series", "multiplier", "subject", "seed", "diverged_step"]]
     parts = [f"<p>{_text(note)}</p>" for note in notes(results)] + [f"<dl>{listed}</dl>"]
     if len(lost):
-        parts.append(_details(f"{len(lost)} diverged runs, with the step", lost))
+        parts.append(_details(f"Diverged: {counted(len(lost), 'run')}, with the step", lost))
     if len(results.missing):
-        parts.append(_details(f"{len(results.missing)} planned runs without a result", results.missing))
+        parts.append(_details(f"Without a result: {counted(len(results.missing), 'planned run')}", results.missing))
     return "".join(parts)
 
 
