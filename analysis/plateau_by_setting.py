@@ -17,6 +17,8 @@ from analysis.results import DRIFT, Results
 from analysis.series import name_series
 from training.states import ENDED
 
+ONE_RATE = dict.fromkeys(("lr", "lr_lambda", "lr_magnitude", "multiplier"), 1.0)  # which leaves base rates out of names
+
 
 def plateau_by_setting(
     results: Results, defaults: Mapping[str, Sequence[Any]], tolerance: float = TOLERANCE
@@ -83,13 +85,17 @@ def _by_setting(
     for setting in defaults:
         others = {name: _as_stored(values) for name, values in defaults.items() if name != setting}
         kept = results.select(**others)
-        named = kept.runs.assign(name=name_series(kept.runs.drop(columns=setting)))
+        named = kept.runs.assign(name=name_series(kept.runs.drop(columns=setting).assign(**ONE_RATE)))
         runs = named.drop_duplicates("series").set_index("series")
         rows = measure(kept)
         rows = rows[rows["series"].map(runs[setting]).notna()].copy()
         rows.insert(0, "value", rows["series"].map(runs[setting]).astype(float))
         rows.insert(0, "setting", setting)
-        frames.append(rows.assign(series=rows["series"].map(runs["name"])).sort_values("value", kind="stable"))
+        names = rows["series"].map(runs["name"])
+        point = [name for name in ("series", "value", "metric", "multiplier") if name in rows]
+        again = set(names[rows.assign(series=names).duplicated(point, keep=False)])  # base rates differ there too
+        rows["series"] = names.where(~names.isin(again), rows["series"])
+        frames.append(rows.sort_values("value", kind="stable"))
     return pd.concat(frames, ignore_index=True)
 
 

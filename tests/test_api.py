@@ -91,7 +91,7 @@ def test_controls_are_a_table_of_run_folders_and_copies(runs: Path, tmp_path: Pa
 
 def test_compact_copy_answers_too(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert compact.main([str(runs), "--out", str(tmp_path / "copy")]) == 0
-    assert "2 runs in 7 files" in capsys.readouterr().out
+    assert "2 runs in 8 files" in capsys.readouterr().out
     question = "SELECT run_id, avg(value) AS v FROM scores JOIN runs USING (run_id) GROUP BY run_id ORDER BY run_id"
     pd.testing.assert_frame_equal(query(question, tmp_path / "copy"), query(question, runs))
     assert query("SELECT count(*) AS n FROM trajectories", tmp_path / "copy")["n"].item() == 14

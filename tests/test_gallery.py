@@ -93,6 +93,7 @@ def test_all_draws_what_is_there_and_says_what_is_not(runs: Path, front: Run, tm
     assert {path.relative_to(tmp_path).as_posix() for path in drawn} == {
         "lr_robustness/fig2_lr_robustness.png", "lr_robustness/score_vs_distance.png", "lr_robustness/pictures_lora.png",
         "lr_robustness/pictures_delora.png", "lr_robustness/matched_prompt.png",
+        "lr_robustness/around_the_best.png",
         "lr_robustness/dynamics_by_block.png",
         "lr_robustness/scores_by_subject.png", "lr_robustness/pictures_by_method.png", "rank_robustness/rank_robustness.png",
         "rank_robustness/plateau_vs_rank.png",
