@@ -20,13 +20,8 @@ from training.store import COLUMNS, SCHEMA, read_table, write_table
 
 TABLES = ("runs", "scores", "matrices", "dynamics_final", "trajectories", "norms")
 MAX_POINTS = 200  # steps of a run that a trajectory keeps
-PICTURES, CONTROLS, BLOCKS, SHARPNESS, LOSSES = (
-    "pictures",
-    "controls",
-    "blocks",
-    "sharpness",
-    "losses",
-)  # may be missing
+PICTURES, CONTROLS, BLOCKS = "pictures", "controls", "blocks"  # tables that may be missing
+SHARPNESS, LOSSES = "sharpness", "losses"  # and these
 THUMBNAIL_PX = 128
 COPY = "plateau_copy"  # in every table's footer: which runs were copied
 _KEYS = {"run_id!": "text", "step!": "whole", "matrix!": "text"}
@@ -194,6 +189,11 @@ class CompactSource:
             self._tables[name] = self._read(name)
         return self._tables[name].copy(deep=False)
 
+    def _table_or_none(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
+        """A table that may be missing; then only its columns."""
+        there = (self.folder / f"{name}.parquet").is_file()
+        return self._table(name) if there else pd.DataFrame(columns=list(columns))
+
     def _read(self, name: str) -> pd.DataFrame:
         path = self.folder / f"{name}.parquet"
         table = read_table(path, form=FORMS[name])
@@ -251,9 +251,7 @@ class CompactSource:
 
     def losses(self, run_ids: Collection[str]) -> pd.DataFrame:
         """The final losses, none in a copy that came without."""
-        if not (self.folder / f"{LOSSES}.parquet").is_file():
-            return pd.DataFrame(columns=["run_id", "loss"])
-        return self._table(LOSSES)
+        return self._table_or_none(LOSSES, ["run_id", "loss"])
 
     def steps(self, run_ids: Collection[str]) -> pd.DataFrame:
         """Refuse: a step's own loss is not copied.
@@ -265,9 +263,7 @@ class CompactSource:
 
     def sharpness(self, run_ids: Collection[str]) -> pd.DataFrame:
         """The sharpness that was measured, none in a copy that came without."""
-        if not (self.folder / f"{SHARPNESS}.parquet").is_file():
-            return pd.DataFrame(columns=["run_id", "step", "sharpness"])
-        return self._table(SHARPNESS)
+        return self._table_or_none(SHARPNESS, ["run_id", "step", "sharpness"])
 
     def images(self, run_ids: Collection[str]) -> pd.DataFrame:
         """The pictures that were copied, `file` being their PNG's bytes."""
@@ -282,11 +278,7 @@ class CompactSource:
 
     def controls(self, run_ids: Collection[str]) -> pd.DataFrame:
         """The scorers' controls, none in a copy that came without."""
-        if not (self.folder / f"{CONTROLS}.parquet").is_file():
-            return pd.DataFrame(columns=["run_id", *COLUMNS["controls"]])
-        return self._table(CONTROLS)
+        return self._table_or_none(CONTROLS, ["run_id", *COLUMNS["controls"]])
 
     def _pictures(self) -> pd.DataFrame:
-        if not (self.folder / f"{PICTURES}.parquet").is_file():
-            return pd.DataFrame(columns=["run_id", "step", "prompt", "seed", "subject", "png"])
-        return self._table(PICTURES)
+        return self._table_or_none(PICTURES, ["run_id", "step", "prompt", "seed", "subject", "png"])

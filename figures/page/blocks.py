@@ -87,12 +87,8 @@ def _mean_curves(results: Results) -> pd.DataFrame:
 
 def _matrices(results: Results, names: Sequence[str], rates: Sequence[float]) -> dict[str, list[dict[str, Any]]]:
     """The mean relative distance of each matrix at the end, by the place of the multiplier: its block, its name, by series."""
-    runs = results.runs[["run_id", "series", "multiplier"]].drop_duplicates()
-    final = results.final_dynamics[["run_id", "matrix", "distance_rel"]].astype({"run_id": str, "matrix": str})
     places = results.matrices[["matrix", "block"]].astype(str).drop_duplicates().set_index("matrix")["block"]
-    means = (
-        final.merge(runs, on="run_id").groupby(["multiplier", "matrix", "series"], sort=False)["distance_rel"].mean()
-    )
+    means = _final(results).groupby(["multiplier", "matrix", "series"], sort=False)["distance_rel"].mean()
     wide = means.unstack().reindex(columns=list(names))
     found: dict[str, list[dict[str, Any]]] = {}
     for (rate, matrix), row in wide.iterrows():
@@ -105,7 +101,12 @@ def _matrices(results: Results, names: Sequence[str], rates: Sequence[float]) ->
 
 def final_table(results: Results) -> pd.DataFrame:
     """The same matrices as rows, to be downloaded: series, multiplier, subject, matrix, distance_rel."""
+    keys = ["series", "multiplier", "subject", "matrix"]
+    return _final(results).groupby(keys, sort=False)["distance_rel"].mean().reset_index()
+
+
+def _final(results: Results) -> pd.DataFrame:
+    """The relative distance of each matrix at the end of each run, under every name that the run goes by."""
     runs = results.runs[["run_id", "series", "multiplier", "subject"]].drop_duplicates()
     final = results.final_dynamics[["run_id", "matrix", "distance_rel"]].astype({"run_id": str, "matrix": str})
-    keys = ["series", "multiplier", "subject", "matrix"]
-    return final.merge(runs, on="run_id").groupby(keys, sort=False)["distance_rel"].mean().reset_index()
+    return final.merge(runs, on="run_id")

@@ -12,7 +12,6 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import Normalize, to_hex
 
-from adapters.errors import BadInput
 from adapters.method_words import BASE_MODEL
 from analysis import Results, pictures
 from figures.style import multiplier_text
@@ -78,15 +77,12 @@ def describe_pictures(results: Results, names: Sequence[str], metric: str = "din
 
 def _find(results: Results, metric: str) -> pd.DataFrame:
     """Rows of `analysis.pictures` of the first seed, of the first prompts, with the prompt's `number`."""
-    frames = []
-    for number in range(MOST_PROMPTS):
-        try:
-            frames.append(pictures(results, metric=metric, prompt=number).assign(number=number))
-        except BadInput:  # there are no more prompts, or no pictures at all
-            break
-    if not frames:
+    drawn = results.images().groupby(["run_id", "step"], observed=True)["prompt"].nunique()
+    if drawn.empty:
         return pd.DataFrame(columns=["series"])
-    found = pd.concat(frames, ignore_index=True)
+    found = pictures(results, metric=metric, prompt=range(min(MOST_PROMPTS, int(drawn.max()))))
+    of_one = found.groupby(["run_id", "series", "multiplier", "step"], sort=False, dropna=False)
+    found = found.assign(number=of_one.cumcount())  # they come in the order of their prompts
     return found[found["seed"].isna() | (found["seed"] == found["seed"].min())]
 
 

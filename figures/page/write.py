@@ -159,11 +159,7 @@ def _pictures(seen: dict[str, Any]) -> str:
     """The sliders and the place for the tiles."""
     if not seen:
         return "<p>These results hold no pictures.</p>"
-    less = (
-        f"<p>Left out: {counted(seen['left_out'], 'picture')}, which the runs folder has.</p>"
-        if seen["left_out"]
-        else ""
-    )
+    less = _left_out(seen["left_out"], "picture")
     steps = "" if len(seen["steps"]) > 1 else " hidden"
     return (
         '<div class="controls"><label>Subject <select id="subject"></select></label>'
@@ -181,17 +177,18 @@ def _pictures(seen: dict[str, Any]) -> str:
 def _blocks(blocks: dict[str, Any]) -> str:
     if not blocks:
         return "<p>These results hold no dynamics.</p>"
-    less = (
-        f"<p>Left out: {counted(blocks['left_out'], 'rate')}, which the runs folder has.</p>"
-        if blocks["left_out"]
-        else ""
-    )
+    less = _left_out(blocks["left_out"], "rate")
     return (
         '<div class="controls"><label>Quantity <select id="quantity"></select></label>'
         '<label>Learning rate <select id="block-rate"></select></label></div>'
         '<p>Choose a block to see its matrices.</p><div class="charts" id="block-charts"></div>'
         '<h3 id="h-matrices" tabindex="-1"></h3>' + _chart("matrices", "Distance of each matrix at the end") + less
     )
+
+
+def _left_out(count: int, noun: str) -> str:
+    """What the page would have been too large for; "" where that is nothing."""
+    return f"<p>Left out: {counted(count, noun)}, which the runs folder has.</p>" if count else ""
 
 
 def _about(results: Results, about: About) -> str:
