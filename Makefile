@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint types check format docs figures evidence pocket slurm-demo
+.PHONY: help quick run test lint types check format docs figures evidence pocket slurm-demo
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -31,6 +31,9 @@ help: ## list these targets
 	@echo '  VENV=FOLDER      the environment to make or to use (now $(VENV)); a torch in it stays'
 	@echo '  PYTHON=NAME      the interpreter to make it from; if that one has torch, its torch is used'
 	@echo '  TORCH_SPEC=...   install this torch instead (default $(TORCH_DEFAULT), a CPU build); TORCH_ARGS=... for pip'
+
+quick: $(VENV)/.plateau-run ## a first look: DeLoRA at four learning rates on one subject; `make run` goes on from there
+	$(BIN)/python sweeps/lr_robustness.py --method delora --subjects 1 --multipliers 0.25 1 4 16 $(ARGS)
 
 run: $(VENV)/.plateau-run ## the main job: DeLoRA over learning rates on the pocket pipeline, minutes on a CPU
 	$(BIN)/python sweeps/lr_robustness.py --method delora $(ARGS)
@@ -54,26 +57,33 @@ format: $(VENV)/.plateau-test ## put style and format right
 docs: $(VENV)/.plateau-docs ## the documentation as a site, build/docs/index.html; a warning is an error
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . build/docs
 
-# docs/results: every driver on the pocket, in one sweep, so that what several questions share is trained once.
-EVIDENCE = $(BIN)/python sweeps/$(1).py --sweep evidence --docs docs/results/$(1) $(2) $(ARGS)
+# docs/results: every driver on the pocket, in one sweep, so that what several questions share is trained once. The order, and
+# how many subjects each question has, are docs/evidence_plan.md's.
+EVIDENCE = $(BIN)/python sweeps/$(1).py --sweep evidence --num-prompts 12 --num-images 1 --docs docs/results/$(2) $(3) $(ARGS)
+FOUR := --method lora dora delora etherplus
 EIGHT_RATES := --multipliers 0.25 0.5 1 2 4 8 16 32
-EIGHT := --subjects bulb burger butterfly cake cow frog gift mushroom
-SIXTEEN := $(EIGHT) octopus owl robot snail sneaker teapot tiger unicorn
+FOUR_RATES := --multipliers 0.25 1 4 16
+LAST_LOOK := backpack bear camera cat cup donut panda penguin rabbit snowman sunflower tulip turtle
+LONG := --steps 2600 --eval-steps 200 600 1000 1400 1800 2200
 evidence: $(VENV)/.plateau-run ## docs/results: every driver on the pocket, hours on two cores; goes on where it stopped
-	$(call EVIDENCE,lr_robustness,--method lora dora dora-fixed delora etherplus ether oft $(EIGHT_RATES) $(SIXTEEN) \
-		--split-seeds 1 2)
-	$(call EVIDENCE,prolonged_training,--method lora dora delora etherplus $(EIGHT) --steps 2600 \
-		--eval-steps 200 600 1000 1400 1800 2200)
-	$(call EVIDENCE,boundary_and_angle,$(EIGHT_RATES) $(EIGHT))
-	$(call EVIDENCE,dora_magnitude,$(EIGHT_RATES) $(SIXTEEN))
-	$(call EVIDENCE,weight_norms,--method lora dora delora etherplus $(EIGHT))
-	$(call EVIDENCE,start_robustness,$(EIGHT))
-	$(call EVIDENCE,best_of_grid,$(EIGHT))
-	$(call EVIDENCE,design_ablation,$(EIGHT))
-	$(call EVIDENCE,setting_robustness,$(EIGHT))
-	$(call EVIDENCE,rank_robustness,$(EIGHT))
-	$(BIN)/python sweeps/lr_robustness.py --sweep evidence --docs docs/results/lr_robustness-test-subjects \
-		--method lora dora delora etherplus oft --multipliers 0.25 1 4 16 --subjects crab fish guitar trophy $(ARGS)
+	$(call EVIDENCE,lr_robustness,lr_robustness,--method lora dora dora-fixed delora etherplus ether oft nblora singlora \
+		$(EIGHT_RATES) --subjects 40)
+	$(call EVIDENCE,prolonged_training,prolonged_training,$(FOUR) $(LONG) --subjects 40)
+	$(call EVIDENCE,dora_magnitude,dora_magnitude,$(EIGHT_RATES) --subjects 40)
+	$(call EVIDENCE,design_ablation,design_ablation,$(FOUR_RATES) --subjects 40)
+	$(call EVIDENCE,best_of_grid,best_of_grid,--choosing-subjects 12 --subjects 40)
+	$(call EVIDENCE,lr_robustness,lr_robustness-seeds,$(FOUR) $(FOUR_RATES) --subjects 16 --seeds 0 1 2)
+	$(call EVIDENCE,boundary_and_angle,boundary_and_angle,$(EIGHT_RATES) --subjects 24)
+	$(call EVIDENCE,setting_robustness,setting_robustness-lambda,--method delora --boundaries 1 4 16 64 256 \
+		$(EIGHT_RATES) --weight-decays --instance-images --prior-weights --subjects 12 --spectra)
+	$(call EVIDENCE,rank_robustness,rank_robustness,$(FOUR_RATES) --subjects 12 --spectra)
+	$(call EVIDENCE,prolonged_training,prolonged_training-rates,--method lora dora delora etherplus nblora $(LONG) \
+		--multipliers 1 4 16 --subjects 12)
+	$(call EVIDENCE,start_robustness,start_robustness,--subjects 12)
+	$(call EVIDENCE,setting_robustness,setting_robustness,--subjects 12)
+	$(call EVIDENCE,weight_norms,weight_norms,$(FOUR) --subjects 16)
+	$(call EVIDENCE,lr_robustness,lr_robustness-last-look,--method lora dora delora etherplus nblora $(FOUR_RATES) \
+		--subjects $(LAST_LOOK))
 	$(MAKE) figures
 
 # PYTHON=... uses that interpreter as it is; it needs no torch: pandas, pyarrow, matplotlib, seaborn, scipy and duckdb are enough.

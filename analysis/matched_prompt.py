@@ -94,6 +94,14 @@ def matched_prompt(
     )
 
 
+def try_matched_prompt(table: pd.DataFrame) -> tuple[MatchedPrompt | None, str]:
+    """`matched_prompt` for reports that go on without it: where the scores do not allow it, None and a sentence that says why."""
+    try:
+        return matched_prompt(table), ""
+    except BadInput as error:
+        return None, f"Nothing is compared at the same loss of prompt: {error}."
+
+
 def _check(table: pd.DataFrame) -> None:
     for series, group in table.groupby("series", sort=False, observed=True):
         if missing := [name for name in WANTED if name not in set(group["metric"])]:

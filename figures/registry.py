@@ -26,7 +26,6 @@ from analysis import (
     gauge_curve,
     magnitude_direction,
     magnitude_direction_correlation,
-    matched_prompt,
     paired_curve,
     pictures,
     plateau_by_setting,
@@ -39,6 +38,7 @@ from analysis import (
     variance_table,
     weight_norms,
 )
+from analysis.matched_prompt import try_matched_prompt
 from analysis.results import BASE
 from analysis.series import method_label, name_multipliers
 from figures.figure_set import (
@@ -81,9 +81,12 @@ def draw_lr_robustness(results: Results, behind: Results | None = None) -> Figur
         figure = figures.score_vs_distance.draw(over, name_multipliers(results.runs))
         drawn.add("score_vs_distance", figure, over.runs)
         drawn.tables["coincidence"] = over.coincidences
-        matched = matched_prompt(scores)
-        drawn.add("matched_prompt", figures.matched_prompt.draw(matched), path_and_front(matched))
-        drawn.tables |= {"matched_prompt_gains": matched.gains, "matched_prompt_differences": matched.differences}
+        matched, why_not = try_matched_prompt(scores)
+        if matched is None:
+            drawn.notes.append(why_not)
+        else:
+            drawn.add("matched_prompt", figures.matched_prompt.draw(matched), path_and_front(matched))
+            drawn.tables |= {"matched_prompt_gains": matched.gains, "matched_prompt_differences": matched.differences}
     transform = distance_curve(results, gauge="transform_distance")
     if len(transform):
         figure = figures.ether_fig4_distances.draw(transform, curves.distances, name_multipliers(results.runs))

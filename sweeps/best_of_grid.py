@@ -10,16 +10,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adapters.words import counted
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from sweeps.options import Options, run_driver, with_defaults  # noqa: E402
-
-if TYPE_CHECKING:
-    from sweeps.grid import ResolvedInputs
 
 NAME = "best_of_grid"
 NUM_CHOOSING = 4
@@ -45,13 +41,14 @@ class BestOptions(Options):
 def drive(options: BestOptions) -> int:
     """Run the grid, choose, run the best settings; print and write grid, choice and table."""
     from adapters.errors import BadInput
+    from sweeps.choosing import split_subjects
     from sweeps.driver import run_sweep
     from sweeps.grid import expand_each
     from sweeps.report_best import plan_best, report_best, report_choice
 
     if options.scale != "both":
         raise BadInput(f"--scale is {options.scale}; a grid that chooses both rates scales both")
-    few, many = split_subjects(options)
+    few, many = split_subjects(options, options.choosing_subjects, num_choosing=NUM_CHOOSING, num_subjects=NUM_SUBJECTS)
     trial = with_defaults(options, seeds=options.seeds[:1])
     grid = expand_each(trial, few, [{"boundary": start} for start in options.boundaries or (options.boundary,)])
     tried = run_sweep(trial, few, grid, NAME, smaller=("multipliers",))
@@ -67,25 +64,6 @@ def drive(options: BestOptions) -> int:
     if outcome is not None:
         report_best(outcome, options.docs)
     return 0
-
-
-def split_subjects(options: BestOptions) -> tuple[ResolvedInputs, ResolvedInputs]:
-    """The inputs of the subjects that choose, and of those that are reported.
-
-    Raises:
-        BadInput: if a subject that is named for one is among the other.
-    """
-    from adapters.errors import BadInput
-    from sweeps.grid import choose_subjects, resolve_inputs
-
-    folder, _ = choose_subjects(options.subjects, 1, "evidence")
-    place = f"{folder.resolve()}/"
-    _, few = choose_subjects((place, *options.choosing_subjects), NUM_CHOOSING, "tuning")
-    _, many = choose_subjects(options.subjects, NUM_SUBJECTS, "evidence", without=few)
-    if both := [name for name in many if name in few]:
-        raise BadInput(f"subject {both[0]} would choose the settings and be reported; name it for one of the two")
-    choosing = resolve_inputs(with_defaults(options, subjects=(place, *few)), num_subjects=0)
-    return choosing, resolve_inputs(with_defaults(options, subjects=(place, *many)), num_subjects=0)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,10 @@ def collect(sweep: Sweep, trained: int, subjects: Sequence[str] | None = None) -
             continue
         labels.setdefault(sweep.earlier.find(p.cell) or ids[p.cell.identity()], []).append(p.labels)
     results = load(*([sweep.folder] if sweep.plan.packs else []), *sweep.earlier.folders)
-    return SweepOutcome(relabel(results.select(list(labels)), labels), sweep.folder, trained)
+    results = results.select(list(labels))
+    if subjects is not None:  # of the others the base model's runs would count as missing
+        results = dataclasses.replace(results, all_runs=results.all_runs[results.all_runs["subject"].isin(subjects)])
+    return SweepOutcome(relabel(results, labels), sweep.folder, trained)
 
 
 def relabel(results: Results, labels: Mapping[str, Sequence[Mapping]]) -> Results:

@@ -110,6 +110,13 @@ def look_up_rates(
     return Rates(**kept, borrowed=borrowed, source=source)
 
 
+def is_tuned(spec: MethodSpec, model_hash: str, path: Path = RATES) -> bool:
+    """Whether a search has found the method's rate on the model of these weights."""
+    tables = [table for table in read_rates(path).values() if table.get("model_hash") == model_hash]
+    names = {spec.name, {"dora-fixed": "dora"}.get(spec.name, spec.name)}
+    return any(names & table.get("methods", {}).keys() for table in tables)
+
+
 def _origin(name: str, table: dict, model_hash: str) -> str:
     """Where a table's rates come from: measured on a model, whose hash it has, or published for Stable Diffusion 1.5."""
     if "model_hash" not in table:

@@ -31,7 +31,7 @@ from slurm.worker import pool
 from sweeps import rates
 from tests.make_controls import GOOD, make_control_rows
 from tests.make_runs import BASE_SCORE, GAIN, MATRICES, PROMPTS, matrix_names, norms_columns, steps_columns
-from training import command_line
+from training import command_line, step_price
 from training.cell import BASE
 from training.demand import Cost
 from training.pack import list_runs
@@ -55,6 +55,7 @@ def stand_in(only: str = "", draws: bool = False) -> None:
     os.fsync = lambda _: None  # type: ignore[assignment]
     calibrate._measure_elsewhere = lambda setting, cell: {n: Cost(0.01, 500.0) for n in (1, 16)}  # type: ignore[assignment]
     rates.write_rates.__defaults__ = (Path("base_rates.toml").absolute(),)  # not into the checkout
+    step_price.price = lambda load, method, rank: step_price.StepPrice(1.0, 0.9, 1.1, 3, 600.0, 500.0)  # type: ignore[assignment]
     pool.run_inline = stop if only == "plan" else make_results  # type: ignore[assignment]
     if not draws:
         style.render = lambda figure, formats: dict.fromkeys(formats, b"drawn")  # type: ignore[assignment]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path as PathOf
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -12,9 +14,12 @@ from hypothesis import strategies as st
 
 import figures
 from adapters import BadInput
-from analysis import matched_prompt
+from analysis import load, matched_prompt
+from analysis.card import MEASURES, make_card
 from analysis.matched_prompt import find_front
 from analysis.statistics import expanded_tail
+from figures.registry import draw_lr_robustness
+from tests import make_runs
 from tests.make_runs import assert_drawn
 from tests.test_figures import axes_of, line_of, words_of
 
@@ -208,6 +213,20 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
 
 # The figure.
+
+
+def test_a_sweep_goes_on_without_it_and_says_why(tmp_path: PathOf) -> None:
+    with mock.patch.dict(make_runs.BASE_SCORE, clip_t=-0.1):
+        make_runs.Maker(tmp_path, {"lora": make_runs.Shape(), "delora": make_runs.Shape()}, multipliers=(1, 2)).write()
+    results, why = load(tmp_path), "Nothing is compared at the same loss of prompt: the base model's CLIP-T is -0."
+    drawn = draw_lr_robustness(results)
+    assert "matched_prompt" not in drawn.figures
+    assert "fig2_lr_robustness" in drawn.figures
+    assert any(note.startswith(why) for note in drawn.notes)
+    card = make_card(results, "DeLoRA", ["LoRA"])
+    assert any(text.startswith(why) for text in card.caveats)
+    assert card.facts["at_prompt"].isna().all()
+    assert set(card.differences["measure"]) == set(MEASURES)
 
 
 def test_figure_draws_paths_fronts_and_differences() -> None:

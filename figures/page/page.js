@@ -250,5 +250,6 @@
     }));
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  if (page.reload) setTimeout(() => location.reload(), 1000 * page.reload);
+  const isOld = Date.now() / 1000 - page.written > page.stale; // the sweep has ended, or nobody draws it any more
+  if (page.reload && !isOld) setTimeout(() => location.reload(), 1000 * page.reload);
 })();

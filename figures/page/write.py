@@ -11,6 +11,7 @@ import functools
 import hashlib
 import html
 import json
+import time
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,7 @@ import pandas as pd
 
 from adapters.words import counted
 from analysis import Results, format_table, robustness, subject_scores, summary
+from analysis.card import Card
 from analysis.control_verdicts import control_tables
 from analysis.notes import notes
 from analysis.series import name_multipliers
@@ -34,23 +36,26 @@ from figures.style import METRIC_TITLES, multiplier_text
 from training.store import writing
 
 RELOAD_S = 15  # while the sweep runs
+STALE_S = 1800  # a page that was written so long ago is not loaded again by itself
 About = Sequence[tuple[str, str]]
 
 
-def write_page(path: Path, results: Results, *, title: str, about: About = (), running: str = "") -> Path:
+def write_page(
+    path: Path, results: Results, *, title: str, about: About = (), running: str = "", card: Card | None = None
+) -> Path:
     """Write the page of results; arguments as for `make_page`.
 
     Raises:
         BadInput: if no run has ended, or a picture cannot be read.
         StoreError: if it cannot be written.
     """
-    text = make_page(results, title=title, about=about, running=running)
+    text = make_page(results, title=title, about=about, running=running, card=card)
     with writing(path) as aside:
         aside.write_text(text, encoding="utf-8")
     return path
 
 
-def make_page(results: Results, *, title: str, about: About = (), running: str = "") -> str:
+def make_page(results: Results, *, title: str, about: About = (), running: str = "", card: Card | None = None) -> str:
     """The page as HTML.
 
     Args:
@@ -58,6 +63,7 @@ def make_page(results: Results, *, title: str, about: About = (), running: str =
         title: of the page.
         about: what is said of how the results came about: what, and the words.
         running: what is still to come; then the page says that it is provisional, names no plateau and loads itself again.
+        card: of the method that the page is about: its verdict comes first.
 
     Raises:
         BadInput: if no run has ended, or a picture cannot be read.
@@ -76,6 +82,8 @@ def make_page(results: Results, *, title: str, about: About = (), running: str =
         "blocks": blocks,
         "pictures": seen,
         "reload": RELOAD_S if running else 0,
+        "written": int(time.time()) if running else 0,
+        "stale": STALE_S,
         "files": {
             "summary.csv": _csv(table), "scores.csv": _csv(curves.scores), "distances.csv": _csv(curves.distances),
             "subjects.csv": _csv(scores), "plateau.csv": _csv(curves.plateaus), "matrices.csv": _csv(final_table(results)),
@@ -84,9 +92,10 @@ def make_page(results: Results, *, title: str, about: About = (), running: str =
     }  # fmt: skip
     each = plateau_sentences(curves.plateaus, results)
     lead = leading_sentence(curves.plateaus, scores, results)
-    said = [running] if running else [lead] if lead else each
+    said = [running] if running else list(card.verdict) if card else [lead] if lead else each
     sections = [
-        _header(title, said, bool(running), each if lead and not running else []),
+        _header(title, said, bool(running), each if (lead or card) and not running else []),
+        _card(card) if card else "",
         '<fieldset id="series"><legend>Show</legend></fieldset>',
         _section("rates", "Scores over the learning rate", _charts(charts) + _details("The numbers", table)),
         _section("pictures", "Pictures", _pictures(seen)),
@@ -127,6 +136,16 @@ def _header(title: str, said: Sequence[str], provisional: bool, more: Sequence[s
     folded = "".join(f"<p>{_text(line)}</p>" for line in more)
     folded = f"<details><summary>The plateau of each method</summary>{folded}</details>" if more else ""
     return f"<header><h1>{_text(title)}</h1>{lines}{folded}</header>"
+
+
+def _card(card: Card) -> str:
+    caveats = "".join(f"<li>{_text(words)}</li>" for words in card.caveats)
+    body = _table(card.facts)
+    if len(card.differences):
+        body += f"<h3>Differences, paired by subject</h3>{_table(card.differences_in_words())}"
+    return _section(
+        "card", f"{_text(card.name)} beside the others", f"{body}<h3>What this rests on</h3><ul>{caveats}</ul>"
+    )
 
 
 def _section(name: str, title: str, body: str) -> str:

@@ -3,11 +3,13 @@
 Views of one picture attract, wherever it stands and whatever a generator does to it: blur, noise, other colours, a pass
 through the autoencoder; views of other things repel (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748). The same thing as
 another vendor draws it scores between the two. Distractors (shuffled views, their flat mean colours, noise, decoded noise, bare
-backgrounds) score nothing, also with the views that they were made of. Colour channels in another order make more things.
+backgrounds) score nothing, also with the views that they were made of. Colour channels in another order make more things. Manners
+of drawing that several things of a batch share (tone, colours, flatness, relief) are no likeness: a vendor's style is none.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
@@ -38,6 +40,7 @@ NOTHING, OWN, APART, BAND, ONE = 50.0, 10.0, 60.0, 5.0, 5.0
 # thing from coming together.
 EARLY, FIRM_FROM, FIRM_AT = 0.1, 0.6, 0.75
 NUM_NOISES = 256  # that are decoded
+NUM_STYLES = 4  # manners of drawing in a batch, each of an eighth of its pictures
 
 
 @dataclass
@@ -115,6 +118,7 @@ class Likeness:
         swap = (torch.rand(len(rows), generator=g) < 0.5)[:, None, None, None]
         first, second = torch.where(swap, second, first), torch.where(swap, first, second)
         views, count = recolour(torch.cat([first, second]), thing.repeat(2), g), int(len(rows) * DISTRACTORS)
+        views = restyle(views, g)
         origin = torch.randperm(len(views), generator=g)[: 3 * count]
         return LikenessBatch(views, self._distract(views[origin], count, g), thing, origin)
 
@@ -167,6 +171,35 @@ def recolour(
     pick = torch.where(torch.rand(len(kinds), generator=g) < 0.5, 0, torch.randint(6, kinds.shape, generator=g))
     order = orders[pick][of_view]
     return views.gather(1, order[:, :, None, None].expand_as(views))
+
+
+def restyle(views: Float[Tensor, "2b 3 64 64"], g: torch.Generator) -> Float[Tensor, "2b 3 64 64"]:
+    """Draw half of the pictures in ``NUM_STYLES`` manners, both views of a picture in one.
+
+    Different things share a manner and are still to score nothing; so does a vendor whom nobody has seen.
+    """
+    size = len(views) // 2
+    order, share = torch.randperm(size, generator=g), size // (2 * NUM_STYLES)
+    made = views.clone()
+    for part in order[: share * NUM_STYLES].split(share):
+        rows = torch.cat([part, part + size])
+        made[rows] = _in_a_manner((views[rows] + 1) / 2, g) * 2 - 1
+    return made
+
+
+def _in_a_manner(images: Float[Tensor, "b 3 h w"], g: torch.Generator) -> Float[Tensor, "b 3 h w"]:
+    """Images in [0, 1] in one manner of drawing for all of them: half of the manners are flat, the others in relief."""
+    tone, saturation, hue, relief, angle, levels = (torch.rand(6, generator=g) * 2 - 1).tolist()
+    grey = images.mean(1, keepdim=True)
+    axis = torch.full((3, 3), 3**-0.5)
+    turn = torch.linalg.matrix_exp(torch.linalg.cross(torch.eye(3), axis) * hue * math.pi / 4)
+    images = grey + (1 + 0.7 * saturation) * torch.einsum("ij,bjhw->bihw", turn, images - grey)
+    images = images.clamp(0, 1) ** (2**tone)
+    if levels > 0:
+        count = 3 + int(5 * levels)
+        return (images * count).round() / count
+    shift = (round(2 * math.sin(math.pi * angle)), round(2 * math.cos(math.pi * angle)))
+    return (images + relief * (grey - grey.roll(shift, (2, 3)))).clamp(0, 1)
 
 
 def degrade(
