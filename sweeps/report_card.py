@@ -139,7 +139,8 @@ def peft_result(results: Results, card: Card, tuned: Tuned, found: StepPrice | N
             "pytorch_info": torch.__version__,
         },
         "plateau": card.to_json() | {
-            "rate_source": tuned.source, "price": dataclasses.asdict(found) if found else None, "scorer_hash": str(one["scorer_hash"]),
+            "rate_source": tuned.source, "price": dataclasses.asdict(found) if found else None,
+            "scorer_hash": str(one["scorer_hash"]),
         },
     }  # fmt: skip
 
