@@ -292,19 +292,3 @@ def test_controls_of_scorers_in_the_making_pass_for_a_perfect_one_and_fail_for_a
     assert set(perfect["verdict"]) == {"passes"}, perfect["why"]
     blind = judge_controls(bench.measure("dino", lambda images: torch.ones(len(images), 1)))
     assert set(blind["verdict"]) == {"fails"}
-
-
-def test_a_kept_part_is_taken_up_unless_its_stage_has_begun(tmp_path: Path) -> None:
-    from tools.pocket.frozen import take
-
-    kept, work = tmp_path / "frozen" / "vae", tmp_path / "work"
-    assert not take(work, "vae", tmp_path / "frozen"), "nothing is kept"
-    kept.mkdir(parents=True)
-    (kept / "config.json").write_text("{}")
-    checkpoint_path(work / "vae").parent.mkdir(parents=True)
-    checkpoint_path(work / "vae").touch()
-    assert not take(work, "vae", tmp_path / "frozen"), "training has begun here"
-    checkpoint_path(work / "vae").unlink()
-    assert take(work, "vae", tmp_path / "frozen")
-    assert (work / "vae" / "model" / "config.json").read_text() == "{}"
-    assert take(work, "vae", tmp_path / "frozen"), "a second time it is there"

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tools.pocket.frozen import FROZEN, PARTS, take
 from tools.pocket.pictures import PACKAGES, PictureSet, build_pictures
 from tools.pocket.studio import open_studio
 from training.command_line import end_well
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from tools.pocket.likeness import Likeness
 
 STAGES = ("pictures", "vae", "clip", "dino", "unet", "clip_vision", "subjects", "export")
-NUM_STEPS = {"vae": 8_000, "clip": 2_200, "dino": 5_000, "unet": 10_000, "clip_vision": 2_000}
+NUM_STEPS = {"vae": 8_000, "clip": 2_200, "dino": 7_500, "unet": 10_000, "clip_vision": 2_000}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,16 +41,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run_stage(stage: str, arguments: argparse.Namespace) -> None:
-    """Make one stage; imports late, so that a stage loads only what it needs. What is frozen is taken up, not trained."""
+    """Make one stage; imports late, so that a stage loads only what it needs."""
     work, seed = arguments.work.expanduser(), arguments.seed
     work.mkdir(parents=True, exist_ok=True)
     num_steps = arguments.steps or NUM_STEPS.get(stage, 0)
     pictures = build_pictures(work, arguments.packages)
-    if stage in PARTS and take(work, stage):
-        print(f"{stage} is kept in {FROZEN}: not trained")
-        return
-    for part in PARTS:
-        take(work, part)
     record_versions(work, stage, seed, num_steps)
     makers = {
         "vae": _vae, "clip": _clip, "dino": _dino, "unet": _unet, "clip_vision": _clip_vision,
