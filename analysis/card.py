@@ -20,11 +20,16 @@ from analysis.plateau import LEAST_SUBJECTS
 from analysis.power import effect_size
 from analysis.results import DRIFT, Results
 from analysis.summary import Robustness, robustness, unfit_subjects
-from analysis.tables import rounded, to_markdown
+from analysis.tables import format_table, rounded, to_markdown
 
 MEASURES = {"area": "mean gain over the grid", "half_width": "half-gain width", "at_best": "DINO at its best rate"}
 AT_PROMPT = "matched_prompt"
 IN_WORDS = MEASURES | {AT_PROMPT: "gain at the same loss of prompt"}
+FACTS_IN_WORDS = {
+    "area": "mean gain in DINO over the grid", "peak": "DINO at the best rate", "worst": "DINO at the worst rate",
+    "lr": "best rate", "at prompt": "gain in DINO, 0 to 20 % of CLIP-T lost", "CLIP-T": "CLIP-T at the best rate",
+    "drift": "drift at the best rate", "distance / ‖W0‖": "distance / ‖W0‖ at the best rate", "n": "subjects",
+}  # fmt: skip
 LEVEL = 0.05
 OWN = ("area", "half_width", "peak", "worst")  # of a row of `plateau`, each with its interval
 
@@ -53,13 +58,18 @@ class Card:
     def to_markdown(self, cost: Sequence[tuple[str, str]] = ()) -> str:
         """The card as a page, with further lines on what it cost."""
         parts = [f"# {self.name}: a method card", *self.verdict]
-        parts += ["## Beside the others", to_markdown(self.facts)]
+        parts += ["## Beside the others", to_markdown(self.facts_in_words())]
         if len(self.differences):
             parts += ["## Differences, paired by subject", to_markdown(self.differences_in_words())]
         parts += ["## What this rests on", "\n".join(f"- {text}" for text in self.caveats)]
         if cost:
             parts += ["## Cost", "\n".join(f"- {what}: {words}" for what, words in cost)]
         return "\n\n".join(parts) + "\n"
+
+    def facts_in_words(self) -> pd.DataFrame:
+        """The facts as people read them: a column each method, a row each fact."""
+        table = format_table(self.facts).set_index("series").T
+        return table.rename_axis(None, axis=1).rename(index=FACTS_IN_WORDS).reset_index(names="")
 
     def differences_in_words(self) -> pd.DataFrame:
         """The differences with their measures as people say them."""

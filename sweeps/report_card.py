@@ -42,7 +42,7 @@ def report_card(outcome: SweepOutcome, options: Judgement, tuned: Tuned, setting
     )
     found = measure_price(options, setting, results)
     cost = cost_lines(results, card, tuned, found)
-    show(card.facts)
+    show(card.facts_in_words())
     print("\n".join(card.verdict))
     drawn = draw_lr_robustness(results)
     say_notes(drawn)

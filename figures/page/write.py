@@ -140,7 +140,7 @@ def _header(title: str, said: Sequence[str], provisional: bool, more: Sequence[s
 
 def _card(card: Card) -> str:
     caveats = "".join(f"<li>{_text(words)}</li>" for words in card.caveats)
-    body = _table(card.facts)
+    body = _table(card.facts_in_words())
     if len(card.differences):
         body += f"<h3>Differences, paired by subject</h3>{_table(card.differences_in_words())}"
     return _section(
