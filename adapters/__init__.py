@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.errors import BadInput, printable
 from adapters.option_values import Options, OptionValue, describe_allowed, format_value, parse_number
+from adapters.peft_types import PEFT, packs
 from adapters.words import counted, plural
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ __all__ = [
     "plural",
     "printable",
 ]
-
-PEFT = "peft:"  # what the name of a method begins with that is HF PEFT's
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ class MethodSpec:
 
 
 def name_method(name: str, changed: Mapping[str, str]) -> str:
-    """What a method is called in tables and figures: ``DeLoRA (start=live)``, ``PEFT BOFT (unpacked)``.
+    """What a method is called in tables and figures: ``DeLoRA (start=live)``, ``PEFT LOKR (unpacked)``.
 
     Args:
         name: A name of :data:`METHODS`, ``peft:<type>``, or that of a user's own method.
@@ -218,7 +217,7 @@ def name_method(name: str, changed: Mapping[str, str]) -> str:
     label = METHODS[name].label if name in METHODS else name.partition("@")[0]
     notes = [f"{key}={value}" for key, value in sorted(changed.items())]
     if name.startswith(PEFT):
-        label, notes = f"PEFT {name.removeprefix(PEFT).upper()}", [*notes, "unpacked"]
+        label, notes = f"PEFT {name.removeprefix(PEFT).upper()}", notes if packs(name) else [*notes, "unpacked"]
     return f"{label} ({', '.join(notes)})" if notes else label
 
 

@@ -59,7 +59,7 @@ class Attached:
         self.stacks = [Stack(paths, _stack_frozen([adapters[path] for path in paths])) for paths in groups]
         self._lay_out()
         if self.num_replicas > 1:
-            _use_up_layout_warning()
+            use_up_layout_warning()
         unet.requires_grad_(False)
         for path, adapter in adapters.items():
             set_module(unet, path, adapter)
@@ -244,7 +244,7 @@ def _stack_frozen(members: list[Adapter]) -> Adapter:
     return stack
 
 
-def _use_up_layout_warning() -> None:
+def use_up_layout_warning() -> None:
     """Make torch give, once and unheard, its one warning that gradients of strided parameters may be slow.
 
     It is given once per process, in the middle of a backward pass. Here parameters and gradients are strided on

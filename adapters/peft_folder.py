@@ -91,6 +91,7 @@ def attach_folder(
     except BadInput:
         pack.detach()
         raise
+    pack.spread()
     return pack
 
 

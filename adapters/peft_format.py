@@ -52,7 +52,7 @@ def save(folder: Path | str, attached: Attached, replica: int, *, base_model: st
     try:
         aside.mkdir(parents=True, exist_ok=True)
         if isinstance(attached, PeftPack):
-            attached.write(aside, base_model)
+            attached.write(aside, replica, base_model)
         else:
             _write(aside, attached, replica, base_model)
         for name in (*(file.name for file in aside.iterdir()), "."):

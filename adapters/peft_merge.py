@@ -20,14 +20,14 @@ AGREEMENT = 1e-4
 
 
 @torch.no_grad()
-def probe(stacks: Sequence[Stack], values: Float[Tensor, "1 P"], name: str) -> None:
+def probe(stacks: Sequence[Stack], values: Float[Tensor, "k P"], name: str) -> None:
     """Hold one layer of each shape, a little away from its start, to its own merged weight, in repeated calls and readings.
 
     What PEFT's ``merge`` changes besides the weight differs from type to type; so no type is trusted.
 
     Args:
         stacks: PEFT's layers by shape.
-        values: What they train; moved meanwhile.
+        values: What they train, of all replicas; moved meanwhile. The first replica is looked at.
         name: The method's.
 
     Raises:

@@ -54,6 +54,7 @@ def run_sweep(
     name: str,
     smaller: Sequence[str] = ("subjects", "multipliers"),
     draw_early: DrawEarly | None = None,
+    early: bool = True,
 ) -> SweepOutcome | None:
     """Train what is missing and load everything; None after `--dry-run`, and while jobs do the work.
 
@@ -65,6 +66,7 @@ def run_sweep(
         smaller: which flags may be given fewer values in the offer of a smaller run.
         draw_early: draws whole subjects while the rest goes on here, with a sentence that says so, into the sweep's folder;
             returns what a user opens. Default: the page.
+        early: whether anything is drawn before the end.
 
     Raises:
         BadInput: for a folder that cannot be used, or a worker that was killed.
@@ -80,8 +82,8 @@ def run_sweep(
     def draw(subjects: Sequence[str], said: str) -> Path:
         return (draw_early or page_early)(collect(sweep, 0, subjects), said)
 
-    early = EarlyAnswers(sweep, draw)
-    return collect(sweep, len(work.todo)) if run_work(sweep, work, early) else None
+    answers = EarlyAnswers(sweep, draw) if early else None
+    return collect(sweep, len(work.todo)) if run_work(sweep, work, answers) else None
 
 
 def page_early(outcome: SweepOutcome, said: str) -> Path:

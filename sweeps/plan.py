@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from adapters import get_class
 from adapters.errors import BadInput
 from adapters.own_method import source
+from adapters.peft_types import packs
 from adapters.starting_point import to_bytes
 from adapters.words import counted
 from analysis.compact_copy import to_png
@@ -227,8 +227,8 @@ def _work(cell: dict) -> float:
 
 
 def is_packable(method: str) -> bool:
-    """Whether runs of a method may share a pack; PEFT's own layers hold one set of parameters each."""
-    return method == BASE or get_class(method).packable
+    """Whether runs of a method may share a pack; some of PEFT's layers can be called for one set of parameters only."""
+    return packs(method)
 
 
 def keep_method_files(folder: Path, methods: Iterable[str]) -> None:

@@ -118,7 +118,9 @@ def search(options: SearchOptions, inputs: ResolvedInputs, name: str) -> tuple[S
     specs = options.specs()
     trials, number = [first_trials(options, spec) for spec in specs], 0
     while (
-        outcome := run_sweep(options, inputs, plan_trials(options, inputs, trials), name, smaller=("subjects",))
+        outcome := run_sweep(
+            options, inputs, plan_trials(options, inputs, trials), name, smaller=("subjects",), early=False
+        )
     ) is not None:
         scores = trial_scores(outcome.results)
         best = best_settings(tried_settings(scores), options.rule).set_index(["method", "options"])

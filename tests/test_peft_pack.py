@@ -8,6 +8,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from adapters.inject import attach, find_targets
 from adapters.peft_merge import merge_to_copy
 from adapters.peft_pack import PeftPack
 from adapters.peft_tuner import list_types, no_build_on_cpu
+from adapters.peft_types import PACKED
 from adapters.toy import Model, make_model
 from analysis.series import method_label
 from slurm.estimate.need import Estimate, Pack
@@ -207,9 +209,11 @@ def test_options_are_peft_s_own_and_defaults_change_nothing() -> None:
     assert parse_method(f"{spec.name}:{spec.canonical}") == spec
     assert spec.label == method_label(spec.name, spec.canonical)
     assert spec.label.startswith("PEFT LORA (")
-    assert spec.label.endswith("unpacked)")
-    assert method_label("peft:hra") == "PEFT HRA (unpacked)"
-    assert not is_packable("peft:hra")
+    assert spec.label.endswith("use_dora=True)")
+    assert method_label("peft:hra") == "PEFT HRA"
+    assert method_label("peft:oft") == "PEFT OFT (unpacked)"
+    assert is_packable("peft:hra")
+    assert not is_packable("peft:oft")
     assert is_packable("lora")
     assert not get_class("peft:hra").uses_rank
 
@@ -217,7 +221,7 @@ def test_options_are_peft_s_own_and_defaults_change_nothing() -> None:
 def test_time_is_predicted_at_the_speed_of_a_run_alone() -> None:
     measured = Estimate({1: Cost(1.0, 1.0), 4: Cost(2.0, 1.0), 8: Cost(3.0, 1.0)})
     packed = make_cell("lora", steps=100, num_inference_steps=0)
-    alone = make_cell("peft:hra", steps=100, num_inference_steps=0)
+    alone = make_cell("peft:oft", steps=100, num_inference_steps=0)
     packs = [Pack.of("packed", [packed] * 4, {}), Pack.of("alone", [alone], {})]
     assert [measured.pack_s(pack.demand) for pack in packs] == pytest.approx([4 * 50, 100])
 
@@ -273,9 +277,86 @@ def test_a_tuner_that_does_not_fit_is_refused_and_leaves_the_model_as_it_was(tun
     assert len(find_targets(model)) == 8
 
 
-def test_a_pack_of_several_replicas_is_refused() -> None:
-    with pytest.raises(BadInput, match=r"'peft:hra' runs one replica at a time \(unpacked\), given: 2 seeds"):
-        attach(make_model(), parse_method("peft:hra"), seeds=[1, 2], rank=3)
+def test_a_pack_of_several_replicas_of_a_type_that_does_not_pack_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"'peft:oft' runs one replica at a time \(unpacked\), given: 2 seeds"):
+        attach(make_model(), parse_method("peft:oft:oft_block_size=2"), seeds=[1, 2], rank=3)
+
+
+# Packs of several replicas.
+
+OPTIONS_OF_PACKED = {"boft": "boft_block_size=2", "vera": "r=4", "ia3": ""}
+SEEDS = (5, 9, 5)
+
+
+def make_replicas(tuner: str, seeds: Sequence[int] = SEEDS, moved: float = 0.0) -> tuple[Model, PeftPack]:
+    """The toy model with several replicas, each away from its start by noise of its place."""
+    model = make_model(torch.float32)
+    pack = attach(model, parse_method(f"peft:{tuner}"), seeds=list(seeds), rank=3)
+    assert isinstance(pack, PeftPack)
+    for row in range(len(seeds)):
+        noise = torch.randn(pack.flat.shape[1], generator=torch.Generator().manual_seed(row), dtype=torch.float64)
+        pack.flat[row] += (moved * noise).to(pack.flat)
+    return model, pack
+
+
+@pytest.mark.parametrize("kind", sorted(PACKED))
+def test_replicas_are_each_as_if_alone(kind: str, tmp_path: Path) -> None:
+    """Starts, outputs, gradients, distances, merged weights, states and files of every type that packs."""
+    tuner = f"{kind}:{OPTIONS_OF_PACKED.get(kind, 'r=2')}".rstrip(":")
+    model, pack = make_replicas(tuner, moved=0.1)
+    inputs = [torch.cat([part.roll(row, -1) for row in range(len(SEEDS))]) for part in make_inputs([5], torch.float32)]
+    out = model(*inputs).unflatten(0, (len(SEEDS), -1))
+    out.square().sum().backward()
+    distances = {path: adapter.distance() for path, adapter in pack.adapters.items()}
+    stacked = [stack.adapter.readings()["distance"] for stack in pack.stacks]
+    for row, seed in enumerate(SEEDS):
+        alone, one = make_replicas(tuner, [seed])
+        start = one.flat.clone()
+        noise = torch.randn(one.flat.shape[1], generator=torch.Generator().manual_seed(row), dtype=torch.float64)
+        one.flat[0] += (0.1 * noise).to(one.flat)
+        torch.testing.assert_close(one.flat[0], pack.flat[row], rtol=0, atol=0, msg=f"the start {start} of {seed}")
+        own = [part.chunk(len(SEEDS))[row] for part in inputs]
+        result = alone(*own)
+        assert relative_error(out[row], result) < 1e-5
+        result.square().sum().backward()
+        assert relative_error(pack.grad[row], one.grad[0]) < 1e-4
+        for path, adapter in one.adapters.items():
+            torch.testing.assert_close(distances[path][row], adapter.distance()[0], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(pack.merged(row)[path], one.merged(0)[path], rtol=1e-5, atol=1e-6)
+        for stack, found in zip(one.stacks, stacked, strict=True):
+            torch.testing.assert_close(found[row], stack.adapter.readings()["distance"][0], rtol=1e-5, atol=1e-6)
+        state = pack.state(row)
+        assert all(torch.equal(state[key], tensor) for key, tensor in one.state(0).items())
+        for place, whose, number in ((tmp_path / f"pack{row}", pack, row), (tmp_path / f"one{row}", one, 0)):
+            peft_format.save(place, whose, number, base_model="toy")
+        saved = [load_file(tmp_path / f"{name}{row}" / "adapter_model.safetensors") for name in ("pack", "one")]
+        assert saved[0].keys() == saved[1].keys()
+        assert all(torch.equal(saved[0][key], saved[1][key]) for key in saved[0])
+    assert torch.equal(model(*inputs).unflatten(0, (len(SEEDS), -1)), out), "reading and writing leave no trace"
+    plain = make_model(torch.float32)
+    pack.detach()
+    assert all(torch.equal(value, plain.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_a_type_whose_frozen_tensors_hang_on_the_seed_says_how_it_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapters import peft_pack
+
+    numbers = iter(range(100))
+    monkeypatch.setattr(peft_pack, "_hash", lambda tensor: str(next(numbers)))
+    model = make_model(torch.float32)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(BadInput, match="draws frozen tensors for each seed: give --pack-size 1"):
+        attach(model, parse_method("peft:hra"), seeds=[1, 2], rank=3)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_a_pack_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapters.peft_pack import Replicated
+
+    whole = Replicated.forward
+    monkeypatch.setattr(Replicated, "forward", lambda self, x: whole(self, x) * 1.01)
+    with pytest.raises(BadInput, match="computes something else in a pack: give --pack-size 1"):
+        attach(make_model(torch.float32), parse_method("peft:hra"), seeds=[1, 2], rank=3)
 
 
 def test_missing_peft_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,17 +388,16 @@ def test_types_are_those_that_adapt_modules() -> None:
 # Through the front door.
 
 
-def test_a_tuner_trains_unpacked_to_a_figure_and_is_found_again(studio: Studio, tmp_path: Path) -> None:
-    flags = ("--method", "peft:hra:r=4", "lora", "--base-lr", "1e-2", "--multipliers", "1", "2", "--pack-size", "2",
-             "--steps", "6", "--subjects", str(studio.folder / "subjects"), "1")  # fmt: skip
+def test_a_tuner_trains_to_a_figure_and_is_found_again(studio: Studio, tmp_path: Path) -> None:
+    flags = ("--method", "peft:hra:r=4", "peft:lokr:r=2", "lora", "--base-lr", "1e-2", "--multipliers", "1", "2",
+             "--pack-size", "2", "--steps", "6", "--subjects", str(studio.folder / "subjects"), "1")  # fmt: skip
     done = drive_studio(studio, lr_robustness, tmp_path, *flags)
     assert done.code == 0, done.err
-    assert "unpacked, one run at a time: peft:hra" in done.out
-    assert "PEFT HRA (r=4, unpacked)" in done.out
+    assert "unpacked, one run at a time: peft:lokr (" in done.out
+    assert "PEFT HRA (r=4)" in done.out
     assert (tmp_path / "lr_robustness" / "fig2_lr_robustness.png").exists()
     sizes = {run.run_id.split("-r")[0]: run.read()["provenance"]["pack_size"] for run in find_runs(tmp_path)}
-    assert sizes["peft-hra"] == 1
-    assert sizes["lora"] == 2
+    assert sizes | {"base": 1} == {"peft-hra": 2, "peft-lokr": 1, "lora": 2, "base": 1}
     run = next(run for run in find_runs(tmp_path) if run.run_id.startswith("peft-hra"))
     assert run.read()["cell"]["method"] == "peft:hra"
     assert {file.name for file in run.adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
@@ -325,7 +405,7 @@ def test_a_tuner_trains_unpacked_to_a_figure_and_is_found_again(studio: Studio, 
     assert distances[0] < 1e-4 < distances[6]
     assert len(run.read_norms())
     again = drive_studio(studio, lr_robustness, tmp_path, *flags, "--dry-run")
-    assert "4 done, 0 to train" in again.out, again.err
+    assert "6 done, 0 to train" in again.out, again.err
 
 
 @pytest.mark.parametrize(

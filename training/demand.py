@@ -13,6 +13,7 @@ from pathlib import Path
 from adapters import PEFT
 from adapters.documents import NUMBER
 from adapters.errors import BadInput
+from adapters.peft_types import packs
 from training.cell import BASE, Cell
 from training.whole_files import read_json
 
@@ -28,7 +29,7 @@ class Demand:
         group: what packs have in common that follow each other in one task.
         shape: resolution, precision and prior: what decides the cost of a row, as stored names end.
         num_cells: runs in the pack.
-        size: how many of them train at once; HF PEFT's tuners train alone.
+        size: how many of them train at once; some of HF PEFT's tuners train alone.
         rows: rows that training sends through the U-Net, of all runs and steps.
         passes: rows that making pictures sends through it.
         own_mib: what training keeps of the runs' own values.
@@ -57,7 +58,7 @@ class Demand:
             (first.method, first.pack_key()),
             shape_of(first),
             len(cells),
-            1 if first.method.startswith(PEFT) else len(cells),
+            len(cells) if packs(first.method) else 1,
             sum(map(_rows, cells)),
             sum(map(_passes, cells)),
             sum(state_mib(model, cell.method, cell.options, cell.rank, cell.optimizer) for cell in cells),
