@@ -46,7 +46,7 @@ def parse_options(options: Any) -> dict[str, str]:
 def method_label(method: str, options: Any = "") -> str:
     """The method's label, with those options that are not the default in brackets: `DeLoRA (start=live)`.
 
-    HF PEFT's tuners say that they ran unpacked: `PEFT BOFT (boft_block_size=8, unpacked)`.
+    Those of HF PEFT's tuners that train one run at a time say so: `PEFT LOKR (r=8, unpacked)`.
     """
     if method not in METHODS and not method.startswith(PEFT) and "@" not in method:
         return str(method)
