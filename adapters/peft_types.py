@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 PEFT = "peft:"  # what the name of a method begins with that is HF PEFT's
-PACKED = frozenset("boft deft delora glora gralora hira hra ia3 lora peanut psoft vera".split())
+PACKED = frozenset(
+    ["boft", "deft", "delora", "glora", "gralora", "hira", "hra", "ia3", "lora", "peanut", "psoft", "vera"]
+)
 """Types whose layers give, under `torch.func.vmap` over their tensors, what they give one replica at a time
 (tests/test_peft_pack.py); others draw, write in place, hook into gradients, or know no rule for a batch."""
 

@@ -153,12 +153,24 @@ def publish(
     about = [("command", command()), ("machine", processor())]
     print(f"page: {write_page(outcome.folder / PAGE, outcome.results, title=outcome.folder.name, about=about)}")
     if docs is not None:
-        rows = None
-        if shown is not None and not (all_rows := outcome.results.images()).empty:
-            rows = all_rows[all_rows["file"].isin(set(shown(outcome.results)["file"]))]
-        export_compact(outcome.results, docs, num_norms=num_norms, shown=rows)
-        draw(load(docs)).save(docs, ("png",))
-        write_record(docs, outcome.results)
+        keep_in_docs(outcome.results, docs, draw, shown=shown, num_norms=num_norms)
+
+
+def keep_in_docs(
+    results: Results,
+    docs: Path,
+    draw: Callable[[Results], FigureSet],
+    *,
+    shown: Callable[[Results], pd.DataFrame] | None = None,
+    num_norms: int = 2,
+) -> None:
+    """Write a compact copy to `docs`, what is drawn from that, and how it was made; arguments as for `publish`."""
+    rows = None
+    if shown is not None and not (all_rows := results.images()).empty:
+        rows = all_rows[all_rows["file"].isin(set(shown(results)["file"]))]
+    export_compact(results, docs, num_norms=num_norms, shown=rows)
+    draw(load(docs)).save(docs, ("png",))
+    write_record(docs, results)
 
 
 def say_notes(drawn: FigureSet) -> None:

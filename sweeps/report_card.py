@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adapters.words import counted
-from analysis import Results, export_compact, to_markdown
+from analysis import Results, to_markdown
 from analysis.card import Card, make_card
+from figures.figure_set import sheet_pictures
 from figures.page import write_page
 from figures.registry import draw_lr_robustness
 from sweeps.driver import PAGE, SweepOutcome
-from sweeps.report import command, processor, say_notes, say_where, show, write_record
+from sweeps.report import command, keep_in_docs, processor, say_notes, say_where, show
 from training import step_price
 from training.pack import Setting
 from training.probe import Load
@@ -54,9 +55,7 @@ def report_card(outcome: SweepOutcome, options: Judgement, tuned: Tuned, setting
     print(f"card: {outcome.folder / f'{CARD}.md'} {outcome.folder / f'{CARD}.json'}")
     print(f"page: {outcome.folder / PAGE}")
     if options.docs is not None:
-        export_compact(results, options.docs)
-        drawn.save(options.docs, ("png",))
-        write_record(options.docs, results)
+        keep_in_docs(results, options.docs, draw_lr_robustness, shown=sheet_pictures)
 
 
 def measure_price(options: Judgement, setting: Setting, results: Results) -> StepPrice | None:
