@@ -98,6 +98,12 @@ def test_tuning_one_method_keeps_the_others_of_the_same_model(tables: Path) -> N
     assert kept == {"lora": {"lr": 1e-3}}, "rates of other weights say nothing"
 
 
+def tuned(method: str) -> dict[str, Any]:
+    """What the data file has for a method on the pocket."""
+    row: dict[str, Any] = read_rates()["pocket"]["methods"][method]
+    return row
+
+
 def choose(method: str, model: str = "pocket", **flags: Any) -> Rates:
     """The rates of a method under some flags, on a model of that name."""
     known = read_rates().get(model, {}).get("model_hash", "")
@@ -105,7 +111,10 @@ def choose(method: str, model: str = "pocket", **flags: Any) -> Rates:
 
 
 def test_a_base_lr_is_for_methods_that_have_none_of_their_own() -> None:
-    assert (choose("lora", base_lr=0.5).lr, choose("lora", base_lr=0.5).source) == (0.000977, "tuned on the pocket")
+    assert (choose("lora", base_lr=0.5).lr, choose("lora", base_lr=0.5).source) == (
+        tuned("lora")["lr"],
+        "tuned on the pocket",
+    )
     assert choose("lora", base_lr=0.5, base_lr_for_all=True).lr == 0.5
     assert choose("lora:base_lr=0.25", base_lr=0.5, base_lr_for_all=True).lr == 0.25
     assert (choose("hra", base_lr=0.5).lr, choose("hra", base_lr=0.5).borrowed) == (0.5, None), (
@@ -122,7 +131,7 @@ def test_a_methods_own_words_give_every_rate_that_it_has() -> None:
     rates = choose("delora:base_lr=0.25,lr_lambda=0.5,boundary=3", boundary=9.0, lr_lambda=9.0)
     assert (rates.lr, rates.lr_lambda, rates.boundary, rates.source) == (0.25, 0.5, 3.0, "given on the command line")
     some = choose("delora:boundary=3")
-    assert (some.lr, some.boundary) == (0.004, 3.0)
+    assert (some.lr, some.boundary) == (tuned("delora")["lr"], 3.0)
     assert some.source == "base_lr and lr_lambda tuned on the pocket; boundary given on the command line"
     assert choose("dora:lr_magnitude=0.5").lr_magnitude == 0.5
     for method, word in (
@@ -147,9 +156,9 @@ def test_what_is_said_of_a_method_is_no_part_of_it() -> None:
 def test_a_base_lr_that_no_method_takes_is_refused() -> None:
     known = read_rates()["pocket"]["model_hash"]
     specs = [parse_method(name) for name in ("lora", "delora")]
-    with pytest.raises(
-        BadInput, match=r"lora 0.000977 \(tuned on the pocket\), delora 0.004 .* give lora:base_lr=0.5 to one"
-    ):
+    lora, delora = tuned("lora")["lr"], tuned("delora")["lr"]
+    said = rf"lora {lora:g} \(tuned on the pocket\), delora {delora:g} .* give lora:base_lr=0.5 to one"
+    with pytest.raises(BadInput, match=said):
         check_base_lr(Options(base_lr=0.5), specs, "pocket", known)
     check_base_lr(Options(base_lr=0.5), [*specs, parse_method("hra")], "pocket", known)
     check_base_lr(Options(base_lr=0.5, base_lr_for_all=True), specs, "pocket", known)
