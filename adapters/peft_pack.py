@@ -24,6 +24,7 @@ from torch.func import functional_call, vmap
 from adapters import MethodSpec
 from adapters.base import Adapter, Role
 from adapters.errors import BadInput
+from adapters.exact import exactly
 from adapters.low_rank import LowRank
 from adapters.pack import Attached, Stack, group_by_shape, set_module, use_up_layout_warning
 from adapters.peft_merge import merge_to_copy, probe
@@ -239,6 +240,7 @@ class PeftPack(Attached):
         """Number of trainable values of one replica."""
         return self.flat.shape[1]
 
+    @exactly
     @torch.no_grad()
     def merged(self, replica: int) -> dict[str, Float[Tensor, "out in"]]:
         """The effective weights of one replica in single precision, by path."""

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHILDREN = {
     "benchmarks/peak.py",
     "training/probe.py",
+    "training/step_price.py",
 }  # nobody types them
 PROGRAM = """
 import signal, sys, time

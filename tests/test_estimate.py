@@ -63,7 +63,7 @@ def test_pack_asks_for_the_rows_of_its_steps_and_pictures() -> None:
     assert (demand.num_cells, demand.size, demand.rows) == (4, 4, 4 * 100 * 2)
     assert demand.passes == 4 * 2 * (3 * 2 + 2) * 10 * 2, "two evaluations, and two rows a picture with guidance"
     assert pack_of("p", 4, steps=100, **PICTURES | {"guidance_scale": 1.0}).demand.passes == 4 * 8 * 10
-    assert pack_of("p", 4, "peft:hra").demand.size == 1, "HF PEFT's tuners train alone"
+    assert pack_of("p", 4, "peft:oft").demand.size == 1, "some of HF PEFT's tuners train alone"
     base = Demand.of([make_cell("lora", **PICTURES).base()])
     assert (base.rows, base.passes) == (0, 8 * 10 * 2)
 
@@ -142,7 +142,7 @@ def test_own_values_come_on_top(studio: Studio) -> None:
         return found
 
     assert need("base") == pytest.approx(COSTS[4].peak_mib)
-    assert need("peft:ia3") == pytest.approx(COSTS[1].peak_mib), "tuners of HF PEFT run alone"
+    assert need("peft:oft") == pytest.approx(COSTS[1].peak_mib), "some of HF PEFT's tuners run alone"
     assert need("own-method-of-somebody") == need("base"), "its file is not loaded here"
     own = need("lora") - need("base")
     assert own * 2**20 == pytest.approx(4 * 4 * 4 * COPIES_IN_TRAINING * values_of_rank_one(model))
