@@ -35,7 +35,9 @@ from adapters.words import counted
 PREFIX = "base_model.model."
 
 
-Held = list[tuple[nn.Parameter, Tensor]]  # PEFT's parameters of a layer, each with the values of all replicas
+Held = list[
+    tuple[nn.Parameter, Tensor]
+]  # PEFT's parameters, of a layer or of all, each with the values of all replicas
 
 
 class PeftMatrix(Adapter):
@@ -174,8 +176,8 @@ class PeftPack(Attached):
         trained = {_short(name): p for name, p in model.named_parameters() if p.requires_grad}
         if not trained or kept.holds_any(trained.values()):
             raise BadInput(f"PEFT's {spec.name} trains {'the frozen weights' if trained else 'nothing'}")
-        self._trained = trained
         values = self._lay_out_flat(trained, starts)
+        self._held: Held = [(p, values[id(p)].detach()) for p in trained.values()]
         held = {
             path: [(p, values[id(p)].detach()) for p in layer.parameters() if id(p) in values]
             for path, layer in self._layers.items()
@@ -206,9 +208,10 @@ class PeftPack(Attached):
             for path, layer in self._layers.items():
                 own = {n: values[id(p)] for n, p in layer.named_parameters(remove_duplicate=False) if id(p) in values}
                 self._replicated[path] = Replicated(layer, own)
-            self._place(self._replicated)
+            self._put(self._replicated)
 
-    def _place(self, modules: Mapping[str, nn.Module]) -> None:  # type: ignore[override]
+    def _put(self, modules: Mapping[str, nn.Module]) -> None:
+        """Put modules into the U-Net, in the places of the adapted layers."""
         for path, module in modules.items():
             set_module(self._unet, path, module)
 
@@ -268,19 +271,15 @@ class PeftPack(Attached):
     def write(self, folder: Path, replica: int, base_model: str) -> None:
         """PEFT's own folder: ``adapter_config.json`` and ``adapter_model.safetensors``; never a pickle."""
         self.model.peft_config["default"].base_model_name_or_path = base_model
-        own = {name: self.flat[replica, part].view(shape) for name, (part, shape) in self._places.items()}
-        self._place(self._layers)
+        self._put(self._layers)
+        point_at(self._held, replica)
         try:
-            for name, parameter in self._trained.items():
-                parameter.data = own[name]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         finally:
-            for name, parameter in self._trained.items():
-                part, shape = self._places[name]
-                parameter.data = self.flat[0, part].view(shape)
-            self._place(self._replicated)
+            point_at(self._held, 0)
+            self._put(self._replicated)
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card
 
 

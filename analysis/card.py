@@ -197,19 +197,16 @@ def _verdict(results: Results, name: str, facts: pd.Series, differences: pd.Data
 
 def _order(name: str, rows: pd.DataFrame, clear: pd.Series) -> str:
     """Which others the method is above, below, and which it cannot be told from."""
-    key, groups = (
-        "mean",
-        {
-            f"{name} is above": rows[clear & (rows["mean"] > 0)],
-            f"{name} is below": rows[clear & (rows["mean"] < 0)],
-            f"{name} cannot be told from": rows[~clear],
-        },
-    )
-    parts = [
-        f"{words} {', '.join(f'{b} ({_number(row, key)})' for b, row in own.set_index('b').iterrows())}"
-        for words, own in groups.items()
-        if len(own)
-    ]
+    groups = {
+        f"{name} is above": rows[clear & (rows["mean"] > 0)],
+        f"{name} is below": rows[clear & (rows["mean"] < 0)],
+        f"{name} cannot be told from": rows[~clear],
+    }
+    parts = []
+    for words, own in groups.items():
+        if len(own):
+            listed = [f"{row['b']} ({_number(row, 'mean')})" for _, row in own.iterrows()]
+            parts.append(f"{words} {', '.join(listed)}")
     return f"{'; '.join(parts)}."
 
 
@@ -219,10 +216,10 @@ def _number(row: pd.Series | Mapping[str, Any], key: str) -> str:
 
 
 def _caveats(results: Results, name: str, differences: pd.DataFrame, lacking: Sequence[str]) -> list[str]:
-    said = [text for text in notes(results) if text != describe_controls(results)]
+    controls = describe_controls(results)
+    said = [text for text in notes(results) if text != controls]
     if len(differences):
         said.append(power_sentence(differences, "area"))
-    controls = describe_controls(results)
     said.append(controls or "The scorers' controls were not measured, or none fails.")
     if unfit := unfit_subjects(results):
         said.append(f"Model or scorers know nothing like {', '.join(unfit)}.")

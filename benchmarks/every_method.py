@@ -9,10 +9,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from adapters import METHODS, parse_method
-from benchmarks.methods import Batch, make_batch, our_step, share
+from benchmarks.methods import Batch, make_batch, our_step
 from benchmarks.rows import Row
 from benchmarks.scene import Effort, Place, Scene, threads
 from benchmarks.timing import interleave, ratio_of
+from training.step_price import share
 
 PACK = 8
 AIM, PACK_AIM = 1.3, 2.0  # of methods that are meant to be as fast as LoRA, and to pack as well

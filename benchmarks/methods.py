@@ -7,7 +7,6 @@ layer that would be adapted (and from there through everything above the first o
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ from benchmarks.scene import Effort, Place, Scene
 from benchmarks.timing import interleave, ratio_of, ratio_of_means
 from training.accelerator import autocast
 from training.optimizer import PackedAdamW
+from training.step_price import share
 
 RANK, RATE, CLIP, STEPS = 8, 1e-4, 1.0, 1000
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # PEFT's target_modules; the same layers as `adapters.inject` finds
@@ -92,12 +92,6 @@ def make_batch(scene: Scene) -> Batch:
     noisy, target = (torch.randn(shape, generator=draw).to(scene.device) for _ in range(2))
     times = torch.tensor([500], device=scene.device)
     return Batch(noisy, times, pipeline.encode_text([scene.subject.instance_prompt]).sequence, target)
-
-
-def share(unet: nn.Module) -> nn.Module:
-    """A copy of a module around the very same tensors."""
-    kept = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
-    return copy.deepcopy(unet, kept)
 
 
 def base_step(unet: nn.Module, batch: Batch) -> Step:

@@ -16,13 +16,14 @@ from torch import Tensor
 from adapters import get_class, parse_method
 from adapters.inject import attach, find_targets
 from adapters.pack import Attached
-from benchmarks.methods import Batch, Step, peft_step, share
+from benchmarks.methods import Batch, Step, peft_step
 from benchmarks.sd15 import make_sd15
 from training.accelerator import round_base
 from training.cell import Cell
 from training.dynamics import Dynamics
 from training.optimizer import PackedAdamW
 from training.step import take_step
+from training.step_price import share
 from training.tasks import pipeline as pipelines
 from training.tasks import subjects as subject_folders
 from training.tasks.subject import SubjectTask

@@ -25,9 +25,10 @@ from slurm.store.sweep_state import duration
 from sweeps.choosing import split_subjects
 from sweeps.grid import LabelledCell, ResolvedInputs, expand, resolve_inputs
 from sweeps.options import with_defaults
-from sweeps.rates import choose_rates, is_tuned
+from sweeps.rates import FIELDS, choose_rates, is_tuned
 from sweeps.report_tuning import edge
-from sweeps.search import Judgement, first_trials, plan_trials, search
+from sweeps.reuse import EarlierResults
+from sweeps.search import Judgement, first_trials, plan_trials, rates_of, search
 from sweeps.search import check as check_search
 from sweeps.trials import PER_ROUND, find_trial
 from sweeps.work import plan_work, resolve
@@ -102,16 +103,11 @@ def add_evidence(options: Asked, evidence: Path) -> Asked:
     if options.results or not options.against or not (evidence / "runs.parquet").exists():
         return options
     inputs = resolve_inputs(with_defaults(options, num_prompts=1), num_subjects=1)
-    runs = load(evidence).runs
-    for name, wanted in (("model", inputs.model_hash), ("scorers", inputs.shared["scorer_hash"])):
-        found = set(runs["model_hash" if name == "model" else "scorer_hash"].dropna())
-        if found != {wanted}:
-            print(
-                f"the committed results are of other {name} ({', '.join(sorted(map(str, found)))}, not {wanted}): "
-                f"{', '.join(options.against)} are trained here",
-                file=sys.stderr,
-            )
-            return options
+    try:
+        EarlierResults.read((evidence,), inputs)
+    except BadInput as error:
+        print(f"{', '.join(options.against)} are trained here: {error}", file=sys.stderr)
+        return options
     return with_defaults(options, results=(evidence,))
 
 
@@ -137,7 +133,7 @@ def fit_budget(options: Asked, spec: MethodSpec) -> Asked:
         return options
     budget_s = read_budget(options.budget)
     left_s, chosen, tuning_s = budget_s, options, 0.0
-    if needs_search(options, spec):
+    if needs_search(options, spec, resolve_inputs(with_defaults(options, num_prompts=1), num_subjects=1)):
         for count in CHOOSING:
             chosen = with_defaults(options, choosing_subjects=(str(count),), rounds=1)
             found_s = search_seconds(chosen, spec)
@@ -164,12 +160,10 @@ def _folder(options: Judgement) -> Sequence[str]:
     return [word for word in options.subjects[:1] if "/" in word or Path(word).is_dir()]
 
 
-def needs_search(options: Judgement, spec: MethodSpec) -> bool:
+def needs_search(options: Judgement, spec: MethodSpec, inputs: ResolvedInputs) -> bool:
     """Whether nobody has tuned the method on the model, and no flag gives its rate."""
-    if options.base_lr is not None or "base_lr" in spec.words:
-        return False
-    inputs = resolve_inputs(with_defaults(options, num_prompts=1), num_subjects=1)
-    return not is_tuned(spec, inputs.model_hash)
+    is_given = options.base_lr is not None or "base_lr" in spec.words
+    return not is_given and not is_tuned(spec, inputs.model_hash)
 
 
 def search_seconds(options: Judgement, spec: MethodSpec) -> float | None:
@@ -203,7 +197,9 @@ def _seconds(options: Judgement, inputs: ResolvedInputs, planned: Sequence[Label
 def _with_some_rate(options: Judgement, spec: MethodSpec, inputs: ResolvedInputs) -> MethodSpec:
     """The method with rates that cost as much as those that will be found."""
     words = {"base_lr": 1e-3} | ({"boundary": 1.0} if get_class(spec.name).uses_boundary else {})
-    return spec if not needs_search(options, spec) else dataclasses.replace(spec, words=words | dict(spec.words))
+    return (
+        spec if not needs_search(options, spec, inputs) else dataclasses.replace(spec, words=words | dict(spec.words))
+    )
 
 
 def _say_budget(options: Judgement, budget_s: float, tuning_s: float, grid_s: float, count: int) -> None:
@@ -230,7 +226,7 @@ def tune(options: Judgement, spec: MethodSpec, few: ResolvedInputs) -> Tuned | N
     Raises:
         BadInput: if every setting diverged.
     """
-    if not needs_search(options, spec):
+    if not needs_search(options, spec, few):
         rates = choose_rates(options, spec, few.model_name, few.model_hash)
         return Tuned(spec, rates.source)
     check_search(options)
@@ -242,9 +238,7 @@ def tune(options: Judgement, spec: MethodSpec, few: ResolvedInputs) -> Tuned | N
     tried = tried_settings(scores)
     best = best_settings(tried, options.rule).iloc[0]
     trial = find_trial(best)
-    words = {"base_lr": trial.lr} | ({"boundary": trial.boundary} if trial.boundary else {})
-    if get_class(spec.name).has_role("lambda", spec.options):
-        words["lr_lambda"] = trial.lr
+    words = {FIELDS[field]: value for field, value in rates_of(spec, trial).items()}
     subjects = ", ".join(subject.name for subject in few.subjects)
     source = (
         f"best of {counted(len(tried), 'trial')} on {subjects}: {describe_rule(options.rule, 'these subjects')}"

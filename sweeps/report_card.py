@@ -50,8 +50,9 @@ def report_card(outcome: SweepOutcome, options: Judgement, tuned: Tuned, setting
     say_where(drawn.save(outcome.folder))
     about = [("command", command()), ("machine", processor()), *cost]
     write_page(outcome.folder / PAGE, results, title=f"{card.name}: a method card", about=about, card=card)
+    result = peft_result(results, card, tuned, found)
     for folder in (outcome.folder, *([options.docs] if options.docs else [])):
-        write_card(folder, card, cost, tuned, peft_result(results, card, tuned, found))
+        write_card(folder, card, cost, tuned, result)
     print(f"card: {outcome.folder / f'{CARD}.md'} {outcome.folder / f'{CARD}.json'}")
     print(f"page: {outcome.folder / PAGE}")
     if options.docs is not None:
@@ -146,8 +147,7 @@ def peft_result(results: Results, card: Card, tuned: Tuned, found: StepPrice | N
 
 def _last_loss(results: Results, run_ids: Any) -> float:
     losses = results.losses()
-    own = losses[losses["run_id"].isin(set(run_ids))]
-    return float(own["loss"].mean()) if len(own) and "loss" in own else float("nan")
+    return float(losses.loc[losses["run_id"].isin(set(run_ids)), "loss"].mean())
 
 
 def _number(value: Any) -> float | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from adapters import get_class, parse_method
+from adapters import parse_method
 from adapters.errors import BadInput
 from analysis import METRICS, best_settings, tried_settings
 from analysis.best_settings import TRIAL_COLUMNS, describe_rule
@@ -15,6 +15,7 @@ from sweeps.driver import SweepOutcome
 from sweeps.grid import ResolvedInputs
 from sweeps.rates import write_rates
 from sweeps.report import command, keep_tables, processor, show
+from sweeps.search import rates_of
 from sweeps.trials import find_edges, find_trial
 from training.store import writing
 
@@ -92,12 +93,8 @@ def _table(inputs: ResolvedInputs, best: pd.DataFrame, runs: pd.DataFrame, rule:
         if row["options"] != parse_method(row["method"]).canonical:
             continue  # rates of unusual options are printed, not kept as the method's
         trials = runs[(runs["method"] == row["method"]) & (runs["options"] == row["options"])]
-        own = {} if pd.isna(row["boundary"]) else {"boundary": float(row["boundary"])}
-        if get_class(row["method"]).has_role("lambda", parse_method(row["method"]).options):
-            own = {"lr_lambda": float(row["lr"])} | own
         methods[row["method"]] = {
-            "lr": float(row["lr"]),
-            **own,
+            **rates_of(parse_method(row["method"]), find_trial(row)),
             **{metric: round(float(row[metric]), 4) for metric in METRICS},
             "rank": int(trials["rank"].max()), "steps": int(trials["steps"].max()),
             "subjects": sorted(trials["subject"].unique()), "seeds": sorted(map(int, trials["seed"].unique())),

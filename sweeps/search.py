@@ -82,19 +82,26 @@ def first_trials(options: SearchOptions, spec: MethodSpec) -> list[Trial]:
     return [Trial(rate) for rate in options.rates]
 
 
+def rates_of(spec: MethodSpec, trial: Trial) -> dict[str, float]:
+    """The rates of a method at a trial, as fields of a cell; a lambda that trains has the factors'."""
+    from adapters import get_class
+
+    rates = {"lr": trial.lr}
+    if get_class(spec.name).has_role("lambda", spec.options):
+        rates["lr_lambda"] = trial.lr
+    return rates if trial.boundary is None else rates | {"boundary": trial.boundary}
+
+
 def plan_trials(
     options: SearchOptions, inputs: ResolvedInputs, trials: Sequence[Sequence[Trial]]
 ) -> list[LabelledCell]:
     """The cells of all trials of each method, on every subject and with every seed."""
-    from adapters import get_class
     from sweeps.grid import plan_cell
 
     planned = []
     for spec, settings in zip(options.specs(), trials, strict=True):
-        names = ("lr", "lr_lambda") if get_class(spec.name).has_role("lambda", spec.options) else ("lr",)
         for subject, seed, trial in product(inputs.subjects, options.seeds, settings):
-            own = dict.fromkeys(names, trial.lr) | ({"boundary": trial.boundary} if trial.boundary else {})
-            planned.append(plan_cell(inputs, spec, subject, seed, {"multiplier": None}, **own))
+            planned.append(plan_cell(inputs, spec, subject, seed, {"multiplier": None}, **rates_of(spec, trial)))
     return planned
 
 

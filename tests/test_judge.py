@@ -143,7 +143,7 @@ def test_budgets_are_read_in_three_units() -> None:
 
 def test_a_budget_takes_fewer_subjects_before_fewer_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """With made-up costs: 10 s a cell, and a search of nothing."""
-    monkeypatch.setattr(judging, "needs_search", lambda options, spec: False)
+    monkeypatch.setattr(judging, "needs_search", lambda options, spec, inputs: False)
     monkeypatch.setattr(
         judging, "grid_seconds", lambda options, spec: 10.0 * len(options.multipliers) * int(options.subjects[-1])
     )

@@ -104,7 +104,7 @@ def measure(load: Load, methods: Sequence[str], rank: int, laps: int = LAPS) -> 
             return dataclasses.replace(parts, unet=unet).predict(noise, times, text).float()
 
     clock = time.perf_counter if on_gpu else time.process_time
-    steps = [_step(_share(parts.unet), method, rank, predict) for method in methods]
+    steps = [_step(share(parts.unet), method, rank, predict) for method in methods]
     found: list[list[float]] = [[] for _ in methods]
     for _ in range(WARMUP + laps):
         for own, step in zip(found, steps, strict=True):
@@ -117,7 +117,7 @@ def measure(load: Load, methods: Sequence[str], rank: int, laps: int = LAPS) -> 
     return {"laps": [own[WARMUP:] for own in found], "peak_mib": peak}
 
 
-def _share(unet: nn.Module) -> nn.Module:
+def share(unet: nn.Module) -> nn.Module:
     """A copy of a module around the very same tensors."""
     kept = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
     return copy.deepcopy(unet, kept)
