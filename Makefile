@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quick run test lint types check format docs figures evidence pocket slurm-demo
+.PHONY: help quick run text run-text test lint types check format docs figures evidence pocket slurm-demo
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -37,6 +37,12 @@ quick: $(VENV)/.plateau-run ## a first look: DeLoRA at four learning rates on on
 
 run: $(VENV)/.plateau-run ## the main job: DeLoRA over learning rates on the pocket pipeline, minutes on a CPU
 	$(BIN)/python sweeps/lr_robustness.py --method delora $(ARGS)
+
+text: $(VENV)/.plateau-run ## fetch what the text task needs: a pretrained encoder (84 MB) and rated sentences (2 MB)
+	$(BIN)/python -m training.tasks.fetch_text
+
+run-text: text ## the same job on text: DeLoRA over learning rates on a pretrained encoder, minutes on a CPU
+	$(BIN)/python sweeps/lr_robustness.py --task text --method delora $(ARGS)
 
 test: $(VENV)/.plateau-test ## the default tests, one process with one thread a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations 25 $(ARGS)

@@ -150,7 +150,7 @@ class Attached:
         """
 
         def prepare(module: nn.Module, _: Any) -> None:
-            if module is unet and not getattr(unet, "is_gradient_checkpointing", False):
+            if module is unet and not recomputes(unet):
                 self.prepare()
 
         def release(module: nn.Module, _: Any, __: Any) -> None:
@@ -242,6 +242,13 @@ def _stack_frozen(members: list[Adapter]) -> Adapter:
         for adapter in (stack, *members):
             adapter.register_buffer(name, getattr(first, name))
     return stack
+
+
+def recomputes(model: nn.Module) -> bool:
+    """Whether a model of diffusers or transformers computes activations again instead of keeping them."""
+    names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # newer transformers, else all the others
+    name = next((name for name in names if hasattr(type(model), name)), None)
+    return bool(getattr(model, name)) if name else False
 
 
 def use_up_layout_warning() -> None:

@@ -6,7 +6,7 @@ results.scores                # one row for each run, step, metric and prompt
 score_curve(results)          # means with 95 % intervals over subjects
 """
 
-from analysis.best_settings import best_settings, best_table, trial_scores, tried_settings
+from analysis.best_settings import METRICS, best_settings, best_table, trial_scores, tried_settings
 from analysis.block_curves import block_curves
 from analysis.compact_copy import export_compact
 from analysis.comparisons import compare, power_sentence
@@ -25,7 +25,7 @@ from analysis.pictures import pictures
 from analysis.plateau import TOLERANCE, find_plateau, joint_plateau, plateau
 from analysis.plateau_by_setting import plateau_by_setting, scores_by_setting, scores_by_step
 from analysis.power import detectable_difference
-from analysis.results import METRICS, Results
+from analysis.results import Results
 from analysis.sharpness_vs_rate import SharpnessVsRate, sharpness_vs_rate
 from analysis.summary import Robustness, plateau_sentence, robustness, summary, unfit_subjects
 from analysis.tables import format_table, to_latex, to_markdown, write_tables

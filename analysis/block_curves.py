@@ -10,8 +10,9 @@ import pandas as pd
 from analysis.block_means import QUANTITIES
 from analysis.curves import ended_runs, in_order
 from analysis.distances import SPECTRUM_LIMITS, curve_of
+from analysis.metrics import ANY
 from analysis.norms import block_order
-from analysis.results import ANY, Results
+from analysis.results import Results
 from training.states import ENDED
 
 EMPTY = pd.DataFrame(columns=["quantity", "block", "series", "method", "step", "mean"])

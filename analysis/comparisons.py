@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from adapters.errors import BadInput
+from adapters.words import counted, plural
 from analysis.grid import Grid, subject_grid
+from analysis.metrics import UNIT, headline_of, value_range
 from analysis.permutation import holm, sign_flip
 from analysis.plateau import HALF_GAIN, TOLERANCE, find_plateaus, mean_over_octaves
 from analysis.power import detectable_difference, effect_size
-from analysis.results import ANY, RANGES
 from analysis.statistics import (
     Floats,
     Ints,
@@ -29,10 +30,10 @@ from analysis.statistics import (
 MEASURES = {
     "area": "mean gain over the base along the grid's octaves",
     "half_width": "octaves on which the mean curve keeps half of its peak's gain over the base",
-    "at_best": "score at the multiplier at which the mean over the subjects is highest",
+    "at_best": "score at the multiplier at which the mean over the subjects is best",
     "at_one": "score at multiplier 1, the base rate",
-    "sensitivity": "mean loss over the grid against the best multiplier, clipped where the mean is below the base",
-    "worst": "score at the multiplier at which the mean over the subjects is lowest",
+    "sensitivity": "mean loss over the grid against the best multiplier, clipped where the mean is worse than the base",
+    "worst": "score at the multiplier at which the mean over the subjects is worst",
     "width": "octaves on which the subject's own curve stays within the tolerance of its own peak",
 }
 HIGHER_IS_WORSE = ("sensitivity",)
@@ -42,7 +43,7 @@ def compare(
     table: pd.DataFrame,
     measures: Sequence[str] = tuple(MEASURES),
     *,
-    metric: str = "dino",
+    metric: str | None = None,
     tolerance: float = TOLERANCE,
     pairs: Sequence[tuple[str, str]] | None = None,
 ) -> pd.DataFrame:
@@ -55,15 +56,16 @@ def compare(
     Args:
         table: what `subject_scores` returned; its rule for diverged runs holds here too.
         measures: keys of `MEASURES`.
-        metric: the score.
+        metric: the score; None: the headline of those in the table.
         tolerance: of the width.
         pairs: the series to compare, as (a, b); None compares every pair.
 
     Returns:
-        Rows measure, a, b, mean (of a - b) with its t interval low, high; boot_low, boot_high (studentised bootstrap, from 4
-        subjects); iqm, iqm_low, iqm_high (interquartile mean); p (sign flips), p_holm, smallest_p (that so many subjects can
-        give); detectable (the smallest difference found with 80 % power at 5 %); num_subjects, those that both have. Of the
-        half-gain width the interval is that of the bootstrap over subjects, and there is no interquartile mean.
+        Rows measure, a, b, mean (of a - b, of scores also where less is better) with its t interval low, high; boot_low,
+        boot_high (studentised bootstrap, from 4 subjects); iqm, iqm_low, iqm_high (interquartile mean); p (sign flips),
+        p_holm, smallest_p (that so many subjects can give); detectable (the smallest difference found with 80 % power at 5
+        %); num_subjects, those that both have. Of the half-gain width the interval is that of the bootstrap over subjects,
+        and there is no interquartile mean.
 
     Raises:
         BadInput: if a measure, the metric or a series of the pairs is unknown, or there are fewer than two series.
@@ -71,6 +73,7 @@ def compare(
     for name in measures:
         if name not in MEASURES:
             raise BadInput(f"unknown measure {name!r}; allowed: {', '.join(MEASURES)}")
+    metric = metric or headline_of(table)
     series = dict(_series_of(table, metric))
     if len(series) < 2:
         raise BadInput(f"one series, {next(iter(series))}, has nothing to be compared with: run a second method")
@@ -80,7 +83,7 @@ def compare(
     wanted = {name for pair in chosen for name in pair}
     grids = {name: subject_grid(series[name], "multiplier") for name in wanted}
     values = {name: _subject_measures(grid, tolerance) for name, grid in grids.items()}
-    low, high = RANGES.get(metric, ANY)
+    low, high = value_range(metric)
 
     def difference(measure: str, a: str, b: str) -> dict[str, float]:
         if measure == "half_width":
@@ -112,15 +115,15 @@ def _subject_measures(grid: Grid, tolerance: float) -> pd.DataFrame:
     mean = np.nanmean(scores, axis=0) if len(scores) else np.full(len(alive), np.nan)
     measures: dict[str, Any] = {name: np.nan for name in MEASURES if name != "half_width"}
     measures |= {"area": mean_over_octaves(np.log2(grid.points), scores - grid.base[:, None])}
-    measures |= {"worst": scores[:, int(np.nanargmin(mean))], "width": _own_width(grid, tolerance)}
+    measures |= {"worst": grid.sign * scores[:, int(np.nanargmin(mean))], "width": _own_width(grid, tolerance)}
     if alive.any():
         best = scores[:, int(np.where(alive, mean, -np.inf).argmax())]
-        measures |= {"at_best": best}
+        measures |= {"at_best": grid.sign * best}
         if np.nanmean(best) > grid.base.mean():  # else there is no gain to lose
             lost = best[:, None] - np.where(mean < grid.base.mean(), grid.base[:, None], scores)
             measures |= {"sensitivity": np.nanmean(lost, axis=1)}
     if (one := np.isclose(grid.points, 1.0)).any():
-        measures |= {"at_one": scores[:, int(one.argmax())]}
+        measures |= {"at_one": grid.sign * scores[:, int(one.argmax())]}
     return pd.DataFrame(measures, index=grid.scores.index)
 
 
@@ -192,12 +195,15 @@ def _difference(a: pd.DataFrame, b: pd.DataFrame, measure: str, span: float) -> 
     }  # fmt: skip
 
 
-def power_sentence(comparisons: pd.DataFrame, measure: str = "") -> str:
-    """One sentence that says what a table of `compare` cannot show, of one measure; of its first one if none is named."""
+def power_sentence(comparisons: pd.DataFrame, measure: str = "", unit: str = UNIT) -> str:
+    """One sentence that says what a table of `compare` cannot show, of one measure; of its first one if none is named.
+
+    `unit` is what intervals generalise over (`Results.kind.unit`).
+    """
     measure = measure or str(comparisons["measure"].iloc[0])
     rows = comparisons[comparisons["measure"] == measure]
     if rows.empty or rows["detectable"].isna().all():
-        return f"{measure}: fewer than 2 subjects, so no difference can be told from chance."
+        return f"{measure}: fewer than {counted(2, unit)}, so no difference can be told from chance."
     low, high = int(rows["num_subjects"].min()), int(rows["num_subjects"].max())
     smallest, largest = rows["detectable"].min(), rows["detectable"].max()
     spread = f"{smallest:.2g}" if np.isclose(smallest, largest) else f"{smallest:.2g} to {largest:.2g}, by pair"
@@ -206,7 +212,7 @@ def power_sentence(comparisons: pd.DataFrame, measure: str = "") -> str:
     most = int(0.05 / floor + 1e-9)
     holm_text = f"nothing passes Holm's correction at 5 % in a table of more than {most} rows"
     return (
-        f"{measure}: with {count} subjects a difference below {spread} is more likely than 20 % to be missed "
+        f"{measure}: with {count} {plural(unit)} a difference below {spread} is more likely than 20 % to be missed "
         f"(two-sided t test at 5 %, before correction). p cannot be below {floor:.2g}: "
-        f"{holm_text if most else 'no sign-flip test of so few subjects can reach 5 %'}."
+        f"{holm_text if most else f'no sign-flip test of so few {plural(unit)} can reach 5 %'}."
     )

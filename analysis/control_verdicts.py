@@ -15,9 +15,9 @@ import pandas as pd
 
 from adapters.errors import BadInput
 from adapters.words import counted
+from analysis.metrics import title_of
 from analysis.results import Results
 from analysis.statistics import Floats, Ints, count_draws, subject_bootstrap
-from analysis.tables import TITLES
 from training.store import CONTROL_KINDS, CONTROL_ORDER
 
 PASSES, FAILS, OPEN = "passes", "fails", "cannot be told"
@@ -270,7 +270,7 @@ def describe_controls(results: Results) -> str:
             said.append(f"{words}: {_listed(found)}")
     if unmeasured := unmeasured_subjects(results):
         said.append(f"were not measured on: {', '.join(unmeasured)}")
-    passed = f"pass on {counted(table['subject'].nunique(), 'subject')}, all that there are"
+    passed = f"pass on {counted(table['subject'].nunique(), results.kind.unit)}, all that there are"
     return f"Controls of the scorers {'; '.join(said) if said else passed}."
 
 
@@ -296,4 +296,4 @@ def _of_verdict(table: pd.DataFrame, verdict: str, metrics: Sequence[str]) -> di
 
 
 def _listed(found: Mapping[str, Sequence[str]]) -> str:
-    return ", ".join(f"{name} ({', '.join(TITLES.get(m, m) for m in metrics)})" for name, metrics in found.items())
+    return ", ".join(f"{name} ({', '.join(map(title_of, metrics))})" for name, metrics in found.items())

@@ -1,6 +1,6 @@
 """Curves with intervals over subjects: pictures averaged within a prompt, prompts within a seed, seeds within a subject.
 
-One rule for divergence: a diverged run scores, for every metric, the lower of what its frozen weights draw and what the
+One rule for divergence: a diverged run scores, for every metric, the worse of what its frozen weights score and what the
 base model scores on that subject. It is never dropped.
 """
 
@@ -13,7 +13,17 @@ import pandas as pd
 
 from adapters import METHODS
 from adapters.errors import BadInput
-from analysis.results import ANY, BASE_KEY, DRIFT, METRICS, RANGES, Results
+from analysis.metrics import (
+    ANY,
+    headline_of,
+    in_table_order,
+    is_side_effect,
+    score_names,
+    sign_of,
+    signs_of,
+    value_range,
+)
+from analysis.results import BASE_KEY, Results
 from analysis.series import by_number
 from analysis.statistics import Interval, paired_difference, t_interval
 from training.states import ENDED, RunStatus
@@ -55,7 +65,8 @@ def run_scores(results: Results, x: str = "multiplier") -> pd.DataFrame:
     """
     runs = ended_runs(results, x)
     scores = results.scores.groupby(["run_id", "step", "metric"], observed=True)["value"].mean().reset_index()
-    scores = _at_step(runs, scores) if x == "step" else _at_end(runs, scores)
+    names = score_names(results.kind)
+    scores = _at_step(runs, scores, names) if x == "step" else _at_end(runs, scores, names)
     table = scores.merge(_base_scores(runs, results), on=["run_id", "metric"], how="left")
     table["value"] = _floored(table)
     return table.astype({"metric": object})
@@ -71,21 +82,23 @@ def score_curve(results: Results, x: str = "multiplier") -> pd.DataFrame:
     return summarise(subject_scores(results, x), x, ["metric"], t_interval)
 
 
-def centre_on_best(curve: pd.DataFrame, scores: pd.DataFrame, metric: str = "dino") -> pd.DataFrame:
+def centre_on_best(curve: pd.DataFrame, scores: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
     """A curve over multiples of the rate at which each series' mean score is best, among those at which no run diverged.
 
     Args:
         curve: rows series, multiplier and others.
         scores: what `score_curve` returned.
-        metric: the score that is best there.
+        metric: the score that is best there; None: the headline of those in `scores`.
 
     Returns:
         The curve's rows with over_best, the multiplier over that of the best, and at_edge, whether that one is the lowest or
         highest tried; series whose runs diverged at every rate have no rows.
     """
+    metric = metric or headline_of(scores)
     tried = scores[(scores["metric"] == metric) & scores["mean"].notna()]
     allowed = tried[tried["num_diverged"] == 0]
-    best = allowed.loc[allowed.groupby("series", sort=False)["mean"].idxmax()].set_index("series")["multiplier"]
+    means = (sign_of(metric) * allowed["mean"]).groupby(allowed["series"], sort=False)
+    best = allowed.loc[means.idxmax()].set_index("series")["multiplier"]
     ends = tried.groupby("series")["multiplier"].agg(["min", "max"]).loc[best.index]
     kept = curve[curve["series"].isin(best.index)]
     over = (kept["multiplier"] / kept["series"].map(best).astype(float)).map("{:.6g}".format).astype(float)
@@ -102,7 +115,7 @@ def paired_curve(table: pd.DataFrame, a: str, b: str, x: str = "multiplier") -> 
         x: the column along which they are compared.
 
     Returns:
-        Rows metric (if the table has it), x, mean, low, high, num_subjects; DINO first.
+        Rows metric (if the table has it), x, mean, low, high, num_subjects; the headline first.
 
     Raises:
         BadInput: if a series is not in the table.
@@ -114,7 +127,7 @@ def paired_curve(table: pd.DataFrame, a: str, b: str, x: str = "multiplier") -> 
     first, second = (table.loc[table["series"] == name, [*keys, "subject", "value"]] for name in (a, b))
     pairs = first.merge(second, on=[*keys, "subject"], suffixes=("_a", "_b"))
     rows = [
-        [*key, *_paired(group.set_index("subject"), RANGES.get(str(key[0]), ANY))]
+        [*key, *_paired(group.set_index("subject"), value_range(str(key[0])))]
         for key, group in pairs.groupby(keys, sort=False, observed=True)
     ]
     return in_order(pd.DataFrame(rows, columns=[*keys, *Interval._fields]), x)
@@ -132,9 +145,9 @@ def base_line(results: Results) -> pd.DataFrame:
         base = base[base["subject"].isin(results.runs["subject"])]
     means = base.groupby(["metric", "subject"], observed=True)["value"].mean().astype(float)
     rows = [
-        [metric, *t_interval(means[metric]).within(*RANGES[metric])]
-        for metric in (*METRICS, DRIFT)
-        if metric in means.index.get_level_values(0)
+        [metric.name, *t_interval(means[metric.name]).within(metric.low, metric.high)]
+        for metric in results.kind.metrics
+        if metric.name in means.index.get_level_values(0)
     ]
     return pd.DataFrame(rows, columns=["metric", *Interval._fields])
 
@@ -164,7 +177,7 @@ def summarise(
     rows = []
     grouped = table.groupby(["series", "method", x, *by], sort=False, observed=True)
     for key, places in sorted(grouped.indices.items(), key=lambda item: item[1][0]):  # as they come in the table
-        ends = limits if metrics is None else RANGES.get(str(metrics[places[0]]), ANY)
+        ends = limits if metrics is None else value_range(str(metrics[places[0]]))
         own, counts = values[places], [int(diverged[places].sum()), int(seeds[places].sum())]
         rows.append([*key, *interval(own).within(*ends), *counts, own.min(), own.max()])
     columns = ["series", "method", x, *by, *Interval._fields, "num_diverged", "num_runs", "least", "most"]
@@ -173,8 +186,9 @@ def summarise(
 
 
 def in_order(frame: pd.DataFrame, x: str) -> pd.DataFrame:
-    """Sort by method (as registered), series (numbers in their order), metric (DINO first), and x."""
-    ranks = {name: number for number, name in enumerate([*METHODS, *METRICS])}
+    """Sort by method (as registered), series (numbers in their order), metric (as declared, side effects last), and x."""
+    metrics = in_table_order(frame["metric"].unique()) if "metric" in frame else []
+    ranks = {name: number for number, name in enumerate([*METHODS, *metrics])}
     keys = [name for name in ("method", "series", "metric", x) if name in frame]
 
     def rank(column: pd.Series) -> pd.Series:
@@ -207,14 +221,14 @@ def ended_runs(results: Results, x: str) -> pd.DataFrame:
     return runs[[*dict.fromkeys([*columns, *extra])]].reset_index(drop=True)
 
 
-def _at_end(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Every run's scores at its last evaluation; every metric of every diverged run, NaN where it left none."""
+def _at_end(runs: pd.DataFrame, scores: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Every run's scores at its last evaluation; every metric of `names` of every diverged run, NaN where it left none."""
     last = scores[scores["step"] == scores.groupby("run_id", observed=True)["step"].transform("max")]
     table = runs.merge(last.drop(columns="step"), on="run_id")
-    return pd.concat([table, _missing(runs[runs["diverged"]], table, ["run_id", "metric"])], ignore_index=True)
+    return pd.concat([table, _missing(runs[runs["diverged"]], table, ["run_id", "metric"], names)], ignore_index=True)
 
 
-def _at_step(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+def _at_step(runs: pd.DataFrame, scores: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Every run's scores at every evaluation; a diverged run keeps its last ones until the planned end.
 
     Before the step at which it diverged such a run counts like any other.
@@ -225,7 +239,7 @@ def _at_step(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
         sorted({*eval_steps, steps}) for eval_steps, steps in zip(frozen["eval_steps"], frozen["steps"], strict=True)
     ]
     expected = frozen.assign(step=planned).explode("step").astype({"step": scores["step"].dtype})
-    rest = _missing(expected, table, ["run_id", "metric", "step"])
+    rest = _missing(expected, table, ["run_id", "metric", "step"], names)
     table = pd.concat([table, rest], ignore_index=True).sort_values("step", kind="stable")
     carried = table.groupby(["run_id", "metric"], observed=True)["value"].ffill()
     table["value"] = table["value"].where(~table["diverged"], carried)
@@ -233,9 +247,9 @@ def _at_step(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=["steps", "eval_steps"])
 
 
-def _missing(runs: pd.DataFrame, table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The rows (run, metric) that `table` lacks, without a value."""
-    wanted = runs.merge(pd.DataFrame({"metric": list(METRICS)}), how="cross")
+def _missing(runs: pd.DataFrame, table: pd.DataFrame, keys: list[str], names: Sequence[str]) -> pd.DataFrame:
+    """The rows (run, metric of `names`) that `table` lacks, without a value."""
+    wanted = runs.merge(pd.DataFrame({"metric": list(names)}), how="cross")
     there = pd.MultiIndex.from_frame(table[keys].astype({"metric": object}))
     return wanted[~pd.MultiIndex.from_frame(wanted[keys]).isin(there)].assign(value=np.nan)
 
@@ -250,9 +264,10 @@ def _base_scores(runs: pd.DataFrame, results: Results) -> pd.DataFrame:
 
 
 def _floored(table: pd.DataFrame) -> pd.Series:
-    """The divergence rule: the lower of the run's own score and the base's; drift, of which less is better, stays its own."""
-    floor = table[["value", "base"]].astype(float).min(axis=1)
-    floor = floor.where(table["metric"] != DRIFT, table["value"].astype(float))
+    """The divergence rule: the worse of the run's own score and the base's; a side effect stays its own."""
+    signs = signs_of(table["metric"])
+    floor = table[["value", "base"]].astype(float).mul(signs, axis=0).min(axis=1) * signs
+    floor = floor.where(~table["metric"].astype(object).map(is_side_effect).astype(bool), table["value"].astype(float))
     lost = table[table["diverged"] & floor.isna()]
     if len(lost):
         raise BadInput(

@@ -13,6 +13,7 @@ spline for every series: the same freedom that a curve for each method has. Both
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from adapters.errors import BadInput
 from adapters.words import counted
 from analysis.curves import run_scores
 from analysis.distances import final_distances
+from analysis.metrics import UNIT, main_scores
 from analysis.permutation import sign_flip
 from analysis.results import Results
 from analysis.statistics import Floats, Interval, log_interval, t_interval
@@ -31,12 +33,12 @@ AXES = ("multiplier", "lr", "distance_rel")
 NUM_KNOTS = 5
 
 
-def run_ends(results: Results, metric: str = "dino", matrix: str = "mean") -> pd.DataFrame:
+def run_ends(results: Results, metric: str | None = None, matrix: str = "mean") -> pd.DataFrame:
     """Every run's end: how far it went and what it scored.
 
     Args:
         results: the runs; a diverged one scores by the rule of `analysis.curves` and lies where it was frozen.
-        metric: the score.
+        metric: the score; None: the task's headline.
         matrix: whose distance, or "mean" for the mean over the matrices.
 
     Returns:
@@ -45,7 +47,7 @@ def run_ends(results: Results, metric: str = "dino", matrix: str = "mean") -> pd
     Raises:
         BadInput: if there is no such metric or matrix.
     """
-    scores = run_scores(results)
+    scores, metric = run_scores(results), metric or results.kind.headline.name
     if metric not in set(scores["metric"]):
         known = ", ".join(map(str, scores["metric"].unique()))
         raise BadInput(f"no scores of metric {metric!r}; allowed: {known}")
@@ -57,13 +59,16 @@ def run_ends(results: Results, metric: str = "dino", matrix: str = "mean") -> pd
     return table[columns].reset_index(drop=True)
 
 
-def coincidence(runs: pd.DataFrame, axes: tuple[str, ...] = AXES, num_knots: int = NUM_KNOTS) -> pd.DataFrame:
+def coincidence(
+    runs: pd.DataFrame, axes: tuple[str, ...] = AXES, num_knots: int = NUM_KNOTS, unit: str = UNIT
+) -> pd.DataFrame:
     """How well one curve over each axis describes all series, on subjects left out.
 
     Args:
         runs: what `run_ends` returned.
         axes: its columns to try, the first one as the reference.
         num_knots: of the splines, evenly spaced along log2 of the axis.
+        unit: what `subject` stands for (`Results.kind.unit`), for errors.
 
     Returns:
         Rows axis; common, separate (residual standard deviation of the left-out subjects, in units of the score), each with
@@ -77,8 +82,8 @@ def coincidence(runs: pd.DataFrame, axes: tuple[str, ...] = AXES, num_knots: int
     """
     if runs["subject"].nunique() < 3 or runs["series"].nunique() < 2:
         raise BadInput(
-            f"{counted(runs['subject'].nunique(), 'subject')} and {runs['series'].nunique()} series: "
-            "coincidence needs at least 3 subjects, of which one is left out, and 2 series"
+            f"{counted(runs['subject'].nunique(), unit)} and {runs['series'].nunique()} series: "
+            f"coincidence needs at least {counted(3, unit)}, of which one is left out, and 2 series"
         )
     left = {axis: left_out_variance(runs, axis, num_knots) for axis in axes}
     return pd.DataFrame([_row(axis, frame, left[axes[0]], len(runs)) for axis, frame in left.items()])
@@ -106,18 +111,22 @@ class ScoreVsDistance(NamedTuple):
     coincidences: pd.DataFrame
 
 
-def score_vs_distance(results: Results, metrics: tuple[str, ...] = ("dino", "clip_t")) -> ScoreVsDistance:
+def score_vs_distance(results: Results, metrics: Sequence[str] | None = None) -> ScoreVsDistance:
     """Scores over the multiplier and over the distance, with one curve common to all series over each.
+
+    Args:
+        results: the runs.
+        metrics: the scores; None: the task's two main ones (`analysis.metrics.main_scores`).
 
     Raises:
         BadInput: as `run_ends`, `coincidence` and `analysis.robustness`.
     """
-    runs = {metric: run_ends(results, metric) for metric in metrics}
+    runs = {metric: run_ends(results, metric) for metric in metrics or main_scores(results.kind)}
     curves = {
         metric: pd.concat([common_curve(frame, axis) for axis in AXES], ignore_index=True)
         for metric, frame in runs.items()
     }
-    found = {metric: coincidence(frame) for metric, frame in runs.items()}
+    found = {metric: coincidence(frame, unit=results.kind.unit) for metric, frame in runs.items()}
     return ScoreVsDistance(robustness(results), *(_stack(frames) for frames in (runs, curves, found)))
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 
 from adapters.errors import BadInput
 from analysis.curves import ended_runs, summarise
-from analysis.results import ANY, RANGES, Results
+from analysis.metrics import value_range
+from analysis.results import Results
 from analysis.statistics import log_interval, t_interval
 from training.store import SPECTRA
 
@@ -121,7 +122,7 @@ def gauge_curve(
     """
     runs = ended_runs(results, "multiplier" if by_multiplier else "step")
     frame = results.trajectories(matrix, [gauge])
-    return curve_of(frame, gauge, runs, ["multiplier"] if by_multiplier else [], RANGES.get(gauge, ANY))
+    return curve_of(frame, gauge, runs, ["multiplier"] if by_multiplier else [], value_range(gauge))
 
 
 def curve_of(

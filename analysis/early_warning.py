@@ -16,6 +16,7 @@ import pandas as pd
 
 from adapters.errors import BadInput
 from analysis.curves import run_scores
+from analysis.metrics import sign_of
 from analysis.results import Results
 from analysis.statistics import t_interval
 
@@ -60,8 +61,8 @@ def _last(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values("step", kind="stable").groupby("run_id").last()
 
 
-def lost_scores(results: Results, metric: str = "dino") -> pd.DataFrame:
-    """How much score each run beyond its series' best rate has lost at the end.
+def lost_scores(results: Results, metric: str | None = None) -> pd.DataFrame:
+    """How much score each run beyond its series' best rate has lost at the end; `metric` None is the task's headline.
 
     Returns:
         Rows run_id, series, subject, lost: the subject's score at the multiplier that is best for the *other* subjects of the
@@ -70,11 +71,13 @@ def lost_scores(results: Results, metric: str = "dino") -> pd.DataFrame:
     Raises:
         BadInput: if there is no such metric.
     """
-    scores = run_scores(results)
+    scores, metric = run_scores(results), metric or results.kind.headline.name
     if metric not in set(scores["metric"]):
         raise BadInput(f"no scores of metric {metric!r}; allowed: {', '.join(map(str, scores['metric'].unique()))}")
     parts = []
-    for _, group in scores[scores["metric"] == metric].groupby("series", sort=False, observed=True):
+    scores = scores[scores["metric"] == metric]
+    scores = scores.assign(value=sign_of(metric) * scores["value"])
+    for _, group in scores.groupby("series", sort=False, observed=True):
         for subject, own in group.groupby("subject", observed=True):
             others = group[(group["subject"] != subject)]
             rest = others[~others["multiplier"].isin(others.loc[others["diverged"], "multiplier"])]
@@ -91,7 +94,7 @@ def lost_scores(results: Results, metric: str = "dino") -> pd.DataFrame:
 def early_warning(
     results: Results,
     *,
-    metric: str = "dino",
+    metric: str | None = None,
     share: float = SHARE,
     matrix: str = "mean",
     series: Sequence[str] | None = None,
@@ -100,7 +103,7 @@ def early_warning(
 
     Args:
         results: the runs.
-        metric: the score.
+        metric: the score; None: the task's headline.
         share: of the steps that are looked at.
         matrix: whose gauges.
         series: those to look at; None for each of them and for all together, there with the gauges that all have.

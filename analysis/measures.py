@@ -15,8 +15,9 @@ from analysis.directions import magnitude_direction, magnitude_direction_correla
 from analysis.distances import subject_distances
 from analysis.grid import Grid, subject_grid
 from analysis.matched_prompt import MatchedPrompt, matched_prompt
+from analysis.metrics import sign_of, value_range
 from analysis.plateau import plateau
-from analysis.results import ANY, RANGES, Results
+from analysis.results import Results
 from analysis.statistics import Interval, log_interval, paired_difference, rate_interval, t_interval
 
 # Many claims are put to the same results: their tables are made once, for the few results that were seen last.
@@ -33,25 +34,28 @@ def _plateaus(results: Results) -> pd.DataFrame:
     return plateau(_scores(results))
 
 
-def difference(results: Results, a: str, b: str, of: str, metric: str = "dino") -> Interval:
+def difference(results: Results, a: str, b: str, of: str, metric: str | None = None) -> Interval:
     """How much more series `a` has than `b` of a measure of `analysis.comparisons`, paired by subject."""
     row = compare(_scores(results), (of,), metric=metric, pairs=[(a, b)]).iloc[0]
     return Interval(row["mean"], row["low"], row["high"], int(row["num_subjects"]))
 
 
-def score(results: Results, series: str, multiplier: float, metric: str = "dino") -> Interval:
+def score(results: Results, series: str, multiplier: float, metric: str | None = None) -> Interval:
     """The score at a multiplier."""
-    return t_interval(_at(results, series, multiplier, metric)["value"]).within(*RANGES.get(metric, ANY))
+    metric = metric or results.kind.headline.name
+    return t_interval(_at(results, series, multiplier, metric)["value"]).within(*value_range(metric))
 
 
-def gain(results: Results, series: str, multiplier: float, metric: str = "dino") -> Interval:
-    """How much more than the base model, paired by subject."""
+def gain(results: Results, series: str, multiplier: float, metric: str | None = None) -> Interval:
+    """How much better than the base model, paired by subject."""
+    metric = metric or results.kind.headline.name
     rows = _at(results, series, multiplier, metric)
-    return t_interval(rows["value"] - rows["base"])
+    return t_interval(sign_of(metric) * (rows["value"] - rows["base"]))
 
 
-def difference_at(results: Results, a: str, b: str, multiplier: float, metric: str = "dino") -> Interval:
+def difference_at(results: Results, a: str, b: str, multiplier: float, metric: str | None = None) -> Interval:
     """How much higher series `a` scores than `b` at a multiplier, paired by subject."""
+    metric = metric or results.kind.headline.name
     first, second = (_at(results, name, multiplier, metric).set_index("subject")["value"] for name in (a, b))
     return paired_difference(first, second)
 
@@ -73,19 +77,20 @@ def _at(results: Results, series: str, multiplier: float, metric: str) -> pd.Dat
 
 
 def loss_at(
-    results: Results, series: str, multiplier: float, metric: str = "dino", reference: float | None = None
+    results: Results, series: str, multiplier: float, metric: str | None = None, reference: float | None = None
 ) -> Interval:
     """What is lost at a multiplier, as a share of the mean gain over the base at the reference.
 
     None takes the best other multiplier: the choice adds to the loss what noise gave the best. A multiplier named beforehand
     does not.
     """
+    metric = metric or results.kind.headline.name
     return _loss(_grid(_scores(results), series, metric, "multiplier"), multiplier, series, reference)
 
 
-def loss_at_end(results: Results, series: str, metric: str = "dino") -> Interval:
+def loss_at_end(results: Results, series: str, metric: str | None = None) -> Interval:
     """What is lost at the last step against the best other one, as a share of the mean gain over the base there."""
-    grid = _grid(subject_scores(results, "step"), series, metric, "step")
+    grid = _grid(subject_scores(results, "step"), series, metric or results.kind.headline.name, "step")
     return _loss(grid, float(grid.points[-1]), series)
 
 
@@ -127,8 +132,9 @@ def direction_correlation(results: Results, series: str) -> Interval:
     return Interval(found["rho"], found["rho_low"], found["rho_high"], int(found["num_subjects"]))
 
 
-def half_width(results: Results, series: str, metric: str = "dino") -> Interval:
+def half_width(results: Results, series: str, metric: str | None = None) -> Interval:
     """On how many octaves of rates the mean curve keeps half of its best gain; a lower bound where the grid ends before."""
+    metric = metric or results.kind.headline.name
     rows = _plateaus(results).query("series == @series and metric == @metric")
     if rows.empty:
         raise BadInput(
@@ -139,7 +145,7 @@ def half_width(results: Results, series: str, metric: str = "dino") -> Interval:
 
 
 def gain_at_matched_prompt(results: Results, series: str) -> Interval:
-    """The mean gain in DINO over losses of 0 to 20 % of CLIP-T (`analysis.matched_prompt`)."""
+    """The mean gain in the headline over losses of 0 to 20 % of the prompt's score (`analysis.matched_prompt`)."""
     return _mean_over_losses(_matched(results).gains.query("series == @series"), series)
 
 

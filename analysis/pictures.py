@@ -17,7 +17,7 @@ from training.states import ENDED, RunStatus
 def pictures(
     results: Results,
     *,
-    metric: str = "dino",
+    metric: str | None = None,
     prompt: int | Collection[int] = 0,
     image: int = 0,
     step: int | None = None,
@@ -26,7 +26,7 @@ def pictures(
 
     Args:
         results: the runs.
-        metric: whose score of that prompt stands with the picture.
+        metric: whose score of that prompt stands with the picture; None: the task's headline.
         prompt: number of the prompt, or several numbers, in the order in which each run drew them.
         image: number of the picture of that prompt.
         step: the evaluation; None for every evaluation, -1 for the last of each run.
@@ -38,6 +38,7 @@ def pictures(
     Raises:
         BadInput: if no run has left such a picture, or none of one of the prompts.
     """
+    metric = metric or results.kind.headline.name
     wanted_prompts = {prompt} if isinstance(prompt, int) else set(prompt)
     rows = results.images()
     number = rows.groupby(["run_id", "step"], observed=True)["prompt"].transform(

@@ -13,14 +13,16 @@ import numpy as np
 import pandas as pd
 
 from adapters.errors import BadInput
+from adapters.words import counted
 from analysis.grid import Grid, subject_grid
+from analysis.metrics import UNIT, is_side_effect, kind_with, prompt_metric_of, sign_of, title_of, value_range
 from analysis.plateau_intervals import edge_intervals, max_interval
-from analysis.results import ANY, DRIFT, RANGES
 from analysis.statistics import Bools, Floats, Ints, t_interval
 
 TOLERANCE = 0.05  # of the peak's gain over the base model
 HALF_GAIN = 0.5  # the tolerance of the half-gain width
-PROMPT_LOSS = 0.2  # of the base model's CLIP-T
+PROMPT_LOSS = 0.2  # of the base model's score of the prompt
+SCORES = ("peak", "worst")  # which are reported as the score itself, whichever way is better
 LEAST_SUBJECTS = 3  # that a plateau is named from
 OWN = ("sensitivity", "area", "worst", "peak_", "half_")  # what a joint plateau has not
 
@@ -136,7 +138,9 @@ def _edges(octaves: Floats, margins: Floats, alive: Bools, best: Ints, gains: Bo
 
 
 def plateau(table: pd.DataFrame, tolerance: float = TOLERANCE, *, x: str = "multiplier") -> pd.DataFrame:
-    """The plateau of every series and score, with intervals over the subjects; drift, which has no peak to keep, has none.
+    """The plateau of every series and score, with intervals over the subjects; a side effect, which has no peak, has none.
+
+    Of a score of which less is better the peak is the lowest mean, the worst the highest, and a gain what it has less.
 
     Args:
         table: what `subject_scores` returned. Subjects that lack a point of the grid are left out if others have all of it, so
@@ -155,7 +159,7 @@ def plateau(table: pd.DataFrame, tolerance: float = TOLERANCE, *, x: str = "mult
         BadInput: if the tolerance is not between 0 and 1, or a subject has no score of the base model.
     """
     _check(table, tolerance)
-    shown = table[(table[x] > 0) & (table["metric"] != DRIFT)]
+    shown = table[(table[x] > 0) & ~table["metric"].map(is_side_effect).astype(bool)]
     groups = shown.groupby(["series", "method", "metric"], sort=False, observed=True)
     return pd.DataFrame([_row(key, subject_grid(group, x), tolerance) for key, group in groups])
 
@@ -167,53 +171,63 @@ def half_gain_plateaus(plateaus: pd.DataFrame) -> pd.DataFrame:
     return plateaus.assign(width_octaves=plateaus["half_width"], **half)
 
 
-def doubt(row: Mapping[Any, Any] | pd.Series) -> str:
-    """Why no plateau is named from a row of `plateau`; "" where one is."""
+def exceeds_base(row: Mapping[Any, Any] | pd.Series) -> bool:
+    """Whether the peak of a row of `plateau` is better than the base."""
+    sign = sign_of(str(row["metric"]))
+    return bool(sign * row["peak"] > sign * row["base"])
+
+
+def doubt(row: Mapping[Any, Any] | pd.Series, unit: str = UNIT) -> str:
+    """Why no plateau is named from a row of `plateau`; "" where one is. `unit` is what an interval generalises over."""
     if not np.isfinite(row["peak"]):
         return "diverged everywhere"
-    if not row["peak"] > row["base"]:
-        return "never above the base"
+    if not exceeds_base(row):
+        return f"never {'above' if sign_of(str(row['metric'])) > 0 else 'below'} the base"
     if row["num_subjects"] < LEAST_SUBJECTS:
-        return f"no plateau from fewer than {LEAST_SUBJECTS} subjects"
+        return f"no plateau from fewer than {counted(LEAST_SUBJECTS, unit)}"
     return "" if row["gain_low"] > 0 else "a gain that cannot be told from 0"
 
 
 def joint_plateau(
     table: pd.DataFrame, tolerance: float = TOLERANCE, *, prompt_loss: float = PROMPT_LOSS, x: str = "multiplier"
 ) -> pd.DataFrame:
-    """The plateau of DINO on which CLIP-T is kept: memorising the pictures is not learning the subject.
+    """The plateau of the headline (DINO) on which the prompt (CLIP-T) is kept: memorising pictures is not learning the subject.
 
-    The peak is DINO's highest among the points that keep CLIP-T; the plateau ends where either DINO or CLIP-T falls too low.
+    The peak is the headline's best among the points that keep the prompt; the plateau ends where either falls too low.
 
     Args:
         table: what `subject_scores` returned.
-        tolerance: the share of DINO's gain that may be lost.
-        prompt_loss: the share of the base model's CLIP-T that may be lost.
+        tolerance: the share of the headline's gain that may be lost.
+        prompt_loss: the share of the base model's score of the prompt that may be lost.
         x: as for `plateau`.
 
     Returns:
-        The rows of `plateau` for DINO. Width and edges are those of the joint plateau, and their intervals too; the peak is
-        NaN where no point keeps CLIP-T, and has no interval. Sensitivity, area and worst case are DINO's own: see `plateau`.
+        The rows of `plateau` for the headline. Width and edges are those of the joint plateau, and their intervals too; the
+        peak is NaN where no point keeps the prompt, and has no interval. Sensitivity, area and worst case are the headline's
+        own: see `plateau`.
 
     Raises:
-        BadInput: as for `plateau`, or if the table lacks DINO or CLIP-T, or the loss is not between 0 and 1.
+        BadInput: as for `plateau`, or if the task has no score of the prompt, the table lacks either score, or the loss is not
+            between 0 and 1.
     """
     _check(table, tolerance)
-    check_prompt_loss(prompt_loss)
-    if missing := {"dino", "clip_t"} - set(table["metric"]):
-        raise BadInput(f"no scores of {', '.join(sorted(missing))}: the joint plateau needs dino and clip_t")
+    kind = kind_with(table["metric"].unique())
+    headline, prompt = wanted = (kind.headline.name, prompt_metric_of(kind))
+    check_prompt_loss(prompt_loss, prompt)
+    if missing := set(wanted) - set(table["metric"]):
+        raise BadInput(f"no scores of {', '.join(sorted(missing))}: the joint plateau needs {' and '.join(wanted)}")
     rows = []
     for (series, method), group in table[table[x] > 0].groupby(["series", "method"], sort=False, observed=True):
-        dino, clip_t = (subject_grid(group[group["metric"] == name], x) for name in ("dino", "clip_t"))
-        row = _row((series, method, "dino"), dino, tolerance, _kept(dino, clip_t, prompt_loss))
+        gained, given_up = (subject_grid(group[group["metric"] == name], x) for name in wanted)
+        row = _row((series, method, headline), gained, tolerance, _kept(gained, given_up, prompt_loss))
         rows.append({name: value for name, value in row.items() if not name.startswith(OWN)})
     return pd.DataFrame(rows)
 
 
-def check_prompt_loss(prompt_loss: float) -> None:
-    """Refuse a loss of CLIP-T that is not between 0 and 1."""
+def check_prompt_loss(prompt_loss: float, prompt_metric: str) -> None:
+    """Refuse a loss of the prompt's score that is not between 0 and 1."""
     if not 0 < prompt_loss < 1:
-        raise BadInput(f"loss of CLIP-T {prompt_loss}: allowed are numbers between 0 and 1")
+        raise BadInput(f"loss of {title_of(prompt_metric)} {prompt_loss}: allowed are numbers between 0 and 1")
 
 
 def _check(table: pd.DataFrame, tolerance: float) -> None:
@@ -224,10 +238,10 @@ def _check(table: pd.DataFrame, tolerance: float) -> None:
         raise BadInput(f"no score of the base model for subject {', '.join(map(str, missing))}: run the sweep again")
 
 
-def _kept(dino: Grid, clip_t: Grid, prompt_loss: float) -> Floats:
-    """How much more CLIP-T each subject has at each of DINO's points than the least that is wanted; NaN where there is none."""
-    spare = clip_t.scores.sub((1 - prompt_loss) * clip_t.base, axis=0)
-    result: Floats = spare.reindex(index=dino.scores.index, columns=dino.scores.columns).to_numpy(dtype=float)
+def _kept(gained: Grid, prompt: Grid, prompt_loss: float) -> Floats:
+    """How much better each subject's prompt is at each of the headline's points than the least wanted; NaN where none."""
+    spare = prompt.scores.sub((1 - prompt.sign * prompt_loss) * prompt.base, axis=0)
+    result: Floats = spare.reindex(index=gained.scores.index, columns=gained.scores.columns).to_numpy(dtype=float)
     return result
 
 
@@ -242,24 +256,32 @@ def _row(key: tuple[str, str, str], grid: Grid, tolerance: float, kept: Floats |
         "low_edge": np.exp2(edges[2:4]),
         "high_edge": np.exp2(edges[4:]),
     }
-    ends |= _other_ends(octaves, scores, grid.base, ~diverged, RANGES.get(key[2], ANY))
+    ends |= _other_ends(octaves, scores, grid.base, ~diverged, _turned(value_range(key[2]), grid.sign))
+    ends |= {name: _turned(ends[name], grid.sign) for name in SCORES}
     if np.isnan(found["sensitivity"][0]):
         ends["sensitivity"] = (np.nan, np.nan)
     half, half_ends = _half_gain(grid)
-    peak = found["peak"][0].item()
+    gain = found["peak"][0].item() - float(grid.base.mean())
+    found |= {name: grid.sign * found[name] for name in SCORES}
     return {
         **dict(zip(("series", "method", "metric"), key, strict=True)),
         "num_subjects": len(grid.base),
         "num_diverged": int(grid.num_diverged.sum()),
         "area": found.pop("area")[0].item(),
         **half,
-        "base": float(grid.base.mean()),
+        "base": grid.sign * float(grid.base.mean()),
         **{name: found.pop(name)[0].item() for name in ("peak", "best_multiplier", "sensitivity", "worst")},
-        "gain": peak - float(grid.base.mean()),
+        "gain": gain,
         **{name: value[0].item() for name, value in found.items()},
         **{f"{name}_low": float(low) for name, (low, _) in (ends | half_ends).items()},
         **{f"{name}_high": float(high) for name, (_, high) in (ends | half_ends).items()},
     }
+
+
+def _turned(ends: Sequence[float] | Floats, sign: float) -> tuple[float, float]:
+    """The ends of an interval times a sign, the lower one first."""
+    low, high = ends
+    return (float(low), float(high)) if sign > 0 else (-float(high), -float(low))
 
 
 def _half_gain(grid: Grid) -> tuple[dict[str, float], dict[str, Sequence[float] | Floats]]:
@@ -276,7 +298,7 @@ def _half_gain(grid: Grid) -> tuple[dict[str, float], dict[str, Sequence[float] 
 def _other_ends(
     octaves: Floats, scores: Floats, base: Floats, alive: Bools, limits: tuple[float, float]
 ) -> dict[str, Floats]:
-    """The intervals of peak, gain, sensitivity, area and worst case, inside the limits of the score."""
+    """The intervals of peak, gain, sensitivity, area and worst case of scores of which more is better, inside their limits."""
     span = limits[1] - limits[0]
     clipped = np.where(_mean(scores) < base.mean(), base[:, None], scores)
     below_peak = scores - _mean(clipped.T)[:, None]

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.curves import score_curve, subject_scores
+from analysis.metrics import is_side_effect, signs_of
 from analysis.plateau import TOLERANCE, plateau
-from analysis.results import DRIFT, Results
+from analysis.results import Results
 from analysis.series import name_series
 from training.states import ENDED
 
@@ -45,7 +46,8 @@ def scores_by_setting(results: Results, defaults: Mapping[str, Sequence[Any]]) -
     """The rows of `score_curve` of every method at every value of every setting, with setting and value in front.
 
     Behind them stand best_multiplier (of this value of the setting, among the rates at which no run diverged), over_best (the
-    multiplier over that one) and below_best (the mean score minus that at the best rate); NaN where there is none, and of drift.
+    multiplier over that one) and below_best (how much worse the mean score is than at the best rate, as a number up to 0); NaN
+    where there is none, and of side effects.
 
     Raises:
         BadInput: as `plateau_by_setting`.
@@ -70,11 +72,14 @@ def scores_by_step(results: Results) -> pd.DataFrame:
 def _beside_best(rows: pd.DataFrame) -> pd.DataFrame:
     """Add each point's place beside the best rate of its series, metric and value of the setting."""
     keys = ["setting", "series", "metric", "value"]
-    allowed = rows[(rows["num_diverged"] == 0) & (rows["metric"] != DRIFT)].dropna(subset=["mean"])
-    best = allowed.loc[allowed.groupby(keys, sort=False)["mean"].idxmax(), [*keys, "multiplier", "mean"]]
+    has_best = (rows["num_diverged"] == 0) & ~rows["metric"].map(is_side_effect).astype(bool)
+    allowed = rows[has_best].dropna(subset=["mean"])
+    upright = allowed.assign(mean=allowed["mean"] * signs_of(allowed["metric"]))
+    best = allowed.loc[upright.groupby(keys, sort=False)["mean"].idxmax(), [*keys, "multiplier", "mean"]]
     beside = rows.merge(best.rename(columns={"multiplier": "best_multiplier", "mean": "peak"}), on=keys, how="left")
     over = (beside["multiplier"] / beside["best_multiplier"]).map("{:.6g}".format).astype(float)
-    return beside.assign(over_best=over, below_best=beside["mean"] - beside["peak"]).drop(columns="peak")
+    below = (beside["mean"] - beside["peak"]) * signs_of(beside["metric"])
+    return beside.assign(over_best=over, below_best=below).drop(columns="peak")
 
 
 def _by_setting(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,20 +15,14 @@ from adapters.method_words import BASE_MODEL
 from adapters.words import counted
 from analysis.folders import GONE, NOT_RUN
 from analysis.series import name_series
-from training.cell import BASE, FLAGS
+from training.cell import BASE, FLAGS, NEWER
 from training.states import ENDED
 from training.store import COLUMNS
+from training.task_kinds import PICTURES, TaskKind, kind_of
 
-METRICS = ("dino", "clip_i", "clip_t")
-DRIFT = "drift"  # how far pictures of unrelated prompts have moved; the lower the better
-COSINE = (-1.0, 1.0)
-# The values that a score, or a gauge of the dynamics, can have: no interval goes beyond them.
-RANGES = dict.fromkeys(METRICS, COSINE) | {
-    DRIFT: (0.0, 1.0), "saturation": (0.0, 1.0), "distance_rel": (0.0, inf), "transform_distance": (0.0, inf),
-}  # fmt: skip
-ANY = (-inf, inf)
 # The fields in which a base model's run must agree with a run that is compared with it (`Cell.base`).
-BASE_KEY = tuple(name for name, flag in FLAGS.items() if flag.changes_base and not flag.added_later)
+OF_TASK = ("task", "task_options")
+BASE_KEY = (*(name for name, flag in FLAGS.items() if flag.changes_base and not flag.added_later), *OF_TASK)
 
 
 class Source(Protocol):
@@ -69,6 +62,19 @@ class Results:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "all_runs", _named(self.all_runs))
+
+    @cached_property
+    def kind(self) -> TaskKind:
+        """The task of the runs; those that name none are DreamBooth's.
+
+        Raises:
+            BadInput: if the runs are of two tasks, or of one that is not installed.
+        """
+        names = _task_names(self.all_runs)
+        if len(names) > 1:
+            count = "two" if len(names) == 2 else len(names)
+            raise BadInput(f"runs of {count} tasks, {' and '.join(names)}, cannot be compared: give one of them")
+        return kind_of(names[0] if names else PICTURES)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -231,13 +237,24 @@ class Results:
         return stack(frames)
 
 
+def _task_names(runs: pd.DataFrame) -> list[str]:
+    """The tasks of runs (of the base model's, where there are no others), in their order."""
+    if "task" not in runs:
+        return []
+    trained = runs["method"] != BASE
+    given = runs.loc[trained if trained.any() else runs.index, "task"].astype(object)
+    named = given.where(given.notna() & (given != ""), PICTURES)
+    return [str(name) for name in named.unique()]
+
+
 def is_absent(runs: pd.DataFrame) -> pd.Series:
     """Which of the runs were planned and have no folder."""
     return runs["status"].isin((GONE, NOT_RUN))
 
 
 def _named(runs: pd.DataFrame) -> pd.DataFrame:
-    runs = runs.reset_index(drop=True)
+    missing = {name: NEWER[name] for name in OF_TASK if name not in runs}
+    runs = runs.assign(**missing).fillna({name: NEWER[name] for name in OF_TASK}).reset_index(drop=True)
     return runs.assign(series=name_series(runs))
 
 

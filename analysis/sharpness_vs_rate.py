@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.curves import in_order, run_scores
+from analysis.metrics import sign_of
 from analysis.results import Results
 from analysis.statistics import log_interval, t_interval
 
@@ -34,12 +35,12 @@ class SharpnessVsRate(NamedTuple):
     correlation: pd.DataFrame
 
 
-def sharpness_vs_rate(results: Results, metric: str = "dino") -> SharpnessVsRate:
+def sharpness_vs_rate(results: Results, metric: str | None = None) -> SharpnessVsRate:
     """Sharpness at the start beside the best rate, subject by subject.
 
     Args:
         results: the runs; those without `--sharpness-steps` have no part in it.
-        metric: the score by which a rate is best.
+        metric: the score by which a rate is best; None: the task's headline.
 
     Returns:
         The points, their means and the correlation; empty frames where nothing was measured.
@@ -60,15 +61,17 @@ def sharpness_at_start(results: Results) -> pd.DataFrame:
     return lowest.groupby(KEYS, sort=False)["sharpness"].mean().astype(float).reset_index()
 
 
-def best_rates(results: Results, metric: str = "dino") -> pd.DataFrame:
+def best_rates(results: Results, metric: str | None = None) -> pd.DataFrame:
     """Rows series, method, subject, best_lr, at_edge: each subject's best rate among those at which none of its runs diverged."""
+    metric = metric or results.kind.headline.name
     scores = run_scores(results).query("metric == @metric").merge(results.runs[["run_id", "lr"]], on="run_id")
     table = scores.groupby([*KEYS, "lr"], sort=False, observed=True).agg(
         value=("value", "mean"), lost=("diverged", "any")
     )
     table = table.reset_index()
     kept = table[~table["lost"] & table["value"].notna()]
-    best = kept.loc[kept.groupby(KEYS, sort=False)["value"].idxmax()]
+    upright = kept.assign(value=sign_of(metric) * kept["value"])
+    best = kept.loc[upright.groupby(KEYS, sort=False)["value"].idxmax()]
     ends = table.groupby(KEYS)["lr"].agg(["min", "max"]).reset_index()
     best = best.merge(ends, on=KEYS)
     at_edge = (best["lr"] == best["min"]) | (best["lr"] == best["max"])

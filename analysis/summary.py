@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 
 from adapters.method_words import BASE_MODEL
+from adapters.words import counted
 from analysis.comparisons import compare
 from analysis.control_verdicts import unreliable, with_controls
 from analysis.curves import base_line, score_curve, subject_scores
 from analysis.distances import distance_curve
-from analysis.plateau import LEAST_SUBJECTS, TOLERANCE, doubt, plateau
-from analysis.results import DRIFT, METRICS, Results
+from analysis.metrics import UNIT, in_table_order, sign_of, title_of
+from analysis.plateau import LEAST_SUBJECTS, TOLERANCE, doubt, exceeds_base, plateau
+from analysis.results import Results
 from analysis.statistics import Interval, t_interval
-from analysis.tables import TITLES
 
 
 class Robustness(NamedTuple):
@@ -42,12 +43,12 @@ def summary(curves: Robustness, x: str = "multiplier") -> pd.DataFrame:
     """The table at the end of a sweep: one row for each series and multiplier, the base model first.
 
     Returns:
-        Columns series, multiplier, then dino, clip_i, clip_t, drift where it was measured, and distance, each with _low and _high
+        Columns series, multiplier, then every score that was measured (dino, clip_i, ...) and distance, each with _low and _high
         (NaN for one subject), diverged ("2/8": diverged runs of all), num_subjects.
     """
     keys = ["series", x]
     wide = curves.scores[keys].drop_duplicates().reset_index(drop=True)
-    for metric in (*METRICS, *({DRIFT} & set(curves.scores["metric"]))):
+    for metric in in_table_order(curves.scores["metric"].unique()):
         wide = _beside(wide, curves.scores[curves.scores["metric"] == metric], metric, keys)
     wide = _beside(wide, curves.distances, "distance", keys)
     counts = curves.scores.drop_duplicates(keys).set_index(keys).loc[pd.MultiIndex.from_frame(wide[keys])]
@@ -77,6 +78,7 @@ def plateau_sentence(
     tolerance: float = TOLERANCE,
     unfit: Sequence[str] = (),
     failing: Sequence[str] = (),
+    unit: str = UNIT,
 ) -> str:
     """One sentence that says what the plateau is, from a row of `plateau`, or why none is named.
 
@@ -89,22 +91,28 @@ def plateau_sentence(
         tolerance: the share of the gain that may be lost on the plateau.
         unfit: the subjects of `unfit_subjects`.
         failing: those on which the score takes something else for the subject (`control_verdicts.unreliable`).
+        unit: what intervals generalise over (`Results.kind.unit`).
     """
-    name, metric, n = row["series"], TITLES.get(row["metric"], row["metric"]), int(row["num_subjects"])
-    who = f"n = {n} subjects" if n > 1 else "one subject, so no interval"
-    why = doubt(row)
+    name, metric, n = row["series"], title_of(row["metric"]), int(row["num_subjects"])
+    who = f"n = {counted(n, unit)}" if n > 1 else f"one {unit}, so no interval"
+    why = doubt(row, unit)
+    is_upright = sign_of(row["metric"]) > 0
     if np.isnan(row["peak"]):
         return f"{name}: some run diverged at every multiplier tried, so there is no plateau ({who})."
     base = f"the base model ({row['base']:.3f})"
-    if not row["peak"] > row["base"]:
-        return f"{name}: {metric} never exceeds {base} on this grid, so there is no plateau ({who})."
-    peak = f"{name}: {metric} is highest, {row['peak']:.3f}, at {_times(row['best_multiplier'])} its base rate; {base}"
+    if not exceeds_base(row):
+        never = "never exceeds" if is_upright else "is never below"
+        return f"{name}: {metric} {never} {base} on this grid, so there is no plateau ({who})."
+    best = (
+        f"{'highest' if is_upright else 'lowest'}, {row['peak']:.3f}, at {_times(row['best_multiplier'])} its base rate"
+    )
+    peak = f"{name}: {metric} is {best}; {base}"
     if unfit:
         return f"{peak}. No plateau is named: model or scorers know nothing like {', '.join(unfit)} ({who})."
     if len(failing) >= n:
-        return f"{peak}. No plateau is named: {metric} takes other pictures for the subject, on every subject ({who})."
+        return f"{peak}. No plateau is named: {metric} takes other pictures for the {unit}, on every {unit} ({who})."
     if n < LEAST_SUBJECTS:
-        return f"{peak}. No plateau is named from fewer than {LEAST_SUBJECTS} subjects ({who})."
+        return f"{peak}. No plateau is named from fewer than {counted(LEAST_SUBJECTS, unit)} ({who})."
     if why:
         gain = f"{row['gain']:.3f} [{row['gain_low']:.3f}, {row['gain_high']:.3f}]"
         return f"{peak}. No plateau is named: the gain, {gain}, cannot be told from nothing ({who})."
@@ -130,11 +138,12 @@ def _headline(name: str, metric: str, row: Mapping[str, Any] | pd.Series) -> str
 
 
 def plateau_sentences(plateaus: pd.DataFrame, results: Results) -> list[str]:
-    """`plateau_sentence` on the DINO plateau of every series, with the subjects whose controls fail."""
-    unfit, failed = unfit_subjects(results), unreliable(results, "dino")
+    """`plateau_sentence` on the headline's plateau of every series, with the subjects whose controls fail."""
+    headline, unit = results.kind.headline.name, results.kind.unit
+    unfit, failed = unfit_subjects(results), unreliable(results, headline)
     return [
-        with_controls(plateau_sentence(row, unfit=unfit, failing=failed), results, ["dino"])
-        for _, row in plateaus[plateaus["metric"] == "dino"].iterrows()
+        with_controls(plateau_sentence(row, unfit=unfit, failing=failed, unit=unit), results, [headline])
+        for _, row in plateaus[plateaus["metric"] == headline].iterrows()
     ]
 
 
@@ -146,31 +155,32 @@ def leading_sentence(plateaus: pd.DataFrame, scores: pd.DataFrame, results: Resu
         scores: what `subject_scores` returned.
         results: the same runs, whose controls may fail.
     """
-    rows = plateaus[(plateaus["metric"] == "dino") & plateaus["area"].notna()]
+    headline = results.kind.headline
+    rows = plateaus[(plateaus["metric"] == headline.name) & plateaus["area"].notna()]
     rows = rows.sort_values("area", ascending=False, kind="stable")
     if len(rows) < 2 or rows["num_subjects"].min() < LEAST_SUBJECTS:
         return ""
     first, second = rows.iloc[0], rows.iloc[1]
-    by = compare(scores, ("area",), pairs=[(first["series"], second["series"])]).iloc[0]
+    by = compare(scores, ("area",), metric=headline.name, pairs=[(first["series"], second["series"])]).iloc[0]
     text = (
-        f"{first['series']} gains most DINO over the base model on average over the grid, {first['area']:.3f} "
+        f"{first['series']} gains most {headline.title} over the base model on average over the grid, {first['area']:.3f} "
         f"[{first['area_low']:.3f}, {first['area_high']:.3f}]; {second['series']} comes next, {by['mean']:.3f} "
-        f"[{by['low']:.3f}, {by['high']:.3f}] below (paired, n = {by['num_subjects']:g} subjects)."
+        f"[{by['low']:.3f}, {by['high']:.3f}] below (paired, n = {counted(int(by['num_subjects']), results.kind.unit)})."
     )
-    return with_controls(text, results, ["dino"])
+    return with_controls(text, results, [headline.name])
 
 
 def unfit_subjects(results: Results) -> list[str]:
     """The subjects from which no plateau can be named, since the model or its scorers know nothing of them.
 
-    Either the base's CLIP-T, one mean a prompt, is not above 0 with its interval over the prompts (with one prompt its sign
-    decides): no more than pictures and texts that have nothing to do with each other. Or the model is the pocket, which knows
-    emoji, and the subject is none of its own.
+    Either the base's score of the prompt, one mean a prompt, is not above 0 with its interval over the prompts (with one
+    prompt its sign decides): no more than pictures and texts that have nothing to do with each other. Or the model is the
+    pocket, which knows emoji, and the subject is none of its own.
     """
     runs = results.runs
     split = runs["split"] if "split" in runs else pd.Series("", runs.index)
     foreign = set(runs.loc[(runs["model"] == "pocket") & split.fillna("").eq(""), "subject"])
-    base = results.base[results.base["metric"] == "clip_t"]
+    base = results.base[results.base["metric"] == results.kind.prompt_metric]
     blind = {
         subject
         for subject, rows in base.groupby("subject", observed=True)

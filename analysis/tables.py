@@ -12,10 +12,11 @@ import pandas as pd
 
 from adapters.errors import printable
 from training.store import writing
+from training.task_kinds import metrics
 
 DIGITS = 6  # significant ones, of what is written and drawn
-TITLES = {
-    "dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "distance": "distance / ‖W0‖", "num_subjects": "n",
+TITLES = {  # of what is no score
+    "distance": "distance / ‖W0‖", "num_subjects": "n",
     "half_width": "half-gain width (octaves)", "half_low_edge": "half from", "half_high_edge": "half to",
     "width": "plateau (octaves)", "best_multiplier": "best multiplier", "low_edge": "from", "high_edge": "to",
     "num_runs": "runs", "lambda": "lambda",
@@ -66,7 +67,8 @@ def _is_end(name: str, frame: pd.DataFrame) -> bool:
 
 
 def _title(name: str) -> str:
-    return TITLES.get(name, name.replace("_", " "))
+    metric = metrics().get(name)
+    return metric.title if metric else TITLES.get(name, name.replace("_", " "))
 
 
 def _with_interval(value: Any, low: Any, high: Any) -> str:
@@ -116,7 +118,6 @@ def escape_markdown(text: str) -> str:
 
 # LaTeX.
 
-HIGHER_IS_BETTER = {"dino": True, "clip_i": True, "clip_t": True, "drift": False}
 LATEX_CHARACTERS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -131,7 +132,7 @@ def to_latex(frame: pd.DataFrame) -> str:
     Needs the packages booktabs and amsmath.
     """
     table = format_table(frame)
-    bold = {_title(name): row for name in HIGHER_IS_BETTER if (row := clearly_best(frame, name)) is not None}
+    bold = {_title(name): row for name in metrics() if (row := clearly_best(frame, name)) is not None}
     places = "".join("r" if _is_numeric(frame, name) else "l" for name in table.columns)
     lines = [
         rf"\begin{{tabular}}{{{places}}}", r"\toprule",
@@ -151,11 +152,11 @@ def clearly_best(frame: pd.DataFrame, name: str) -> int | None:
 
     Args:
         frame: holds the columns `name`, `name_low` and `name_high`.
-        name: a score of `HIGHER_IS_BETTER`.
+        name: a score.
     """
     if not {name, f"{name}_low", f"{name}_high"} <= set(frame.columns) or len(frame) < 2:
         return None
-    sign = 1.0 if HIGHER_IS_BETTER[name] else -1.0
+    sign = -1.0 if metrics()[name].lower_is_better else 1.0
     ends = sign * frame[[f"{name}_low", f"{name}_high"]].to_numpy(dtype=float)
     if np.isnan(ends).any():
         return None

@@ -114,13 +114,13 @@ def _complement(design: Floats) -> Floats:
 
 
 def variance_table(
-    results: Results, *, metric: str = "dino", multipliers: Sequence[float] | None = None, x: str = "multiplier"
+    results: Results, *, metric: str | None = None, multipliers: Sequence[float] | None = None, x: str = "multiplier"
 ) -> pd.DataFrame:
     """The split of every series at every multiplier, from the scores at the end of the runs.
 
     Args:
         results: the runs. A diverged one scores by the rule of `analysis.curves`.
-        metric: the score.
+        metric: the score; None: the task's headline.
         multipliers: those to show, None for all.
         x: another column of the runs in place of the multiplier.
 
@@ -131,7 +131,7 @@ def variance_table(
     Raises:
         BadInput: if there is no such metric.
     """
-    table = run_scores(results, x)
+    table, metric = run_scores(results, x), metric or results.kind.headline.name
     if metric not in set(table["metric"]):
         raise BadInput(f"no scores of metric {metric!r}; allowed: {', '.join(map(str, table['metric'].unique()))}")
     table = table[(table["metric"] == metric) & (table[x].isin(multipliers) if multipliers is not None else True)]

@@ -21,6 +21,7 @@ from adapters.words import counted
 from analysis.control_verdicts import failing_words
 from analysis.load import load
 from analysis.measures import MEASURES
+from analysis.metrics import UNIT
 from analysis.results import Results
 from analysis.statements import fill
 from analysis.statistics import Interval, rate_interval
@@ -98,8 +99,10 @@ def read_claims(path: Path) -> list[Claim]:
     return claims
 
 
-def unreachable(claim: Claim, num_subjects: int) -> str:
+def unreachable(claim: Claim, num_subjects: int, unit: str = UNIT) -> str:
     """Why no outcome of so many subjects can lie inside a claim's range with its whole interval; "" where one can.
+
+    `unit` is what a subject is of the results (`Results.kind.unit`).
 
     A share of few subjects has a wide interval whatever comes out: 0 of 8 reaches up to 0.32 (Wilson).
     """
@@ -113,9 +116,7 @@ def unreachable(claim: Claim, num_subjects: int) -> str:
     if can_be_met(num_subjects):
         return ""
     enough = next((num for num in range(num_subjects, 1000) if can_be_met(num)), None)
-    return f"no outcome of {counted(num_subjects, 'subject')} can meet its criterion" + (
-        f"; {enough} can" if enough else ""
-    )
+    return f"no outcome of {counted(num_subjects, unit)} can meet its criterion" + (f"; {enough} can" if enough else "")
 
 
 def judge_claims(folder: Path, claims: list[Claim]) -> pd.DataFrame:
@@ -158,8 +159,9 @@ def _judge_one(claim: Claim, results: Results | BadInput) -> dict[str, Any]:
         if isinstance(results, BadInput):
             raise results
         found = MEASURES[claim.measure](results, **claim.arguments)
-        note = unreachable(claim, found.num_subjects)
-        note = note if found.num_subjects > 1 else "one subject or none: no interval"
+        unit = results.kind.unit
+        note = unreachable(claim, found.num_subjects, unit)
+        note = note if found.num_subjects > 1 else f"one {unit} or none: no interval"
         note = note or failing_words(results)
     except BadInput as error:
         note = str(error)

@@ -41,8 +41,10 @@ html_css_files = ["site.css"]
 
 # The pages at the side; README itself has no such list, since GitHub would print it.
 PAGES = {
-    "Use": ["docs/figures", "docs/judge", "docs/options", "docs/models", "docs/real_runs", "docs/cluster", "docs/api"],
-    "Methods": ["docs/methods", "docs/add_a_method", "docs/statistics"],
+    "Use": [
+        f"docs/{name}" for name in ("figures", "judge", "options", "models", "text", "real_runs", "cluster", "api")
+    ],
+    "Methods": ["docs/methods", "docs/add_a_method", "docs/add_a_task", "docs/statistics"],
     "Results": ["docs/results/README", "training/pocket/MODEL_CARD"],
     "Cost and reliability": [
         "docs/speed",

@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 
 from adapters.errors import BadInput
 from analysis import Robustness, centre_on_best
+from analysis.metrics import headline_of, main_scores, title_of
 from analysis.series import BASE_AXIS
 from figures.labels import add_subtitle, fit_text
 from figures.looks import Look, looks
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means
-from figures.style import METRIC_TITLES, multiplier_axis, new_figure, num_beside, styled
+from figures.style import multiplier_axis, new_figure, num_beside, styled
+from figures.task_in_use import task_of
 
 WIDTH_IN = 9.0
 CENTRED_AXIS = "multiple of the curve's own best rate"
@@ -26,7 +28,7 @@ class Panel(NamedTuple):
     """A curve over one axis.
 
     Attributes:
-        name: "dino", "clip_t" or "loss", with " centred" where x is.
+        name: a score's ("dino", "clip_t") or "loss", with " centred" where x is.
         x: "over_best" or "multiplier".
         frame: its rows.
     """
@@ -37,7 +39,7 @@ class Panel(NamedTuple):
 
 
 def panels(curves: Robustness, losses: pd.DataFrame) -> list[Panel]:
-    """What is drawn: likeness and prompt around the rate of each series' best likeness, and the loss, over both axes.
+    """What is drawn: the task's two main scores around the rate of each series' best headline, and the loss, over both axes.
 
     Args:
         curves: what `analysis.robustness` returned.
@@ -46,7 +48,7 @@ def panels(curves: Robustness, losses: pd.DataFrame) -> list[Panel]:
     scores = curves.scores
     found = [
         Panel(f"{metric} centred", "over_best", centre_on_best(scores[scores["metric"] == metric], scores))
-        for metric in ("dino", "clip_t")
+        for metric in main_scores(task_of(scores["metric"].unique()))
         if metric in set(scores["metric"])
     ]
     if len(losses):
@@ -57,7 +59,7 @@ def panels(curves: Robustness, losses: pd.DataFrame) -> list[Panel]:
 
 @styled
 def draw(curves: Robustness, losses: pd.DataFrame, xlabel: str = BASE_AXIS) -> Figure:
-    """Panels as `panels` says; on centred axes 1 is where the curve's mean DINO is best among rates without divergence.
+    """Panels as `panels` says; on centred axes 1 is where the curve's mean headline is best among rates without divergence.
 
     Args:
         curves: what `analysis.robustness` returned.
@@ -92,8 +94,8 @@ def _draw_panel(ax: Axes, panel: Panel, curves: Robustness, styles: dict[str, Lo
         draw_base_line(ax, curves.base, metric)
     base = float(curves.base.set_index("metric")["mean"].get(metric, np.nan))
     limit_to_means(ax, [panel.frame], base)
-    ax.set_title(LOSS_TITLE if metric == "loss" else METRIC_TITLES[metric])
-    if centred and panel.name == "dino centred":
+    ax.set_title(LOSS_TITLE if metric == "loss" else title_of(metric))
+    if centred and metric == headline_of(curves.scores):
         edges = panel.frame.loc[panel.frame["at_edge"], "series"].unique()
         if len(edges):
             add_subtitle(ax, f"best at an end of the rates tried: {', '.join(edges)}")

@@ -11,9 +11,11 @@ from matplotlib.lines import Line2D
 
 from adapters.errors import BadInput
 from analysis.control_verdicts import FAILS, KINDS, NEAR
+from analysis.metrics import in_table_order, title_of
 from figures.labels import fit_text, wrap
 from figures.panels import place_legend
-from figures.style import ALARM, GRID, INK, METRIC_TITLES, new_figure, num_beside, pt, room_in, styled
+from figures.style import ALARM, GRID, INK, new_figure, num_beside, pt, room_in, styled
+from figures.task_in_use import units
 
 WIDTH_IN = 9.0
 NAMES = KINDS | {"base": "base model's pictures"}
@@ -37,7 +39,7 @@ def draw(scores: pd.DataFrame, verdicts: pd.DataFrame) -> Figure:
     """
     if scores.empty:
         raise BadInput("no controls to draw: python -m training.controls RUNS measures them")
-    metrics = [name for name in METRIC_TITLES if name in set(scores["metric"])]
+    metrics = in_table_order(scores["metric"].unique())
     kinds = [kind for kind in COLORS if kind in set(scores["kind"])]
     subjects = list(dict.fromkeys(scores["subject"].astype(str)))
     most_pt = 72 * pt(min(2.2, 0.25 * room_in(WIDTH_IN)))
@@ -54,8 +56,8 @@ def draw(scores: pd.DataFrame, verdicts: pd.DataFrame) -> Figure:
         failed = set(verdicts.loc[(verdicts["metric"] == metric) & (verdicts["verdict"] == FAILS), "subject"])
         for label, subject in zip(ax.get_yticklabels(), subjects, strict=True):
             label.set_color(ALARM if subject in failed else INK)
-        ax.set_xlabel(f"{METRIC_TITLES[metric]}; bar: a quarter of the photographs'")
-        ax.set_title(f"{METRIC_TITLES[metric]}: {len(failed)} of {len(subjects)} fail")
+        ax.set_xlabel(f"{title_of(metric)}; bar: a quarter of the photographs'")
+        ax.set_title(f"{title_of(metric)}: {len(failed)} of {len(subjects)} fail")
     marks = [
         Line2D(
             [],
@@ -69,7 +71,7 @@ def draw(scores: pd.DataFrame, verdicts: pd.DataFrame) -> Figure:
         for kind in kinds
         if len(own := scores[scores["kind"] == kind])
     ]
-    place_legend(figure, marks, "Every point is a picture; subjects whose controls fail are written in red")
+    place_legend(figure, marks, f"Every point is a picture; {units()} whose controls fail are written in red")
     fit_text(figure)
     return figure
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from adapters.errors import BadInput
 from analysis import Robustness
+from analysis.metrics import describe_metric, headline_of, in_table_order
 from analysis.plateau import half_gain_plateaus
 from analysis.series import BASE_AXIS
 from figures.labels import End, fit_text
@@ -25,14 +26,15 @@ from figures.panels import (
     limit_to_means,
     plain_log_axis,
 )
-from figures.style import METRIC_TITLES, MUTED, multiplier_axis, new_figure, pt, room_in, styled
+from figures.style import MUTED, multiplier_axis, new_figure, pt, room_in, styled
+from figures.task_in_use import task_of
 
 WIDTH_IN = 11.0
 
 
 @styled
 def draw(curves: Robustness, background: Robustness | None = None, *, xlabel: str = BASE_AXIS) -> Figure:
-    """DINO with its half-gain plateaus; CLIP-I, CLIP-T and (where measured) drift; and the distance; against the multiplier.
+    """The headline (DINO) with its half-gain plateaus; every other score that was measured; the distance; over the multiplier.
 
     Args:
         curves: what `analysis.robustness` returned.
@@ -46,15 +48,16 @@ def draw(curves: Robustness, background: Robustness | None = None, *, xlabel: st
         raise BadInput("no finished run to draw: run python sweeps/lr_robustness.py first")
     behind = _without(background, set(curves.scores["series"]))
     styles = looks(pd.concat([curves.scores, *([behind.scores] if behind else [])]))
-    dino = curves.plateaus[curves.plateaus["metric"] == "dino"]
-    beside = [metric for metric in METRIC_TITLES if metric != "dino" and metric in set(curves.scores["metric"])]
-    figure, axes = _new_panels(beside, len(dino))
+    headline = headline_of(curves.scores)
+    plateaus = curves.plateaus[curves.plateaus["metric"] == headline]
+    beside = [name for name in in_table_order(curves.scores["metric"].unique()) if name != headline]
+    figure, axes = _new_panels(headline, beside, len(plateaus))
     for name, ax in axes.items():
         ax.set_label(name)
         multiplier_axis(ax, curves.scores["multiplier"], xlabel)
-    for metric in ("dino", *beside):
+    for metric in (headline, *beside):
         _draw_scores(axes[metric], metric, curves, behind, styles)
-    _draw_plateau_strip(axes["dino"], axes["plateau"], dino, styles)
+    _draw_plateau_strip(axes[headline], axes["plateau"], plateaus, styles)
     for metric in beside[:-1]:
         axes[metric].set_xlabel("")
     _draw_distances(axes["distance"], curves, behind, styles)
@@ -69,18 +72,18 @@ def _num_columns() -> int:
     return 3 if room >= 8.4 else 2 if room >= 4.9 else 1
 
 
-def _new_panels(beside: list[str], num_bars: int) -> tuple[Figure, dict[str, Axes]]:
-    """The figure and its panels: DINO with the bars of the plateaus, the metrics beside it, and the distance."""
+def _new_panels(headline: str, beside: list[str], num_bars: int) -> tuple[Figure, dict[str, Axes]]:
+    """The figure and its panels: the headline with the bars of the plateaus, the metrics beside it, and the distance."""
     columns, strip = _num_columns(), 0.4 + 0.19 * num_bars
     if columns == 3:
         figure = new_figure(WIDTH_IN, 2.7 + 0.8 * len(beside) + 0.19 * num_bars, wspace=0.06)
-        grid = figure.add_gridspec(len(beside), 3, width_ratios=[1.55, 1.0, 1.15])
+        grid = figure.add_gridspec(max(len(beside), 1), 3, width_ratios=[1.55, 1.0, 1.15])
         left, places, last = grid[:, 0], [grid[row, 1] for row in range(len(beside))], grid[:, 2]
     elif columns == 2:
         figure = new_figure(WIDTH_IN, max(5.4 + strip, 0.8 + 1.7 * len(beside)), wspace=0.06)
         grid = figure.add_gridspec(1, 2)
         down = grid[0].subgridspec(2, 1, height_ratios=[2.6 + strip, 2.2])
-        across = grid[1].subgridspec(len(beside), 1)
+        across = grid[1].subgridspec(max(len(beside), 1), 1)
         left, places, last = down[0], [across[row] for row in range(len(beside))], down[1]
     else:
         heights = [2.6 + strip, *[1.9] * len(beside), 2.3]
@@ -89,7 +92,7 @@ def _new_panels(beside: list[str], num_bars: int) -> tuple[Figure, dict[str, Axe
         left, places, last = grid[0], [grid[row + 1] for row in range(len(beside))], grid[len(heights) - 1]
     ratios = [8, 0.5 + 0.5 * num_bars] if columns == 3 else [2.1, strip]
     first = left.subgridspec(2, 1, height_ratios=ratios, hspace=0.06)
-    axes = {"dino": figure.add_subplot(first[0]), "plateau": figure.add_subplot(first[1])}
+    axes = {headline: figure.add_subplot(first[0]), "plateau": figure.add_subplot(first[1])}
     axes |= {metric: figure.add_subplot(place) for metric, place in zip(beside, places, strict=True)}
     return figure, axes | {"distance": figure.add_subplot(last)}
 
@@ -109,19 +112,18 @@ def _draw_scores(ax: Axes, metric: str, curves: Robustness, behind: Robustness |
     draw_base_line(ax, curves.base, metric)
     grey = [behind.scores.loc[behind.scores["metric"] == metric, ["mean"]]] if behind else []
     limit_to_means(ax, [scores, *grey], float(curves.base.set_index("metric")["mean"].get(metric, np.nan)))
-    meanings = {"clip_t": "likeness to the prompt", "drift": "change of other pictures"}
-    ax.set_title(f"{METRIC_TITLES[metric]}: {meanings.get(metric, 'likeness to the subject')}")
+    ax.set_title(describe_metric(metric, task_of(curves.scores["metric"].unique())))
 
 
-def _draw_plateau_strip(ax: Axes, strip: Axes, dino: pd.DataFrame, styles: dict[str, Look]) -> None:
-    """The bars of the plateaus on which half of the gain is kept share DINO's x axis and stand on it."""
+def _draw_plateau_strip(ax: Axes, strip: Axes, plateaus: pd.DataFrame, styles: dict[str, Look]) -> None:
+    """The bars of the plateaus on which half of the gain is kept share the headline's x axis and stand on it."""
     ax.set_xlabel("")
     ax.tick_params(labelbottom=False, bottom=False)
     strip.spines["left"].set_visible(False)
     strip.grid(True, axis="x")
-    draw_plateaus(strip, half_gain_plateaus(dino), styles)
+    draw_plateaus(strip, half_gain_plateaus(plateaus), styles)
     strip.grid(True, axis="x")
-    several = (dino["num_subjects"] > 2).any()
+    several = (plateaus["num_subjects"] > 2).any()
     heads = {
         0.0: "half-gain width: ≥ 50 % of the best gain",
         1.03: "octaves" + (" [95 %]" if several else ""),

@@ -5,6 +5,7 @@ The paper's claim: DeLoRA moves away quickly until it reaches its boundary and s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from adapters.errors import BadInput
+from analysis.metrics import describe_metric, main_scores, sign_of, title_of
 from figures.labels import End, fit_text
 from figures.looks import Look, looks
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means
-from figures.style import METRIC_TITLES, MUTED, new_figure, pt, room_in, styled
+from figures.style import MUTED, new_figure, pt, room_in, styled
+from figures.task_in_use import task_of
 
 WIDTH_IN = 9.2
 
@@ -33,7 +36,7 @@ def draw(
     *,
     matrix: str = "mean over matrices",
 ) -> Figure:
-    """DINO over CLIP-T, and distance over lambda, against the training step.
+    """The task's two main scores (DINO over CLIP-T), and distance over lambda, against the training step.
 
     Args:
         scores: `analysis.score_curve(results, "step")`.
@@ -50,10 +53,13 @@ def draw(
     styles = looks(pd.concat([scores, distances]))
     has_lambda = lambdas is not None and len(lambdas) > 0
     beside = room_in(WIDTH_IN) >= 6.0
-    figure, places = _new_panels(has_lambda, beside)
-    for metric in ("dino", "clip_t"):
+    metrics = main_scores(task_of(scores["metric"].unique()))
+    figure, places = _new_panels(metrics, has_lambda, beside)
+    for metric in metrics:
         ax = figure.add_subplot(places[metric], label=metric)
         _draw_scores(ax, scores[scores["metric"] == metric], base, metric, styles)
+        if metric == metrics[0]:
+            _mark_best(ax, scores[scores["metric"] == metric], sign_of(metric), styles)
     distance = figure.add_subplot(places["distance"], label="distance")
     _draw_gauge(distance, distances, styles, f"distance ‖Wₜ − W₀‖ / ‖W₀‖, {matrix}")
     distance.set_ylim(bottom=0)
@@ -66,46 +72,42 @@ def draw(
         ax.set_xlim(-0.02 * last, 1.02 * last)
         ax.set_xlabel("training step")
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    ring = Line2D(
-        [], [], ls="none", marker="o", ms=pt(10), mfc="none", mew=pt(1.3), color=MUTED, label="best step by DINO"
-    )
+    best = f"best step by {title_of(metrics[0])}"
+    ring = Line2D([], [], ls="none", marker="o", ms=pt(10), mfc="none", mew=pt(1.3), color=MUTED, label=best)
     draw_legend(figure, scores, styles, marks=[ring] if scores["step"].nunique() > 1 else [])
     named = {ax: _ends(curves, styles) for ax, curves in gauges.items()}
     fit_text(figure, named if beside else None)
     return figure
 
 
-def _new_panels(has_lambda: bool, beside: bool) -> tuple[Figure, dict[str, SubplotSpec]]:
-    """The figure and the place of each panel: scores at the left, distance and lambda at the right, or all in one column."""
+def _new_panels(metrics: Sequence[str], has_lambda: bool, beside: bool) -> tuple[Figure, dict[str, SubplotSpec]]:
+    """The figure and the place of each panel: the scores at the left, distance and lambda at the right, or all in one column."""
     if not beside:
-        names = ["dino", "clip_t", "distance", *(["lambda"] if has_lambda else [])]
+        names = [*metrics, "distance", *(["lambda"] if has_lambda else [])]
         figure = new_figure(WIDTH_IN, 0.6 + 2.3 * len(names))
         column = figure.add_gridspec(len(names), 1)
         return figure, {name: column[row] for row, name in enumerate(names)}
     figure = new_figure(WIDTH_IN, 5.6)
     grid = figure.add_gridspec(2, 2, height_ratios=[1.5, 1.0], width_ratios=[1.0, 1.0])
     right = {"distance": grid[0, 1], "lambda": grid[1, 1]} if has_lambda else {"distance": grid[:, 1]}
-    return figure, {"dino": grid[0, 0], "clip_t": grid[1, 0], **right}
+    left = [grid[0, 0], grid[1, 0]] if len(metrics) > 1 else [grid[:, 0]]
+    return figure, {**dict(zip(metrics, left, strict=True)), **right}
 
 
 def _draw_scores(ax: Axes, scores: pd.DataFrame, base: pd.DataFrame, metric: str, styles: dict[str, Look]) -> None:
     draw_curves(ax, scores, "step", styles)
     draw_base_line(ax, base, metric)
     limit_to_means(ax, [scores], float(base.set_index("metric")["mean"].get(metric, np.nan)))
-    ax.set_title(
-        METRIC_TITLES[metric] + {"dino": ": likeness to the subject", "clip_t": ": likeness to the prompt"}[metric]
-    )
-    if metric == "dino":
-        _mark_best(ax, scores, styles)
+    ax.set_title(describe_metric(metric, task_of([metric])))
 
 
-def _mark_best(ax: Axes, scores: pd.DataFrame, styles: dict[str, Look]) -> None:
-    """A ring around every series' best mean of several, among the steps before any run diverged."""
+def _mark_best(ax: Axes, scores: pd.DataFrame, sign: float, styles: dict[str, Look]) -> None:
+    """A ring around every series' best mean of several, among the steps before any run diverged; -1 where less is better."""
     for series, curve in scores.groupby("series", sort=False):
         whole = curve[curve["num_diverged"] == 0]
         if whole.empty or len(curve) == 1:
             continue
-        best = whole.loc[whole["mean"].idxmax()]
+        best = whole.loc[(sign * whole["mean"]).idxmax()]
         ring: dict[str, Any] = {"ms": pt(12), "color": styles[str(series)].color, "label": f"_best {series}"}
         ax.plot(
             [best["step"]],

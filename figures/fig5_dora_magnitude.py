@@ -13,13 +13,21 @@ from matplotlib.lines import Line2D
 
 from adapters.errors import BadInput
 from analysis import Robustness
+from analysis.metrics import describe_metric, headline_of, in_table_order, is_side_effect, title_of
 from analysis.series import BASE_AXIS
 from figures.labels import fit_text
 from figures.looks import looks
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means, plain_log_axis
-from figures.style import INK, METRIC_TITLES, multiplier_axis, new_figure, num_beside, pt, styled
+from figures.style import INK, multiplier_axis, new_figure, num_beside, pt, styled
+from figures.task_in_use import task_of
 
-DIFFERENCE_STYLES = {"dino": ("#222222", "o"), "clip_i": ("#6f6f6f", "s"), "clip_t": ("#a0a0a0", "D")}
+DIFFERENCE_STYLES = (
+    ("#222222", "o"),
+    ("#6f6f6f", "s"),
+    ("#a0a0a0", "D"),
+    ("#444444", "^"),
+    ("#8c8c8c", "v"),
+)  # in turn
 
 
 @styled
@@ -31,7 +39,7 @@ def draw(
     second: str = "fixed magnitude",
     xlabel: str = BASE_AXIS,
 ) -> Figure:
-    """DINO and the distance of both methods, and their paired difference with its interval, against the multiplier.
+    """The headline (DINO) and the distance of both methods, and their paired difference with its interval, over the multiplier.
 
     Args:
         curves: `analysis.robustness` of both methods' runs.
@@ -48,16 +56,17 @@ def draw(
     beside = num_beside(3, 11.0, 2.8) == 3
     figure = new_figure(11.0, 4.0 if beside else 8.6)
     shape = (1, 3) if beside else (3, 1)
+    headline = headline_of(curves.scores)
     score, distance, paired = (
-        figure.add_subplot(*shape, i + 1, label=name) for i, name in enumerate(("dino", "distance", "difference"))
+        figure.add_subplot(*shape, i + 1, label=name) for i, name in enumerate((headline, "distance", "difference"))
     )
     for ax in (score, distance, paired):
         multiplier_axis(ax, curves.scores["multiplier"], xlabel)
-    scores = curves.scores[curves.scores["metric"] == "dino"]
+    scores = curves.scores[curves.scores["metric"] == headline]
     draw_curves(score, scores, "multiplier", styles)
-    draw_base_line(score, curves.base, "dino")
-    limit_to_means(score, [scores], float(curves.base.set_index("metric")["mean"].get("dino", np.nan)))
-    score.set_title("DINO: likeness to the subject")
+    draw_base_line(score, curves.base, headline)
+    limit_to_means(score, [scores], float(curves.base.set_index("metric")["mean"].get(headline, np.nan)))
+    score.set_title(describe_metric(headline, task_of([headline])))
     plain_log_axis(distance, curves.distances["mean"])
     draw_curves(distance, curves.distances, "multiplier", styles)
     limit_to_means(distance, [curves.distances])
@@ -71,19 +80,19 @@ def draw(
 def _draw_differences(ax: Axes, differences: pd.DataFrame, first: str, second: str) -> list[Line2D]:
     """One point with its interval for each metric and multiplier, the metrics side by side; returns the legend's entries."""
     ax.axhline(0, color=INK, lw=pt(0.9), zorder=2)
-    shown = [metric for metric in DIFFERENCE_STYLES if metric in set(differences["metric"])]
+    shown = [name for name in in_table_order(differences["metric"].unique()) if not is_side_effect(name)]
     marks = []
     for place, metric in enumerate(shown):
         rows = differences[differences["metric"] == metric]
-        color, marker = DIFFERENCE_STYLES[metric]
+        color, marker = DIFFERENCE_STYLES[place % len(DIFFERENCE_STYLES)]
         shift = 2 ** (0.22 * (place - (len(shown) - 1) / 2))
         bars = np.nan_to_num(np.stack([rows["mean"] - rows["low"], rows["high"] - rows["mean"]]).astype(float))
         bars[:, (rows["num_subjects"] < 3).to_numpy()] = 0.0
         ax.errorbar(
             rows["multiplier"] * shift, rows["mean"], yerr=bars, fmt=marker, color=color, ms=pt(4.5), elinewidth=pt(1.2),
-            capsize=pt(2), label=METRIC_TITLES[metric], zorder=3,
+            capsize=pt(2), label=title_of(metric), zorder=3,
         )  # fmt: skip
-        label = f"difference in {METRIC_TITLES[metric]}"
+        label = f"difference in {title_of(metric)}"
         marks.append(Line2D([], [], ls="none", marker=marker, color=color, ms=pt(5), label=label))
     ax.margins(y=0.1)
     ax.set_ylabel(f"{first} − {second}")

@@ -32,6 +32,7 @@ from analysis.series import BASE_AXIS, name_multipliers
 from analysis.tables import rounded
 from figures.note import add_note
 from figures.style import multiplier_text
+from figures.task_in_use import of_its_task
 from training.store import SPECTRA, writing
 
 MOST_SUBJECTS = 8  # on a sheet
@@ -96,6 +97,7 @@ class FigureSet:
         return table.assign(controls_fail=self.controls_fail.partition(": ")[2]) if is_mean else table
 
 
+@of_its_task
 def add_curves(
     drawn: FigureSet, results: Results, name: str, behind: Results | None = None, order: Sequence[str] = ()
 ) -> Robustness:

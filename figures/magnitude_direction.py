@@ -18,6 +18,7 @@ from figures.labels import add_subtitle, fit_text
 from figures.looks import SPARE_MARKERS
 from figures.panels import place_legend
 from figures.style import INK, new_figure, num_beside, pt, styled
+from figures.task_in_use import units
 
 MARKERS = ("o", "s", "^", "D", *SPARE_MARKERS)
 
@@ -63,7 +64,7 @@ def draw(points: pd.DataFrame, correlations: pd.DataFrame, axis: str = "rows") -
         for step in steps
     ]
     subjects = points["subject"].nunique()
-    place_legend(figure, handles, f"Points: matrices, means over subjects (n = {subjects})")
+    place_legend(figure, handles, f"Points: matrices, means over {units()} (n = {subjects})")
     fit_text(figure)
     return figure
 

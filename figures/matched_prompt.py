@@ -1,6 +1,6 @@
 """Beyond the papers: likeness against what it costs in prompt and in drift, and how much is gained where the cost is the same.
 
-A peak shows how much of the prompt was given up as much as how good a method is; at the same loss of CLIP-T methods compare.
+A peak shows how much of the prompt was given up as much as how good a method is; at the same loss of prompt methods compare.
 """
 
 from __future__ import annotations
@@ -17,29 +17,27 @@ from matplotlib.ticker import MaxNLocator
 from adapters.errors import BadInput
 from adapters.method_words import BASE_MODEL
 from analysis.matched_prompt import MatchedPrompt
-from analysis.results import DRIFT
+from analysis.metrics import side_effect_names, title_of
 from figures.labels import add_subtitle, fit_text
 from figures.looks import Look, looks
 from figures.panels import draw_legend
 from figures.style import ALARM, INK, MUTED, new_figure, num_beside, pt, room_in, styled
+from figures.task_in_use import task_of, unit, units
+from training.task_kinds import TaskKind
 
 WIDTH_IN = 11.0
 LEAST_SUBJECTS = 3  # that an interval is drawn from
 LEAST_SPAN = 0.1  # of the axis of bars: series that are alike are drawn so
 MOST_BANDS = 4  # beyond so many fronts bands hide each other
-TITLES = {
-    "loss": "DINO and the loss of CLIP-T", "front": "gain at no more than a loss", "drift": "DINO and drift",
-    "gain": "mean gain over the front", "difference": "difference of mean gains, paired by subject",
-}  # fmt: skip
+SIDE_EFFECT = "side effect"  # the panel of one; of several a task's first is shown
 ROOM_OF_NUMBERS_IN = 8.4  # a narrower figure has no numbers beside bars
 NUMBERS, NUMBERS_PT = "numbers", 7.5  # what marks the numbers beside bars, and their size
 BARS = ("gain", "difference")
-LOSS_LABEL = "loss of CLIP-T, % of the base model's"
 
 
 @styled
 def draw(data: MatchedPrompt) -> Figure:
-    """The paths over the learning rates, DINO against loss of CLIP-T and against drift; the fronts, their means and differences.
+    """The paths over the learning rates, DINO against loss of CLIP-T and drift (or what else the task has); fronts, their means.
 
     A mark is a learning rate, a line joins neighbouring ones, beginning at the base model. A front is dotted where no rate was
     tried: before a path's smallest loss and beyond its largest.
@@ -53,8 +51,8 @@ def draw(data: MatchedPrompt) -> Figure:
     if data.paths.empty:
         raise BadInput("no finished run to draw: run python sweeps/lr_robustness.py with several methods first")
     styles = looks(data.paths)
-    absent = [DRIFT] * (not has_drift(data)) + ["difference"] * data.differences.empty
-    names = [name for name in TITLES if name not in absent]
+    titles = _titles(data)
+    names = list(titles)
     beside = num_beside(3, WIDTH_IN, 3.0)
     bars_in = 1.1 + 0.19 * data.paths["series"].nunique()
     rows = [names[start : start + beside] for start in range(0, len(names), beside)]
@@ -64,8 +62,9 @@ def draw(data: MatchedPrompt) -> Figure:
     for place, name in enumerate(names):
         wide = place == len(names) - 1  # the last one takes what is left of its row
         columns = slice(place % beside, beside if wide else place % beside + 1)
-        ax = figure.add_subplot(grid[place // beside, columns], label=name)
-        ax.set_title(TITLES[name])
+        label = side_effect_of(data) if name == SIDE_EFFECT else name
+        ax = figure.add_subplot(grid[place // beside, columns], label=label)
+        ax.set_title(titles[name])
         DRAWN[name](ax, data, styles)
     base = Line2D([], [], ls="none", marker="o", ms=pt(7), mfc="white", mec=INK, label=BASE_MODEL)
     draw_legend(figure, data.paths, styles, marks=[base], base=False, title=interval_text(data))
@@ -84,49 +83,79 @@ def _drop_crowded(ax: Axes) -> None:
             text.remove()
 
 
-def has_drift(data: MatchedPrompt) -> bool:
-    """Whether drift was measured."""
-    return DRIFT in data.paths and bool(data.paths[DRIFT].notna().any())
+def _kind(data: MatchedPrompt) -> TaskKind:
+    return task_of(data.paths.columns)
+
+
+def _headline(data: MatchedPrompt) -> str:
+    return _kind(data).headline.title
+
+
+def _prompt(data: MatchedPrompt) -> str:
+    return title_of(_kind(data).prompt_metric)
+
+
+def _titles(data: MatchedPrompt) -> dict[str, str]:
+    """The panels that there is something for, with their titles."""
+    other = side_effect_of(data)
+    titles = {"loss": f"{_headline(data)} and the loss of {_prompt(data)}", "front": "gain at no more than a loss"}
+    titles |= {SIDE_EFFECT: f"{_headline(data)} and {title_of(other)}"} if other else {}
+    titles |= {"gain": "mean gain over the front"}
+    return titles | ({} if data.differences.empty else {"difference": f"difference of mean gains, paired by {unit()}"})
+
+
+def side_effect_of(data: MatchedPrompt) -> str:
+    """The task's first side effect that was measured; "" where none was."""
+    names = [name for name in side_effect_names(_kind(data)) if name in data.paths]
+    return next((name for name in names if data.paths[name].notna().any()), "")
 
 
 def interval_text(data: MatchedPrompt) -> str:
     """What bands and bars are, or why there are none."""
     most = int(data.paths["num_subjects"].max())
     if most < LEAST_SUBJECTS:
-        return "One subject: no interval" if most < 2 else "Means of two subjects: no interval"
+        return f"One {unit()}: no interval" if most < 2 else f"Means of two {units()}: no interval"
     bands = "bands and bars" if _has_bands(data) else "bars"
-    return f"Means over subjects, a mark a learning rate; {bands}: 95 % bootstrap intervals over subjects"
+    return f"Means over {units()}, a mark a learning rate; {bands}: 95 % bootstrap intervals over {units()}"
 
 
 def _draw_losses(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None:
-    """DINO along every path against the loss of CLIP-T; what the fronts are taken from is shaded."""
+    """The headline along every path against the loss of prompt; what the fronts are taken from is shaded."""
     ax.axvspan(0, 100 * _largest(data), color=INK, alpha=0.06, lw=0, zorder=0, label="_range")
-    _draw_paths(ax, data.paths.assign(x=100 * data.paths["loss"]), styles)
-    ax.set(xlabel=LOSS_LABEL, ylabel="DINO")
+    _draw_paths(ax, data, 100 * data.paths["loss"], styles)
+    ax.set(xlabel=_loss_label(data), ylabel=_headline(data))
     add_subtitle(ax, f"shaded: losses up to {100 * _largest(data):g} %, over which the fronts are compared")
 
 
-def _draw_drift(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None:
-    """DINO along every path against drift."""
-    _draw_paths(ax, data.paths.assign(x=data.paths[DRIFT]).dropna(subset="x"), styles)
-    ax.set(xlabel="drift: change of pictures of other prompts", ylabel="DINO")
+def _draw_side_effect(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None:
+    """The headline along every path against the side effect."""
+    name = side_effect_of(data)
+    _draw_paths(ax, data, data.paths[name], styles)
+    ax.set(xlabel=f"{title_of(name)}: change of pictures of other prompts", ylabel=_headline(data))
 
 
-def _draw_paths(ax: Axes, paths: pd.DataFrame, styles: dict[str, Look]) -> None:
+def _loss_label(data: MatchedPrompt) -> str:
+    return f"loss of {_prompt(data)}, % of the base model's"
+
+
+def _draw_paths(ax: Axes, data: MatchedPrompt, x: pd.Series, styles: dict[str, Look]) -> None:
+    """Every path's headline against something that its points have; those that lack it are left out."""
+    score = _kind(data).headline.name
+    paths = data.paths.assign(x=x).dropna(subset="x")
     for series, path in paths.groupby("series", sort=False):
         look = styles[str(series)]
-        ax.plot(path["x"], path["dino"], color=look.color, ls=look.line_style, lw=pt(1.4), zorder=3, label=series)
+        ax.plot(path["x"], path[score], color=look.color, ls=look.line_style, lw=pt(1.4), zorder=3, label=series)
         tried = path[path["multiplier"] > 0]
         ax.plot(
-            tried["x"], tried["dino"], ls="none", ms=pt(4.5), color=look.color, zorder=3, label="_rates", **look.marks()
+            tried["x"], tried[score], ls="none", ms=pt(4.5), color=look.color, zorder=3, label="_rates", **look.marks()
         )
         lost = path[path["num_diverged"] > 0]
         if len(lost):
             ax.plot(
-                lost["x"], lost["dino"], ls="none", marker="x", ms=pt(9), mew=pt(1.8), color=ALARM, zorder=5, label="_diverged"
+                lost["x"], lost[score], ls="none", marker="x", ms=pt(9), mew=pt(1.8), color=ALARM, zorder=5, label="_diverged"
             )  # fmt: skip
     base = paths[paths["multiplier"] == 0]
-    ax.plot(base["x"], base["dino"], ls="none", marker="o", ms=pt(7), mfc="white", mec=INK, zorder=4, label="_base")
+    ax.plot(base["x"], base[score], ls="none", marker="o", ms=pt(7), mfc="white", mec=INK, zorder=4, label="_base")
 
 
 def _draw_fronts(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None:
@@ -142,7 +171,7 @@ def _draw_fronts(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None
         if _has_bands(data) and (front["num_subjects"] >= LEAST_SUBJECTS).all():
             low, high = (front[end].to_numpy(dtype=float) for end in ("low", "high"))
             ax.fill_between(x, low, high, color=look.color, alpha=0.16, lw=0, zorder=2, label=f"_band {series}")
-    ax.set(xlabel=LOSS_LABEL, ylabel="gain in DINO over the base", xlim=(0, 100 * _largest(data)))
+    ax.set(xlabel=_loss_label(data), ylabel=f"gain in {_headline(data)} over the base", xlim=(0, 100 * _largest(data)))
     add_subtitle(ax, "dotted: before the first and beyond the last loss that a tried rate has")
 
 
@@ -150,8 +179,8 @@ def _draw_gains(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None:
     """One bar a series: its mean gain over the base."""
     rows = mean_gains(data)
     _draw_bars(ax, rows, styles)
-    ax.set_xlabel("mean gain in DINO over the base")
-    add_subtitle(ax, f"over losses of CLIP-T of {rows['loss'].iloc[0]}")
+    ax.set_xlabel(f"mean gain in {_headline(data)} over the base")
+    add_subtitle(ax, f"over losses of {_prompt(data)} of {rows['loss'].iloc[0]}")
 
 
 def _draw_differences(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None:
@@ -161,8 +190,8 @@ def _draw_differences(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) ->
     rows = rows[rows["a"] == first].rename(columns={"b": "series"})
     turned = {"mean": -rows["mean"], "low": -rows["high"], "high": -rows["low"]}
     _draw_bars(ax, rows.assign(**turned), styles)
-    ax.set_xlabel(f"mean gain in DINO minus that of {first}")
-    add_subtitle(ax, "at the same losses of CLIP-T; the table has every pair")
+    ax.set_xlabel(f"mean gain in {_headline(data)} minus that of {first}")
+    add_subtitle(ax, f"at the same losses of {_prompt(data)}; the table has every pair")
 
 
 def _draw_bars(ax: Axes, rows: pd.DataFrame, styles: dict[str, Look]) -> None:
@@ -217,5 +246,6 @@ def _largest(data: MatchedPrompt) -> float:
 
 
 DRAWN = {
-    "loss": _draw_losses, "drift": _draw_drift, "front": _draw_fronts, "gain": _draw_gains, "difference": _draw_differences,
+    "loss": _draw_losses, SIDE_EFFECT: _draw_side_effect, "front": _draw_fronts, "gain": _draw_gains,
+    "difference": _draw_differences,
 }  # fmt: skip

@@ -18,6 +18,7 @@ from analysis.plateau import doubt
 from figures.labels import width_pt, wrap
 from figures.looks import Look
 from figures.style import ALARM, BACKGROUND, INK, MARGIN_OCTAVES, count_text, pt
+from figures.task_in_use import unit, units
 
 BASE_DASHES = (0, (6, 2.2))
 LEGEND_ROW_IN = 0.18
@@ -152,7 +153,7 @@ def draw_plateaus(ax: Axes, plateaus: pd.DataFrame, styles: Mapping[str, Look]) 
     ax.grid(False)
     for place, row in enumerate(plateaus.to_dict("records")):
         look = styles[row["series"]]
-        if why := doubt(row):
+        if why := doubt(row, unit()):
             ax.text(0.01, place, why, transform=ax.get_yaxis_transform(), color=look.color, fontsize=pt(8), va="center")
         else:
             _draw_bar(ax, place, row, look)
@@ -272,10 +273,11 @@ def band_text(frame: pd.DataFrame) -> str:
     """What the bands are, or why there are none."""
     most = frame["num_subjects"].max()
     if most < 3:
-        return "One subject: no interval" if most < 2 else "Means of two subjects, and both as points: no interval"
+        two = f"Means of two {units()}, and both as points: no interval"
+        return f"One {unit()}: no interval" if most < 2 else two
     if not has_bands(frame):
-        return f"Means over subjects; bands are left out beyond {MOST_BANDS} curves, the tables have the intervals"
-    return "Means over subjects, bands: 95 % t intervals (the subject is the unit)"
+        return f"Means over {units()}; bands are left out beyond {MOST_BANDS} curves, the tables have the intervals"
+    return f"Means over {units()}, bands: 95 % t intervals (the {unit()} is the unit)"
 
 
 def cuts_a_band(ax: Axes) -> bool:

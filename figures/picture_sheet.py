@@ -18,9 +18,11 @@ from matplotlib.patches import Rectangle
 
 from adapters.errors import BadInput
 from adapters.method_words import BASE_MODEL
+from analysis.metrics import title_of
 from analysis.series import BASE_AXIS
 from figures.labels import width_pt, wrap
-from figures.style import ALARM, INK, METRIC_TITLES, MUTED, forced_width_in, multiplier_text, styled, text_color
+from figures.style import ALARM, INK, MUTED, forced_width_in, multiplier_text, styled, text_color
+from figures.task_in_use import task_in_use, unit
 
 TILE_IN = 0.9
 PITCH_IN = (1.02, 1.16)  # from tile to tile: across, and down, where the score stands between
@@ -40,7 +42,7 @@ def draw(
     *,
     rows: str = "subject",
     columns: str = "multiplier",
-    metric: str = "dino",
+    metric: str | None = None,
     title: str | None = None,
     xlabel: str = BASE_AXIS,
 ) -> Figure:
@@ -52,7 +54,7 @@ def draw(
         subject_pictures: a picture of each subject itself, put at the left; None or empty leaves that column out.
         rows: "subject", or "series" for a sheet of one subject by method; of several runs of one tile the first is shown.
         columns: "multiplier" or "step".
-        metric: whose score `value` is, for the legend.
+        metric: whose score `value` is, for the legend; None: the headline of the task in use.
         title: above the sheet; None says what the sheet shows.
         xlabel: what multipliers multiply (`analysis.series.name_multipliers`), for that title.
 
@@ -65,7 +67,8 @@ def draw(
         raise BadInput(f"no pictures with a {columns} to put on a sheet: run the sweep first")
     names, values = list(dict.fromkeys(made[rows])), sorted(made[columns].unique())
     heads = [*(["subject"] if subject_pictures else []), *(["base"] if len(base) else []), *values]
-    note = f"frame and number: {METRIC_TITLES.get(metric, metric)} of that prompt's pictures; red dashes: diverged"
+    score = title_of(metric or task_in_use().headline.name)
+    note = f"frame and number: {score} of that prompt's pictures; red dashes: diverged"
     labels = [_row_lines(str(name)) for name in names]
     figure, ax, across = _new_sheet(labels, len(heads), title or _title(made, columns, xlabel), note)
     scale = _scale(pictures["value"])
@@ -188,7 +191,7 @@ def _row_lines(name: str) -> list[str]:
 
 def _head_text(head: Any, columns: str) -> str:
     if isinstance(head, str):
-        return {"subject": "subject", "base": "base\nmodel"}[head]
+        return {"subject": unit(), "base": "base\nmodel"}[head]
     return f"×{multiplier_text(head)}" if columns == "multiplier" else f"step {head:g}"
 
 

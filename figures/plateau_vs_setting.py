@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from adapters.errors import BadInput
+from analysis.metrics import headline_of, title_of
 from figures.labels import fit_text
 from figures.looks import Look, looks
 from figures.panels import BASE_DASHES, draw_legend, limit_to_means
-from figures.style import INK, METRIC_TITLES, MUTED, new_figure, num_beside, pt, styled
+from figures.style import INK, MUTED, new_figure, num_beside, pt, styled
+from figures.task_in_use import unit, units
 
 ROWS = {"peak": "peak of {}", "area": "mean gain in {}", "half_width": "half-gain width in octaves"}
 TITLES = {
@@ -31,21 +33,22 @@ DODGE = 0.12  # between neighbouring series, in places of the axis
 
 
 @styled
-def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
+def draw(frame: pd.DataFrame, metric: str | None = None) -> Figure:
     """One column a setting, its values evenly spaced; rows: peak, mean gain over the grid of rates, half-gain width.
 
     Args:
         frame: `analysis.plateau_by_setting(...)`.
-        metric: the score.
+        metric: the score; None: the headline of those in the frame.
 
     Raises:
         BadInput: if there is nothing to draw.
     """
+    metric = metric or headline_of(frame)
     rows = frame[frame["metric"] == metric]
     if rows.empty:
         raise BadInput("no finished run to draw: run python sweeps/setting_robustness.py first")
     styles, settings, base = looks(rows), list(rows["setting"].unique()), float(rows["base"].mean())
-    names = [title.format(METRIC_TITLES.get(metric, metric)) for title in ROWS.values()]
+    names = [title.format(title_of(metric)) for title in ROWS.values()]
     figure, columns = _new_panels(len(settings), names)
     for column, setting in zip(columns, settings, strict=True):
         part = rows[rows["setting"] == setting]
@@ -63,8 +66,8 @@ def draw(frame: pd.DataFrame, metric: str = "dino") -> Figure:
         [], [], ls="none", marker="^", ms=pt(7), mfc="none", color=MUTED, label="at least so wide: an end is open"
     )
     most = rows["num_subjects"].max()
-    few = "One subject: no interval" if most < 2 else "Two subjects: no interval"
-    text = "Bars: 95 % intervals over subjects" if most > 2 else few
+    few = f"One {unit()}: no interval" if most < 2 else f"Two {units()}: no interval"
+    text = f"Bars: 95 % intervals over {units()}" if most > 2 else few
     draw_legend(
         figure,
         rows,

@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from adapters.errors import BadInput
+from analysis.metrics import headline_of, sign_of, title_of
 from analysis.series import BASE_AXIS
 from figures.labels import add_subtitle, fit_text
 from figures.plateau_vs_setting import TITLES, in_order, value_name
-from figures.style import ALARM, METRIC_TITLES, count_text, multiplier_text, new_figure, num_beside, pt, styled
+from figures.style import ALARM, count_text, multiplier_text, new_figure, num_beside, pt, styled
 
 PANEL_IN, ROW_IN = 3.1, 0.34
 CELL_IN, MOST_IN = 0.36, 14.0  # width that a cell's number needs, and that four panels may have
@@ -23,7 +24,7 @@ CENTRED_AXIS = "multiple of the row's own best rate"
 
 
 @styled
-def draw(frame: pd.DataFrame, metric: str = "dino", xlabel: str = BASE_AXIS) -> Figure:
+def draw(frame: pd.DataFrame, metric: str | None = None, xlabel: str = BASE_AXIS) -> Figure:
     """Two heatmaps a setting and series, the setting's values down: mean scores by multiplier, and what the row's best is above.
 
     On the left every row's best is framed thinly and the best of all thickly; on the right rates are multiples of the row's best.
@@ -31,12 +32,13 @@ def draw(frame: pd.DataFrame, metric: str = "dino", xlabel: str = BASE_AXIS) -> 
 
     Args:
         frame: `analysis.scores_by_setting(...)` or `analysis.scores_by_step(...)`.
-        metric: the score.
+        metric: the score; None: the headline of those in the frame.
         xlabel: what multipliers multiply (`analysis.series.name_multipliers`).
 
     Raises:
         BadInput: if there is nothing to draw.
     """
+    metric = metric or headline_of(frame)
     rows = frame[frame["metric"] == metric]
     if rows.empty:
         raise BadInput("no finished run to draw: run python sweeps/rank_robustness.py first")
@@ -66,27 +68,29 @@ def _draw_scores(ax: Axes, part: pd.DataFrame, rows: pd.DataFrame, xlabel: str) 
         words = [f"{word}\nn={count}" for word, count in zip(words, part["num_subjects"], strict=True)]
     _draw_heatmap(ax, part.assign(words=words), "multiplier", "mean", (rows["mean"].min(), rows["mean"].max()))
     is_best = part["multiplier"] == part["best_multiplier"]
-    top = part["mean"].where(is_best).max()
+    metric = str(part["metric"].iloc[0])
+    best = part["mean"].where(is_best)
+    top = best.max() if sign_of(metric) > 0 else best.min()
     for row in part[is_best].itertuples():
         _frame_cell(ax, part, row.value, row.multiplier, pt(2.4 if row.mean == top else 1.0))
-    metric = str(part["metric"].iloc[0])
-    ax.set(xlabel=xlabel, title=f"{part['series'].iloc[0]}: {METRIC_TITLES.get(metric, metric)}, {count_text(part)}")
+    ax.set(xlabel=xlabel, title=f"{part['series'].iloc[0]}: {title_of(metric)}, {count_text(part)}")
     if diverged.any():
         add_subtitle(ax, "×: some runs diverged")
 
 
 def _draw_centred(ax: Axes, part: pd.DataFrame, rows: pd.DataFrame, _: str) -> None:
-    """What each row's best is above its other rates, in hundredths, over multiples of that best rate."""
+    """What each row's best is better than its other rates, in hundredths, over multiples of that best rate."""
     known = part.dropna(subset=["over_best"])
     metric = str(part["metric"].iloc[0])
-    ax.set_title(f"100 × ({METRIC_TITLES.get(metric, metric)} − row's best)")
+    words = f"{title_of(metric)} − row's best" if sign_of(metric) > 0 else f"row's best − {title_of(metric)}"
+    ax.set_title(f"100 × ({words})")
     if known.empty:
         ax.set(xticks=[], yticks=[])
         middle: dict[str, Any] = {"ha": "center", "va": "center", "transform": ax.transAxes, "fontsize": pt(8)}
         ax.text(0.5, 0.5, "no rate without divergence", **middle)
         return
-    words = [f"{round(100 * below)}".replace("-", "−") for below in known["below_best"]]
-    _draw_heatmap(ax, known.assign(words=words), "over_best", "below_best", (rows["below_best"].min(), 0.0))
+    cells = [f"{round(100 * below)}".replace("-", "−") for below in known["below_best"]]
+    _draw_heatmap(ax, known.assign(words=cells), "over_best", "below_best", (rows["below_best"].min(), 0.0))
     ax.set_xlabel(CENTRED_AXIS)
 
 

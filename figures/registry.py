@@ -56,12 +56,14 @@ from figures.figure_set import (
     of_first_seed,
 )
 from figures.matched_prompt import path_and_front
+from figures.task_in_use import of_its_task
 
 VARIED = ("rank", "boundary", "adam_weight_decay", "num_instance_images", "prior_loss_weight", "d_coef")
 HEADLINE = ("area", "half_width", "at_best")  # what pairs are compared by, the first first
 GAUGES = ("lambda", "saturation", "distance_rel")
 
 
+@of_its_task
 def draw_lr_robustness(results: Results, behind: Results | None = None) -> FigureSet:
     """Fig. 2, scores over the distance and at matched prompt, what separates the methods, and sheets of pictures.
 
@@ -83,7 +85,7 @@ def draw_lr_robustness(results: Results, behind: Results | None = None) -> Figur
         drawn.tables["coincidence"] = over.coincidences
         matched, why_not = try_matched_prompt(scores)
         if matched is None:
-            drawn.notes.append(why_not)
+            drawn.notes += [why_not] if why_not else []
         else:
             drawn.add("matched_prompt", figures.matched_prompt.draw(matched), path_and_front(matched))
             drawn.tables |= {"matched_prompt_gains": matched.gains, "matched_prompt_differences": matched.differences}
@@ -109,6 +111,7 @@ def _all_seeds(results: Results) -> Results:
     return results.select(subject=list(counts.index[counts == counts.max()]))
 
 
+@of_its_task
 def draw_prolonged_training(results: Results) -> FigureSet:
     """Fig. 3: scores, distance and lambda against the steps; Fig. 8: a subject's pictures along them."""
     drawn, scores = FigureSet.of(results), score_curve(results, x="step")
@@ -130,6 +133,7 @@ def draw_prolonged_training(results: Results) -> FigureSet:
     return drawn
 
 
+@of_its_task
 def draw_weight_norms(results: Results, axis: str = "columns") -> FigureSet:
     """Fig. 4: norms by block, kind and attention, before and after training; what happened in each block meanwhile."""
     drawn = draw_norms(weight_norms(results, axis), axis)
@@ -145,6 +149,7 @@ def draw_norms(norms: pd.DataFrame, axis: str = "columns") -> FigureSet:
     return drawn
 
 
+@of_its_task
 def draw_dora_magnitude(results: Results) -> FigureSet:
     """Fig. 5 and App. C: DoRA minus fixed-magnitude DoRA, paired by subject; the DoRA paper's magnitudes and directions."""
     drawn, names = FigureSet.of(results), results.runs.drop_duplicates("method").set_index("method")["series"]
@@ -165,6 +170,7 @@ def draw_dora_magnitude(results: Results) -> FigureSet:
     return drawn
 
 
+@of_its_task
 def draw_boundary_and_angle(results: Results) -> FigureSet:
     """Fig. 6: scores and distances by which rate is scaled; where lambda, saturation and distance go, by lambda's start."""
     drawn, results = FigureSet.of(results), at_every_scale(results)
@@ -211,6 +217,7 @@ def draw_start_robustness(results: Results, order: Sequence[str] = ()) -> Figure
     )
 
 
+@of_its_task
 def _variants(results: Results, name: str, order: Sequence[str], pair: Callable[[list[str]], Any]) -> FigureSet:
     """The curves of variants and how those that are paired differ: at the best rate, and over the whole grid."""
     drawn = FigureSet.of(results)
@@ -222,6 +229,7 @@ def _variants(results: Results, name: str, order: Sequence[str], pair: Callable[
     return drawn
 
 
+@of_its_task
 def draw_rank_robustness(results: Results) -> FigureSet:
     """Curves at every rank, and the plateau against the rank."""
     drawn = FigureSet.of(results)
@@ -234,6 +242,7 @@ def draw_rank_robustness(results: Results) -> FigureSet:
     return drawn
 
 
+@of_its_task
 def draw_setting_robustness(results: Results) -> FigureSet:
     """The plateau against every setting that was varied."""
     drawn, defaults = FigureSet.of(results), find_defaults(results)
@@ -258,6 +267,7 @@ def find_defaults(results: Results) -> dict[str, list[Any]]:
     return {name: [None if pd.isna(value) else value for value in values] for name, values in defaults.items()}
 
 
+@of_its_task
 def draw_best_of_grid(results: Results) -> FigureSet:
     """Tables 3 and 6: scores at the best settings with parameters and spread of the seeds, and every pair of methods."""
     drawn, scores = FigureSet.of(results), subject_scores(results)

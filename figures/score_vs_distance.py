@@ -15,11 +15,12 @@ from matplotlib.lines import Line2D
 
 from adapters.errors import BadInput
 from analysis.distance_collapse import ScoreVsDistance
+from analysis.metrics import in_table_order, title_of
 from analysis.series import BASE_AXIS
 from figures.labels import add_subtitle, fit_text
 from figures.looks import Look, looks
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means, plain_log_axis
-from figures.style import INK, METRIC_TITLES, multiplier_axis, new_figure, num_beside, pt, styled
+from figures.style import INK, multiplier_axis, new_figure, num_beside, pt, styled
 
 WIDTH_IN = 9.0
 COMMON_DASHES = (0, (1, 1.4))
@@ -43,7 +44,7 @@ def draw(data: ScoreVsDistance, xlabel: str = BASE_AXIS) -> Figure:
     """
     if data.runs.empty:
         raise BadInput("no finished run to draw: run python sweeps/lr_robustness.py with several methods first")
-    metrics = [name for name in METRIC_TITLES if name in set(data.runs["metric"])]
+    metrics = in_table_order(data.runs["metric"].unique())
     styles = looks(data.curves.scores)
     beside = num_beside(2, WIDTH_IN, 3.0)
     down = 2 * len(metrics) // beside
@@ -80,7 +81,7 @@ def _draw_panel(ax: Axes, data: ScoreVsDistance, metric: str, axis: str, styles:
     ax.plot(curve["x"], curve["value"], color=INK, ls=COMMON_DASHES, lw=pt(2), zorder=2.8, label="_common")
     limit_to_means(ax, [scores], float(data.curves.base.set_index("metric")["mean"].get(metric, np.nan)))
     found = data.coincidences[(data.coincidences["metric"] == metric) & (data.coincidences["axis"] == axis)]
-    ax.set_title(f"{METRIC_TITLES[metric]} {AXES[axis]}")
+    ax.set_title(f"{title_of(metric)} {AXES[axis]}")
     add_subtitle(ax, residual_text(found.iloc[0]))
 
 

@@ -7,25 +7,28 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from adapters.errors import BadInput
+from analysis.metrics import headline_of, signs_of, title_of
 from figures.labels import fit_text, wrap
 from figures.looks import looks
-from figures.style import INK, METRIC_TITLES, multiplier_text, new_figure, pt, room_in, styled
+from figures.style import INK, multiplier_text, new_figure, pt, room_in, styled
+from figures.task_in_use import unit
 
 WIDTH_IN = 7.0
 LEAST_BOXEN = 8  # fewer subjects than that are points alone
 
 
 @styled
-def draw(scores: pd.DataFrame, metric: str = "dino") -> Figure:
+def draw(scores: pd.DataFrame, metric: str | None = None) -> Figure:
     """One row a series at the multiplier with its best mean: a point a subject, letter-value boxes, a bar at the mean.
 
     Args:
         scores: `analysis.subject_scores(results)`.
-        metric: the score.
+        metric: the score; None: the headline of those in the frame.
 
     Raises:
         BadInput: if there is nothing to draw.
     """
+    metric = metric or headline_of(scores)
     rows = at_best(scores[scores["metric"] == metric])
     if rows.empty:
         raise BadInput("no finished run to draw: run python sweeps/lr_robustness.py first")
@@ -43,15 +46,16 @@ def draw(scores: pd.DataFrame, metric: str = "dino") -> Figure:
     means = rows.groupby("row", sort=False)["value"].mean()
     ax.plot(means, means.index, ls="none", marker="|", ms=pt(17), mew=pt(2), color=INK, zorder=5, label="_means")
     ax.set_ylim(len(names) - 0.5, -0.5)  # as much room at both ends as between rows
-    ax.set(xlabel=f"{METRIC_TITLES.get(metric, metric)} at the best multiplier; bar: mean", ylabel="")
-    ax.set_title("Every point is a subject")
+    ax.set(xlabel=f"{title_of(metric)} at the best multiplier; bar: mean", ylabel="")
+    ax.set_title(f"Every point is a {unit()}")
     fit_text(figure)
     return figure
 
 
 def at_best(scores: pd.DataFrame) -> pd.DataFrame:
-    """The rows of every series' multiplier with the best mean, `row` being the series with that multiplier and its n."""
-    means = scores.groupby(["series", "multiplier"], sort=False, observed=True)["value"].mean()
+    """A score's rows at every series' multiplier with its best mean, `row` being the series with that multiplier and its n."""
+    upright = scores.assign(value=scores["value"] * signs_of(scores["metric"]))
+    means = upright.groupby(["series", "multiplier"], sort=False, observed=True)["value"].mean()
     best = {series: part.idxmax()[1] for series, part in means.groupby(level="series", sort=False)}
     kept = scores[scores["multiplier"] == scores["series"].map(best)]
     counts = kept.groupby("series")["subject"].transform("nunique")

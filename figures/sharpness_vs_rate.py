@@ -6,22 +6,24 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adapters.errors import BadInput
+from analysis.metrics import title_of
 from analysis.sharpness_vs_rate import SharpnessVsRate
 from figures.labels import fit_text
 from figures.looks import looks
 from figures.panels import draw_legend, plain_log_axis
-from figures.style import METRIC_TITLES, new_figure, pt, styled
+from figures.style import new_figure, pt, styled
+from figures.task_in_use import task_in_use, units
 
 WIDTH_IN = 6.2
 
 
 @styled
-def draw(found: SharpnessVsRate, metric: str = "dino") -> Figure:
+def draw(found: SharpnessVsRate, metric: str | None = None) -> Figure:
     """One mark a series at its geometric means with intervals over subjects, a dot a subject, log axes.
 
     Args:
         found: what `analysis.sharpness_vs_rate` returned.
-        metric: the score by which rates are best there.
+        metric: the score by which rates are best there; None: the headline of the task in use.
 
     Raises:
         BadInput: if no sharpness was measured.
@@ -47,7 +49,7 @@ def draw(found: SharpnessVsRate, metric: str = "dino") -> Figure:
             )
         ax.plot([row.sharpness], [row.best_lr], ls="none", color=look.color, label=name, zorder=4, **look.marks())
     ax.set_xlabel("sharpness at the start: largest eigenvalue of the loss's Hessian")
-    ax.set_ylabel(f"learning rate of the best {METRIC_TITLES.get(metric, metric)}")
+    ax.set_ylabel(f"learning rate of the best {title_of(metric or task_in_use().headline.name)}")
     counts = found.means[["series", "num_subjects"]].assign(num_diverged=0)
     draw_legend(figure, counts, styles, title=correlation_text(found), base=False)
     fit_text(figure)
@@ -57,7 +59,7 @@ def draw(found: SharpnessVsRate, metric: str = "dino") -> Figure:
 def correlation_text(found: SharpnessVsRate) -> str:
     """The rank correlation in words, and what marks and bars are."""
     bars = " and 95 % intervals" if found.means["num_subjects"].max() > 2 else ""
-    text = f"Geometric means{bars} over subjects, dots: subjects."
+    text = f"Geometric means{bars} over {units()}, dots: {units()}."
     edges = int(found.means["num_at_edge"].sum())
     if edges:
         text += f" {edges} of {len(found.points)} best rates lie at an end of what was tried."

@@ -33,7 +33,6 @@ MUTED = "#6b6b6b"
 GRID = "#e3e3e3"
 BACKGROUND = "#a8a8a8"
 ALARM = "#b00020"  # divergence
-METRIC_TITLES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "drift": "drift"}
 MARGIN_OCTAVES = 0.35  # between the outermost multipliers and the axis' ends
 DPI = 180
 

@@ -43,10 +43,12 @@ def drive(options: TuningOptions) -> int:
     from analysis import tried_settings
     from sweeps.grid import resolve_inputs
     from sweeps.report_tuning import read_trials, report_tuning, show_choice
-    from sweeps.search import check, search
+    from sweeps.search import check, check_rule, search
 
     if options.trials is not None:
-        show_choice(tried_settings(read_trials(options.trials)), options.rule)
+        check_rule(options)
+        kind = options.kind[0]
+        show_choice(tried_settings(read_trials(options.trials, kind)), options.rule, kind)
         return 0
     check(options)
     inputs = resolve_inputs(options, num_subjects=12, split="tuning")

@@ -22,10 +22,11 @@ def split_subjects(
     Raises:
         BadInput: if a subject that is named for one is among the other.
     """
-    folder, _ = choose_subjects(options.subjects, 1, "evidence")
+    task = options.kind[0].name
+    folder, _ = choose_subjects(options.subjects, 1, "evidence", task=task)
     place = f"{folder.resolve()}/"
-    _, few = choose_subjects((place, *choosing), num_choosing, "tuning")
-    _, many = choose_subjects(options.subjects, num_subjects, "evidence", without=few)
+    _, few = choose_subjects((place, *choosing), num_choosing, "tuning", task=task)
+    _, many = choose_subjects(options.subjects, num_subjects, "evidence", without=few, task=task)
     if both := [name for name in many if name in few]:
         raise BadInput(f"subject {both[0]} would choose the settings and be reported; name it for one of the two")
     chosen = resolve_inputs(with_defaults(options, subjects=(place, *few)), num_subjects=0)

@@ -20,12 +20,9 @@ from sweeps.options import Options, with_defaults
 from sweeps.rates import Rates, check_base_lr, choose_rates, describe_borrowed, scaled
 from training.cell import Cell, RunningFlags, TrainingFlags
 from training.open_adapter import open_adapter
-from training.tasks import dreambench
-from training.tasks import pipeline as pipelines
-from training.tasks import scorers as scoring
-from training.tasks import subjects as subject_folders
-from training.tasks.picture_size import check_resolution
-from training.tasks.scorer_kind import check_scorers
+from training.task_kinds import PICTURES, TaskKind, kind_of
+
+NOTHING = dict.fromkeys(("dino", "clip", "token", "instance_prompt"), "")  # in a setting of a task without these
 
 
 @dataclass(frozen=True)
@@ -44,15 +41,17 @@ class ResolvedInputs:
     Attributes:
         setting: what every pack shares.
         shared: fields of every cell.
-        subjects: the subjects, checked, in order.
+        subjects: the task's units (`training.tasks.task.Unit`), checked, in order.
         model_name: as the user called it.
+        kind: the task.
         start: the adapter that every cell starts from; None for the method's own start.
     """
 
     setting: Setting
     shared: dict
-    subjects: list[subject_folders.Subject]
+    subjects: list[Any]
     model_name: str
+    kind: TaskKind
     start: Checkpoint | None = None
 
     @property
@@ -86,36 +85,26 @@ def resolve_inputs(options: Options, *, num_subjects: int, split: str = "evidenc
     Raises:
         BadInput: for anything that is missing or broken.
     """
-    model = pipelines.locate(options.model)
-    defaults = pipelines.model_defaults(model)
-    dino = scoring.locate(options.dino, scoring.POCKET_DINO)
-    clip = scoring.locate(options.clip, scoring.POCKET_CLIP)
-    check_scorers(dino, clip)
-    folder, names = choose_subjects(options.subjects, num_subjects, split)
-    dreambench.check_named(folder, names)
-    prompt = defaults["instance_prompt"]
-    subjects = [subject_folders.load(folder, n, token=options.token, instance_prompt=prompt) for n in names]
-    few = min(subjects, key=lambda s: len(s.prompts))
-    if options.num_prompts > len(few.prompts):
-        raise BadInput(f"--num-prompts is {options.num_prompts}; {few.name} has {counted(len(few.prompts), 'prompt')}")
-    if options.num_drift_prompts > (most := len(few.unrelated)):
-        raise BadInput(f"--num-drift-prompts is {options.num_drift_prompts}; there are {most} unrelated prompts")
+    kind, task_options = options.kind
+    work = kind.open()
+    folder, names = choose_subjects(options.subjects, num_subjects, split, task=kind.name)
+    found = work.find(options, names, folder)
+    places: dict[str, Any] = NOTHING | dict(found.setting)
     setting = Setting(
-        model=str(model), dino=dino, clip=clip, subjects=str(folder.resolve()), token=options.token,
-        instance_prompt=prompt, runs=str(options.runs.resolve()), device=choose_device(options),
+        **places, runs=str(options.runs.resolve()), device=choose_device(options),
         **{field.name: getattr(options, field.name) for field in dataclasses.fields(RunningFlags)},
     )  # fmt: skip
     shared = {
-        "model_hash": pipelines.content_hash(model),
-        "scorer_hash": scoring.hash_of(dino, clip),
-        **{name: defaults[name] for name in ("resolution", "num_inference_steps", "guidance_scale")},
+        "task": kind.name,
+        "task_options": task_options,
+        "scorer_hash": "",
+        **found.shared,
         **shared_flags(options),
     }
-    check_resolution(model, int(shared["resolution"]))
-    start = open_start(options, model) if options.init_adapter else None
+    start = open_start(options, Path(setting.model)) if options.init_adapter else None
     if start is not None:
         shared["init_adapter"] = content_hash(start)
-    return ResolvedInputs(setting, shared, subjects, options.model, start)
+    return ResolvedInputs(setting, shared, list(found.units), options.model, kind, start)
 
 
 def shared_flags(options: Options) -> dict:
@@ -162,31 +151,30 @@ def choose_device(options: Options) -> str:
 
 
 def choose_subjects(
-    asked: Sequence[str], count: int, split: str, without: Sequence[str] = ()
+    asked: Sequence[str], count: int, split: str, without: Sequence[str] = (), task: str = PICTURES
 ) -> tuple[Path, list[str]]:
-    """The folder of subjects and the names of those to use, a number of them in the order of the folder's table.
+    """The folder of subjects and the names of those to use, a number of them in the task's order.
 
     Args:
         asked: `--subjects`: an optional folder first, then names, or one number.
         count: how many are used where no name and no number is given.
-        split: the split that unnamed subjects come from, where the folder has a table of splits.
+        split: the split that unnamed subjects come from, where there are splits.
         without: subjects that are not taken unless they are named.
+        task: the name of the task, which says what the subjects are.
 
     Raises:
         BadInput: unknown folder, or more subjects asked for than there are.
     """
-    folder, rest = pipelines.POCKET_SUBJECTS, list(asked)
-    if rest and ("/" in rest[0] or Path(rest[0]).is_dir()):
-        folder = Path(rest.pop(0))
+    kind = kind_of(task)
+    work = kind.open()
+    folder, rest = work.folder(asked)
     if rest and not (len(rest) == 1 and rest[0].isdigit()):
         return folder, list(dict.fromkeys(rest))
-    splits = any(row["split"] for row in subject_folders.read_table(folder).values())
-    pool = subject_folders.names(folder, split if splits else None)
-    pool = [name for name in subject_folders.in_order(pool, folder) if name not in without]
+    names, which = work.pool(folder, split)
+    pool = [name for name in names if name not in without]
     wanted = int(rest[0]) if rest else min(count, len(pool))
     if not 1 <= wanted <= len(pool):
-        which = f" of split {split!r}" if splits else dreambench.describe_missing(folder)
-        raise BadInput(f"--subjects is {wanted}; {folder} has {counted(len(pool), 'subject')}{which}")
+        raise BadInput(f"--subjects is {wanted}; {folder} has {counted(len(pool), kind.unit)}{which}")
     return folder, pool[:wanted]
 
 
@@ -201,7 +189,8 @@ def expand(
         BadInput: if a rank does not fit the model, or a base rate is missing.
     """
     specs = list(options.specs() if specs is None else specs)
-    check_rank(options.rank, Path(inputs.setting.model), specs)
+    shapes = inputs.kind.open().shapes(inputs.setting.model, inputs.shared["task_options"])
+    check_rank(options.rank, shapes, specs)
     check_base_lr(options, specs, inputs.model_name, inputs.model_hash)
     planned = []
     for spec in specs:
@@ -241,18 +230,13 @@ def name_rates(rates: Rates) -> dict[str, object]:
 
 
 def plan_cell(
-    inputs: ResolvedInputs, spec: MethodSpec, subject: subject_folders.Subject, seed: int, labels: dict, **own: object
+    inputs: ResolvedInputs, spec: MethodSpec, subject: Any, seed: int, labels: dict, **own: object
 ) -> LabelledCell:
     """One cell of resolved inputs; `own` are the fields in which it differs from the shared ones."""
     fields = inputs.shared | own
     if not get_class(spec.name).uses_rank:
         fields = fields | {"rank": 0}
-    if fields["num_instance_images"] >= len(subject.pictures):
-        fields = fields | {"num_instance_images": 0}
-    cell = Cell(
-        method=spec.name, options=spec.canonical, subject=subject.name, seed=seed,
-        subject_hash=subject.content_hash(inputs.shared["num_drift_prompts"]), **fields,
-    )  # fmt: skip
+    cell = Cell(**(fields | {"method": spec.name, "options": spec.canonical, "seed": seed} | subject.fields(fields)))
     label = f"x{labels['multiplier']:g}" if labels.get("multiplier") is not None else f"lr{cell.lr:g}"
     named = {"label": spec.label} if spec.words.get("label") or "@" in spec.name else {}
     about = {"model": inputs.model_name, "class": subject.cls, "split": subject.split}
@@ -272,13 +256,13 @@ def base_cells(planned: Iterable[LabelledCell]) -> list[LabelledCell]:
     ]
 
 
-def check_rank(rank: int, model: Path, specs: Iterable[MethodSpec]) -> None:
+def check_rank(rank: int, shapes: Mapping[str, tuple[int, int]], specs: Iterable[MethodSpec]) -> None:
     """Refuse, before anything is loaded, a rank above the smallest adapted matrix and a method that does not fit matrix or rank.
 
     Raises:
         BadInput: naming the rank or the option, and the matrix or the method.
     """
-    specs, shapes = list(specs), pipelines.attention_shapes(model)
+    specs = list(specs)
     for spec in specs:
         if get_class(spec.name).uses_rank and rank % (multiple := get_class(spec.name).rank_multiple):
             raise BadInput(f"--rank is {rank}; {spec.name} needs a multiple of {multiple}")

@@ -17,7 +17,7 @@ import pandas as pd
 from adapters import PEFT, MethodSpec, get_class
 from adapters.check import check as check_promises
 from adapters.errors import BadInput
-from adapters.words import counted
+from adapters.words import counted, plural
 from analysis import best_settings, load, tried_settings
 from analysis.best_settings import describe_rule
 from analysis.card import detectable_area
@@ -240,10 +240,8 @@ def tune(options: Judgement, spec: MethodSpec, few: ResolvedInputs) -> Tuned | N
     trial = find_trial(best)
     words = {FIELDS[field]: value for field, value in rates_of(spec, trial).items()}
     subjects = ", ".join(subject.name for subject in few.subjects)
-    source = (
-        f"best of {counted(len(tried), 'trial')} on {subjects}: {describe_rule(options.rule, 'these subjects')}"
-        f"{edge(best, tried)}"
-    )
+    rule = describe_rule(options.rule, f"these {plural(few.kind.unit)}", few.kind)
+    source = f"best of {counted(len(tried), 'trial')} on {subjects}: {rule}{edge(best, tried)}"
     print(f"{spec.label}: lr {trial.lr:g}, {source}", flush=True)
     minutes = outcome.results.runs.drop_duplicates("run_id")["seconds"].sum() / 60
     return Tuned(dataclasses.replace(spec, words=words | dict(spec.words)), source, tried, float(minutes))

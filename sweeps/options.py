@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
 from collections import Counter
@@ -22,6 +23,7 @@ from slurm.submit.send import check_cluster
 from sweeps import presets
 from training.cell import FLAGS, POSITIVE, STEP_LISTS, RunningFlags, TrainingFlags
 from training.command_line import end_well, parse
+from training.task_kinds import PICTURES, TaskKind, all_kinds, parse_task
 
 DEFAULT_MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -91,6 +93,8 @@ class Question:
     """Print the preset's settings, each with its source, and exit."""
     method: tuple[str, ...] = ("delora",)
     """Methods to train: names, `name:option=value,...`, or `all`. Every one may have `base_lr=...` and `label=...`."""
+    task: str = PICTURES
+    """What is learned: `pictures`, `text`, or a task of an installed package; `text:key=value,...` sets its options."""
     model: str = "pocket"
     """`pocket`, a diffusers pipeline folder, or a hub id, ORG/NAME or ORG/NAME@REVISION."""
     subjects: tuple[str, ...] = ()
@@ -154,6 +158,15 @@ class Options(RunningFlags, TrainingFlags, Question):
                 once = sorted(set(value)) if field.name in STEP_LISTS else dict.fromkeys(value)
                 object.__setattr__(self, field.name, tuple(once))
 
+    @functools.cached_property
+    def kind(self) -> tuple[TaskKind, str]:
+        """The task, and its options in canonical form.
+
+        Raises:
+            BadInput: as `parse_task`.
+        """
+        return parse_task(self.task)
+
     def specs(self) -> list[MethodSpec]:
         """The methods asked for, parsed.
 
@@ -176,6 +189,7 @@ class Options(RunningFlags, TrainingFlags, Question):
         Raises:
             BadInput: naming the flag, its value, and what is allowed.
         """
+        self._check_task()
         if self.init_adapter is None or self.steps != 0:
             _need(self.steps >= 1, "steps", self.steps, "a whole number from 1 on, or 0 with --init-adapter")
         for field in dataclasses.fields(TrainingFlags):
@@ -207,6 +221,16 @@ class Options(RunningFlags, TrainingFlags, Question):
             _need(value == "auto" or (value.isdecimal() and int(value) > 0), flag, value, "auto or a number from 1 on")
         self.where.check()
 
+    def _check_task(self) -> None:
+        """Refuse flags that the task does not read."""
+        kind, _ = self.kind
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for other in all_kinds().values() if kind.name != PICTURES else ():
+            for flag in sorted(other.flags - kind.flags):
+                value = getattr(self, flag, defaults.get(flag))
+                allowed = f"only with --task {other.name}; this is {kind.name}"
+                _need(flag not in defaults or value == defaults[flag], flag, value, allowed)
+
 
 def _check_labels(specs: Sequence[MethodSpec]) -> None:
     counts = Counter(spec.label for spec in specs)
@@ -230,7 +254,8 @@ def run_driver(options: type[Parsed], drive: Callable[[Parsed], int], descriptio
     """Parse the command line and run a driver; bad input is one line on stderr and exit code 2."""
 
     def run() -> int:
-        start = presets.start_from(options, presets.named_preset(sys.argv[1:]), common=Options)
+        start = presets.start_from(options, presets.named(sys.argv[1:], "preset") or presets.NONE, common=Options)
+        start = start_task(start, presets.named(sys.argv[1:], "task"))
         parsed = parse(options, description, default=start)
         if parsed.explain_preset:
             presets.explain(parsed.preset)
@@ -243,6 +268,19 @@ def run_driver(options: type[Parsed], drive: Callable[[Parsed], int], descriptio
             return 130
 
     return end_well(run)
+
+
+def start_task(start: Parsed, task: str) -> Parsed:
+    """Options with a task's own defaults, where a driver or preset has no other for its question.
+
+    Raises:
+        BadInput: for an unknown task.
+    """
+    if not task:
+        return start
+    common = {field.name: field.default for field in dataclasses.fields(Options)}
+    own = parse_task(task)[0].defaults
+    return with_defaults(start, **{flag: v for flag, v in own.items() if getattr(start, flag) == common[flag]})
 
 
 def with_defaults(options: Parsed, **changes: Any) -> Parsed:

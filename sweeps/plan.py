@@ -251,9 +251,10 @@ def keep_own_pictures(folder: Path, inputs: ResolvedInputs) -> None:
     """Put a photograph of each subject into a sweep's folder, small, for the sheets of pictures."""
     for subject in inputs.subjects:
         path = folder / OWN_PICTURES / f"{subject.name}.png"
-        if any(subject.readings[:1]) or not path.exists():  # earlier versions have drawn it as it lay in the file
+        picture = to_png(subject.picture) if subject.picture is not None else None
+        if picture is not None and not (path.exists() and path.read_bytes() == picture):
             with writing(path) as aside:
-                aside.write_bytes(to_png(subject.pictures[0]))
+                aside.write_bytes(picture)
 
 
 def even_chunks(cells: Sequence[Cell], size: int, workers: int) -> list[Sequence[Cell]]:

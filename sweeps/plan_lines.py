@@ -17,12 +17,11 @@ from slurm.estimate.calibrate import machine_load, measured_file
 from slurm.store.sweep_state import duration
 from sweeps.grid import LabelledCell
 from sweeps.plan import Plan, is_packable
-from sweeps.remarks import describe_inputs
 from sweeps.smaller import LONG_S, offer_smaller
 from sweeps.work import Sweep, Work, as_pack
 from training.cell import BASE, Cell
-from training.demand import Cost, count_values, state_mib
-from training.tasks.pipeline import attention_shapes
+from training.demand import Cost, Valued, count_values, state_mib
+from training.task_kinds import kind_of
 
 BUSY = 0.25  # of the cores
 
@@ -75,18 +74,17 @@ def describe_memory(cells: Sequence[Cell], model: Path, pack_size: int) -> list[
 
     Args:
         cells: what is to be trained.
-        model: the pipeline's folder.
+        model: the model's folder.
         pack_size: runs in a pack.
     """
-    shapes, lines = attention_shapes(model).values(), []
-    kinds = dict.fromkeys((str(model), cell.method, cell.options, cell.rank, cell.optimizer) for cell in cells)
-    for kind in kinds:
-        method, count = kind[1], count_values(*kind[:4])
-        if count > sum(num_out * num_in for num_out, num_in in shapes) / 2:
-            each = state_mib(*kind)
+    lines: list[str] = []
+    for kind in dict.fromkeys(map(Valued.of, cells)):
+        count, shapes = count_values(str(model), kind), kind_of(kind.task).open().shapes(str(model), kind.task_options)
+        if count > sum(num_out * num_in for num_out, num_in in shapes.values()) / 2:
+            each = state_mib(str(model), kind)
             lines.append(
-                f"{method}: {counted(count, 'trained value', ',')} a run; with gradients, moments and copies {each:,.0f} MiB, "
-                f"{each * pack_size:,.0f} MiB in a pack of {pack_size}"
+                f"{kind.method}: {counted(count, 'trained value', ',')} a run; with gradients, moments and copies "
+                f"{each:,.0f} MiB, {each * pack_size:,.0f} MiB in a pack of {pack_size}"
             )
     return lines
 
@@ -98,12 +96,14 @@ def show_plan(sweep: Sweep, work: Work, rates: Sequence[str], smaller: Sequence[
     left = sum(p.cell.method != BASE for p in work.todo)
     names = sorted({p.cell.method for p in train})
     subjects = sorted({p.cell.subject for p in train})
-    print(f"{inputs.model_name}: {', '.join(names)} on {counted(len(subjects), 'subject')} ({', '.join(subjects)})")
+    print(
+        f"{inputs.model_name}: {', '.join(names)} on {counted(len(subjects), inputs.kind.unit)} ({', '.join(subjects)})"
+    )
     steps = counted(max(p.cell.steps for p in train), "step")
     base = len(sweep.cells) - len(train)  # a cell too: it is scored
     also = f"; and {base} of the base model: {len(sweep.cells)} in all" if base else ""
     print(f"{counted(len(train), 'cell')}: {len(train) - left} done, {left} to train, {steps} each{also}")
-    lines = describe_inputs(inputs)
+    lines = list(inputs.kind.open().remarks(inputs))
     if alone := [name for name in names if not is_packable(name)]:
         lines.append(f"unpacked, one run at a time: {', '.join(alone)} (HF PEFT's own layers)")
     if work.todo and work.expected is not None:

@@ -64,14 +64,14 @@ def _settings(table: Mapping[str, Any], tables: Mapping[str, Any]) -> tuple[Pres
     return tuple({setting.title: setting for setting in settings}.values())
 
 
-def named_preset(arguments: Sequence[str]) -> str:
-    """The value of `--preset` on a command line, "none" without one; the last one counts, as for every flag."""
-    found = NONE
-    for word, following in pairwise([*arguments, NONE]):
-        if word == "--preset":
+def named(arguments: Sequence[str], flag: str) -> str:
+    """The value of a flag on a command line, "" without one; the last one counts, as for every flag."""
+    found = ""
+    for word, following in pairwise([*arguments, ""]):
+        if word == f"--{flag}":
             found = following
-        elif word.startswith("--preset="):
-            found = word.removeprefix("--preset=")
+        elif word.startswith(f"--{flag}="):
+            found = word.removeprefix(f"--{flag}=")
     return found
 
 

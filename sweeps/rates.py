@@ -21,6 +21,7 @@ HEAD = (
 )
 
 
+SD15 = "sd15"  # the table of what is published for Stable Diffusion 1.5
 GIVEN = "given on the command line"
 PRODIGY = "times Prodigy's estimate"
 
@@ -59,7 +60,9 @@ def read_rates(path: Path = RATES) -> dict:
     return read_toml(path)[0] if path.exists() else {}
 
 
-def base_rates(spec: MethodSpec, model: str, model_hash: str, path: Path = RATES, table: str | None = None) -> Rates:
+def base_rates(
+    spec: MethodSpec, model: str, model_hash: str, path: Path = RATES, table: str | None = None, published: str = SD15
+) -> Rates:
     """The base setting of a method: that of the model's own table, else of Stable Diffusion 1.5 as published.
 
     A method that nobody tuned on the model borrows: from the relative that the table `untuned` names, if that was tuned
@@ -71,11 +74,12 @@ def base_rates(spec: MethodSpec, model: str, model_hash: str, path: Path = RATES
         model_hash: of its weights.
         path: the data file.
         table: the table to read, in place of the model's own.
+        published: the table that is read where the model has none of its own; "" for none.
 
     Raises:
         BadInput: if there is no such table, or none has the method; give --base-lr then.
     """
-    rates = look_up_rates(spec, model, model_hash, path, table)
+    rates = look_up_rates(spec, model, model_hash, path, table, published)
     if rates is None:
         raise BadInput(
             f"no base rate of {spec.name} for model {model!r} in {path.name}; give --base-lr "
@@ -85,7 +89,7 @@ def base_rates(spec: MethodSpec, model: str, model_hash: str, path: Path = RATES
 
 
 def look_up_rates(
-    spec: MethodSpec, model: str, model_hash: str, path: Path = RATES, table: str | None = None
+    spec: MethodSpec, model: str, model_hash: str, path: Path = RATES, table: str | None = None, published: str = SD15
 ) -> Rates | None:
     """As `base_rates`; None where no table has the method.
 
@@ -97,12 +101,12 @@ def look_up_rates(
     if table is not None and table not in named:
         raise BadInput(f"--rate-table is {table}; allowed: {', '.join(named)}")
     own = [name for name in named if tables[name].get("model_hash") == model_hash]
-    name = table or (own[0] if own else "pocket" if model == "pocket" else "sd15")
+    name = table or (own[0] if own else "pocket" if model == "pocket" else published)
     methods = tables.get(name, {}).get("methods", {})
     row = methods.get(spec.name) or methods.get({"dora-fixed": "dora"}.get(spec.name, ""))
     borrowed, source = None, _origin(name, tables.get(name, {}), model_hash)
     if row is None:
-        row, borrowed = _borrow(spec.name, methods, tables)
+        row, borrowed = _borrow(spec.name, methods, tables.get(published, {}).get("methods", {}), tables)
         source = f"borrowed from {(borrowed or '').removeprefix('that of ')}"
     if row is None:
         return None
@@ -125,12 +129,11 @@ def _origin(name: str, table: dict, model_hash: str) -> str:
     return f"tuned on {'the pocket' if name == 'pocket' else name}{others}"
 
 
-def _borrow(method: str, methods: dict, tables: dict) -> tuple[dict | None, str | None]:
+def _borrow(method: str, methods: dict, published: dict, tables: dict) -> tuple[dict | None, str | None]:
     """The row of a relative among `methods`, or the published row, and a word on where it comes from."""
     own = tables.get("untuned", {}).get("methods", {}).get(method, {})
     if (relative := own.get("like")) in methods:
         return {**methods[relative], **own}, f"that of {relative}"
-    published = tables.get("sd15", {}).get("methods", {})
     if method in published:
         return published[method], "what is published for Stable Diffusion 1.5"
     return None, None
@@ -171,7 +174,11 @@ def choose_rates(options: Options, spec: MethodSpec, model: str, model_hash: str
         check_one_rate(spec, given)
     if found is None:
         needed = {field for field in ("lr", "lr_lambda", "boundary") if has[field]} - set(own)
-        found = Rates(given.get("lr", 1.0)) if needed <= given.keys() else base_rates(spec, model, model_hash)
+        found = (
+            Rates(given.get("lr", 1.0))
+            if needed <= given.keys()
+            else base_rates(spec, model, model_hash, published=options.kind[0].published_rates)
+        )
     kept = {field: getattr(found, field) for field in FIELDS if has[field]} | given
     origin = dict.fromkeys(FIELDS, found.source) | own | dict.fromkeys(given, GIVEN)
     sources = {FIELDS[field]: origin[field] for field, value in kept.items() if value}
@@ -187,7 +194,8 @@ def find_rates(options: Options, spec: MethodSpec, model: str, model_hash: str) 
     Raises:
         BadInput: if there is no such table.
     """
-    found = look_up_rates(spec, model, model_hash, table=options.rate_table)
+    published = options.kind[0].published_rates
+    found = look_up_rates(spec, model, model_hash, table=options.rate_table, published=published)
     if options.optimizer != "prodigy":
         return found
     if not get_class(spec.name).uses_boundary:

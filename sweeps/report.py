@@ -62,7 +62,9 @@ def report_robustness(outcome: SweepOutcome, background: Path | None, docs: Path
     show(drawn.tables["summary"])
     say_plateaus(drawn.tables["plateau"], outcome.results)
     if "comparisons" in drawn.tables:
-        print(with_controls(power_sentence(drawn.tables["comparisons"]), outcome.results))
+        print(
+            with_controls(power_sentence(drawn.tables["comparisons"], unit=outcome.results.kind.unit), outcome.results)
+        )
     publish(outcome, drawn, docs, draw_lr_robustness, shown=sheet_pictures)
 
 
@@ -76,7 +78,7 @@ def draw_early(outcome: SweepOutcome, said: str) -> Path:
 
 
 def say_plateaus(plateaus: pd.DataFrame, results: Results) -> None:
-    """One sentence on the DINO plateau of every series."""
+    """One sentence on the plateau of every series, by the score that conclusions rest on."""
     print("\n".join(plateau_sentences(plateaus, results)))
 
 
@@ -96,8 +98,9 @@ def evidence(folder: Path | None, results: Results) -> Results | None:
 def report_prolonged(outcome: SweepOutcome, docs: Path | None) -> None:
     """Fig. 3: scores, distance and lambda against the steps; a subject's pictures along them."""
     drawn = draw_prolonged_training(outcome.results)
-    dino = drawn.tables["scores"][drawn.tables["scores"]["metric"] == "dino"]
-    show(dino[["series", "step", "mean", "low", "high", "num_subjects", "num_diverged"]])
+    scores = drawn.tables["scores"]
+    headline = scores[scores["metric"] == outcome.results.kind.headline.name]
+    show(headline[["series", "step", "mean", "low", "high", "num_subjects", "num_diverged"]])
     publish(outcome, drawn, docs, draw_prolonged_training, shown=lambda results: of_first_subject(pictures(results)))
 
 
@@ -144,7 +147,7 @@ def publish(
         num_norms: as for `export_compact`.
     """
     say_notes(drawn)
-    if unmeasured := unmeasured_subjects(outcome.results):
+    if outcome.results.kind.has_controls and (unmeasured := unmeasured_subjects(outcome.results)):
         print(
             f"The scorers' controls were not measured on {', '.join(unmeasured)}: python -m training.controls "
             f"{outcome.folder} does it"

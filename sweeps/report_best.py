@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from adapters.words import plural
 from analysis import best_settings, power_sentence, tried_settings
 from analysis.best_settings import describe_rule
 from analysis.control_verdicts import with_controls
@@ -23,12 +24,12 @@ def report_choice(outcome: SweepOutcome, inputs: ResolvedInputs, docs: Path | No
     tried = tried_settings(outcome.results)
     best = best_settings(tried)
     names = ", ".join(subject.name for subject in inputs.subjects)
-    print(f"chosen on {names}: {describe_rule('sum', 'these subjects')}")
+    print(f"chosen on {names}: {describe_rule('sum', f'these {plural(inputs.kind.unit)}', inputs.kind)}")
     show(best.rename(columns={"method": "series"}).drop(columns="options"))
     for _, row in best.iterrows():
         if word := edge(row, tried[(tried["method"] == row["method"]) & (tried["options"] == row["options"])]):
             print(f"{row['method']}:{word}")
-    choice = best.assign(chosen_on=names, rule=describe_rule("sum"))
+    choice = best.assign(chosen_on=names, rule=describe_rule("sum", kind=inputs.kind))
     keep_tables(outcome.folder, docs, {"grid": tried, "choice": choice})
     return best
 
@@ -59,5 +60,7 @@ def report_best(outcome: SweepOutcome, docs: Path | None) -> None:
     drawn = draw_best_of_grid(outcome.results)
     show(drawn.tables["best"])
     if "comparisons" in drawn.tables:
-        print(with_controls(power_sentence(drawn.tables["comparisons"]), outcome.results))
+        print(
+            with_controls(power_sentence(drawn.tables["comparisons"], unit=outcome.results.kind.unit), outcome.results)
+        )
     publish(outcome, drawn, docs, draw_best_of_grid)

@@ -15,6 +15,7 @@ import torch
 from adapters.words import counted
 from analysis import Results, to_markdown
 from analysis.card import Card, make_card
+from analysis.metrics import side_effect_names
 from figures.figure_set import sheet_pictures
 from figures.page import write_page
 from figures.registry import draw_lr_robustness
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 CARD = "card"
 PACKAGES = ("transformers", "diffusers", "datasets", "peft", "torch")
-PEFT_KEYS = {"dino": "test dino_similarity", "drift": "drift"}
+PEFT_KEYS = {"dino": "test dino_similarity"}  # as PEFT's comparison calls a score; others keep their names
 
 
 def report_card(outcome: SweepOutcome, options: Judgement, tuned: Tuned, setting: Setting) -> None:
@@ -102,11 +103,13 @@ def peft_result(results: Results, card: Card, tuned: Tuned, found: StepPrice | N
     own = runs[runs["series"] == card.name].drop_duplicates("run_id")
     best = own[own["lr"] == (facts["lr"] if facts["lr"] == facts["lr"] else own["lr"].min())]  # where nothing is best
     one = best.iloc[0]
+    headline = results.kind.headline.name
     memory = int(found.peak_mib * 2**20) if found else None
     metrics = {
         "step": int(one["steps"]), "train samples": int(one["steps"] * one["train_batch_size"]),
         "train loss": _number(_last_loss(results, best["run_id"])),
-        PEFT_KEYS["dino"]: _number(facts["peak"]), PEFT_KEYS["drift"]: _number(facts["drift"]),
+        PEFT_KEYS.get(headline, headline): _number(facts["peak"]),
+        **{name: _number(facts[name]) for name in side_effect_names(results.kind) if name in facts},
     }  # fmt: skip
     return {
         "run_info": {

@@ -9,8 +9,9 @@ import pandas as pd
 
 from adapters import parse_method
 from adapters.errors import BadInput
-from analysis import METRICS, best_settings, tried_settings
-from analysis.best_settings import TRIAL_COLUMNS, describe_rule
+from analysis import best_settings, tried_settings
+from analysis.best_settings import describe_rule, trial_columns
+from analysis.metrics import score_names, title_of
 from sweeps.driver import SweepOutcome
 from sweeps.grid import ResolvedInputs
 from sweeps.rates import write_rates
@@ -18,6 +19,7 @@ from sweeps.report import command, keep_tables, processor, show
 from sweeps.search import rates_of
 from sweeps.trials import find_edges, find_trial
 from training.store import writing
+from training.task_kinds import TaskKind
 
 TRIALS = "trials.parquet"
 
@@ -36,31 +38,29 @@ def report_tuning(
         write: whether the rates go to `sweeps/base_rates.toml`, with their provenance.
     """
     tried = tried_settings(scores)
-    best = show_choice(tried, rule)
+    best = show_choice(tried, rule, inputs.kind)
     keep_tables(outcome.folder, docs, {"tuning": tried})
     for folder in (outcome.folder, *([docs] if docs is not None else [])):
         with writing(folder / TRIALS) as aside:
             scores.astype({"status": str}).to_parquet(aside, index=False)
     if write:
         name = inputs.model_name if inputs.model_name == "pocket" else Path(inputs.setting.model).name
-        write_rates(name, _table(inputs, best, scores, describe_rule(rule)))
+        write_rates(name, _table(inputs, best, scores, describe_rule(rule, kind=inputs.kind)))
 
 
-def show_choice(tried: pd.DataFrame, rule: str) -> pd.DataFrame:
+def show_choice(tried: pd.DataFrame, rule: str, kind: TaskKind) -> pd.DataFrame:
     """Print what was tried and the best setting of each method by a rule; returns those."""
     show(tried.drop(columns="options").rename(columns={"method": "series"}))
     best = best_settings(tried, rule)
-    print(f"rule: {describe_rule(rule)}")
+    print(f"rule: {describe_rule(rule, kind=kind)}")
     for _, row in best.iterrows():
         own = tried[(tried["method"] == row["method"]) & (tried["options"] == row["options"])]
-        print(
-            f"{row['method']}: lr {row['lr']:g}{_boundary(row)}, DINO {row['dino']:.3f}, CLIP-I {row['clip_i']:.3f}, "
-            f"CLIP-T {row['clip_t']:.3f}, {len(own)} trials{edge(row, own)}"
-        )
+        scores = ", ".join(f"{title_of(name)} {row[name]:.3f}" for name in score_names(kind))
+        print(f"{row['method']}: lr {row['lr']:g}{_boundary(row)}, {scores}, {len(own)} trials{edge(row, own)}")
     return best
 
 
-def read_trials(path: Path) -> pd.DataFrame:
+def read_trials(path: Path, kind: TaskKind) -> pd.DataFrame:
     """A table of trials that a search has left.
 
     Raises:
@@ -72,7 +72,7 @@ def read_trials(path: Path) -> pd.DataFrame:
         raise BadInput(
             f"--trials is {path}, which cannot be read: {error}; allowed: a {TRIALS} of base_lr.py"
         ) from None
-    if missing := [name for name in TRIAL_COLUMNS if name not in found]:
+    if missing := [name for name in trial_columns(kind) if name not in found]:
         raise BadInput(f"--trials is {path}, without the column {missing[0]}; allowed: a {TRIALS} of base_lr.py")
     return found
 
@@ -95,7 +95,7 @@ def _table(inputs: ResolvedInputs, best: pd.DataFrame, runs: pd.DataFrame, rule:
         trials = runs[(runs["method"] == row["method"]) & (runs["options"] == row["options"])]
         methods[row["method"]] = {
             **rates_of(parse_method(row["method"]), find_trial(row)),
-            **{metric: round(float(row[metric]), 4) for metric in METRICS},
+            **{metric: round(float(row[metric]), 4) for metric in score_names(inputs.kind)},
             "rank": int(trials["rank"].max()), "steps": int(trials["steps"].max()),
             "subjects": sorted(trials["subject"].unique()), "seeds": sorted(map(int, trials["seed"].unique())),
             "command": command(), "date": datetime.date.today().isoformat(), "machine": processor(),

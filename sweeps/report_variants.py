@@ -35,9 +35,10 @@ def report_variants(
     _say_curves(drawn, outcome.results)
     if "differences" in drawn.tables:
         differences = drawn.tables["differences"]
-        print("DINO of a minus that of b, paired by subject:")
+        kind = outcome.results.kind
+        print(f"{kind.headline.title} of a minus that of b, paired by {kind.unit}:")
         show(differences[["a", "b", "measure", "mean", "low", "high", "p", "p_holm", "num_subjects"]])
-        print(with_controls(power_sentence(differences), outcome.results))
+        print(with_controls(power_sentence(differences, unit=outcome.results.kind.unit), outcome.results))
     publish(outcome, drawn, docs, ordered)
 
 
@@ -57,21 +58,21 @@ def report_ranks(outcome: SweepOutcome, docs: Path | None) -> None:
     """Curves at every rank, and the plateau against the rank."""
     drawn = draw_rank_robustness(outcome.results)
     _say_curves(drawn, outcome.results)
-    _say_settings(drawn, "plateau_vs_rank")
+    _say_settings(drawn, "plateau_vs_rank", outcome.results)
     publish(outcome, drawn, docs, draw_rank_robustness)
 
 
 def report_settings(outcome: SweepOutcome, docs: Path | None) -> None:
     """The plateau against every setting that was varied."""
     drawn = draw_setting_robustness(outcome.results)
-    _say_settings(drawn, "plateau_vs_setting")
+    _say_settings(drawn, "plateau_vs_setting", outcome.results)
     publish(outcome, drawn, docs, draw_setting_robustness)
 
 
-def _say_settings(drawn: FigureSet, name: str) -> None:
-    dino = drawn.tables[name][drawn.tables[name]["metric"] == "dino"]
+def _say_settings(drawn: FigureSet, name: str, results: Results) -> None:
+    headline = drawn.tables[name][drawn.tables[name]["metric"] == results.kind.headline.name]
     ends = [f"{stem}_{end}" for stem in ("area", "half_width", "peak") for end in ("low", "high")]
-    show(dino[["series", "setting", "value", "area", "half_width", "peak", *ends, "num_diverged", "num_subjects"]])
+    show(headline[["series", "setting", "value", "area", "half_width", "peak", *ends, "num_diverged", "num_subjects"]])
 
 
 def series_of(results: Results, specs: Sequence[MethodSpec]) -> list[str]:

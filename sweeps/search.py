@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from adapters.errors import BadInput
 from adapters.method_words import RATES
@@ -33,8 +33,9 @@ class SearchOptions(Options):
     """Starts of lambda tried first for DeLoRA."""
     rounds: int = 4
     """Rounds of four more trials, at the most; one at the least, unless this is 0."""
-    rule: Literal["sum", "dino", "matched-prompt"] = "sum"
-    """What is best: the three scores' sum, DINO, or DINO where at least 80 % of the base model's CLIP-T is kept."""
+    rule: str = "sum"
+    """What is best: `sum`, of the task's scores (of pictures DINO + CLIP-I + CLIP-T), the first of them by its name (`dino`), or
+    `matched-prompt`, that one where at least 80 % of the base model's CLIP-T is kept."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def check(options: SearchOptions) -> None:
     """
     if options.optimizer != "adamw":
         raise BadInput(f"--optimizer is {options.optimizer}; base rates are AdamW's: Prodigy estimates its own")
+    check_rule(options)
     if options.rounds < 0:
         raise BadInput(f"--rounds is {options.rounds}; allowed: whole numbers from 0 on")
     if len(options.rates) != len(options.boundary_rates) * len(options.boundaries):
@@ -71,6 +73,18 @@ def check(options: SearchOptions) -> None:
         raise BadInput(
             f"{given[0]} is given, and base_lr.py looks for it: --rates, --boundary-rates, --boundaries say where"
         )
+
+
+def check_rule(options: SearchOptions) -> None:
+    """Refuse a rule that the task does not have.
+
+    Raises:
+        BadInput: naming the allowed ones.
+    """
+    from analysis.best_settings import rules
+
+    if options.rule not in (known := rules(options.kind[0])):
+        raise BadInput(f"--rule is {options.rule}; allowed: {', '.join(known)}")
 
 
 def first_trials(options: SearchOptions, spec: MethodSpec) -> list[Trial]:

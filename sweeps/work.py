@@ -20,7 +20,7 @@ from sweeps.options import Options
 from sweeps.plan import Plan, keep_method_files, keep_own_pictures, keep_start, name_pack, open_sweep
 from sweeps.progress import PlanProgress, check_ended
 from sweeps.reuse import EarlierResults
-from training.demand import state_mib
+from training.demand import Valued, state_mib
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def resolve(options: Options, inputs: ResolvedInputs, planned: Sequence[Labelled
     Raises:
         BadInput: for a folder that cannot be used.
     """
-    folder = open_sweep(options.runs, options.sweep or name, inputs)
+    folder = open_sweep(options.runs, options.sweep or inputs.kind.sweep_name(name), inputs)
     asked = [*base_cells(planned), *planned]
     cells = list({p.cell.identity(): p for p in asked}.values())
     plan, earlier = Plan.read(folder), EarlierResults.read(options.results, inputs)
@@ -149,8 +149,8 @@ def _measure(sweep: Sweep) -> Estimate:
     """What packs of these cells cost, and how many runs one should hold."""
     options, setting, cluster = sweep.options, sweep.inputs.setting, sweep.options.where.choose()
     task_mib = (cluster.mem_gb * 1024 / MEMORY_MARGIN or math.inf) if cluster else None
-    kinds = {(p.cell.method, p.cell.options, p.cell.rank, p.cell.optimizer) for p in sweep.ours}
-    own_mib = max((state_mib(setting.model, *kind) for kind in kinds), default=0.0)
+    kinds = {Valued.of(p.cell) for p in sweep.ours}
+    own_mib = max((state_mib(setting.model, kind) for kind in kinds), default=0.0)
     return calibrate(setting, sweep.cells[-1].cell, options.pack_size, sweep.folder, task_mib, own_mib)
 
 

@@ -33,11 +33,12 @@ from analysis import (
     weight_norms,
 )
 from analysis.folders import mean_of_steps
-from analysis.results import BASE_KEY, RANGES
+from analysis.results import BASE_KEY
 from analysis.series import SETTINGS
 from tests.make_runs import BASE_SCORE, GAIN, GRID, MATRICES, Shape, make_runs
 from training.cell import Cell
 from training.store import RunFolder
+from training.task_kinds import metrics
 
 TWO = {"lora": Shape(high=0.0), "delora": Shape()}
 
@@ -348,10 +349,10 @@ def test_means_of_steps_are_those_of_groupby() -> None:
 def test_curves_of_two_subjects_stay_in_the_range_of_the_score(tmp_path: Path) -> None:
     results = load(make_runs(tmp_path, subjects=("cat", "dog"), subject_sd=0.4))
     curve = score_curve(results)
-    for metric, (low, high) in RANGES.items():
-        rows = curve[curve["metric"] == metric]
-        assert rows["low"].ge(low).all()
-        assert rows["high"].le(high).all()
+    for metric in metrics().values():
+        rows = curve[curve["metric"] == metric.name]
+        assert rows["low"].ge(metric.low).all()
+        assert rows["high"].le(metric.high).all()
     assert (curve["low"] < curve["least"]).any()
     assert base_line(results)[["low", "high"]].abs().max(axis=None) <= 1
 

@@ -102,7 +102,7 @@ class Standing(SubjectTask):
     def __init__(self, subjects: list[Subject], scorers: Knowing) -> None:
         self.subjects, self.scorers = subjects, scorers
         self.pictures = {s.name: to_tensor(open_pictures(s.pictures, SIDE)) for s in subjects}
-        self.shared = SimpleNamespace(resolution=SIDE)
+        self.cells = [SimpleNamespace(resolution=SIDE)]
         unet = SimpleNamespace(config=SimpleNamespace(in_channels=3))
         self.pipeline = SimpleNamespace(vae_factor=1, unet=unet, device=torch.device("cpu"))
 

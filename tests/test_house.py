@@ -34,9 +34,18 @@ ARROWS = {
         "training.planned",
         "training.states",
         "training.read_picture",
+        "training.task_kinds",
         "analysis",
     ],
-    "figures": ["adapters", "training.store", "training.command_line", "training.read_picture", "analysis", "figures"],
+    "figures": [
+        "adapters",
+        "training.store",
+        "training.command_line",
+        "training.read_picture",
+        "training.task_kinds",
+        "analysis",
+        "figures",
+    ],
     "sweeps": ["adapters", "training", "slurm", "analysis", "figures", "sweeps"],
 }
 # The rooms of slurm, in the order in which they may be imported, and what they may know of what they run.

@@ -57,6 +57,8 @@ CHANGED: dict[str, tuple[Any, str]] = {
     "allow_tf32": (True, "7f05daf7c3ad9b6c"),
     "optimizer": ("prodigy", "766d041079a62439"),
     "d_coef": (2.0, "770584cc0cd4468f"),
+    "task": ("text", "37bec7ab930507c0"),
+    "task_options": ("tokens=16", "1bbbc8bd8595cca5"),
 }
 
 

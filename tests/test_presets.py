@@ -9,7 +9,7 @@ import pytest
 from adapters import METHODS, BadInput, parse_method
 from sweeps import lr_robustness, prolonged_training, weight_norms
 from sweeps.options import Options, run_driver
-from sweeps.presets import named_preset, read_presets, start_from
+from sweeps.presets import named, read_presets, start_from
 from sweeps.rates import base_rates, read_rates
 
 PRESETS = read_presets()
@@ -76,8 +76,8 @@ def test_users_and_drivers_have_the_last_word() -> None:
     )
     assert start_from(weight_norms.NormOptions, "paper", Options).method == ()
     assert start_from(Options, "none", Options) == Options()
-    assert named_preset(["--preset", "paper", "--preset=ether"]) == "ether"
-    assert named_preset([]) == named_preset(["--preset"]) == named_preset(["--rank", "4"]) == "none"
+    assert named(["--preset", "paper", "--preset=ether"], "preset") == "ether"
+    assert named([], "preset") == named(["--preset"], "preset") == named(["--rank", "4"], "preset") == ""
 
 
 def test_a_driver_without_a_flag_runs_on_its_defaults() -> None:

@@ -28,7 +28,7 @@ from tests.rounds import told
 from tests.test_checkpoints import cut
 from tests.test_loop import make_cell, parts, studio, train
 from training.cell import Cell
-from training.demand import state_mib
+from training.demand import Valued, state_mib
 from training.optimizer import schedule_factor
 from training.prodigy import D0, PackedProdigy
 from training.store import RunFolder
@@ -315,7 +315,7 @@ def test_memory_counts_what_prodigy_keeps(tmp_path: Path) -> None:
     from tests.make_pipeline import make_pipeline
 
     make_pipeline(tmp_path)
-    adamw, prodigy = (state_mib(str(tmp_path), "full", "", 0, optimizer) for optimizer in ("adamw", "prodigy"))
+    adamw, prodigy = (state_mib(str(tmp_path), Valued("full", "", 0, optimizer)) for optimizer in ("adamw", "prodigy"))
     assert adamw > 0
     assert prodigy == pytest.approx(adamw * 8 / 6)
 

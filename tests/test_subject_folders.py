@@ -15,13 +15,13 @@ from PIL import Image
 from adapters import BadInput
 from sweeps import lr_robustness
 from sweeps.grid import ResolvedInputs
-from sweeps.remarks import describe_inputs
 from tests.make_driver import Driven, drive_studio
 from tests.make_pictures import make_scene, make_turned, to_file
 from tests.make_studio import Studio, load_subject
 from training.pack import Setting
 from training.store import find_runs
 from training.tasks.picture_folder import describe_remarks, read_folder
+from training.tasks.picture_remarks import describe_inputs
 from training.tasks.pipeline import POCKET
 from training.tasks.subjects import Subject, load, names
 

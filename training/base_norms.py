@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,13 @@ def base_norms(folder: Path, axis: str = "columns") -> pd.DataFrame:
     return frame.assign(series=BASE_MODEL, method="base", multiplier=float("nan"))
 
 
-def describe_matrix(path: str, weight: Float[Tensor, "out in"]) -> dict[str, Any]:
-    """What run.json says of an adapted matrix: where it lies in the U-Net, its shape and its pretrained norm."""
+def describe_matrix(
+    path: str, weight: Float[Tensor, "out in"], place: Callable[[str], Mapping[str, str]] | None = None
+) -> dict[str, Any]:
+    """What run.json says of an adapted matrix: where it lies (None: in a U-Net), its shape and its pretrained norm."""
     num_out, num_in = weight.shape
     norm = float(weight.double().norm())
-    return {"matrix": path, **where(path), "num_out": num_out, "num_in": num_in, "base_norm": norm}
+    return {"matrix": path, **(place or where)(path), "num_out": num_out, "num_in": num_in, "base_norm": norm}
 
 
 def where(path: str) -> dict[str, str]:

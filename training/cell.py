@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from adapters.documents import Form
 from adapters.errors import BadInput
+from training.task_kinds import PICTURES
 
 BASE = "base"  # the method name of the base model's own run
 FROM_ONE = Form("a whole number from 1 on", lambda value: value >= 1)
@@ -159,6 +160,10 @@ class Cell(TrainingFlags):
     """Content of the subject's pictures and prompts."""
     scorer_hash: Annotated[str, Flag(changes_base=True)] = ""
     """Content of the scorers."""
+    task: Annotated[str, Flag(changes_base=True, added_later=True)] = PICTURES
+    """Name of the task (`training.task_kinds`)."""
+    task_options: Annotated[str, Flag(changes_base=True, added_later=True, curve="{}")] = ""
+    """The task's options in canonical form (`key=value,key=value`, defaults filled in)."""
     init_adapter: Annotated[str, Flag(added_later=True, curve="from adapter {}")] = ""
     """Content of the adapter that the run starts from; empty for the method's own start."""
 

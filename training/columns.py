@@ -16,7 +16,7 @@ GAUGES = (
 SPECTRA = ("effective_rank", "energy_1", "energy_2", "energy_4", "intruders")  # of the update: training/spectra.py
 COLUMNS = {
     "dynamics": ("step", "matrix", "distance", *GAUGES),
-    "steps": ("step", "loss", "grad_norm", "lr", "lr_lambda", "seconds", "sharpness", "prodigy_d"),
+    "steps": ("step", "loss", "grad_norm", "lr", "lr_lambda", "seconds", "sharpness", "prodigy_d", "beside_distance"),
     "norms": (
         "step", "matrix", "colnorm_mean", "colnorm_sd", "rownorm_mean", "rownorm_sd",
         "dm_rows", "dd_rows", "dm_cols", "dd_cols", *SPECTRA,

@@ -25,13 +25,15 @@ from adapters.words import counted
 from training.accelerator import arithmetic
 from training.cell import BASE
 from training.command_line import run_program
-from training.pack import Setting, list_runs, make_task
+from training.pack import Setting, list_runs
 from training.planned import list_specs, list_sweeps, read_spec_file
 from training.run import Run
 from training.states import RunStatus
+from training.task_kinds import PICTURES
 from training.tasks import pipeline as pipelines
 from training.tasks import scorers as scoring
 from training.tasks.controls import key_of, leave_controls
+from training.tasks.picture_maker import MAKER
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def run(options: Options) -> int:
     for sweep in list_sweeps(options.runs):
         for path in list_specs(sweep):
             contents = read_spec_file(path)
-            runs = [one for one in list_runs(sweep, contents) if one.cell.method == BASE and _has_ended(one)]
+            runs = [one for one in list_runs(sweep, contents) if _is_due(one)]
             found += len(runs)
             if runs:
                 count += _measure(runs, _place(Setting.read(path, contents), options))
@@ -71,8 +73,9 @@ def run(options: Options) -> int:
     return 0
 
 
-def _has_ended(one: Run) -> bool:
-    return one.folder.status() == RunStatus.FINISHED
+def _is_due(one: Run) -> bool:
+    """Whether a run is one of the base model on pictures that has ended."""
+    return one.cell.method == BASE and one.cell.task == PICTURES and one.folder.status() == RunStatus.FINISHED
 
 
 def _place(setting: Setting, options: Options) -> Setting:
@@ -98,7 +101,7 @@ def _measure(runs: Sequence[Run], setting: Setting) -> int:
     if lacking:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with arithmetic(allow_tf32=lacking[0].cell.allow_tf32, deterministic=setting.deterministic):
-            task = make_task(dataclasses.replace(setting, device=device), lacking)
+            task = MAKER.make(dataclasses.replace(setting, device=device), lacking)
             leave_controls(task, [one.folder for one in lacking])
     return len(lacking)
 

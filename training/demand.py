@@ -9,12 +9,14 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from adapters import PEFT
 from adapters.documents import NUMBER
 from adapters.errors import BadInput
 from adapters.peft_types import packs
 from training.cell import BASE, Cell
+from training.task_kinds import PICTURES, kind_of
 from training.whole_files import read_json
 
 PASSES = 3.0
@@ -27,11 +29,11 @@ class Demand:
     Attributes:
         kind: method, options and shape, which decide how a row's cost compares with LoRA's.
         group: what packs have in common that follow each other in one task.
-        shape: resolution, precision and prior: what decides the cost of a row, as stored names end.
+        shape: what decides the cost of a row, as stored names end.
         num_cells: runs in the pack.
         size: how many of them train at once; some of HF PEFT's tuners train alone.
-        rows: rows that training sends through the U-Net, of all runs and steps.
-        passes: rows that making pictures sends through it.
+        rows: rows that training sends through the model, of all runs and steps.
+        passes: rows that evaluations send through it.
         own_mib: what training keeps of the runs' own values.
     """
 
@@ -61,49 +63,66 @@ class Demand:
             len(cells) if packs(first.method) else 1,
             sum(map(_rows, cells)),
             sum(map(_passes, cells)),
-            sum(state_mib(model, cell.method, cell.options, cell.rank, cell.optimizer) for cell in cells),
+            sum(state_mib(model, Valued.of(cell)) for cell in cells),
         )
 
 
 def _rows(cell: Cell) -> int:
-    rows = cell.train_batch_size * cell.gradient_accumulation_steps * (2 if cell.prior_loss_weight > 0 else 1)
-    return cell.steps * rows
+    return cell.steps * cell.gradient_accumulation_steps * kind_of(cell.task).rows(cell)
 
 
 def _passes(cell: Cell) -> int:
     evaluations = len(cell.evaluated_steps()) if cell.method != BASE else 1
-    pictures = cell.num_prompts * cell.num_images + cell.num_drift_prompts
-    return (2 if cell.guidance_scale != 1 else 1) * cell.num_inference_steps * pictures * evaluations
+    return kind_of(cell.task).passes(cell) * evaluations
 
 
 def shape_of(cell: Cell) -> str:
     """What of a cell decides the cost of a row."""
-    return f"{cell.resolution}-{cell.mixed_precision}-{cell.prior_loss_weight > 0:d}"
+    return kind_of(cell.task).shape(cell)
+
+
+class Valued(NamedTuple):
+    """What decides how many values a run trains, and how many copies of them training keeps."""
+
+    method: str
+    options: str
+    rank: int
+    optimizer: str = "adamw"
+    task: str = PICTURES
+    task_options: str = ""
+
+    @classmethod
+    def of(cls, cell: Cell) -> Valued:
+        """That of a cell."""
+        return cls(*(getattr(cell, name) for name in cls._fields))
 
 
 @functools.cache
-def state_mib(model: str, method: str, options: str, rank: int, optimizer: str = "adamw") -> float:
+def state_mib(model: str, of: Valued) -> float:
     """MiB that training keeps of one run's own values; nothing for the base, for PEFT's tuners, and without a model."""
     from adapters.parameters import COPIES_IN_TRAINING, COPIES_OF_PRODIGY
 
-    copies = COPIES_IN_TRAINING + (COPIES_OF_PRODIGY if optimizer == "prodigy" else 0)
-    return count_values(model, method, options, rank) * 4 * copies / 2**20
+    copies = COPIES_IN_TRAINING + (COPIES_OF_PRODIGY if of.optimizer == "prodigy" else 0)
+    return count_values(model, of) * 4 * copies / 2**20
 
 
 @functools.cache
-def count_values(model: str, method: str, options: str, rank: int) -> int:
-    """Values that one run trains on a pipeline's folder; 0 for the base, for PEFT's tuners, and without a model."""
-    if method == BASE or method.startswith(PEFT) or not Path(model, "unet").is_dir():
+def count_values(model: str, of: Valued) -> int:
+    """Values that one run trains on a model's folder; 0 for the base, for PEFT's tuners, and without a folder."""
+    if of.method == BASE or of.method.startswith(PEFT) or not Path(model).is_dir():
         return 0
     from adapters import parse_method
     from adapters.parameters import count_parameters
-    from training.tasks.pipeline import attention_shapes
 
     try:
-        spec = parse_method(f"{method}:{options}")
+        spec = parse_method(f"{of.method}:{of.options}")
     except BadInput:  # of a user's own file, which a viewer does not load
         return 0
-    return count_parameters(spec, list(attention_shapes(Path(model)).values()), rank)
+    try:
+        shapes = kind_of(of.task).open().shapes(model, of.task_options)
+    except BadInput:  # a viewer on a machine where the model is not whole
+        return 0
+    return count_parameters(spec, list(shapes.values()), of.rank)
 
 
 @dataclass(frozen=True)

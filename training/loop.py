@@ -27,15 +27,15 @@ from training.step import take_step
 from training.step_log import StepLog
 from training.stop import Interrupted, StopSignals
 from training.store import RunFolder, method_file, start_file
-from training.tasks.controls import leave_controls
-from training.tasks.subject import SubjectTask
+from training.task_kinds import kind_of
+from training.tasks.task import Trained, TrainingTask
 
 REPORT_S = {"cpu": 0.2, "cuda": 1.0}  # seconds between two reports: each makes an accelerator finish what it was sent
 
 
 def train_pack(
     runs: Sequence[Run],
-    task: SubjectTask,
+    task: TrainingTask,
     *,
     pack: str = "pack",
     report: Callable[[Progress], None] = lambda progress: None,
@@ -70,8 +70,8 @@ def train_pack(
                 raise Interrupted(pack)
 
         # Build the pack.
-        shared, device = runs[0].cell, task.pipeline.device
-        task.remember_untouched()
+        shared, device = runs[0].cell, task.device
+        task.begin()
         attached = _attach(runs, task) if shared.method != BASE else None
         if attached is not None:
             stack.callback(attached.detach)
@@ -86,19 +86,19 @@ def train_pack(
             try:
                 with spent.on_pictures():
                     _evaluate(task, open_runs, 0, may_go_on, before_write)
-                leave_controls(task, open_runs, may_go_on, before_write)
+                kind_of(shared.task).open().leave_controls(task, open_runs, may_go_on, before_write)
             except Interrupted:
                 _note_status(open_runs, records, RunStatus.PREEMPTED, spent)
                 raise
-            _finish(runs, open_runs, records, None, None, spent, keep_adapters)
+            _finish(runs, open_runs, records, None, None, None, spent, keep_adapters)
             report(Progress(pack, "done", 0, 0, [], [], 0))
             return
-        optimizer = _make_optimizer([run.cell for run in runs], attached)
+        optimizer = _make_optimizer([run.cell for run in runs], attached, task)
         dynamics, log = Dynamics(attached), StepLog(len(runs))
 
         # Take up where it was left.
         resumed_at = resume(runs, optimizer)
-        matrices = [describe_matrix(path, a.base_weight()) for path, a in attached.adapters.items()]
+        matrices = [describe_matrix(path, a.base_weight(), task.where) for path, a in attached.adapters.items()]
         records = _start(runs, open_runs, matrices, made | {"resumed_at": resumed_at})
         dynamics.remember()
         step = resumed_at or 0
@@ -143,7 +143,7 @@ def train_pack(
                 if step % shared.norms_every == 0 or step == shared.steps:
                     dynamics.snapshot(step, with_spectra=spectra, with_intruders=spectra and step == shared.steps)
                 seconds = time.perf_counter() - started
-                log.record(step, losses, norms, optimizer, factor, seconds, sharp)
+                log.record(step, losses, norms, optimizer, factor, seconds, sharp, task.beside)
 
                 # Report and save.
                 now = time.monotonic()
@@ -160,24 +160,24 @@ def train_pack(
             _note_status(open_runs, records, RunStatus.PREEMPTED, spent)
             raise
         before_write()
-        _finish(runs, open_runs, records, attached, optimizer, spent, keep_adapters)
+        _finish(runs, open_runs, records, attached, optimizer, task.beside, spent, keep_adapters)
         tell("done")
 
 
-def _attach(runs: Sequence[Run], task: SubjectTask) -> Attached:
-    """The pack in the U-Net, at the method's start or at the adapter that its cells start from."""
-    cells, sweep, unet = [run.cell for run in runs], runs[0].folder.sweep, task.pipeline.unet
+def _attach(runs: Sequence[Run], task: TrainingTask) -> Attached:
+    """The pack in the task's model, at the method's start or at the adapter that its cells start from."""
+    cells, sweep = [run.cell for run in runs], runs[0].folder.sweep
     name, seeds = cells[0].method, [cell.seed for cell in cells]
     if "@" in name:  # a user's own method, of which the sweep keeps a copy
         name = str(method_file(sweep, name))
     spec = parse_method(f"{name}:{cells[0].options}" if cells[0].options else name)
     if cells[0].init_adapter:
-        return attach_checkpoint(unet, from_file(start_file(sweep, cells[0].init_adapter), spec), seeds)
+        return attach_checkpoint(task.model, from_file(start_file(sweep, cells[0].init_adapter), spec), seeds)
     boundary = [cell.boundary for cell in cells if cell.boundary is not None] or None
-    return attach(unet, spec, seeds=seeds, rank=cells[0].rank, boundary=boundary)
+    return attach(task.model, spec, seeds=seeds, rank=cells[0].rank, boundary=boundary, targets=task.targets)
 
 
-def _make_optimizer(cells: Sequence[Cell], attached: Attached) -> PackedAdamW:
+def _make_optimizer(cells: Sequence[Cell], attached: Attached, task: TrainingTask) -> PackedAdamW:
     """The optimiser that the cells of a pack agree in, at its start."""
     rates = _rates(cells, attached)
     flat, grad, segments = attached.flat, attached.grad, attached.segments
@@ -185,7 +185,7 @@ def _make_optimizer(cells: Sequence[Cell], attached: Attached) -> PackedAdamW:
         "rates": rates,
         "weight_decay": [cell.adam_weight_decay for cell in cells],
         "clip": [cell.max_grad_norm for cell in cells],
-        "advancing": attached.advancing(),
+        "advancing": attached.advancing() | dict(task.beside.state() if task.beside is not None else {}),
     }
     if cells[0].optimizer == "prodigy":
         if "lambda" in rates and any(cell.lr_lambda is None for cell in cells):
@@ -258,7 +258,7 @@ def _note_status(
 
 
 def _evaluate(
-    task: SubjectTask,
+    task: TrainingTask,
     open_runs: Sequence[RunFolder | None],
     step: int,
     may_go_on: Callable[[], None],
@@ -279,6 +279,7 @@ def _finish(
     records: Sequence[dict],
     attached: Attached | None,
     optimizer: PackedAdamW | None,
+    beside: Trained | None,
     spent: Spent,
     keep_adapters: bool,
 ) -> None:
@@ -289,6 +290,8 @@ def _finish(
             continue
         if attached is not None and keep_adapters:
             peft_format.save(folder.adapter, attached, row, base_model=str(run.labels.get("model", "")))
+            if beside is not None:
+                beside.save(folder.adapter, row)
         at = int(optimizer.frozen_at[row]) if optimizer is not None else -1
         folder.write(
             record

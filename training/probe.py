@@ -1,4 +1,4 @@
-"""Measure seconds and memory of packs of growing size on this machine: the frozen U-Net with LoRA, training and sampling.
+"""Measure seconds and memory of packs of growing size on this machine: the frozen model with LoRA, training and evaluation.
 
 python -m training.probe LOAD     the fields of a `Load` as JSON; prints what it begins with, then what it found as JSON
 """
@@ -12,18 +12,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from training.cell import Cell
-from training.demand import PASSES, Cost, on_line, to_json
+from training.demand import Cost, on_line, to_json
 from training.memory_advice import list_smaller, machine_mib, total_gib
-from training.pack import Setting
+from training.setting import Setting
+from training.task_kinds import PICTURES, kind_of
 
 SIZES = (1, 2, 4, 8, 16, 32)
-PICTURES_S = 30.0  # where one sampler call's pass takes longer, no pictures are made
 FEW = 16  # pictures of an evaluation; four times as many fill a sampler call whatever the size
 
 
@@ -32,6 +31,7 @@ class Load:
     """What is measured.
 
     Attributes:
+        task, task_options: of the cells.
         model, dino, clip: as in a setting; without scorers pictures are not scored.
         device, resolution, precision: where and how.
         rows: rows of one run in a batch.
@@ -48,15 +48,17 @@ class Load:
     dino: str = ""
     clip: str = ""
     checkpointing: bool = False
+    task: str = PICTURES
+    task_options: str = ""
 
     @classmethod
     def of(cls, setting: Setting, cell: Cell) -> Load:
         """What packs like a cell's are."""
-        rows = cell.train_batch_size * (2 if cell.prior_loss_weight > 0 else 1)
+        rows = kind_of(cell.task).rows(cell)
         few = cell.num_prompts * cell.num_images <= FEW
         return cls(
             setting.model, setting.device, cell.resolution, rows, cell.mixed_precision, FEW if few else 4 * FEW,
-            setting.dino, setting.clip, setting.gradient_checkpointing,
+            setting.dino, setting.clip, setting.gradient_checkpointing, cell.task, cell.task_options,
         )  # fmt: skip
 
 
@@ -89,47 +91,25 @@ def measure(
     """
     import torch
 
-    from adapters import parse_method
-    from adapters.inject import attach, find_targets
-    from training.accelerator import autocast, round_base
     from training.process_setup import keep_freed_memory, quiet_libraries
-    from training.tasks import pipeline as pipelines
-    from training.tasks.scorers import Scorers
-    from training.tasks.subject import MAX_ROWS
 
     quiet_libraries()
     keep_freed_memory()
-    device, on_gpu = load.device, load.device == "cuda"
-    clock = time.perf_counter if on_gpu else time.process_time
-    if not on_gpu:
+    if load.device != "cuda":
         torch.set_num_threads(1)
-    parts = pipelines.load(Path(load.model), torch.device(device))
-    scorers = Scorers(load.dino, load.clip, torch.device(device)) if load.dino else None
-    if load.precision == "bf16":
-        round_base(parts.unet, kept=find_targets(parts.unet).keys())
-    if load.checkpointing:
-        parts.unet.enable_gradient_checkpointing()
-    side = load.resolution // parts.vae_factor
-    text = parts.encode_text([""])
+    with kind_of(load.task).open().bench(load) as bench:
+        return _measure_on(bench, load, sizes, tell)
 
-    def run(rows: int) -> torch.Tensor:
-        noise = torch.randn(rows, parts.unet.config.in_channels, side, side, device=device)
-        times = torch.zeros(rows, dtype=torch.long, device=device)
-        with autocast(parts.device, load.precision):
-            return parts.predict(noise, times, text.expand(rows)).float()
 
-    @torch.no_grad()
-    def make_pictures(size: int, row_s: float) -> None:
-        """One sampler call as large as those of an evaluation, and what one run's pictures go through after it."""
-        rows = 2 * size * max(1, min(load.pictures, MAX_ROWS // (2 * size)))
-        if rows * row_s / PASSES > PICTURES_S:
-            return
-        made = run(rows)
-        pictures = parts.decode_latents(made[:1].expand(load.pictures, -1, -1, -1))
-        if scorers is not None:
-            scorers.dino_features(pictures)
-            scorers.clip_features(pictures)
+def _measure_on(bench: Any, load: Load, sizes: Sequence[int], tell: Callable[[str], None]) -> dict[int, Cost]:
+    """`measure`, on a model that is loaded."""
+    import torch
 
+    from adapters import parse_method
+    from adapters.inject import attach
+
+    on_gpu = load.device == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
     write_table()
     costs: dict[int, Cost] = {}
     for size in sizes:
@@ -140,14 +120,14 @@ def measure(
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         try:
-            pack = attach(parts.unet, parse_method("lora"), seeds=[0] * size, rank=4)
+            pack = attach(bench.model, parse_method("lora"), seeds=[0] * size, rank=4, targets=bench.targets)
             for _ in range(4):
                 began = clock()
-                run(size * load.rows).square().sum().backward()
+                bench.train(size * load.rows).square().sum().backward()
                 if on_gpu:
                     torch.cuda.synchronize()
                 laps.append(clock() - began)
-            make_pictures(size, laps[-1] / (size * load.rows))
+            bench.evaluate(size, laps[-1] / (size * load.rows))
         except (torch.OutOfMemoryError, MemoryError):
             break
         finally:

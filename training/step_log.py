@@ -10,6 +10,7 @@ import torch
 
 from training.optimizer import PackedAdamW
 from training.store import RunFolder
+from training.tasks.task import Trained
 
 
 class _Step(NamedTuple):
@@ -19,6 +20,7 @@ class _Step(NamedTuple):
     rates: dict[str, torch.Tensor]
     seconds: float
     sharpness: torch.Tensor | None
+    beside: torch.Tensor | None
 
 
 class StepLog:
@@ -37,9 +39,11 @@ class StepLog:
         factor: float,
         seconds: float,
         sharpness: torch.Tensor | None = None,
+        beside: Trained | None = None,
     ) -> None:
-        """Keep one step; `sharpness` where it was measured."""
-        self._rows.append(_Step(step, losses, norms, optimizer.rates_of_step(factor), seconds, sharpness))
+        """Keep one step; `sharpness` where it was measured, `beside` where something trains beside the adapters."""
+        moved = beside.distances() if beside is not None else None
+        self._rows.append(_Step(step, losses, norms, optimizer.rates_of_step(factor), seconds, sharpness, moved))
 
     def last_losses(self) -> list[float]:
         """Losses of the last step."""
@@ -55,6 +59,8 @@ class StepLog:
         losses = torch.stack([row.losses for row in self._rows]).cpu().numpy()
         norms = torch.stack([row.norms for row in self._rows]).cpu().numpy()
         rates = {n: torch.stack([row.rates[n] for row in self._rows]).cpu().numpy() for n in self._rows[0].rates}
+        apart = [row.beside for row in self._rows if row.beside is not None]
+        moved = torch.stack(apart).cpu().numpy() if apart else None
         steps = np.array([row.step for row in self._rows], dtype=np.int32)
         seconds = np.array([row.seconds for row in self._rows], dtype=np.float32)
         for replica, folder in enumerate(folders):
@@ -70,6 +76,8 @@ class StepLog:
                         [np.nan if row.sharpness is None else float(row.sharpness[replica]) for row in self._rows],
                         dtype=np.float32,
                     )
+                if moved is not None:
+                    columns["beside_distance"] = moved[:, replica]
                 columns |= {name: values[:, replica].astype(np.float32) for name, values in rates.items()}
                 folder.append("steps", columns, last_step)
         self._rows.clear()

@@ -8,8 +8,11 @@ from typing import Any
 import pandas as pd
 
 from analysis import Robustness
+from analysis.metrics import describe_metric, in_table_order
 from figures.looks import Look
-from figures.style import METRIC_TITLES, multiplier_text
+from figures.style import multiplier_text
+from figures.task_in_use import task_of
+from training.task_kinds import Metric, metrics
 
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 # plotly's marks that come nearest to matplotlib's; what is not here is a circle.
@@ -18,11 +21,7 @@ SYMBOLS = {
     "p": "pentagon", "h": "hexagon", "*": "star", "<": "triangle-left", ">": "triangle-right", "8": "octagon",
     "H": "hexagon2", "x": "x-thin", ".": "circle-open",
 }  # fmt: skip
-MEANINGS = {
-    "dino": "likeness to the subject", "clip_i": "likeness to the subject", "clip_t": "likeness to the prompt",
-    "drift": "change of other pictures, the lower the better", "distance": "how far the weights moved",
-}  # fmt: skip
-DISTANCE = "distance"
+DISTANCE, DISTANCE_TITLE = "distance", "Distance ‖Wₜ − W₀‖ / ‖W₀‖: how far the weights moved"
 
 
 def describe_looks(looks: Mapping[str, Look]) -> list[dict[str, str]]:
@@ -49,16 +48,20 @@ def rate_charts(curves: Robustness, names: Sequence[str], xlabel: str) -> dict[s
     base = curves.base.set_index("metric")
     shared = {"xlabel": xlabel, "log": True, "ticks": ticks(curves.scores["multiplier"])}
     charts = {}
-    for metric, title in METRIC_TITLES.items():
-        rows = curves.scores[curves.scores["metric"] == metric]
-        if len(rows):
-            line = numbers(base.loc[metric, ["mean", "low", "high"]]) if metric in base.index else None
-            charts[metric] = {"title": f"{title}: {MEANINGS[metric]}", "base": line, **shared}
-            charts[metric]["curves"] = by_series(rows, names, "multiplier")
+    for metric in in_table_order(curves.scores["metric"].unique()):
+        line = numbers(base.loc[metric, ["mean", "low", "high"]]) if metric in base.index else None
+        charts[metric] = {"title": _title(metrics()[metric]), "base": line, **shared}
+        charts[metric]["curves"] = by_series(curves.scores[curves.scores["metric"] == metric], names, "multiplier")
     if len(curves.distances):
-        charts[DISTANCE] = {"title": f"Distance ‖Wₜ − W₀‖ / ‖W₀‖: {MEANINGS[DISTANCE]}", "logy": True, **shared}
+        charts[DISTANCE] = {"title": DISTANCE_TITLE, "logy": True, **shared}
         charts[DISTANCE]["curves"] = by_series(curves.distances, names, "multiplier")
     return charts
+
+
+def _title(metric: Metric) -> str:
+    """A score with what it tells, and that less is better where it is."""
+    words = describe_metric(metric.name, task_of([metric.name]))
+    return words + (", the lower the better" if metric.lower_is_better else "")
 
 
 def ticks(values: Sequence[float]) -> list[tuple[float, str]]:

@@ -76,11 +76,11 @@
           line: { width: own.subjects.map((name) => (name === state.one ? 2 : 0)), color: color("--ink") } },
         text: own.subjects.map(plain), hovertemplate: "%{text}: %{x:.3f}<extra></extra>" };
     });
-    const shape = layout({ xlabel: "DINO" });
+    const shape = layout({ xlabel: page.headline });
     Object.assign(shape.yaxis, { type: "category", autorange: "reversed" });
     Plotly.react(get("chart-subjects"), made, shape, config);
     const own = page.subjects.curves[state.one] || {};
-    for (const metric of ["dino", "clip_t"]) {
+    for (const metric of page.subjects.charts) {
       const chart = page.charts[metric];
       if (chart) draw(`chart-subject-${metric}`, { ...chart, base: null, curves: own[metric] || [] });
     }
@@ -123,7 +123,7 @@
     const subject = seen.subjects[state.subject], rate = seen.multipliers[state.multiplier], step = seen.steps[state.step];
     const at = (series, m, t) => seen.tiles[`${series}/${state.subject}/${state.prompt}/${m}/${t}`];
     const base = at(-1, 0, 0), tiles = [];
-    if (state.subject in seen.own) tiles.push(tile("the subject", { src: seen.own[state.subject] }, `photograph of ${subject}`));
+    if (state.subject in seen.own) tiles.push(tile(`the ${page.unit}`, { src: seen.own[state.subject] }, `photograph of ${subject}`));
     if (base) tiles.push(tile("base model", base, `base model, ${base.prompt}`));
     let asked = base ? base.prompt : "";
     page.series.forEach((look, series) => {

@@ -23,13 +23,13 @@ MOST_PROMPTS = 4
 MAP = colormaps["cividis"]
 
 
-def describe_pictures(results: Results, names: Sequence[str], metric: str = "dino") -> dict[str, Any]:
+def describe_pictures(results: Results, names: Sequence[str], metric: str | None = None) -> dict[str, Any]:
     """The pictures of the first seed by series, subject, prompt, multiplier and step, as WebP.
 
     Args:
         results: the runs; a compact copy holds few pictures, or none.
         names: of the series, whose places stand for them.
-        metric: whose score stands on the frame.
+        metric: whose score stands on the frame; None: the task's headline.
 
     Returns:
         subjects, own (a photograph of each), prompts (numbers), multipliers, steps, tiles ("series/subject/prompt/multiplier/
@@ -75,7 +75,7 @@ def describe_pictures(results: Results, names: Sequence[str], metric: str = "din
     }
 
 
-def _find(results: Results, metric: str) -> pd.DataFrame:
+def _find(results: Results, metric: str | None) -> pd.DataFrame:
     """Rows of `analysis.pictures` of the first seed, of the first prompts, with the prompt's `number`."""
     drawn = results.images().groupby(["run_id", "step"], observed=True)["prompt"].nunique()
     if drawn.empty:

@@ -19,10 +19,11 @@ from typing import Any
 
 import pandas as pd
 
-from adapters.words import counted
+from adapters.words import counted, plural
 from analysis import Results, format_table, robustness, subject_scores, summary
 from analysis.card import Card
 from analysis.control_verdicts import control_tables
+from analysis.metrics import main_scores, title_of
 from analysis.notes import notes
 from analysis.series import name_multipliers
 from analysis.summary import leading_sentence, plateau_sentences
@@ -32,8 +33,10 @@ from figures.page.blocks import describe_blocks, final_table
 from figures.page.curves import by_series, describe_looks, numbers, rate_charts
 from figures.page.tiles import describe_pictures
 from figures.scores_by_subject import at_best
-from figures.style import METRIC_TITLES, multiplier_text
+from figures.style import multiplier_text
+from figures.task_in_use import capitalised, of_its_task
 from training.store import writing
+from training.task_kinds import TaskKind, metrics
 
 RELOAD_S = 15  # while the sweep runs
 STALE_S = 1800  # a page that was written so long ago is not loaded again by itself
@@ -55,6 +58,7 @@ def write_page(
     return path
 
 
+@of_its_task
 def make_page(results: Results, *, title: str, about: About = (), running: str = "", card: Card | None = None) -> str:
     """The page as HTML.
 
@@ -68,7 +72,7 @@ def make_page(results: Results, *, title: str, about: About = (), running: str =
     Raises:
         BadInput: if no run has ended, or a picture cannot be read.
     """
-    curves, scores = rounded(robustness(results)), rounded(subject_scores(results))
+    kind, curves, scores = results.kind, rounded(robustness(results)), rounded(subject_scores(results))
     styles, xlabel = looks(curves.scores), name_multipliers(results.runs)
     names = list(styles)
     charts, seen = rate_charts(curves, names, xlabel), describe_pictures(results, names)
@@ -78,7 +82,9 @@ def make_page(results: Results, *, title: str, about: About = (), running: str =
     data = {
         "series": describe_looks(styles),
         "charts": charts,
-        "subjects": _subjects(scores, names),
+        "subjects": _subjects(scores, names, kind),
+        "unit": kind.unit,
+        "headline": kind.headline.title,
         "blocks": blocks,
         "pictures": seen,
         "reload": RELOAD_S if running else 0,
@@ -95,28 +101,28 @@ def make_page(results: Results, *, title: str, about: About = (), running: str =
     said = [running] if running else list(card.verdict) if card else [lead] if lead else each
     sections = [
         _header(title, said, bool(running), each if (lead or card) and not running else []),
-        _card(card) if card else "",
+        _card(card, kind) if card else "",
         '<fieldset id="series"><legend>Show</legend></fieldset>',
         _section("rates", "Scores over the learning rate", _charts(charts) + _details("The numbers", table)),
-        _section("pictures", "Pictures", _pictures(seen)),
-        _section("subjects", "Subjects", _subject_charts()),
-        _section("blocks", "Inside the U-Net", _blocks(blocks)),
-        _section(
-            "controls", "Controls of the scorers", "".join(map(_table, tables.values())) or "<p>Not measured.</p>"
-        ),
+        _section("pictures", "Pictures", _pictures(seen, kind)) if kind.has_pictures else "",
+        _section("subjects", capitalised(plural(kind.unit)), _subject_charts(kind)),
+        _section("blocks", f"Inside the {kind.part}", _blocks(blocks)),
+        _section("controls", "Controls of the scorers", "".join(map(_table, tables.values())) or "<p>Not measured.</p>")
+        if kind.has_pictures
+        else "",
         _section("about", "How it came about", _about(results, about)),
         _section("data", "Data", '<p id="files"></p>'),
     ]
     return _document(title, "\n".join(sections), data)
 
 
-def _subjects(scores: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
-    """Each subject's DINO at each series' best rate, and its curves over the rates by metric."""
-    dino = at_best(scores[scores["metric"] == "dino"])
+def _subjects(scores: pd.DataFrame, names: Sequence[str], kind: TaskKind) -> dict[str, Any]:
+    """Each subject's headline at each series' best rate, and its curves over the rates by metric; those that have charts."""
+    best = at_best(scores[scores["metric"] == kind.headline.name])
     rows = scores.assign(mean=scores["value"], low=float("nan"), high=float("nan"), num_subjects=1, num_runs=1)
     curves: dict[str, dict[str, Any]] = {}
     for (subject, metric), own in rows.groupby(["subject", "metric"], sort=False, observed=True):
-        if metric in METRIC_TITLES:
+        if metric in metrics():
             curves.setdefault(str(subject), {})[str(metric)] = by_series(own, names, "multiplier")
     dots = [
         {
@@ -125,9 +131,9 @@ def _subjects(scores: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
             "subjects": [str(name) for name in own["subject"]],
             "values": numbers(own["value"]),
         }
-        for series, own in dino.groupby("series", sort=False)
+        for series, own in best.groupby("series", sort=False)
     ]
-    return {"dots": dots, "curves": curves}
+    return {"dots": dots, "curves": curves, "charts": main_scores(kind)}
 
 
 def _header(title: str, said: Sequence[str], provisional: bool, more: Sequence[str]) -> str:
@@ -138,11 +144,11 @@ def _header(title: str, said: Sequence[str], provisional: bool, more: Sequence[s
     return f"<header><h1>{_text(title)}</h1>{lines}{folded}</header>"
 
 
-def _card(card: Card) -> str:
+def _card(card: Card, kind: TaskKind) -> str:
     caveats = "".join(f"<li>{_text(words)}</li>" for words in card.caveats)
     body = _table(card.facts_in_words())
     if len(card.differences):
-        body += f"<h3>Differences, paired by subject</h3>{_table(card.differences_in_words())}"
+        body += f"<h3>Differences, paired by {_text(kind.unit)}</h3>{_table(card.differences_in_words())}"
     return _section(
         "card", f"{_text(card.name)} beside the others", f"{body}<h3>What this rests on</h3><ul>{caveats}</ul>"
     )
@@ -163,33 +169,35 @@ def _chart(name: str, title: str) -> str:
     )
 
 
-def _subject_charts() -> str:
+def _subject_charts(kind: TaskKind) -> str:
+    unit, headline = _text(kind.unit), kind.headline.title
+    own = "".join(_chart(f"subject-{name}", f"{title_of(name)} of this {kind.unit}") for name in main_scores(kind))
+    behind = " and pictures" if kind.has_pictures else ""
     return (
-        "<p>A dot is a subject at the method's best rate. Choose one, here or in the list, to see its curves and pictures.</p>"
-        '<p><label>Subject <select id="one-subject"></select></label></p><div class="charts">'
-        + _chart("subjects", "DINO of every subject at each method's best rate")
-        + _chart("subject-dino", "DINO of this subject")
-        + _chart("subject-clip_t", "CLIP-T of this subject")
+        f"<p>A dot is a {unit} at the method's best rate. Choose one, here or in the list, to see its curves{behind}.</p>"
+        f'<p><label>{capitalised(unit)} <select id="one-subject"></select></label></p><div class="charts">'
+        + _chart("subjects", f"{headline} of every {kind.unit} at each method's best rate")
+        + own
         + "</div>"
     )
 
 
-def _pictures(seen: dict[str, Any]) -> str:
+def _pictures(seen: dict[str, Any], kind: TaskKind) -> str:
     """The sliders and the place for the tiles."""
     if not seen:
         return "<p>These results hold no pictures.</p>"
     less = _left_out(seen["left_out"], "picture")
     steps = "" if len(seen["steps"]) > 1 else " hidden"
     return (
-        '<div class="controls"><label>Subject <select id="subject"></select></label>'
+        f'<div class="controls"><label>{capitalised(_text(kind.unit))} <select id="subject"></select></label>'
         '<label>Prompt <select id="prompt"></select></label>'
         '<label class="wide">Learning rate <output id="multiplier-said"></output>'
         f'<input type="range" id="multiplier" min="0" max="{len(seen["multipliers"]) - 1}" step="1"></label>'
         f'<label class="wide"{steps}>Steps <output id="step-said"></output>'
         f'<input type="range" id="step" min="0" max="{len(seen["steps"]) - 1}" step="1"></label></div>'
         '<p id="asked"></p><div id="tiles" aria-live="polite"></div>'
-        "<p>The frame's colour and the number: DINO of that prompt's pictures. A dashed frame: the run diverged.</p>"
-        + less
+        f"<p>The frame's colour and the number: {_text(kind.headline.title)} of that prompt's pictures. "
+        "A dashed frame: the run diverged.</p>" + less
     )
 
 
@@ -217,7 +225,7 @@ def _about(results: Results, about: About) -> str:
     seeds = ", ".join(map(str, sorted(runs["seed"].unique())))
     rows = [
         *about,
-        ("runs", f"{len(runs)} of {counted(runs['subject'].nunique(), 'subject')}, seeds {seeds}"),
+        ("runs", f"{len(runs)} of {counted(runs['subject'].nunique(), results.kind.unit)}, seeds {seeds}"),
         ("time", f"{runs['seconds'].sum() / 60:.1f} worker-minutes"),
         ("model", ", ".join(f"{a} ({b})" for a, b in zip(*(runs[n].astype(str).unique() for n in ("model", "model_hash"))))),
         ("trained at commit", commits or "unknown"),

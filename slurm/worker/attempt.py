@@ -152,7 +152,7 @@ class Attempt:
             if len(runs) == 1 and is_lack_of_memory(error):
                 cell, checkpointing = runs[0].cell, setting.gradient_checkpointing
                 text += describe_too_large(cell, checkpointing, "memory", None) + "\n"
-        forget_model()
+        forget_model(runs[0].cell.task)
         gc.collect()
         return text
 

@@ -156,11 +156,12 @@ def content_hash(*folders: Path) -> str:
         for path in sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json", ".txt"}):
             if any(part.startswith(".") for part in path.relative_to(folder).parts):
                 continue  # what `hf download` keeps in .cache
-            digest.update(f"{path.relative_to(folder)}:{_file_hash(path)}".encode())
+            digest.update(f"{path.relative_to(folder)}:{file_hash(path)}".encode())
     return digest.hexdigest()[:16]
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal, remembered of a large one by its size and time."""
     stat = path.stat()
     if stat.st_size < 64 << 20:
         return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import pandas as pd
@@ -17,37 +16,33 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from adapters.inject import find_targets
 from training.accelerator import autocast, send
+from training.base_norms import where
 from training.cell import Cell
 from training.seeds import seed_of
+from training.tasks.order import shuffled
 from training.tasks.pipeline import Pipeline
 from training.tasks.sampling import sample, start_noise
 from training.tasks.scorers import Scorers, to_tensor
 from training.tasks.subjects import Subject, open_pictures
+from training.tasks.task import Evaluation, TrainingTask, Where
 from training.tasks.text import Text
 
 MAX_ROWS = 128  # rows of one sampler call on a CPU: larger ones are no faster
 
 
-@dataclass
-class Evaluation:
-    """What one evaluation of one replica leaves: score rows and (prompt, seed, picture) triples."""
-
-    scores: pd.DataFrame
-    pictures: list[tuple[str, int, Image.Image]]
-
-
 class Draw(NamedTuple):
-    """What is random in a micro-batch of one seed, on the CPU; `order` are the places of its pictures (`_shuffled`)."""
+    """What is random in a micro-batch of one seed, on the CPU; `order` are the places of its pictures (`shuffled`)."""
 
     times: Int[Tensor, " rows"]
     noise: Float[Tensor, "rows c h w"]
     order: range
 
 
-class SubjectTask:
+class SubjectTask(TrainingTask):
     """Losses and evaluations of one pack.
 
     Args:
@@ -71,7 +66,6 @@ class SubjectTask:
         cache_texts: bool = True,
     ) -> None:
         self.pipeline, self.scorers, self.cells = pipeline, scorers, list(cells)
-        self.shared = self.cells[0]  # fields that a pack's cells have in common are read here
         self.subjects = [subjects[cell.subject] for cell in cells]
         self.pictures = {s.name: self._open(s) for s in subjects.values()}
         self.latents = {name: self._encode(name) for name in self.pictures} if cache_latents else {}
@@ -102,6 +96,29 @@ class SubjectTask:
         if self.cache_texts:
             self._texts[prompt] = embedding
         return embedding
+
+    # What the loop asks of every task
+
+    @property
+    def model(self) -> nn.Module:
+        """The U-Net."""
+        unet: nn.Module = self.pipeline.unet
+        return unet
+
+    @property
+    def targets(self) -> dict[str, nn.Linear]:
+        """Every attention projection of the U-Net."""
+        return find_targets(self.model)
+
+    @property
+    def where(self) -> Where:
+        """Block, attention and kind of a matrix, from its path in the U-Net."""
+        return where
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline lies."""
+        return self.pipeline.device
 
     # Training
 
@@ -151,12 +168,12 @@ class SubjectTask:
     def _rows(self, cell: Cell, subject: Subject, draw: Draw) -> tuple[Tensor, Text]:
         """Clean latents and text embeddings of one replica's rows."""
         count = cell.num_instance_images or len(subject.pictures)
-        chosen = [_shuffled(cell.seed, "subject", i, count) for i in draw.order]
+        chosen = [shuffled(cell.seed, "subject", i, count) for i in draw.order]
         latents = [self.clean_latents(subject.name, chosen)]
         text = [self.text(subject.instance_prompt).expand(len(chosen))]
         if cell.prior_loss_weight > 0:
             pool = self.class_latents[subject.cls]
-            chosen = [_shuffled(cell.seed, "class", i, len(pool)) for i in draw.order]
+            chosen = [shuffled(cell.seed, "class", i, len(pool)) for i in draw.order]
             latents.append(torch.stack([pool[i] for i in chosen]))
             text.append(self.text(class_prompt(subject.cls)).expand(len(chosen)))
         return torch.cat(latents), Text.cat(text)
@@ -191,7 +208,7 @@ class SubjectTask:
         return self.subjects[0].unrelated[: self.shared.num_drift_prompts] if self.scorers is not None else ()
 
     @torch.no_grad()
-    def remember_untouched(self) -> None:
+    def begin(self) -> None:
         """Keep the features of the model's own pictures for the unrelated prompts; called before adapters are in it."""
         if self.unrelated:
             (self._untouched,) = self._unrelated_features(1)
@@ -281,13 +298,6 @@ class SubjectTask:
 def class_prompt(cls: str) -> str:
     """The prompt of a class's pictures."""
     return f"a {cls}"
-
-
-def _shuffled(seed: int, pool: str, index: int, size: int) -> int:
-    """The picture at place `index` of an endless order that goes through the whole pool, shuffled anew each time."""
-    epoch, place = divmod(index, size)
-    generator = torch.Generator().manual_seed(seed_of(pool, seed, epoch))
-    return torch.randperm(size, generator=generator).tolist()[place]
 
 
 def _snr_weight(alpha: Float[Tensor, " n"], gamma: float, v_prediction: bool) -> Float[Tensor, " n"]:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -52,6 +53,16 @@ class Subject:
     unrelated: tuple[str, ...] = ()
     readings: tuple[str, ...] = ()
     remarks: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def picture(self) -> Path:
+        """Its first photograph."""
+        return self.pictures[0]
+
+    def fields(self, cell: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of its cells that it decides; to train on as many pictures as there are is to train on all of them."""
+        own = {"subject": self.name, "subject_hash": self.content_hash(cell["num_drift_prompts"])}
+        return own | ({"num_instance_images": 0} if cell["num_instance_images"] >= len(self.pictures) else {})
 
     def content_hash(self, num_drift_prompts: int = 0) -> str:
         """SHA-256 of the pictures as they are read, of every prompt, and of as many unrelated ones as are used.

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from adapters.words import counted
-from sweeps.grid import ResolvedInputs
 from training.tasks.picture_folder import describe_remarks
 from training.tasks.pipeline import POCKET_MODEL, POCKET_SUBJECTS
 from training.tasks.prompt_length import Cut, find_cut
 from training.tasks.scorers import POCKET_CLIP, POCKET_DINO
 
 
-def describe_inputs(inputs: ResolvedInputs) -> list[str]:
+def describe_inputs(inputs: Any) -> list[str]:
     """Lines on what the user has to know: where the pocket is out of its world, what becomes of pictures and prompts.
+
+    Args:
+        inputs: of a sweep: its `setting`, `shared` fields and `subjects`.
 
     Raises:
         BadInput: if a tokenizer is damaged.
@@ -23,7 +26,7 @@ def describe_inputs(inputs: ResolvedInputs) -> list[str]:
     return [*_describe_pocket(inputs), *describe_remarks(pictures), *_describe_prompts(inputs)]
 
 
-def _describe_pocket(inputs: ResolvedInputs) -> list[str]:
+def _describe_pocket(inputs: Any) -> list[str]:
     setting = inputs.setting
     if Path(setting.subjects) == POCKET_SUBJECTS.resolve():
         return []
@@ -41,7 +44,7 @@ def _describe_pocket(inputs: ResolvedInputs) -> list[str]:
     ]
 
 
-def _describe_prompts(inputs: ResolvedInputs) -> list[str]:
+def _describe_prompts(inputs: Any) -> list[str]:
     """A line where the model's text encoders cut a prompt, or where CLIP alone does for its scores."""
     count, drift = (int(inputs.shared[name]) for name in ("num_prompts", "num_drift_prompts"))
     asked = [

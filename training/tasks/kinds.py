@@ -1,0 +1,85 @@
+"""Plateau's own tasks. Imports no torch: what trains them is named, and imported where it is used."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from training.task_kinds import Metric, TaskKind
+
+COSINE = (-1.0, 1.0)
+
+
+def _picture_rows(cell: Any) -> int:
+    return int(cell.train_batch_size) * (2 if cell.prior_loss_weight > 0 else 1)
+
+
+def _picture_passes(cell: Any) -> int:
+    pictures = cell.num_prompts * cell.num_images + cell.num_drift_prompts
+    return int((2 if cell.guidance_scale != 1 else 1) * cell.num_inference_steps * pictures)
+
+
+def _picture_shape(cell: Any) -> str:
+    return f"{cell.resolution}-{cell.mixed_precision}-{cell.prior_loss_weight > 0:d}"
+
+
+PICTURES = TaskKind(
+    name="pictures",
+    title="DreamBooth: a Stable Diffusion learns a subject from a few pictures",
+    metrics=(
+        Metric("dino", "DINO", "likeness to the subject", *COSINE),
+        Metric("clip_i", "CLIP-I", "likeness to the subject", *COSINE),
+        Metric("clip_t", "CLIP-T", "likeness to the prompt", *COSINE),
+        Metric("drift", "drift", "change of other pictures", 0.0, 1.0, lower_is_better=True, is_side_effect=True),
+    ),
+    maker="training.tasks.picture_maker:MAKER",
+    prompt_metric="clip_t",
+    part="U-Net",
+    flags=frozenset(
+        (
+            "num_instance_images",
+            "prior_loss_weight",
+            "num_class_images",
+            "snr_gamma",
+            "resolution",
+            "num_prompts",
+            "num_images",
+            "num_drift_prompts",
+            "num_inference_steps",
+            "guidance_scale",
+            "cache_latents",
+            "pre_compute_text_embeddings",
+            "dino",
+            "clip",
+            "token",
+        )
+    ),
+    rows=_picture_rows,
+    passes=_picture_passes,
+    shape=_picture_shape,
+    published_rates="sd15",
+    has_pictures=True,
+    has_controls=True,
+)
+
+TEXT = TaskKind(
+    name="text",
+    title="sentiment: a pretrained encoder learns which sentences people rated positive",
+    metrics=(
+        Metric("accuracy", "balanced accuracy", "mean over the classes of the share that is right", 0.0, 1.0),
+        Metric("matthews", "Matthews", "correlation of label and prediction", *COSINE),
+        Metric(
+            "drift", "drift", "change of other domains' sentences", 0.0, 1.0, lower_is_better=True, is_side_effect=True
+        ),
+    ),
+    maker="training.tasks.text_maker:MAKER",
+    unit="training set",
+    part="encoder",
+    options=MappingProxyType({"tokens": 48, "sentences": 512, "head_lr": 1e-3, "head": "fixed", "targets": "all"}),
+    choices=MappingProxyType({"head": ("fixed", "follows"), "targets": ("all", "attention", "qv")}),
+    least=MappingProxyType({"tokens": 3, "sentences": 2, "head_lr": 0.0}),
+    defaults=MappingProxyType({"model": "minilm", "steps": 60, "train_batch_size": 16, "norms_every": 20}),
+    passes=lambda cell: 700,
+)
+
+KINDS = (PICTURES, TEXT)

@@ -1,0 +1,231 @@
+"""The sentiment task: an encoder learns which sentences people rated positive, from a few hundred of one domain.
+
+Features are the mean of the encoder's last outputs over the tokens; a head of the run's own classifies them. What the base model
+scores is a probe: logistic regression on the frozen encoder's features of the same training sentences. A gain counts from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from training.accelerator import autocast
+from training.cell import BASE, Cell
+from training.task_kinds import read_options
+from training.tasks.encoder import KINDS, TARGETS, Encoder, pad, where
+from training.tasks.head import Head
+from training.tasks.order import alike
+from training.tasks.probe_head import predict_by_probe
+from training.tasks.sentences import Sentence, TrainingSet
+from training.tasks.task import Check, Evaluation, TrainingTask, Where
+
+CLASSES = 2
+ROWS = 128  # of one forward call in an evaluation
+
+
+class TextTask(TrainingTask):
+    """Losses and evaluations of one pack.
+
+    Args:
+        encoder: the model; it may carry adapters.
+        cells: the cells of the pack, in its order.
+        sets: the cells' training sets, by name.
+    """
+
+    def __init__(self, encoder: Encoder, cells: Sequence[Cell], sets: Mapping[str, TrainingSet]) -> None:
+        self.encoder, self.cells = encoder, list(cells)
+        self.options = read_options(self.shared.task, self.shared.task_options)
+        self.sets = [sets[cell.subject] for cell in cells]
+        self._tokens: dict[str, list[int]] = {}
+        self._known_lengths: dict[str, tuple[int, ...]] = {}
+        self._untouched: dict[str, Tensor] = {}
+        self.head = None if self.shared.method == BASE else self._make_head()
+
+    def _make_head(self) -> Head:
+        follows, own = self.options["head"] == "follows", self.options["head_lr"]
+        return Head(
+            self.encoder.model.config.hidden_size, CLASSES, [cell.seed for cell in self.cells],
+            [cell.lr if follows else own for cell in self.cells], [cell.adam_weight_decay for cell in self.cells],
+            self.device,
+        )  # fmt: skip
+
+    # What the loop asks of every task
+
+    @property
+    def model(self) -> nn.Module:
+        """The encoder."""
+        model: nn.Module = self.encoder.model
+        return model
+
+    @property
+    def targets(self) -> dict[str, nn.Linear]:
+        """The matrices that the option `targets` names."""
+        return find_layers(self.model, self.options["targets"])
+
+    @property
+    def where(self) -> Where:
+        """Layer and kind of a matrix, from its path."""
+        return where
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder lies."""
+        return self.encoder.device
+
+    @property
+    def beside(self) -> Head | None:
+        """The heads."""
+        return self.head
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Keep the untouched encoder's features of the other domains' sentences, from which drift is measured."""
+        texts = list(dict.fromkeys(s.text for one in self.sets for s in one.others))
+        features = [self._features(texts[a : a + ROWS]) for a in range(0, len(texts), ROWS)]
+        self._untouched = dict(zip(texts, torch.cat(features), strict=True)) if texts else {}
+
+    # Training
+
+    def losses(self, step: int, micro: int = 0) -> Float[Tensor, " k"]:
+        """The mean cross-entropy of each replica on its micro-batch."""
+        assert self.head is not None
+        rows = [self._rows(cell, one, step, micro) for cell, one in zip(self.cells, self.sets, strict=True)]
+        labels = torch.tensor([[s.label for s in own] for own in rows], device=self.device)
+        features = self._features([s.text for own in rows for s in own])
+        logits = self.head.logits(features.unflatten(0, labels.shape))
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(dim=1)
+
+    def _rows(self, cell: Cell, one: TrainingSet, step: int, micro: int) -> list[Sentence]:
+        number = (step - 1) * cell.gradient_accumulation_steps + micro
+        places = alike(cell.seed, "sentence", number, self._lengths(one), cell.train_batch_size)
+        return [one.train[place] for place in places]
+
+    def _lengths(self, one: TrainingSet) -> tuple[int, ...]:
+        """Tokens of each training sentence."""
+        if one.name not in self._known_lengths:
+            self._known_lengths[one.name] = tuple(len(ids) for ids in self._ids([s.text for s in one.train]))
+        return self._known_lengths[one.name]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of sentences, from the cache where they are there."""
+        if unknown := [text for text in dict.fromkeys(texts) if text not in self._tokens]:
+            ids = self.encoder.tokens(unknown, self.options["tokens"])
+            self._tokens |= dict(zip(unknown, ids, strict=True))
+        return [self._tokens[text] for text in texts]
+
+    def _features(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Features of sentences, one row each, by whatever adapters the rows meet."""
+        ids, mask = pad(self._ids(texts), self.encoder.pad_id)
+        with self.autocast():
+            return self.encoder.pooled(ids, mask)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """bf16 autocast where the pack asks for it."""
+        return autocast(self.device, self.shared.mixed_precision)
+
+    # Evaluation
+
+    @torch.no_grad()
+    def evaluate(self, step: int, may_go_on: Check = lambda: None) -> list[Evaluation]:
+        """Balanced accuracy and Matthews' correlation on the set's test sentences, and drift on the other domains'."""
+        test = [[s.text for s in one.test] for one in self.sets]
+        predicted = self._probe(may_go_on) if self.head is None else self._classify(test, may_go_on)
+        scores = [
+            score_rows(step, one.cls, torch.tensor([s.label for s in one.test]), guess.cpu())
+            for one, guess in zip(self.sets, predicted, strict=True)
+        ]
+        drift = self._drift(step, may_go_on)
+        return [Evaluation(pd.concat(both, ignore_index=True)) for both in zip(scores, drift, strict=True)]
+
+    def _classify(self, texts: Sequence[Sequence[str]], may_go_on: Check) -> list[Int[Tensor, " n"]]:
+        assert self.head is not None
+        return [logits.argmax(dim=1) for logits in self._each(texts, self.head.logits, may_go_on)]
+
+    def _each(
+        self, texts: Sequence[Sequence[str]], work: Callable[[Tensor], Tensor], may_go_on: Check
+    ) -> list[Float[Tensor, "n _"]]:
+        """What becomes of each replica's texts: `work` takes features `[k, n, d]`.
+
+        Texts go through the encoder by their length, so that little is filled up; replicas with fewer are given their last again.
+        """
+        orders = [sort_by_length(self._ids(own)) for own in texts]
+        most, share = max(map(len, texts)), max(1, ROWS // len(texts))
+        filled = [[own[i] for i in (*order, *order[-1:] * (most - len(order)))] for own, order in zip(texts, orders)]
+        parts = []
+        for a in range(0, most, share):
+            may_go_on()
+            some = [own[a : a + share] for own in filled]
+            features = self._features([text for own in some for text in own])
+            parts.append(work(features.unflatten(0, (len(texts), -1))))
+        found = torch.cat(parts, dim=1)
+        return [row[: len(order)][torch.tensor(order).argsort()] for row, order in zip(found, orders, strict=True)]
+
+    def _probe(self, may_go_on: Check) -> list[Int[Tensor, " n"]]:
+        """What logistic regression on the untouched encoder says of each set's test sentences."""
+        found = []
+        for one in self.sets:
+            features = [
+                torch.cat(
+                    [self._alone([s.text for s in part[a : a + ROWS]], may_go_on) for a in range(0, len(part), ROWS)]
+                )
+                for part in (one.train, one.test)
+            ]
+            labels = torch.tensor([s.label for s in one.train], device=self.device)
+            with torch.enable_grad():
+                found.append(predict_by_probe(features[0], labels, features[1], CLASSES))
+        return found
+
+    def _alone(self, texts: Sequence[str], may_go_on: Check) -> Float[Tensor, "n d"]:
+        may_go_on()
+        return self._features(texts)
+
+    def _drift(self, step: int, may_go_on: Check) -> list[pd.DataFrame]:
+        """Rows of the metric "drift", one for each other domain: the mean of (1 - cosine)/2 of features before and now."""
+        columns = ["step", "metric", "prompt", "value"]
+        others = [one.others for one in self.sets]
+        if not self._untouched or self.head is None:
+            zero = [dict.fromkeys((s.domain for s in own), 0.0) for own in others]
+            return [pd.DataFrame([(step, "drift", d, v) for d, v in own.items()], columns=columns) for own in zero]
+        texts = [[s.text for s in own] for own in others]
+        rows = []
+        for own, now in zip(others, self._each(texts, lambda features: features, may_go_on), strict=True):
+            before = torch.stack([self._untouched[s.text] for s in own])
+            moved = (F.normalize(now, dim=1) - F.normalize(before, dim=1)).square().sum(dim=1) / 4
+            by_domain = pd.Series(moved.tolist()).groupby([s.domain for s in own], sort=False).mean()
+            rows.append(pd.DataFrame([(step, "drift", d, v) for d, v in by_domain.items()], columns=columns))
+        return rows
+
+
+def sort_by_length(rows: Sequence[Sequence[int]]) -> list[int]:
+    """Places of rows, the shortest first."""
+    return sorted(range(len(rows)), key=lambda place: len(rows[place]))
+
+
+def find_layers(model: nn.Module, which: str) -> dict[str, nn.Linear]:
+    """The linear layers of an encoder that `which` of `training.tasks.encoder.TARGETS` names, by path, in its order."""
+    ends = {end for end, kind in KINDS.items() if kind in TARGETS[which]}
+    named = ((path, module) for path, module in model.named_modules() if path.startswith("encoder.layer."))
+    return {p: m for p, m in named if isinstance(m, nn.Linear) and p.split(".", 3)[-1] in ends}
+
+
+def score_rows(step: int, asked: str, labels: Int[Tensor, " n"], guesses: Int[Tensor, " n"]) -> pd.DataFrame:
+    """Balanced accuracy, the mean over the classes of the share that is right, and Matthews' correlation.
+
+    A constant guess has a Matthews' correlation of 0.
+
+    Returns:
+        Rows step, metric, prompt (`asked`), value.
+    """
+    table = torch.bincount(labels * CLASSES + guesses, minlength=CLASSES**2).view(CLASSES, CLASSES).double()
+    right = (table.diagonal() / table.sum(dim=1)).mean()
+    (tn, fp), (fn, tp) = table.tolist()
+    size = ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5
+    matthews = (tp * tn - fp * fn) / size if size else 0.0
+    rows = [(step, "accuracy", asked, float(right)), (step, "matthews", asked, matthews)]
+    return pd.DataFrame(rows, columns=["step", "metric", "prompt", "value"])
