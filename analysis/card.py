@@ -245,7 +245,7 @@ def _caveats(results: Results, name: str, differences: pd.DataFrame, lacking: Se
     said = [text for text in notes(results) if text != controls]
     if len(differences):
         said.append(power_sentence(differences, "area", results.kind.unit))
-    if controls or results.kind.has_pictures:
+    if controls or results.kind.controls:
         said.append(controls or "The scorers' controls were not measured, or none fails.")
     if unfit := unfit_subjects(results):
         said.append(f"Model or scorers know nothing like {', '.join(unfit)}.")

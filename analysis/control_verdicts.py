@@ -1,7 +1,8 @@
 """Judge the controls of the scorers, subject by subject: is a score of a generated picture to be believed there?
 
-`training.tasks.controls` has scored photographs, what is made of them, other subjects and noise. What is to hold of these
-scores, and how intervals are made, says docs/statistics.md. How far a finetune lies above the base model is no criterion.
+The task says what was scored besides (`training.task_kinds.ControlSet`): of pictures photographs, what is made of them, other
+subjects and noise. What is to hold of these scores, and how intervals are made, says docs/statistics.md. How far a finetune lies
+above the base model is no criterion.
 """
 
 from __future__ import annotations
@@ -14,25 +15,17 @@ import numpy as np
 import pandas as pd
 
 from adapters.errors import BadInput
-from adapters.words import counted
+from adapters.words import counted, plural
 from analysis.metrics import title_of
 from analysis.results import Results
 from analysis.statistics import Floats, Ints, count_draws, subject_bootstrap
-from training.store import CONTROL_KINDS, CONTROL_ORDER
+from training.task_kinds import ControlSet, TaskKind
 
 PASSES, FAILS, OPEN = "passes", "fails", "cannot be told"
 MARGIN = 0.02  # of a score: a wrong order by less is none
 NEAR = 0.25  # of the photographs' own score: what is at most that is near 0
-NEAR_ZERO = ("other", "flat", "noise", "latent_noise")
-APART = ("same_class", "other", "shuffled", "flat", "noise", "latent_noise")
-NEEDED = ("real", "vae", "other", "shuffled", "flat", "noise", "latent_noise")  # a class may have one subject
 NOT_BELOW = " not below "  # in the name of each criterion of the order
-LEAST_PHOTOGRAPHS = 3  # of which intervals can be made
-KINDS = {
-    "real": "photographs", "vae": "their VAE reconstructions", "same_class": "same class", "other": "other subjects",
-    "shuffled": "shuffled patches", "noise": "noise", "flat": "flat colour", "latent_noise": "decoded noise",
-    "blurred": "blurred photographs",
-}  # fmt: skip
+LEAST_PHOTOGRAPHS = 3  # of which, or of what stands for them, intervals can be made
 
 
 class Scored(Protocol):
@@ -42,6 +35,8 @@ class Scored(Protocol):
     def controls(self) -> pd.DataFrame: ...
     @property
     def base(self) -> pd.DataFrame: ...
+    @property
+    def kind(self) -> TaskKind: ...
     def __hash__(self) -> int: ...
 
 
@@ -61,18 +56,19 @@ class Criterion(NamedTuple):
     most: float
 
 
-def criteria(kinds: Sequence[str]) -> list[Criterion]:
-    """What is to hold of the kinds that there are; nothing where there is no second photograph."""
-    if "real" not in kinds:
+def criteria(kinds: Sequence[str], controls: ControlSet) -> list[Criterion]:
+    """What is to hold of the kinds that there are; nothing where the real thing is not there (no second photograph)."""
+    real, words = controls.real, controls.kinds
+    if real not in kinds:
         return []
-    order = [kind for kind in CONTROL_ORDER if kind in kinds]
+    order = [kind for kind in controls.order if kind in kinds]
     return [
-        *(Criterion(f"photographs > {KINDS[k]}", {"real": 1, k: -1}, 0.0, 0.0) for k in APART if k in kinds),
+        *(Criterion(f"{words[real]} > {words[k]}", {real: 1, k: -1}, 0.0, 0.0) for k in controls.apart if k in kinds),
         *(
-            Criterion(f"{KINDS[a]}{NOT_BELOW}{KINDS[b]}", {a: 1, b: -1}, None, -MARGIN)
+            Criterion(f"{words[a]}{NOT_BELOW}{words[b]}", {a: 1, b: -1}, None, -MARGIN)
             for a, b in zip(order, order[1:], strict=False)
         ),
-        *(Criterion(f"{KINDS[k]} near 0", {"real": NEAR, k: -1}, 0.0, 0.0) for k in NEAR_ZERO if k in kinds),
+        *(Criterion(f"{words[k]} near 0", {real: NEAR, k: -1}, 0.0, 0.0) for k in controls.near if k in kinds),
     ]
 
 
@@ -80,16 +76,22 @@ def judge_controls(results: Scored) -> pd.DataFrame:
     """Whether the scorers' controls pass on each subject.
 
     Returns:
-        One row a subject and metric whose controls were measured: subject, metric, num_photographs, the mean score of every
-        kind of `CONTROL_KINDS` with _low and _high (missing where there is none), base (the base model's pictures), verdict
-        ("passes", "fails" or "cannot be told"), why: the criteria that do not hold, or why nothing can be told.
+        One row a subject and metric whose controls were measured: subject, metric, num_photographs (or what stands for
+        them), the mean score of every kind of control with _low and _high (missing where there is none), base (the base model's
+        score), verdict ("passes", "fails" or "cannot be told"), why: the criteria that do not hold, or why nothing can be told.
 
     Raises:
         BadInput: if a file of controls is damaged.
     """
-    rows = [row for row, _ in _judge_each(results)]
-    ends = [f"{kind}{end}" for kind in CONTROL_KINDS for end in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=["subject", "metric", "num_photographs", *ends, "base", "verdict", "why"])
+    rows, controls = [row for row, _ in _judge_each(results)], results.kind.controls
+    ends = [f"{kind}{end}" for kind in (controls.kinds if controls else ()) for end in ("", "_low", "_high")]
+    num = [_count_name(controls)] if controls else []
+    return pd.DataFrame(rows, columns=["subject", "metric", *num, *ends, "base", "verdict", "why"])
+
+
+def _count_name(controls: ControlSet) -> str:
+    """The column that counts what intervals draw: `num_photographs`."""
+    return f"num_{plural(controls.thing).replace(' ', '_')}"
 
 
 def control_gaps(results: Scored) -> pd.DataFrame:
@@ -137,10 +139,12 @@ def _judge_each(results: Scored) -> list[tuple[dict[str, Any], list[dict[str, An
 
 
 def _judge_rows(results: Scored) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    base = results.base.groupby(["subject", "metric"], observed=True)["value"].mean()
+    base, controls = results.base.groupby(["subject", "metric"], observed=True)["value"].mean(), results.kind.controls
+    if controls is None:
+        return
     for (subject, metric), rows in results.controls.groupby(["subject", "metric"], observed=True, sort=False):
-        kinds = [kind for kind in CONTROL_KINDS if kind in set(rows["kind"])]
-        asked = criteria(kinds)
+        kinds = [kind for kind in controls.kinds if kind in set(rows["kind"])]
+        asked = criteria(kinds, controls)
         weights = np.array([*np.eye(len(kinds)), *([c.weights.get(kind, 0.0) for kind in kinds] for c in asked)])
         means, low, high = mean_scores(rows, kinds, weights)
         num = rows["against"].nunique()
@@ -154,9 +158,9 @@ def _judge_rows(results: Scored) -> Iterator[tuple[dict[str, Any], list[dict[str
             for place, kind in enumerate(kinds)
             for end, part in (("", means), ("_low", low), ("_high", high))
         }
-        verdict, why = _sum_up(gaps, kinds, num)
+        verdict, why = _sum_up(gaps, kinds, num, controls)
         known = float(base.get((subject, metric), np.nan))
-        yield key | {"num_photographs": num} | ends | {"base": known, "verdict": verdict, "why": why}, gaps
+        yield key | {_count_name(controls): num} | ends | {"base": known, "verdict": verdict, "why": why}, gaps
 
 
 def _judge(criterion: Criterion, low: float, high: float) -> str:
@@ -167,14 +171,14 @@ def _judge(criterion: Criterion, low: float, high: float) -> str:
     return PASSES if criterion.least is None or low > criterion.least else OPEN
 
 
-def _sum_up(gaps: Sequence[Mapping[str, Any]], kinds: Sequence[str], num: int) -> tuple[str, str]:
+def _sum_up(gaps: Sequence[Mapping[str, Any]], kinds: Sequence[str], num: int, controls: ControlSet) -> tuple[str, str]:
     """The verdict on a subject, and why it is not a pass."""
     if num < LEAST_PHOTOGRAPHS:
-        return OPEN, f"{counted(num, 'photograph')}; {LEAST_PHOTOGRAPHS} are needed"
+        return OPEN, f"{counted(num, controls.thing)}; {LEAST_PHOTOGRAPHS} are needed"
     for verdict in (FAILS, OPEN):
         if names := [gap["criterion"] for gap in gaps if gap["verdict"] == verdict]:
             return verdict, "; ".join(names)
-    missing = [KINDS[kind] for kind in NEEDED if kind not in kinds]
+    missing = [controls.kinds[kind] for kind in controls.needed if kind not in kinds]
     return (OPEN, f"there are no {missing[0]}") if missing else (PASSES, "")
 
 

@@ -10,15 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from adapters.errors import BadInput
-from analysis.control_verdicts import FAILS, KINDS, NEAR
+from analysis.control_verdicts import FAILS, NEAR
 from analysis.metrics import in_table_order, title_of
 from figures.labels import fit_text, wrap
 from figures.panels import place_legend
 from figures.style import ALARM, GRID, INK, new_figure, num_beside, pt, room_in, styled
-from figures.task_in_use import units
+from figures.task_in_use import task_in_use, units
 
 WIDTH_IN = 9.0
-NAMES = KINDS | {"base": "base model's pictures"}
 COLORS = {
     "real": "#0072B2", "vae": "#56B4E9", "blurred": "#7A5195", "base": "#E69F00", "same_class": "#009E73", "other": "#CC79A7",
     "shuffled": "#D55E00", "flat": "#999933", "noise": "#000000", "latent_noise": "#8C6D31",
@@ -58,6 +57,8 @@ def draw(scores: pd.DataFrame, verdicts: pd.DataFrame) -> Figure:
             label.set_color(ALARM if subject in failed else INK)
         ax.set_xlabel(f"{title_of(metric)}; bar: a quarter of the photographs'")
         ax.set_title(f"{title_of(metric)}: {len(failed)} of {len(subjects)} fail")
+    controls = task_in_use().controls
+    names_of = {**(controls.kinds if controls else {}), "base": "base model's pictures"}
     marks = [
         Line2D(
             [],
@@ -66,7 +67,7 @@ def draw(scores: pd.DataFrame, verdicts: pd.DataFrame) -> Figure:
             marker=MARKS[kind],
             color=COLORS[kind],
             ms=pt(4.5),
-            label=f"{NAMES[kind]} ({_count(own)})",
+            label=f"{names_of[kind]} ({_count(own)})",
         )
         for kind in kinds
         if len(own := scores[scores["kind"] == kind])

@@ -111,8 +111,8 @@ def add_curves(
 
 
 def add_controls(drawn: FigureSet, results: Results) -> None:
-    """Add the scores of every kind of control, where they could be read."""
-    if CONTROLS in drawn.tables:
+    """Add the scores of every kind of control, where they could be read and each is a picture's."""
+    if CONTROLS in drawn.tables and results.kind.has_pictures:
         scores = control_scores(results)
         drawn.add(CONTROLS, figures.controls.draw(scores, drawn.tables[CONTROLS]), scores)
 

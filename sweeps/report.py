@@ -147,7 +147,7 @@ def publish(
         num_norms: as for `export_compact`.
     """
     say_notes(drawn)
-    if outcome.results.kind.has_controls and (unmeasured := unmeasured_subjects(outcome.results)):
+    if outcome.results.kind.has_pictures and (unmeasured := unmeasured_subjects(outcome.results)):
         print(
             f"The scorers' controls were not measured on {', '.join(unmeasured)}: python -m training.controls "
             f"{outcome.folder} does it"

@@ -120,7 +120,7 @@ def test_pack_leaves_how_it_ended_and_is_not_run_twice(studio: Studio, tmp_path:
     spec = store(studio, tmp_path)
     seen: list[str] = []
     assert run_pack(spec, lambda progress: seen.append(progress.phase)) == "done"
-    assert {"training", "pictures", "done"} <= set(seen)
+    assert {"training", "scoring", "done"} <= set(seen)
     files = PackFiles.of(spec)
     end = read_ended(files)
     assert end is not None
@@ -271,7 +271,7 @@ def kill(spec: Path, times: int, **beat: object) -> None:
     ("times", "beat", "halved"),
     [
         (2, {"phase": "starting"}, True),
-        (2, {"phase": "pictures", "step": 3}, True),
+        (2, {"phase": "scoring", "step": 3}, True),
         (1, {"phase": "starting"}, False),
         (5, {"phase": "training", "step": 4}, False),
     ],

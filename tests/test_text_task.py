@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from adapters.errors import BadInput
-from analysis import load
+from analysis import judge_controls, load
 from sweeps import lr_robustness
 from tests.make_driver import Driven, drive_here
 from tests.make_stage import TextStage
@@ -136,6 +136,20 @@ def test_it_learns_the_sentences_and_something_beyond_them(stage: TextStage, tmp
     assert scores[0]["drift"] > 100 * scores[1]["drift"]
 
 
+def test_the_probe_is_controlled_by_shuffled_labels_and_the_larger_class(stage: TextStage, tmp_path: Path) -> None:
+    """Its mean is the balanced accuracy that the base model's run has as its score; what says nothing scores a half."""
+    cell = stage.cell(task_options=parse_task("text:sentences=120,tokens=16")[1]).base()
+    (folder,) = stage.train(tmp_path, [cell])
+    rows = folder.read_controls().astype({"kind": str, "picture": str})
+    means = rows.groupby("kind")["value"].mean()
+    scores = folder.read_scores().groupby("metric", observed=True)["value"].mean()
+    assert means["probe"] == pytest.approx(scores["accuracy"], abs=1e-6)
+    assert means["majority"] == pytest.approx(0.5, abs=1e-6)
+    assert means["shuffled_labels"] == pytest.approx(0.5, abs=0.12)
+    assert rows[rows["kind"] == "shuffled_labels"]["picture"].nunique() == 5
+    assert rows.groupby("picture")["against"].nunique().eq(len(stage.task([cell]).sets[0].test)).all()
+
+
 def drive(runs: Path, folder: Path, *more: str) -> Driven:
     """The front door on a tiny encoder and a folder of domains."""
     words = [
@@ -171,6 +185,10 @@ def test_the_front_door_leaves_table_figure_and_page(place: Path, tmp_path: Path
     results = load(folder)
     assert results.kind.name == "text"
     assert len(results.runs) == 18
+    judged = judge_controls(results)
+    assert list(judged["subject"]) == ["books-1", "books-2", "games-1"]
+    assert {"num_test_sentences", "probe", "shuffled_labels", "majority", "verdict"} <= set(judged.columns)
+    assert "probes of shuffled labels" in page or "shuffled_labels" in page
     assert set(results.matrices["kind"]) == {"query", "key", "value", "out", "up", "down"}
     again = drive(tmp_path, place, *GRID, "--subjects", f"{place / 'domains'}/", "3")
     assert "18 done, 0 to train" in again.out

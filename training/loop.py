@@ -120,10 +120,10 @@ def train_pack(
         evaluated, reported, saved = set(shared.evaluated_steps()), 0.0, time.monotonic()
         try:
             while True:
-                # Make pictures and score them.
+                # Score it.
                 if step in evaluated:
                     save()
-                    tell("pictures")
+                    tell("scoring")
                     with spent.on_pictures():
                         _evaluate(task, open_runs, step, may_go_on, before_write)
                     saved = time.monotonic()

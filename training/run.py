@@ -29,7 +29,7 @@ class Progress:
 
     Attributes:
         pack: the pack's name.
-        phase: "training", "pictures" or "done".
+        phase: "training", "scoring" or "done".
         step, steps: where it is.
         losses, distances: last values of each replica.
         diverged: how many replicas have diverged.

@@ -45,6 +45,32 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class ControlSet:
+    """Things whose score is known to be high or low, by which a score is controlled (`analysis.control_verdicts`).
+
+    Attributes:
+        kinds: what there is, each in words, in the order of tables; the first is the real thing.
+        order: kinds in the order in which a score should put them.
+        apart: kinds that the real thing must lie above.
+        near: kinds that must lie near 0.
+        needed: kinds without which nothing can be told.
+        thing: what is drawn for intervals, in the singular.
+    """
+
+    kinds: Mapping[str, str]
+    order: tuple[str, ...]
+    apart: tuple[str, ...]
+    near: tuple[str, ...]
+    needed: tuple[str, ...]
+    thing: str
+
+    @property
+    def real(self) -> str:
+        """The real thing."""
+        return next(iter(self.kinds))
+
+
+@dataclass(frozen=True)
 class TaskKind:
     """A task.
 
@@ -66,7 +92,7 @@ class TaskKind:
         shape: what of a cell decides the cost of a row, as a short text.
         published_rates: the table of `sweeps/base_rates.toml` that models without one of their own read; "" for none.
         has_pictures: whether its runs leave pictures.
-        has_controls: whether the base model's runs leave controls of the scorers (`analysis.control_verdicts`).
+        controls: those of its scores that the base model's runs leave; None for none.
     """
 
     name: str
@@ -86,7 +112,7 @@ class TaskKind:
     shape: Callable[[Any], str] = lambda cell: cell.mixed_precision
     published_rates: str = ""
     has_pictures: bool = False
-    has_controls: bool = False
+    controls: ControlSet | None = None
 
     @property
     def headline(self) -> Metric:

@@ -108,7 +108,7 @@ def make_page(results: Results, *, title: str, about: About = (), running: str =
         _section("subjects", capitalised(plural(kind.unit)), _subject_charts(kind)),
         _section("blocks", f"Inside the {kind.part}", _blocks(blocks)),
         _section("controls", "Controls of the scorers", "".join(map(_table, tables.values())) or "<p>Not measured.</p>")
-        if kind.has_pictures
+        if kind.controls
         else "",
         _section("about", "How it came about", _about(results, about)),
         _section("data", "Data", '<p id="files"></p>'),

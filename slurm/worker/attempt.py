@@ -1,7 +1,7 @@
 """One attempt at a pack: train it with a heartbeat, and record how it ended.
 
 An error in a pack of several runs, or two kills in a row where memory is taken (before the first step is done, or at the
-same pictures): from then on half as many runs are trained together. An error in a single run is tried again, `N_TRIES` times in
+same scoring): from then on half as many runs are trained together. An error in a single run is tried again, `N_TRIES` times in
 all; then the run has failed, with the traceback in its run.json, and the others go on.
 """
 
@@ -223,7 +223,7 @@ def count_kills(before: Sequence[dict]) -> tuple[int, str | None]:
     if is_out_of_memory((before[-1].get("holder") or {}).get("job", "")):
         return 1, "SLURM ended it: out of memory"
     count = next((n for n, place in enumerate(places) if place != places[0]), len(places))
-    where = {"starting": "before its first step was done", "pictures": f"at the pictures of step {places[0][1]}"}
+    where = {"starting": "before its first step was done", "scoring": f"at the scoring of step {places[0][1]}"}
     if count < 2 or places[0][0] not in where:
         return count, None
     return count, f"killed {count} times in a row {where[places[0][0]]} (out of memory?)"

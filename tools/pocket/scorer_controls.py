@@ -34,7 +34,9 @@ from tools.pocket.subjects import photograph_class
 from tools.pocket.vae import round_trip
 from tools.pocket.vae_quality import newest_vae
 from training.store import COLUMNS, CONTROL_KINDS
+from training.task_kinds import TaskKind
 from training.tasks.controls import NUM_NOISE, PER_OTHER, blur, shuffle_patches
+from training.tasks.kinds import PICTURES
 
 Embed = Callable[[Float[Tensor, "n 3 64 64"]], Float[Tensor, "n d"]]
 
@@ -45,6 +47,7 @@ class Scores:
 
     controls: pd.DataFrame
     base: pd.DataFrame
+    kind: TaskKind = PICTURES
 
 
 class ScorerBench:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-from training.task_kinds import Metric, TaskKind
+from training.columns import CONTROL_ORDER
+from training.task_kinds import ControlSet, Metric, TaskKind
 
 COSINE = (-1.0, 1.0)
 
@@ -59,7 +60,26 @@ PICTURES = TaskKind(
     shape=_picture_shape,
     published_rates="sd15",
     has_pictures=True,
-    has_controls=True,
+    controls=ControlSet(
+        kinds=MappingProxyType(
+            {
+                "real": "photographs",
+                "vae": "their VAE reconstructions",
+                "same_class": "same class",
+                "other": "other subjects",
+                "shuffled": "shuffled patches",
+                "noise": "noise",
+                "flat": "flat colour",
+                "latent_noise": "decoded noise",
+                "blurred": "blurred photographs",
+            }
+        ),
+        order=CONTROL_ORDER,
+        apart=("same_class", "other", "shuffled", "flat", "noise", "latent_noise"),
+        near=("other", "flat", "noise", "latent_noise"),
+        needed=("real", "vae", "other", "shuffled", "flat", "noise", "latent_noise"),  # a class may have one subject
+        thing="photograph",
+    ),
 )
 
 TEXT = TaskKind(
@@ -79,7 +99,17 @@ TEXT = TaskKind(
     choices=MappingProxyType({"head": ("fixed", "follows"), "targets": ("all", "attention", "qv")}),
     least=MappingProxyType({"tokens": 3, "sentences": 2, "head_lr": 0.0}),
     defaults=MappingProxyType({"model": "minilm", "steps": 60, "train_batch_size": 16, "norms_every": 20}),
-    passes=lambda cell: 700,
+    passes=lambda cell: 396,
+    controls=ControlSet(
+        kinds=MappingProxyType(
+            {"probe": "the probe", "shuffled_labels": "probes of shuffled labels", "majority": "the larger class"}
+        ),
+        order=("probe", "shuffled_labels"),
+        apart=("shuffled_labels", "majority"),
+        near=(),
+        needed=("probe", "shuffled_labels", "majority"),
+        thing="test sentence",
+    ),
 )
 
 KINDS = (PICTURES, TEXT)

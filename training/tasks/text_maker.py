@@ -23,6 +23,7 @@ from training.tasks.task import Check, Found, MeasuredModel
 from training.tasks.text_task import ROWS, TextTask, find_layers
 
 NAME = "text"
+CONTROLS_KEY = "1"  # of what is measured: another one is measured anew
 TYPICAL_SHARE = 0.5  # of the limit of tokens that a batch's longest sentence has, roughly
 
 
@@ -74,7 +75,12 @@ class TextMaker:
     def leave_controls(
         self, task: TextTask, folders: Sequence[RunFolder | None], may_go_on: Check, before_write: Check
     ) -> None:
-        """Nothing: the base model's score is a probe, itself the control that a gain counts from."""
+        """Leave how far the probe is above chance, in the base model's run of each training set."""
+        for folder, one in zip(folders, task.sets, strict=True):
+            if folder is not None:
+                rows = task.controls(one, may_go_on)
+                before_write()
+                folder.write_controls(rows, CONTROLS_KEY)
 
     def forget(self) -> None:
         """Load the encoder anew next time."""

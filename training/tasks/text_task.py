@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from training.accelerator import autocast
 from training.cell import BASE, Cell
+from training.seeds import seed_of
 from training.task_kinds import read_options
 from training.tasks.encoder import KINDS, TARGETS, Encoder, pad, where
 from training.tasks.head import Head
@@ -26,6 +27,7 @@ from training.tasks.sentences import Sentence, TrainingSet
 from training.tasks.task import Check, Evaluation, TrainingTask, Where
 
 CLASSES = 2
+NUM_SHUFFLES = 5
 ROWS = 128  # of one forward call in an evaluation
 
 
@@ -170,20 +172,49 @@ class TextTask(TrainingTask):
         """What logistic regression on the untouched encoder says of each set's test sentences."""
         found = []
         for one in self.sets:
-            features = [
-                torch.cat(
-                    [self._alone([s.text for s in part[a : a + ROWS]], may_go_on) for a in range(0, len(part), ROWS)]
-                )
-                for part in (one.train, one.test)
-            ]
-            labels = torch.tensor([s.label for s in one.train], device=self.device)
+            train, test = (self._untouched_features(part, may_go_on) for part in (one.train, one.test))
             with torch.enable_grad():
-                found.append(predict_by_probe(features[0], labels, features[1], CLASSES))
+                found.append(predict_by_probe(train, self._labels(one.train), test, CLASSES))
         return found
 
-    def _alone(self, texts: Sequence[str], may_go_on: Check) -> Float[Tensor, "n d"]:
-        may_go_on()
-        return self._features(texts)
+    def _labels(self, part: Sequence[Sentence]) -> Int[Tensor, " n"]:
+        return torch.tensor([s.label for s in part], device=self.device)
+
+    def _untouched_features(self, part: Sequence[Sentence], may_go_on: Check) -> Float[Tensor, "n d"]:
+        """Features of some sentences, one call after the other, by the encoder without adapters."""
+        features = []
+        for a in range(0, len(part), ROWS):
+            may_go_on()
+            features.append(self._features([s.text for s in part[a : a + ROWS]]))
+        return torch.cat(features)
+
+    @torch.no_grad()
+    def controls(self, one: TrainingSet, may_go_on: Check = lambda: None) -> pd.DataFrame:
+        """The probe of a set beside probes of shuffled labels and the larger class, sentence by sentence.
+
+        A right answer counts the more, the fewer sentences there are of its class: the mean is the balanced accuracy.
+
+        Returns:
+            Rows metric, kind, picture (which probe), against (the test sentence), value.
+        """
+        train, test = (self._untouched_features(part, may_go_on) for part in (one.train, one.test))
+        labels, true = self._labels(one.train), self._labels(one.test)
+        guesses = {("majority", "majority"): torch.full_like(true, int(labels.bincount(minlength=CLASSES).argmax()))}
+        asked = {("probe", "probe"): labels} | {
+            ("shuffled_labels", f"#{number}"): labels[_shuffle(len(labels), one.name, number).to(self.device)]
+            for number in range(1, NUM_SHUFFLES + 1)
+        }
+        for key, known in asked.items():
+            may_go_on()
+            with torch.enable_grad():
+                guesses[key] = predict_by_probe(train, known, test, CLASSES)
+        worth = len(true) / (CLASSES * true.bincount(minlength=CLASSES).double())
+        rows = [
+            ("accuracy", kind, name, sentence.id, value)
+            for (kind, name), said in guesses.items()
+            for sentence, value in zip(one.test, ((said == true).double() * worth[true]).tolist(), strict=True)
+        ]
+        return pd.DataFrame(rows, columns=["metric", "kind", "picture", "against", "value"])
 
     def _drift(self, step: int, may_go_on: Check) -> list[pd.DataFrame]:
         """Rows of the metric "drift", one for each other domain: the mean of (1 - cosine)/2 of features before and now."""
@@ -200,6 +231,11 @@ class TextTask(TrainingTask):
             by_domain = pd.Series(moved.tolist()).groupby([s.domain for s in own], sort=False).mean()
             rows.append(pd.DataFrame([(step, "drift", d, v) for d, v in by_domain.items()], columns=columns))
         return rows
+
+
+def _shuffle(size: int, name: str, number: int) -> Int[Tensor, " n"]:
+    """An order of labels in which they say nothing."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed_of("labels", name, number)))
 
 
 def sort_by_length(rows: Sequence[Sequence[int]]) -> list[int]:
