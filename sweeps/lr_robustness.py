@@ -17,7 +17,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from sweeps.options import Options, run_driver, with_defaults  # noqa: E402
 
 NAME = "lr_robustness"
-NUM_SUBJECTS = 6  # what three minutes on two cores allow at seven multipliers, with a margin
 EVIDENCE = Path(__file__).resolve().parents[1] / "docs" / "results" / "lr_robustness"
 
 
@@ -38,7 +37,7 @@ def drive(options: RobustnessOptions) -> int:
     from sweeps.grid import expand, resolve_inputs
     from sweeps.report import draw_early, report_robustness
 
-    inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
+    inputs = resolve_inputs(options, num_subjects=options.kind[0].num_units)
     planned = expand(options, inputs)
     if options.split_seeds:
         if not 1 <= options.split_subjects <= len(inputs.subjects):

@@ -79,6 +79,7 @@ class TaskKind:
         title: what it is, in a few words.
         metrics: its scores, the one that conclusions rest on first.
         prompt_metric: the score that is given up as the first one is gained, at which methods are compared; "" if there is none.
+        num_units: how many units the front door takes where no flag says: what minutes on two cores allow.
         unit: what an interval generalises over, in the singular ("subject").
         part: the part of the model that is adapted, as figures call it ("U-Net").
         maker: `package.module:NAME` of its `training.tasks.task.TaskMaker`, which finds inputs and makes packs.
@@ -101,6 +102,7 @@ class TaskKind:
     maker: str
     prompt_metric: str = ""
     unit: str = "subject"
+    num_units: int = 6
     part: str = "model"
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))

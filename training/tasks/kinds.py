@@ -94,6 +94,7 @@ TEXT = TaskKind(
     ),
     maker="training.tasks.text_maker:MAKER",
     unit="training set",
+    num_units=4,
     part="encoder",
     options=MappingProxyType({"tokens": 48, "sentences": 512, "head_lr": 1e-3, "head": "fixed", "targets": "all"}),
     choices=MappingProxyType({"head": ("fixed", "follows"), "targets": ("all", "attention", "qv")}),
