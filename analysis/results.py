@@ -72,8 +72,7 @@ class Results:
         """
         names = _task_names(self.all_runs)
         if len(names) > 1:
-            count = "two" if len(names) == 2 else len(names)
-            raise BadInput(f"runs of {count} tasks, {' and '.join(names)}, cannot be compared: give one of them")
+            raise BadInput(f"runs of {' and '.join(names)} are of two tasks, and cannot be compared: give one of them")
         return kind_of(names[0] if names else PICTURES)
 
     @cached_property
@@ -254,7 +253,8 @@ def is_absent(runs: pd.DataFrame) -> pd.Series:
 
 def _named(runs: pd.DataFrame) -> pd.DataFrame:
     missing = {name: NEWER[name] for name in OF_TASK if name not in runs}
-    runs = runs.assign(**missing).fillna({name: NEWER[name] for name in OF_TASK}).reset_index(drop=True)
+    runs = runs.assign(**missing).reset_index(drop=True)
+    runs = runs.assign(**{name: runs[name].astype(object).fillna(NEWER[name]) for name in OF_TASK})
     return runs.assign(series=name_series(runs))
 
 

@@ -13,7 +13,7 @@ from benchmarks.methods import Batch, make_batch, our_step
 from benchmarks.rows import Row
 from benchmarks.scene import Effort, Place, Scene, threads
 from benchmarks.timing import interleave, ratio_of
-from training.step_price import share
+from training.tasks.task import share
 
 PACK = 8
 AIM, PACK_AIM = 1.3, 2.0  # of methods that are meant to be as fast as LoRA, and to pack as well

@@ -22,7 +22,7 @@ from benchmarks.scene import Effort, Place, Scene
 from benchmarks.timing import interleave, ratio_of, ratio_of_means
 from training.accelerator import autocast
 from training.optimizer import PackedAdamW
-from training.step_price import share
+from training.tasks.task import share
 
 RANK, RATE, CLIP, STEPS = 8, 1e-4, 1.0, 1000
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # PEFT's target_modules; the same layers as `adapters.inject` finds

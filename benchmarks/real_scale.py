@@ -23,10 +23,10 @@ from training.cell import Cell
 from training.dynamics import Dynamics
 from training.optimizer import PackedAdamW
 from training.step import take_step
-from training.step_price import share
 from training.tasks import pipeline as pipelines
 from training.tasks import subjects as subject_folders
 from training.tasks.subject import SubjectTask
+from training.tasks.task import share
 
 
 @dataclass(frozen=True)

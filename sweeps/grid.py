@@ -51,7 +51,7 @@ class ResolvedInputs:
     shared: dict
     subjects: list[Any]
     model_name: str
-    kind: TaskKind
+    kind: TaskKind = kind_of(PICTURES)
     start: Checkpoint | None = None
 
     @property

@@ -64,8 +64,9 @@ def measure_price(options: Judgement, setting: Setting, results: Results) -> Ste
     """The step's price beside LoRA's, on the device and in the shape of the runs; None where it cannot be measured."""
     run = results.runs.iloc[0]
     load = Load(
-        setting.model, setting.device, int(run["resolution"]), int(run["train_batch_size"]), options.mixed_precision
-    )
+        setting.model, setting.device, int(run["resolution"]), int(run["train_batch_size"]), options.mixed_precision,
+        task=str(run["task"]), task_options=str(run["task_options"]),
+    )  # fmt: skip
     try:
         return step_price.price(load, options.method[0], options.rank)
     except RuntimeError as error:  # the card is worth more than this line of it

@@ -19,7 +19,7 @@ from sweeps.report import command, keep_tables, processor, show
 from sweeps.search import rates_of
 from sweeps.trials import find_edges, find_trial
 from training.store import writing
-from training.task_kinds import TaskKind
+from training.task_kinds import PICTURES, TaskKind, kind_of
 
 TRIALS = "trials.parquet"
 
@@ -60,7 +60,7 @@ def show_choice(tried: pd.DataFrame, rule: str, kind: TaskKind) -> pd.DataFrame:
     return best
 
 
-def read_trials(path: Path, kind: TaskKind) -> pd.DataFrame:
+def read_trials(path: Path, kind: TaskKind | None = None) -> pd.DataFrame:
     """A table of trials that a search has left.
 
     Raises:
@@ -72,7 +72,7 @@ def read_trials(path: Path, kind: TaskKind) -> pd.DataFrame:
         raise BadInput(
             f"--trials is {path}, which cannot be read: {error}; allowed: a {TRIALS} of base_lr.py"
         ) from None
-    if missing := [name for name in trial_columns(kind) if name not in found]:
+    if missing := [name for name in trial_columns(kind or kind_of(PICTURES)) if name not in found]:
         raise BadInput(f"--trials is {path}, without the column {missing[0]}; allowed: a {TRIALS} of base_lr.py")
     return found
 

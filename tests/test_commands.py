@@ -39,6 +39,8 @@ EXCEPTIONS = (
     (r"export SLURM_CONF", "skip", "the shell's own"),
     (r".*--results docs/results/lr_robustness", "skip", "of the first edition, until results of the second stand there"),
     (r".*--docs docs/results/", "plan", "hours: what made docs/results"),
+    (r".* -m training\.tasks\.fetch_text", "skip", "fetches 84 MB"),
+    (r".*--task text", "skip", "of what that fetches; tests/test_text_task.py types it on a small encoder"),
     (r".* -m benchmarks\S*", "parse", "hours, or a GPU"),
     (r".* -m tests\.take_out", "parse", "hours"),
     (r".* -m slurm\.status .*--wait", "parse", "waits for jobs of a real SLURM; tests/test_status_command.py"),

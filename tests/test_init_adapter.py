@@ -22,11 +22,12 @@ from adapters.peft_tuner import no_build_on_cpu
 from adapters.starting_point import agree, content_hash, from_file, to_bytes
 from sweeps import lr_robustness
 from sweeps.options import run_driver
+from tests.compare_runs import assert_same
 from tests.make_checkpoints import load_unet
 from tests.make_driver import drive_studio
 from tests.make_pipeline import make_pipeline
 from tests.make_studio import Studio
-from tests.test_loop import assert_same, make_cell, train
+from tests.test_loop import make_cell, train
 from training.cell import Cell
 from training.export import main as export
 from training.open_adapter import open_adapter

@@ -83,7 +83,9 @@ def test_a_task_is_known_by_its_name(pictured: Results) -> None:
 def test_runs_of_two_tasks_are_refused_in_one_line(pictured: Results) -> None:
     tasks = pictured.all_runs["method"].map({"lora": "text"})
     mixed = Results(pictured.all_runs.assign(task=tasks), pictured.sources)
-    wanted = r"^runs of two tasks, (pictures and text|text and pictures), cannot be compared: give one of them$"
+    wanted = (
+        r"^runs of (pictures and text|text and pictures) are of two tasks, and cannot be compared: give one of them$"
+    )
     with pytest.raises(BadInput, match=wanted):
         _ = mixed.kind
     with pytest.raises(BadInput, match=wanted):

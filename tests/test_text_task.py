@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from adapters.errors import BadInput
 from analysis import judge_controls, load
@@ -148,6 +150,30 @@ def test_the_probe_is_controlled_by_shuffled_labels_and_the_larger_class(stage: 
     assert means["shuffled_labels"] == pytest.approx(0.5, abs=0.12)
     assert rows[rows["kind"] == "shuffled_labels"]["picture"].nunique() == 5
     assert rows.groupby("picture")["against"].nunique().eq(len(stage.task([cell]).sets[0].test)).all()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)  # PEFT asks transformers so
+@pytest.mark.parametrize(
+    "method", ["lora", "dora", "delora:start=zero_b", "oft", "hra", "vera", "peft:lora", "peft:hira"]
+)
+def test_peft_reads_the_adapter_and_classifies_alike(method: str, stage: TextStage, tmp_path: Path) -> None:
+    """The stored score, from transformers' model, PEFT's reading of the adapter folder, and the head beside it."""
+    cell = stage.cell(method, lr=1e-2, steps=20)
+    (folder,) = stage.train(tmp_path, [cell])
+    one = stage.task([cell]).sets[0]
+    model = PeftModel.from_pretrained(AutoModel.from_pretrained(stage.folder / "encoder"), folder.adapter).eval()
+    head = load_file(folder.adapter / "head.safetensors")
+    with torch.no_grad():
+        hidden = [
+            model(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(dim=0)
+            for ids in stage.encoder.tokens([s.text for s in one.test], 16)
+        ]
+    logits = torch.stack(hidden) @ head["classifier.weight"].T + head["classifier.bias"]
+    expected = score_rows(20, one.cls, torch.tensor([s.label for s in one.test]), logits.argmax(dim=1))
+    found = folder.read_scores().set_index("metric")["value"]
+    assert found["accuracy"] == pytest.approx(expected.set_index("metric")["value"]["accuracy"], abs=0.02)
 
 
 def drive(runs: Path, folder: Path, *more: str) -> Driven:

@@ -5,7 +5,6 @@ python -m training.step_price LOAD RANK METHOD...     prints each method's secon
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import math
@@ -18,15 +17,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from adapters import get_class, parse_method
 from adapters.inject import attach
-from training.accelerator import autocast
 from training.optimizer import PackedAdamW
 from training.probe import Load, peak_mib
 from training.process_setup import keep_freed_memory, quiet_libraries
-from training.tasks import pipeline as pipelines
+from training.task_kinds import kind_of
+from training.tasks.task import MeasuredModel
 
 LIKE = "lora"
 LAPS, WARMUP, STEPS = 15, 3, 1000
@@ -93,18 +91,10 @@ def measure(load: Load, methods: Sequence[str], rank: int, laps: int = LAPS) -> 
     on_gpu = load.device == "cuda"
     if not on_gpu:
         torch.set_num_threads(1)
-    parts = pipelines.load(Path(load.model), torch.device(load.device))
-    side = load.resolution // parts.vae_factor
-    noise = torch.randn(load.rows, parts.unet.config.in_channels, side, side, device=parts.device)
-    times = torch.full((load.rows,), 500, dtype=torch.long, device=parts.device)
-    text = parts.encode_text([""]).expand(load.rows)
-
-    def predict(unet: nn.Module) -> torch.Tensor:
-        with autocast(parts.device, load.precision):
-            return dataclasses.replace(parts, unet=unet).predict(noise, times, text).float()
-
     clock = time.perf_counter if on_gpu else time.process_time
-    steps = [_step(share(parts.unet), method, rank, predict) for method in methods]
+    with kind_of(load.task).open().bench(load) as model:
+        models = [model, *(model.twin() for _ in methods[1:])]
+    steps = [_step(own, method, rank, load.rows) for own, method in zip(models, methods, strict=True)]
     found: list[list[float]] = [[] for _ in methods]
     for _ in range(WARMUP + laps):
         for own, step in zip(found, steps, strict=True):
@@ -117,19 +107,11 @@ def measure(load: Load, methods: Sequence[str], rank: int, laps: int = LAPS) -> 
     return {"laps": [own[WARMUP:] for own in found], "peak_mib": peak}
 
 
-def share(unet: nn.Module) -> nn.Module:
-    """A copy of a module around the very same tensors."""
-    kept = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
-    return copy.deepcopy(unet, kept)
-
-
-def _step(
-    unet: nn.Module, method: str, rank: int, predict: Callable[[nn.Module], torch.Tensor]
-) -> Callable[[], object]:
+def _step(model: MeasuredModel, method: str, rank: int, rows: int) -> Callable[[], object]:
     """Forward, backward, clipping and AdamW of a pack of one."""
     spec = parse_method(method)
     boundary = [1.0] if get_class(spec.name).uses_boundary else None
-    pack = attach(unet, spec, seeds=[0], rank=rank, boundary=boundary)
+    pack = attach(model.model, spec, seeds=[0], rank=rank, boundary=boundary, targets=model.targets)
     optimizer = PackedAdamW(
         pack.flat, pack.grad, pack.segments, rates=dict.fromkeys(pack.segments, [1e-4]), weight_decay=[0.01], clip=[1.0],
         advancing=pack.advancing(),
@@ -138,7 +120,7 @@ def _step(
     def step() -> None:
         pack.zero_grad()
         pack.advance(STEPS)
-        loss = predict(unet).square().mean()
+        loss = model.train(rows).square().mean()
         loss.backward()
         optimizer.step(loss.detach()[None])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -155,11 +156,21 @@ class Found:
     units: Sequence[Any]
 
 
+def share(module: nn.Module) -> nn.Module:
+    """A copy of a module around the very same tensors."""
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+
+
 class MeasuredModel(ABC):
     """A model on this machine, to measure what packs on it cost."""
 
     model: nn.Module
     targets: Mapping[str, nn.Linear]
+
+    def twin(self) -> MeasuredModel:
+        """The same around a copy of the model's modules, which share its tensors."""
+        kept = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
+        return copy.deepcopy(self, kept)
 
     @abstractmethod
     def train(self, rows: int) -> Tensor:
