@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from adapters import BadInput
 from adapters.parameters import COPIES_IN_TRAINING
@@ -31,6 +33,7 @@ from training.demand import PASSES, Cost, Demand, read_costs, row_s, to_json
 from training.pack import Setting
 from training.probe import Load, measure_or_fit
 from training.store import RunFolder, write_json
+from training.tasks.task import MeasuredModel
 
 COSTS = {1: Cost(1.0, 500.0), 4: Cost(2.0, 560.0), 8: Cost(3.9, 640.0)}
 
@@ -286,6 +289,37 @@ def test_sweep_foresees_by_what_it_was_planned_with(tmp_path: Path) -> None:
 def test_damaged_or_older_calibrations_are_measured_again(text: str, tmp_path: Path) -> None:
     (tmp_path / NAME).write_text(text)
     assert read_costs(tmp_path / NAME) == {}
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_cost_is_that_of_one_row_of_each_run(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine on which every row takes a second, whatever a run's batch is."""
+    clock = [0.0]
+
+    class Model(MeasuredModel):
+        def __init__(self) -> None:
+            self.model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+            self.targets = {"0": self.model[0]}
+
+        def train(self, rows: int) -> torch.Tensor:
+            clock[0] += rows
+            found: torch.Tensor = self.model(torch.ones(rows, 8))
+            return found
+
+        def evaluate(self, size: int, row_s: float) -> None:
+            assert row_s == 1.0
+
+    class Kind:
+        def open(self) -> Kind:
+            return self
+
+        def bench(self, load: Load) -> contextlib.AbstractContextManager:
+            return contextlib.nullcontext(Model())
+
+    monkeypatch.setattr(probe, "kind_of", lambda name: Kind())
+    monkeypatch.setattr(probe.time, "process_time", lambda: clock[0])
+    costs = probe.measure(Load("any", "cpu", 64, rows), sizes=(1, 2, 4))
+    assert {size: cost.step_s for size, cost in costs.items()} == {1: 1.0, 2: 2.0, 4: 4.0}
 
 
 @pytest.mark.slow

@@ -130,7 +130,8 @@ class Cost:
     """What was measured of packs of one size.
 
     Attributes:
-        step_s: seconds of a training step that a processor computes, which other programs do not change; on a GPU, that pass.
+        step_s: seconds of a training step of one row a run: those that a processor computes, which other programs do not
+            change; on a GPU, those that pass.
         peak_mib: the process's peak of resident memory.
         gpu_mib: peak of the memory that torch took on the GPU; 0 on a CPU.
         load: the machine's load (`os.getloadavg`, one minute) when the measurement began; None where it was not noted.

@@ -83,7 +83,7 @@ def _say(line: str) -> None:
 def measure(
     load: Load, sizes: Sequence[int] = SIZES, tell: Callable[[str], None] = lambda line: None
 ) -> dict[int, Cost]:
-    """Median seconds of a training step, and the peaks of memory, on one thread of a CPU, or a GPU.
+    """Median seconds of a training step of one row a run, and the peaks of memory, on one thread of a CPU, or a GPU.
 
     On a CPU seconds are those that the process computes: on a busy machine they are nearly what they are on an idle one.
 
@@ -134,7 +134,7 @@ def _measure_on(bench: Any, load: Load, sizes: Sequence[int], tell: Callable[[st
             if pack is not None:
                 pack.detach()
         gpu = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else 0.0
-        costs[size] = Cost(sorted(laps[1:])[1], peak_mib(), gpu)
+        costs[size] = Cost(sorted(laps[1:])[1] / load.rows, peak_mib(), gpu)
         if size >= 8 and costs[size].step_s / size > 0.97 * min(c.step_s / s for s, c in costs.items() if s < size):
             break
     return costs

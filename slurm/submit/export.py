@@ -84,7 +84,9 @@ def export(sweep: SweepFolder, requests: Sequence[Request]) -> Path:
     (folder / "logs").mkdir(exist_ok=True)
     first = requests[0].packs[0]
     setting = read_spec_file(files[first].spec)["setting"]
-    places = "\n".join(f"- {key}: `{setting[key]}`" for key in ("model", "dino", "clip", "subjects", "runs") if setting[key])
+    places = "\n".join(
+        f"- {key}: `{setting[key]}`" for key in ("model", "dino", "clip", "subjects", "runs") if setting[key]
+    )
     commands = "\n".join(f"sbatch {shlex.quote(f'{sweep.path.name}/export/{name}.sh')}" for name in names)
     _write(folder / "README.md", README.format(
         sweep=sweep.path.name, packs=len(specs), cells=sum(r.num_cells for r in requests), arrays=len(requests),

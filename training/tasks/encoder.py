@@ -71,11 +71,6 @@ class Encoder:
         found = self.tokenizer(list(texts), truncation=True, max_length=min(limit, self.max_tokens), padding=False)
         return found["input_ids"]
 
-    def count_cut(self, texts: Sequence[str], limit: int) -> int:
-        """How many of the texts `tokens` cuts."""
-        whole = self.tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
-        return sum(len(ids) > min(limit, self.max_tokens) for ids in whole)
-
     def pooled(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
         """The mean of the last layer's outputs over each row's tokens, in float32.
 
@@ -87,6 +82,16 @@ class Encoder:
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         weight = mask.unsqueeze(-1).float()
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def count_cut(folder: Path, texts: Sequence[str], limit: int) -> int:
+    """How many of some texts a folder's tokenizer cuts at a limit of tokens; no weight is read."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    most = min(limit, tokenizer.model_max_length, count_positions(AutoConfig.from_pretrained(folder)))
+    whole = tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
+    return sum(len(ids) > most for ids in whole)
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:

@@ -94,9 +94,8 @@ class TextMaker:
     def remarks(self, inputs: Any) -> list[str]:
         """How many sentences are cut at the limit of tokens."""
         options = read_options(NAME, inputs.shared["task_options"])
-        encoder = _encoder(inputs.setting.model, "cpu", "no")
         texts = list(dict.fromkeys(s.text for one in inputs.subjects for s in (*one.train, *one.test)))
-        cut = encoder.count_cut(texts, options["tokens"])
+        cut = encoders.count_cut(Path(inputs.setting.model), texts, options["tokens"])
         return [f"{cut} of {len(texts):,} sentences are cut at {options['tokens']} tokens"] if cut else []
 
 
