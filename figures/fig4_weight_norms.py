@@ -5,6 +5,8 @@ The paper does not say whether attn1 or attn2, rows or columns: both attentions 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -21,7 +23,11 @@ from figures.looks import Look, looks
 from figures.panels import place_legend, series_handle
 from figures.style import INK, MUTED, new_figure, num_beside, pt, styled
 
-KINDS = {"to_q": "Q", "to_k": "K", "to_v": "V", "to_out": "Out", "to_out.0": "Out"}
+KINDS = {
+    "to_q": "Q", "to_k": "K", "to_v": "V", "to_out": "Out", "to_out.0": "Out",
+    "query": "Q", "key": "K", "value": "V", "out": "Out",
+}  # fmt: skip
+PROJECTIONS = ("Q", "K", "V", "Out")  # of an attention
 ATTENTIONS = {"attn1": "self-attention (attn1)", "attn2": "cross-attention (attn2)"}
 WHISKER = "#d1495b"  # seen on the darkest and the brightest bar
 
@@ -51,22 +57,22 @@ def draw(norms: pd.DataFrame, *, axis: str = "columns") -> Figure:
     figure = new_figure(width_in, 1.0 + 2.3 * down)
     grid = figure.add_gridspec(down, beside)
     styles = looks(after) if len(after) else {}
-    blocks = list(dict.fromkeys(before["block"]))
+    blocks, kinds = list(dict.fromkeys(before["block"])), list_kinds(before)
     tops = []
     for i, attention in enumerate(attentions):
         bars = figure.add_subplot(grid[divmod(parts * i, beside)], label=f"{attention} before")
-        _draw_bars(bars, before[before["attention"] == attention], blocks)
+        _draw_bars(bars, before[before["attention"] == attention], blocks, kinds)
         bars.set_title(ATTENTIONS.get(attention, attention))
         bars.set_ylabel(f"mean {axis.removesuffix('s')} norm")
         tops.append(bars)
         if len(after):
             dots = figure.add_subplot(grid[divmod(parts * i + 1, beside)], label=f"{attention} after")
-            _draw_change(dots, after[after["attention"] == attention], blocks, styles)
+            _draw_change(dots, after[after["attention"] == attention], blocks, kinds, styles)
             dots.set_title("change by training" if i == 0 or beside == 1 else "")
     top = max(ax.get_ylim()[1] for ax in tops)
     for ax in tops:
         ax.set_ylim(0, top)
-    _place_legend(figure, after, styles)
+    _place_legend(figure, after, kinds, styles)
     fit_text(figure)
     return figure
 
@@ -78,9 +84,14 @@ def name_multipliers(after: pd.DataFrame) -> pd.DataFrame:
     return after.assign(series=after["series"].where(~several, names))
 
 
-def kind_colors() -> dict[str, tuple[float, float, float]]:
-    """Four shades that grey print keeps apart."""
-    return dict(zip(("Q", "K", "V", "Out"), sns.color_palette("cividis", 4), strict=True))
+def list_kinds(norms: pd.DataFrame) -> list[str]:
+    """What the matrices are: the projections of an attention, then what else there is."""
+    return list(dict.fromkeys([*PROJECTIONS, *(KINDS.get(kind, kind) for kind in norms["kind"])]))
+
+
+def kind_colors(kinds: Sequence[str] = PROJECTIONS) -> dict[str, tuple[float, float, float]]:
+    """Shades that grey print keeps apart."""
+    return dict(zip(kinds, sns.color_palette("cividis", len(kinds)), strict=True))
 
 
 def short_block(block: str) -> str:
@@ -88,37 +99,44 @@ def short_block(block: str) -> str:
     return block.replace("_blocks", "").replace("_block", "")
 
 
-def _slots(frame: pd.DataFrame, blocks: list[str]) -> np.ndarray:
-    """Where the bars of rows stand: block number plus the kind's place in the group of four."""
-    kinds = list(kind_colors())
+def _slots(frame: pd.DataFrame, blocks: list[str], kinds: list[str]) -> np.ndarray:
+    """Where the bars of rows stand: block number plus the kind's place in the block's group."""
     return np.array(
-        [blocks.index(block) + 0.2 * (kinds.index(KINDS.get(kind, kind)) - 1.5)
+        [blocks.index(block) + _shift(kinds.index(KINDS.get(kind, kind)), len(kinds))
          for block, kind in zip(frame["block"], frame["kind"], strict=True)]
     )  # fmt: skip
 
 
-def _draw_bars(ax: Axes, before: pd.DataFrame, blocks: list[str]) -> None:
-    for kind, color in kind_colors().items():
+def _shift(place: int, count: int) -> float:
+    """How far from a block's middle the bar at a place of a group of `count` stands."""
+    return 0.2 * 4 / count * (place - (count - 1) / 2)
+
+
+def _draw_bars(ax: Axes, before: pd.DataFrame, blocks: list[str], kinds: list[str]) -> None:
+    width = 0.19 * 4 / len(kinds)
+    for kind, color in kind_colors(kinds).items():
         rows = before[before["kind"].map(lambda name: KINDS.get(name, name)) == kind]
-        x = _slots(rows, blocks)
-        ax.bar(x, rows["mean"], width=0.19, color=color, edgecolor=INK, linewidth=pt(0.5), label=kind, zorder=3)
+        x = _slots(rows, blocks, kinds)
+        ax.bar(x, rows["mean"], width=width, color=color, edgecolor=INK, linewidth=pt(0.5), label=kind, zorder=3)
         ax.errorbar(x, rows["mean"], yerr=rows["sd"], fmt="none", ecolor=WHISKER, elinewidth=pt(1.2), zorder=4)
     _name_blocks(ax, blocks)
 
 
-def _draw_change(ax: Axes, after: pd.DataFrame, blocks: list[str], styles: dict[str, Look]) -> None:
+def _draw_change(ax: Axes, after: pd.DataFrame, blocks: list[str], kinds: list[str], styles: dict[str, Look]) -> None:
     names = list(dict.fromkeys(after["series"]))
     for number, series in enumerate(names):
         look, shift = styles[series], min(0.045, 0.13 / len(names)) * (number - (len(names) - 1) / 2)
         rows = after[after["series"] == series]
-        ax.plot(_slots(rows, blocks) + shift, 100 * rows["change"], ls="none", ms=pt(4.5), zorder=3, **look.marks())
+        ax.plot(
+            _slots(rows, blocks, kinds) + shift, 100 * rows["change"], ls="none", ms=pt(4.5), zorder=3, **look.marks()
+        )
     ax.axhline(0, color=INK, lw=pt(0.9))
     ax.set_ylabel("change of the mean norm (%)")
     _name_blocks(ax, blocks)
     for place in range(len(blocks)):
-        for slot, kind in enumerate(kind_colors()):
+        for slot, kind in enumerate(kinds):
             ax.text(
-                place + 0.2 * (slot - 1.5),
+                place + _shift(slot, len(kinds)),
                 0.985,
                 kind,
                 transform=ax.get_xaxis_transform(),
@@ -139,9 +157,10 @@ def _name_blocks(ax: Axes, blocks: list[str]) -> None:
         ax.axvline(edge - 0.5, color="#eeeeee", lw=pt(0.8), zorder=0)
 
 
-def _place_legend(figure: Figure, after: pd.DataFrame, styles: dict[str, Look]) -> None:
+def _place_legend(figure: Figure, after: pd.DataFrame, kinds: list[str], styles: dict[str, Look]) -> None:
     handles: list[Artist] = [
-        Patch(facecolor=color, edgecolor=INK, linewidth=pt(0.5), label=kind) for kind, color in kind_colors().items()
+        Patch(facecolor=color, edgecolor=INK, linewidth=pt(0.5), label=kind)
+        for kind, color in kind_colors(kinds).items()
     ]
     for series, rows in after.groupby("series", sort=False):
         label = f"{series} (n = {counted(int(rows['num_runs'].max()), 'run')})"

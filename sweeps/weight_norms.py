@@ -39,14 +39,15 @@ def drive(options: NormOptions) -> int:
     from sweeps.report import report_norms
 
     if not options.method:
-        from training.base_norms import base_norms
-        from training.tasks.pipeline import locate
+        from training.base_norms import norms_by_block
 
-        model = locate(options.model)
+        kind, task_options = options.kind
+        maker = kind.open()
+        model = maker.locate(options.model)
         if options.dry_run:
             print(f"{options.model}: nothing to train; the norms are read from {model}")
             return 0
-        norms = base_norms(model, options.axis)
+        norms = norms_by_block(maker.weights(str(model), task_options), options.axis, maker.where)
         report_norms(draw_norms(norms, options.axis), options.runs / NAME, options.docs)
         return 0
     from sweeps.driver import run_sweep

@@ -92,10 +92,10 @@ def test_a_finetuned_models_folder_has_the_same_matrices(kind: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("path", "found"),
     [
-        ("encoder.layer.0.attention.self.key", {"block": "layer.0", "kind": "key", "attention": "self"}),
-        ("encoder.layer.3.attention.output.dense", {"block": "layer.3", "kind": "out", "attention": "self"}),
-        ("encoder.layer.11.intermediate.dense", {"block": "layer.11", "kind": "up", "attention": ""}),
-        ("encoder.layer.0.output.dense", {"block": "layer.0", "kind": "down", "attention": ""}),
+        ("encoder.layer.0.attention.self.key", {"block": "layer.0", "kind": "key", "attention": "self-attention"}),
+        ("encoder.layer.3.attention.output.dense", {"block": "layer.3", "kind": "out", "attention": "self-attention"}),
+        ("encoder.layer.11.intermediate.dense", {"block": "layer.11", "kind": "up", "attention": "MLP"}),
+        ("encoder.layer.0.output.dense", {"block": "layer.0", "kind": "down", "attention": "MLP"}),
     ],
 )
 def test_where_a_matrix_stands(path: str, found: dict[str, str]) -> None:

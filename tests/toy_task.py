@@ -76,7 +76,7 @@ class ToyTask(TrainingTask):
     @property
     def where(self) -> Any:
         """Each layer is a block."""
-        return lambda path: {"block": f"layer.{path}", "kind": "linear", "attention": ""}
+        return MAKER.where
 
     @property
     def device(self) -> torch.device:
@@ -129,6 +129,19 @@ class ToyModel(MeasuredModel):
 
 class ToyMaker:
     """Finds nothing on disk: all of it is made up."""
+
+    def locate(self, model: str) -> Path:
+        """Nowhere."""
+        return Path(model)
+
+    def where(self, path: str) -> dict[str, str]:
+        """Each layer is a block."""
+        return {"block": f"layer.{path}", "kind": "linear", "attention": ""}
+
+    def weights(self, model: str, options: str) -> Iterator[tuple[str, Tensor]]:
+        """Its two layers."""
+        net = build(read_options("toy", options)["width"])
+        return ((path, m.weight) for path, m in net.named_modules() if isinstance(m, nn.Linear))
 
     def find(self, asked: Any, names: Sequence[str], folder: Path) -> Found:
         """The waves of these names."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,34 @@ from training.tasks.pipeline import attention_shapes
 
 
 def base_norms(folder: Path, axis: str = "columns") -> pd.DataFrame:
-    """The norms of every attention projection by block, attention and kind, in `analysis.weight_norms`' columns.
+    """The norms of every attention projection of a diffusers pipeline's folder: `norms_by_block` of them."""
+    return norms_by_block(read_weights(folder, attention_shapes(folder)), axis)
 
-    Args:
-        folder: a diffusers pipeline folder.
-        axis: "columns" (one norm for each input) or "rows" (one for each output).
-    """
-    dim = 0 if axis == "columns" else 1
-    wanted, rows = set(attention_shapes(folder)), []
+
+def read_weights(folder: Path, paths: Collection[str]) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
+    """Some matrices of the U-Net in a pipeline's folder, with their paths, one after the other."""
     for path in sorted((folder / "unet").glob("*.safetensors")):
         with open_safetensors(path) as file:
-            for stem in sorted(wanted & {name.removesuffix(".weight") for name in file.keys()}):  # noqa: SIM118
-                norms = file.get_tensor(f"{stem}.weight").double().norm(dim=dim)
-                rows.append(where(stem) | {"norm": norms.mean().item(), "within": norms.std(correction=0).item()})
+            for stem in sorted(set(paths) & {name.removesuffix(".weight") for name in file.keys()}):  # noqa: SIM118
+                yield stem, file.get_tensor(f"{stem}.weight")
+
+
+def norms_by_block(
+    weights: Iterable[tuple[str, Float[Tensor, "out in"]]],
+    axis: str = "columns",
+    place: Callable[[str], Mapping[str, str]] | None = None,
+) -> pd.DataFrame:
+    """The norms of matrices by block, attention and kind, in `analysis.weight_norms`' columns.
+
+    Args:
+        weights: the matrices with their paths.
+        axis: "columns" (one norm for each input) or "rows" (one for each output).
+        place: where a matrix lies; None: in a U-Net.
+    """
+    dim, rows = 0 if axis == "columns" else 1, []
+    for path, weight in weights:
+        norms = weight.double().norm(dim=dim)
+        rows.append({**(place or where)(path), "norm": norms.mean().item(), "within": norms.std(correction=0).item()})
     grouped = pd.DataFrame(rows).groupby(["block", "attention", "kind"], sort=False)
     norm = grouped["norm"]
     frame = pd.DataFrame(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adapters.documents import COUNT, read_json
 from adapters.errors import BadInput
-from adapters.tensor_file import read_shapes
+from adapters.tensor_file import open_safetensors, read_shapes
 from training.tasks import fetch_text, hub, sentences
 from training.tasks.model_kind import read_config
 from training.tasks.pipeline import file_hash
@@ -254,8 +254,18 @@ def target_shapes(folder: Path, which: str = "all") -> dict[str, tuple[int, int]
     return dict(found[place] for place in sorted(found))
 
 
+def read_weights(folder: Path, paths: Collection[str]) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
+    """Some matrices of an encoder's folder, with their paths, one after the other."""
+    prefix = re.compile(rf"^({'|'.join(ALLOWED)})\.")
+    for file in sorted(folder.glob("*.safetensors")):
+        with open_safetensors(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                if (path := prefix.sub("", name).removesuffix(".weight")) in paths and name.endswith(".weight"):
+                    yield path, tensors.get_tensor(name)
+
+
 def where(path: str) -> dict[str, str]:
-    """Where a matrix of `target_shapes` stands: its block ("layer.0"), kind ("query"), and attention ("self", "" in the MLP).
+    """Where a matrix of `target_shapes` stands: its block ("layer.0"), kind ("query"), and "self-attention" or "MLP".
 
     Raises:
         BadInput: it is none of them.
@@ -264,7 +274,7 @@ def where(path: str) -> dict[str, str]:
     if not match or match[2] not in KINDS:
         raise BadInput(f"{path!r} is no matrix of an encoder's layer; allowed in encoder.layer.0: {', '.join(KINDS)}")
     kind = KINDS[match[2]]
-    return {"block": match[1], "kind": kind, "attention": "self" if kind in ATTENTION else ""}
+    return {"block": match[1], "kind": kind, "attention": "self-attention" if kind in ATTENTION else "MLP"}
 
 
 def load(folder: Path, device: torch.device) -> Encoder:

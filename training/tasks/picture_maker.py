@@ -15,6 +15,7 @@ from adapters.errors import BadInput
 from adapters.inject import find_targets
 from adapters.words import counted
 from training.accelerator import autocast, round_base
+from training.base_norms import read_weights, where
 from training.demand import PASSES
 from training.run import Run
 from training.setting import Setting
@@ -36,6 +37,18 @@ PICTURES_S = 30.0  # where one sampler call's pass takes longer, no pictures are
 
 class PictureMaker:
     """The DreamBooth task, to planning and to workers (`training.tasks.task.TaskMaker`)."""
+
+    def locate(self, model: str) -> Path:
+        """The folder of a pipeline."""
+        return pipelines.locate(model)
+
+    def where(self, path: str) -> Mapping[str, str]:
+        """Block, attention and kind of a matrix, from its path in the U-Net."""
+        return where(path)
+
+    def weights(self, model: str, options: str) -> Iterator[tuple[str, Tensor]]:
+        """Every attention projection of the U-Net in a pipeline's folder, with its path."""
+        return read_weights(Path(model), pipelines.attention_shapes(Path(model)))
 
     def find(self, asked: Any, names: Sequence[str], folder: Path) -> Found:
         """Locate and check pipeline, scorers and subjects.

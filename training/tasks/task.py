@@ -184,6 +184,19 @@ class MeasuredModel(ABC):
 class TaskMaker(Protocol):
     """How a task's inputs are found, and its packs made."""
 
+    def locate(self, model: str) -> Path:
+        """The folder of a model, fetched where it is a hub's.
+
+        Raises:
+            BadInput: if it is not there, or of another kind.
+        """
+
+    def where(self, path: str) -> Mapping[str, str]:
+        """Block, kind and attention of an adapted matrix, from its path in the model."""
+
+    def weights(self, model: str, options: str) -> Iterator[tuple[str, Tensor]]:
+        """The adapted matrices `[out, in]` with their paths, read one after the other from a model's folder."""
+
     def find(self, asked: Any, names: Sequence[str], folder: Path) -> Found:
         """Locate and check what the flags `asked` name, and load the units `names` of `folder`.
 

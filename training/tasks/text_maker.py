@@ -30,6 +30,18 @@ TYPICAL_SHARE = 0.5  # of the limit of tokens that a batch's longest sentence ha
 class TextMaker:
     """The text task, to planning and to workers (`training.tasks.task.TaskMaker`)."""
 
+    def locate(self, model: str) -> Path:
+        """The folder of an encoder."""
+        return encoders.locate(model)
+
+    def where(self, path: str) -> Mapping[str, str]:
+        """Layer and kind of a matrix, from its path."""
+        return encoders.where(path)
+
+    def weights(self, model: str, options: str) -> Iterator[tuple[str, Tensor]]:
+        """The matrices that the option `targets` names, with their paths."""
+        return encoders.read_weights(Path(model), self.shapes(model, options))
+
     def find(self, asked: Any, names: Sequence[str], folder: Path) -> Found:
         """Locate and check the encoder, and load the training sets.
 
