@@ -44,7 +44,7 @@ def report_tuning(
         with writing(folder / TRIALS) as aside:
             scores.astype({"status": str}).to_parquet(aside, index=False)
     if write:
-        name = inputs.model_name if inputs.model_name == "pocket" else Path(inputs.setting.model).name
+        name = Path(inputs.setting.model).name if "/" in inputs.model_name else inputs.model_name
         write_rates(name, _table(inputs, best, scores, describe_rule(rule, kind=inputs.kind)))
 
 
