@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adapters.errors import BadInput
-from adapters.words import counted
+from adapters.words import counted, plural
 from slurm.store.reader import SweepReader
 from sweeps.work import Sweep
 from training.states import ENDED
@@ -93,9 +93,13 @@ class EarlyAnswers:
         self._next_s = time.monotonic() + took_s / SHARE
 
     def _draw(self, whole: Sequence[str], why: str) -> None:
-        count = f"{len(whole)} of {counted(len(self.sweep.subjects), 'subject')}"
+        unit = self.sweep.inputs.kind.unit
+        count = f"{len(whole)} of {counted(len(self.sweep.subjects), unit)}"
         try:
-            page = self.draw(whole, f"Provisional, {count}: {why}. More subjects narrow the intervals; no verdict yet.")
+            page = self.draw(
+                whole,
+                f"Provisional, {count}: {why}. More {plural(unit)} narrow the intervals; no verdict yet.",
+            )
         except (BadInput, StoreError) as error:
             self.lines.append(f"nothing could be drawn of {count} yet: {error}")
             return

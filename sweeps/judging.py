@@ -203,16 +203,17 @@ def _with_some_rate(options: Judgement, spec: MethodSpec, inputs: ResolvedInputs
 
 
 def _say_budget(options: Judgement, budget_s: float, tuning_s: float, grid_s: float, count: int) -> None:
+    unit = options.kind[0].unit
     tuning = f"{duration(tuning_s)} for the rate ({options.choosing_subjects[0]} subjects), " if tuning_s else ""
     print(
         f"budget {duration(budget_s)}: {tuning}{duration(grid_s)} for {counted(len(options.multipliers), 'multiplier')} on "
-        f"{counted(count, 'subject')}",
+        f"{counted(count, unit)}",
         file=sys.stderr,
     )
     if options.results and count > 1:
         difference = detectable_area(load(*options.results), count)
         print(
-            f"with {counted(count, 'subject')} a difference in area below {difference:.2g} is more likely than 20 % to be missed "
+            f"with {counted(count, unit)} a difference in area below {difference:.2g} is more likely than 20 % to be missed "
             "(spreads of the committed results)",
             file=sys.stderr,
         )
@@ -230,7 +231,7 @@ def tune(options: Judgement, spec: MethodSpec, few: ResolvedInputs) -> Tuned | N
         rates = choose_rates(options, spec, few.model_name, few.model_hash)
         return Tuned(spec, rates.source)
     check_search(options)
-    print(f"searching for the rate of {spec.label} on {counted(len(few.subjects), 'subject')}", flush=True)
+    print(f"searching for the rate of {spec.label} on {counted(len(few.subjects), few.kind.unit)}", flush=True)
     found = search(with_defaults(options, results=()), few, str(options.sweep))
     if found is None:
         return None

@@ -204,7 +204,7 @@ def write_record(docs: Path, results: Results) -> None:
         f"- trained at commit {trained_at(runs)}; drawn on {datetime.date.today().isoformat()} at {name[:12]}"
         f"{' with changes' if dirty else ''}",
         f"- machine: {processor()}, torch {torch.__version__}",
-        f"- runs: {counted(len(runs), 'cell')} of {counted(runs['subject'].nunique(), 'subject')} x "
+        f"- runs: {counted(len(runs), 'cell')} of {counted(runs['subject'].nunique(), results.kind.unit)} x "
         f"{counted(runs['seed'].nunique(), 'seed')}, "
         f"{(runs['status'] == RunStatus.DIVERGED).sum()} diverged; {runs['seconds'].sum() / 60:.0f} worker-minutes in all",
         f"- model hash {runs['model_hash'].iloc[0]}", "",

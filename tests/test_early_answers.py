@@ -16,6 +16,7 @@ from sweeps.grid import LabelledCell
 from sweeps.plan import Plan
 from sweeps.progress import PlanProgress
 from training.cell import Cell
+from training.tasks.kinds import PICTURES
 
 SETTING = Setting("model", "dino", "clip", "subjects", "sks", "a photo", "runs")
 SUBJECTS = ("fox", "ant", "owl", "bat")
@@ -47,7 +48,7 @@ def plan(tmp_path: Path, cells: list[LabelledCell]) -> Plan:
 @pytest.fixture
 def sweep(plan: Plan, cells: list[LabelledCell]) -> Any:
     """What `EarlyAnswers` reads of a sweep."""
-    return SimpleNamespace(plan=plan, ours=cells, subjects=list(SUBJECTS))
+    return SimpleNamespace(plan=plan, ours=cells, subjects=list(SUBJECTS), inputs=SimpleNamespace(kind=PICTURES))
 
 
 def subjects_of(plan: Plan, pack: str) -> set[str]:

@@ -251,6 +251,7 @@ def test_pictures_and_text_do_not_share_a_sweep(place: Path, tmp_path: Path) -> 
 
 
 def test_sentences_that_changed_since_the_plan_are_refused(stage: TextStage) -> None:
+    assert stage.encoder.pad_id >= 0
     folder = stage.folder / "encoder"
     setting = Setting(str(folder), "", "", str(stage.sentences), "", "", "runs")
     cell = dataclasses.replace(stage.cell(), subject_hash="0" * 16)

@@ -86,8 +86,8 @@ TEXT = TaskKind(
     name="text",
     title="sentiment: a pretrained encoder learns which sentences people rated positive",
     metrics=(
-        Metric("accuracy", "balanced accuracy", "mean over the classes of the share that is right", 0.0, 1.0),
-        Metric("matthews", "Matthews", "correlation of label and prediction", *COSINE),
+        Metric("accuracy", "balanced accuracy", "sentences told right", 0.0, 1.0),
+        Metric("matthews", "Matthews", "correlation of answers and labels", *COSINE),
         Metric(
             "drift", "drift", "change of other domains' sentences", 0.0, 1.0, lower_is_better=True, is_side_effect=True
         ),

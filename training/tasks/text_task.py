@@ -88,9 +88,8 @@ class TextTask(TrainingTask):
     @torch.no_grad()
     def begin(self) -> None:
         """Keep the untouched encoder's features of the other domains' sentences, from which drift is measured."""
-        texts = list(dict.fromkeys(s.text for one in self.sets for s in one.others))
-        features = [self._features(texts[a : a + ROWS]) for a in range(0, len(texts), ROWS)]
-        self._untouched = dict(zip(texts, torch.cat(features), strict=True)) if texts else {}
+        if texts := [s.text for one in self.sets for s in one.others]:
+            self._before(texts)
 
     # Training
 
@@ -172,7 +171,7 @@ class TextTask(TrainingTask):
         """What logistic regression on the untouched encoder says of each set's test sentences."""
         found = []
         for one in self.sets:
-            train, test = (self._untouched_features(part, may_go_on) for part in (one.train, one.test))
+            train, test = (self._before([s.text for s in part], may_go_on) for part in (one.train, one.test))
             with torch.enable_grad():
                 found.append(predict_by_probe(train, self._labels(one.train), test, CLASSES))
         return found
@@ -180,13 +179,15 @@ class TextTask(TrainingTask):
     def _labels(self, part: Sequence[Sentence]) -> Int[Tensor, " n"]:
         return torch.tensor([s.label for s in part], device=self.device)
 
-    def _untouched_features(self, part: Sequence[Sentence], may_go_on: Check) -> Float[Tensor, "n d"]:
-        """Features of some sentences, one call after the other, by the encoder without adapters."""
-        features = []
-        for a in range(0, len(part), ROWS):
+    def _before(self, texts: Sequence[str], may_go_on: Check = lambda: None) -> Float[Tensor, "n d"]:
+        """Features of sentences by the encoder before any adapter was in it, each computed once."""
+        unknown = [text for text in dict.fromkeys(texts) if text not in self._untouched]
+        ordered = [unknown[place] for place in sort_by_length(self._ids(unknown))]
+        for a in range(0, len(ordered), ROWS):
             may_go_on()
-            features.append(self._features([s.text for s in part[a : a + ROWS]]))
-        return torch.cat(features)
+            some = ordered[a : a + ROWS]
+            self._untouched |= dict(zip(some, self._features(some), strict=True))
+        return torch.stack([self._untouched[text] for text in texts])
 
     @torch.no_grad()
     def controls(self, one: TrainingSet, may_go_on: Check = lambda: None) -> pd.DataFrame:
@@ -197,7 +198,7 @@ class TextTask(TrainingTask):
         Returns:
             Rows metric, kind, picture (which probe), against (the test sentence), value.
         """
-        train, test = (self._untouched_features(part, may_go_on) for part in (one.train, one.test))
+        train, test = (self._before([s.text for s in part], may_go_on) for part in (one.train, one.test))
         labels, true = self._labels(one.train), self._labels(one.test)
         guesses = {("majority", "majority"): torch.full_like(true, int(labels.bincount(minlength=CLASSES).argmax()))}
         asked = {("probe", "probe"): labels} | {
@@ -226,7 +227,7 @@ class TextTask(TrainingTask):
         texts = [[s.text for s in own] for own in others]
         rows = []
         for own, now in zip(others, self._each(texts, lambda features: features, may_go_on), strict=True):
-            before = torch.stack([self._untouched[s.text] for s in own])
+            before = self._before([s.text for s in own])
             moved = (F.normalize(now, dim=1) - F.normalize(before, dim=1)).square().sum(dim=1) / 4
             by_domain = pd.Series(moved.tolist()).groupby([s.domain for s in own], sort=False).mean()
             rows.append(pd.DataFrame([(step, "drift", d, v) for d, v in by_domain.items()], columns=columns))
