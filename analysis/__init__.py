@@ -6,7 +6,7 @@ results.scores                # one row for each run, step, metric and prompt
 score_curve(results)          # means with 95 % intervals over subjects
 """
 
-from analysis.best_settings import METRICS, best_settings, best_table, trial_scores, tried_settings
+from analysis.best_settings import best_settings, best_table, trial_scores, tried_settings
 from analysis.block_curves import block_curves
 from analysis.compact_copy import export_compact
 from analysis.comparisons import compare, power_sentence
@@ -32,7 +32,6 @@ from analysis.tables import format_table, to_latex, to_markdown, write_tables
 from analysis.variance import split_variance, variance_table
 
 __all__ = [
-    "METRICS",
     "MatchedPrompt",
     "TOLERANCE",
     "Results",

@@ -24,11 +24,6 @@ def trial_columns(kind: TaskKind) -> tuple[str, ...]:
     return (*SETTING, "rank", "steps", "subject", "seed", "status", *scores, *(f"base_{name}" for name in scores))
 
 
-# Those of cells that name no task.
-METRICS = tuple(score_names(kind_of(PICTURES)))
-TRIAL_COLUMNS = trial_columns(kind_of(PICTURES))
-
-
 def rules(kind: TaskKind) -> dict[str, str]:
     """What may be best in a task, in words: "sum", the headline by its name, and, where it has a prompt, "matched-prompt"."""
     headline = kind.headline

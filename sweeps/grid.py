@@ -86,9 +86,9 @@ def resolve_inputs(options: Options, *, num_subjects: int, split: str = "evidenc
         BadInput: for anything that is missing or broken.
     """
     kind, task_options = options.kind
-    work = kind.open()
+    maker = kind.open()
     folder, names = choose_subjects(options.subjects, num_subjects, split, task=kind.name)
-    found = work.find(options, names, folder)
+    found = maker.find(options, names, folder)
     places: dict[str, Any] = NOTHING | dict(found.setting)
     setting = Setting(
         **places, runs=str(options.runs.resolve()), device=choose_device(options),
@@ -166,11 +166,11 @@ def choose_subjects(
         BadInput: unknown folder, or more subjects asked for than there are.
     """
     kind = kind_of(task)
-    work = kind.open()
-    folder, rest = work.folder(asked)
+    maker = kind.open()
+    folder, rest = maker.folder(asked)
     if rest and not (len(rest) == 1 and rest[0].isdigit()):
         return folder, list(dict.fromkeys(rest))
-    names, which = work.pool(folder, split)
+    names, which = maker.pool(folder, split)
     pool = [name for name in names if name not in without]
     wanted = int(rest[0]) if rest else min(count, len(pool))
     if not 1 <= wanted <= len(pool):

@@ -226,10 +226,9 @@ class Options(RunningFlags, TrainingFlags, Question):
         kind, _ = self.kind
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for other in all_kinds().values() if kind.name != PICTURES else ():
-            for flag in sorted(other.flags - kind.flags):
-                value = getattr(self, flag, defaults.get(flag))
+            for flag in sorted((other.flags - kind.flags) & defaults.keys()):
                 allowed = f"only with --task {other.name}; this is {kind.name}"
-                _need(flag not in defaults or value == defaults[flag], flag, value, allowed)
+                _need(getattr(self, flag) == defaults[flag], flag, getattr(self, flag), allowed)
 
 
 def _check_labels(specs: Sequence[MethodSpec]) -> None:

@@ -251,10 +251,9 @@ def keep_own_pictures(folder: Path, inputs: ResolvedInputs) -> None:
     """Put a photograph of each subject into a sweep's folder, small, for the sheets of pictures."""
     for subject in inputs.subjects:
         path = folder / OWN_PICTURES / f"{subject.name}.png"
-        picture = to_png(subject.picture) if subject.picture is not None else None
-        if picture is not None and not (path.exists() and path.read_bytes() == picture):
+        if subject.picture is not None and (subject.is_read_anew or not path.exists()):
             with writing(path) as aside:
-                aside.write_bytes(picture)
+                aside.write_bytes(to_png(subject.picture))
 
 
 def even_chunks(cells: Sequence[Cell], size: int, workers: int) -> list[Sequence[Cell]]:

@@ -27,7 +27,7 @@ from analysis import (
     trial_scores,
     tried_settings,
 )
-from analysis.best_settings import TRIAL_COLUMNS, best_settings, describe_rule, rules, trial_columns
+from analysis.best_settings import best_settings, describe_rule, rules, trial_columns
 from analysis.card import make_card
 from analysis.matched_prompt import try_matched_prompt
 from analysis.metrics import headline_of, in_table_order, kind_with, main_scores, value_range
@@ -181,7 +181,7 @@ def test_rules_in_words_stay_as_they_were() -> None:
 
 def test_the_kept_table_of_trials_is_read(root: Path) -> None:
     kept = pd.read_parquet(root / "docs" / "results" / "base_lr" / "trials.parquet")
-    assert set(TRIAL_COLUMNS) <= set(kept)
+    assert set(trial_columns(kind_of("pictures"))) <= set(kept)
     assert len(best_settings(tried_settings(kept), "matched-prompt"))
 
 

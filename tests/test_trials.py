@@ -9,12 +9,13 @@ import pytest
 
 from adapters import BadInput
 from analysis import best_settings, tried_settings
-from analysis.best_settings import TRIAL_COLUMNS
+from analysis.best_settings import trial_columns
 from sweeps import base_lr
 from sweeps.report_tuning import read_trials
 from sweeps.trials import PER_ROUND, Trial, find_edges, next_trials
 from tests.make_driver import drive_studio
 from tests.make_studio import Studio
+from training.tasks.kinds import PICTURES
 
 RATES = [Trial(rate) for rate in (0.001, 0.004, 0.016)]
 GRID = [Trial(rate, start) for rate in (0.001, 0.004, 0.016, 0.064) for start in (4.0, 16.0)]
@@ -54,7 +55,7 @@ def test_every_round_has_as_many_new_trials_wherever_the_best_lies(tried: list[T
 def table(**columns: list) -> pd.DataFrame:
     """Trials of LoRA at three rates on one subject."""
     count = len(columns["lr"])
-    rows = dict.fromkeys(TRIAL_COLUMNS, [0.5] * count) | {
+    rows = dict.fromkeys(trial_columns(PICTURES), [0.5] * count) | {
         "method": ["lora"] * count, "options": [""] * count, "boundary": [None] * count, "subject": ["cat"] * count,
         "seed": [0] * count, "status": ["finished"] * count, "base_clip_t": [0.8] * count,
     }  # fmt: skip

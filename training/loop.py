@@ -70,7 +70,7 @@ def train_pack(
                 raise Interrupted(pack)
 
         # Build the pack.
-        shared, device = runs[0].cell, task.device
+        shared, device, maker = runs[0].cell, task.device, kind_of(runs[0].cell.task).open()
         task.begin()
         attached = _attach(runs, task) if shared.method != BASE else None
         if attached is not None:
@@ -86,7 +86,7 @@ def train_pack(
             try:
                 with spent.on_pictures():
                     _evaluate(task, open_runs, 0, may_go_on, before_write)
-                kind_of(shared.task).open().leave_controls(task, open_runs, may_go_on, before_write)
+                maker.leave_controls(task, open_runs, may_go_on, before_write)
             except Interrupted:
                 _note_status(open_runs, records, RunStatus.PREEMPTED, spent)
                 raise
@@ -98,7 +98,7 @@ def train_pack(
 
         # Take up where it was left.
         resumed_at = resume(runs, optimizer)
-        matrices = [describe_matrix(path, a.base_weight(), task.where) for path, a in attached.adapters.items()]
+        matrices = [describe_matrix(path, a.base_weight(), maker.where) for path, a in attached.adapters.items()]
         records = _start(runs, open_runs, matrices, made | {"resumed_at": resumed_at})
         dynamics.remember()
         step = resumed_at or 0

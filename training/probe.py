@@ -97,8 +97,7 @@ def measure(
     keep_freed_memory()
     if load.device != "cuda":
         torch.set_num_threads(1)
-    with kind_of(load.task).open().bench(load) as bench:
-        return _measure_on(bench, load, sizes, tell)
+    return _measure_on(kind_of(load.task).open().bench(load), load, sizes, tell)
 
 
 def _measure_on(bench: Any, load: Load, sizes: Sequence[int], tell: Callable[[str], None]) -> dict[int, Cost]:

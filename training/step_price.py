@@ -92,8 +92,8 @@ def measure(load: Load, methods: Sequence[str], rank: int, laps: int = LAPS) -> 
     if not on_gpu:
         torch.set_num_threads(1)
     clock = time.perf_counter if on_gpu else time.process_time
-    with kind_of(load.task).open().bench(load) as model:
-        models = [model, *(model.twin() for _ in methods[1:])]
+    model = kind_of(load.task).open().bench(load)
+    models = [model, *(model.twin() for _ in methods[1:])]
     steps = [_step(own, method, rank, load.rows) for own, method in zip(models, methods, strict=True)]
     found: list[list[float]] = [[] for _ in methods]
     for _ in range(WARMUP + laps):

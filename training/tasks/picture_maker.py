@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +126,9 @@ class PictureMaker:
         """Load the pipeline anew next time."""
         _pipeline.cache_clear()
 
-    @contextmanager
-    def bench(self, load: Any) -> Iterator[PictureModel]:
+    def bench(self, load: Any) -> PictureModel:
         """The frozen U-Net on noise, and an evaluation's pictures of it."""
-        yield PictureModel(load)
+        return PictureModel(load)
 
     def remarks(self, inputs: Any) -> list[str]:
         """Where the pocket is out of its world, and what becomes of pictures and prompts."""

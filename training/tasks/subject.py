@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from adapters.inject import find_targets
 from training.accelerator import autocast, send
-from training.base_norms import where
 from training.cell import Cell
 from training.seeds import seed_of
 from training.tasks.order import shuffled
@@ -28,7 +27,7 @@ from training.tasks.pipeline import Pipeline
 from training.tasks.sampling import sample, start_noise
 from training.tasks.scorers import Scorers, to_tensor
 from training.tasks.subjects import Subject, open_pictures
-from training.tasks.task import Evaluation, TrainingTask, Where
+from training.tasks.task import Evaluation, TrainingTask
 from training.tasks.text import Text
 
 MAX_ROWS = 128  # rows of one sampler call on a CPU: larger ones are no faster
@@ -109,11 +108,6 @@ class SubjectTask(TrainingTask):
     def targets(self) -> dict[str, nn.Linear]:
         """Every attention projection of the U-Net."""
         return find_targets(self.model)
-
-    @property
-    def where(self) -> Where:
-        """Block, attention and kind of a matrix, from its path in the U-Net."""
-        return where
 
     @property
     def device(self) -> torch.device:

@@ -59,6 +59,11 @@ class Subject:
         """Its first photograph."""
         return self.pictures[0]
 
+    @property
+    def is_read_anew(self) -> bool:
+        """Whether that one is read otherwise than it lies in its file: earlier versions have drawn it as it lay there."""
+        return any(self.readings[:1])
+
     def fields(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of its cells that it decides; to train on as many pictures as there are is to train on all of them."""
         own = {"subject": self.name, "subject_hash": self.content_hash(cell["num_drift_prompts"])}

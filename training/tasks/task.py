@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from training.run import Run
     from training.setting import Setting
 
-Where = Callable[[str], Mapping[str, str]]  # block, kind and attention of a matrix, from its path
 Check = Callable[[], None]  # called between parts of the work; may raise, to break off
 
 
@@ -89,11 +87,6 @@ class TrainingTask(ABC):
 
     @property
     @abstractmethod
-    def where(self) -> Where:
-        """Says where in the model an adapted matrix lies."""
-
-    @property
-    @abstractmethod
     def device(self) -> torch.device:
         """Where it trains."""
 
@@ -131,7 +124,9 @@ class Unit(Protocol):
 
     @property
     def picture(self) -> Path | None:
-        """A picture of it for sheets of pictures; None where there is none."""
+        """A picture of it for sheets of pictures; None where there is none; with one comes `is_read_anew`, which says whether a
+        small copy is always written again.
+        """
 
     def fields(self, cell: Mapping[str, Any]) -> Mapping[str, Any]:
         """The fields of its cells that it decides, among them `subject`, its name, and `subject_hash`, its content.
@@ -243,7 +238,7 @@ class TaskMaker(Protocol):
     def forget(self) -> None:
         """Load the model anew next time."""
 
-    def bench(self, load: Any) -> AbstractContextManager[MeasuredModel]:
+    def bench(self, load: Any) -> MeasuredModel:
         """What packs like a `training.probe.Load` work on."""
 
     def remarks(self, found: Any) -> Iterator[str]:

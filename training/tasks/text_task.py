@@ -19,12 +19,12 @@ from training.accelerator import autocast
 from training.cell import BASE, Cell
 from training.seeds import seed_of
 from training.task_kinds import read_options
-from training.tasks.encoder import KINDS, TARGETS, Encoder, pad, where
+from training.tasks.encoder import KINDS, TARGETS, Encoder, pad
 from training.tasks.head import Head
 from training.tasks.order import alike
 from training.tasks.probe_head import predict_by_probe
 from training.tasks.sentences import Sentence, TrainingSet
-from training.tasks.task import Check, Evaluation, TrainingTask, Where
+from training.tasks.task import Check, Evaluation, TrainingTask
 
 CLASSES = 2
 NUM_SHUFFLES = 5
@@ -69,11 +69,6 @@ class TextTask(TrainingTask):
     def targets(self) -> dict[str, nn.Linear]:
         """The matrices that the option `targets` names."""
         return find_layers(self.model, self.options["targets"])
-
-    @property
-    def where(self) -> Where:
-        """Layer and kind of a matrix, from its path."""
-        return where
 
     @property
     def device(self) -> torch.device:
