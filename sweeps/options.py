@@ -87,14 +87,15 @@ class ClusterOptions:
 class Question:
     """Flags that say what is asked: methods, subjects, seeds, rates."""
 
-    preset: Literal["none", "paper", "paper-table", "ether", "diffusers"] = "none"
-    """Defaults of these flags: DeLoRA's figures, its tables, ETHER's, or those of HF's script."""
+    preset: str = "none"
+    """Defaults of these flags: DeLoRA's figures (`paper`), its tables of pictures (`paper-table`), ETHER's (`ether`), HF's script
+    (`diffusers`), DeLoRA's table of GLUE (`glue`; a single task as there: `glue-cola`, `glue-sst2`, ...)."""
     explain_preset: bool = False
     """Print the preset's settings, each with its source, and exit."""
     method: tuple[str, ...] = ("delora",)
     """Methods to train: names, `name:option=value,...`, or `all`. Every one may have `base_lr=...` and `label=...`."""
     task: str = PICTURES
-    """What is learned: `pictures`, `text`, or a task of an installed package; `text:key=value,...` sets its options."""
+    """What is learned: `pictures`, `text`, `glue`, or a task of an installed package; `text:key=value,...` sets its options."""
     model: str = "pocket"
     """`pocket`, a diffusers pipeline folder, or a hub id, ORG/NAME or ORG/NAME@REVISION."""
     subjects: tuple[str, ...] = ()
@@ -254,7 +255,7 @@ def run_driver(options: type[Parsed], drive: Callable[[Parsed], int], descriptio
 
     def run() -> int:
         start = presets.start_from(options, presets.named(sys.argv[1:], "preset") or presets.NONE, common=Options)
-        start = start_task(start, presets.named(sys.argv[1:], "task"))
+        start = start_task(start, presets.named(sys.argv[1:], "task") or start.task)
         parsed = parse(options, description, default=start)
         if parsed.explain_preset:
             presets.explain(parsed.preset)
@@ -275,8 +276,6 @@ def start_task(start: Parsed, task: str) -> Parsed:
     Raises:
         BadInput: for an unknown task.
     """
-    if not task:
-        return start
     common = {field.name: field.default for field in dataclasses.fields(Options)}
     own = parse_task(task)[0].defaults
     return with_defaults(start, **{flag: v for flag, v in own.items() if getattr(start, flag) == common[flag]})

@@ -1,4 +1,4 @@
-"""Base learning rates: the pocket's, found by `sweeps/base_lr.py`, and Stable Diffusion 1.5's, as published."""
+"""Base learning rates: those found by `sweeps/base_lr.py`, and published ones, of Stable Diffusion 1.5 and of GLUE."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ FIELDS = {
 
 
 def read_rates(path: Path = RATES) -> dict:
-    """The tables of the data file by name: `pocket`, `sd15`, `sd15-table`, `untuned`."""
+    """The tables of the data file by name: `pocket`, `sd15`, `untuned`, ..."""
     return read_toml(path)[0] if path.exists() else {}
 
 
 def base_rates(
     spec: MethodSpec, model: str, model_hash: str, path: Path = RATES, table: str | None = None, published: str = SD15
 ) -> Rates:
-    """The base setting of a method: that of the model's own table, else of Stable Diffusion 1.5 as published.
+    """The base setting of a method: that of the model's own table, else the one published for its task.
 
     A method that nobody tuned on the model borrows: from the relative that the table `untuned` names, if that was tuned
-    there, else from what is published for Stable Diffusion 1.5.
+    there, else from what is published.
 
     Args:
         spec: the method.
@@ -106,7 +106,7 @@ def look_up_rates(
     row = methods.get(spec.name) or methods.get({"dora-fixed": "dora"}.get(spec.name, ""))
     borrowed, source = None, _origin(name, tables.get(name, {}), model_hash)
     if row is None:
-        row, borrowed = _borrow(spec.name, methods, tables.get(published, {}).get("methods", {}), tables)
+        row, borrowed = _borrow(spec.name, methods, tables.get(published, {}), tables)
         source = f"borrowed from {(borrowed or '').removeprefix('that of ')}"
     if row is None:
         return None
@@ -122,11 +122,15 @@ def is_tuned(spec: MethodSpec, model_hash: str, path: Path = RATES) -> bool:
 
 
 def _origin(name: str, table: dict, model_hash: str) -> str:
-    """Where a table's rates come from: measured on a model, whose hash it has, or published for Stable Diffusion 1.5."""
+    """Where a table's rates come from: measured on a model, whose hash it has, or published."""
     if "model_hash" not in table:
-        return "published for Stable Diffusion 1.5"
+        return f"published for {_published_for(table)}"
     others = "" if table["model_hash"] == model_hash else ", with other weights"
     return f"tuned on {'the pocket' if name == 'pocket' else name}{others}"
+
+
+def _published_for(table: dict) -> str:
+    return str(table.get("of", "Stable Diffusion 1.5"))
 
 
 def _borrow(method: str, methods: dict, published: dict, tables: dict) -> tuple[dict | None, str | None]:
@@ -134,8 +138,8 @@ def _borrow(method: str, methods: dict, published: dict, tables: dict) -> tuple[
     own = tables.get("untuned", {}).get("methods", {}).get(method, {})
     if (relative := own.get("like")) in methods:
         return {**methods[relative], **own}, f"that of {relative}"
-    if method in published:
-        return published[method], "what is published for Stable Diffusion 1.5"
+    if method in (rows := published.get("methods", {})):
+        return rows[method], f"what is published for {_published_for(published)}"
     return None, None
 
 

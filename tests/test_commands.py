@@ -21,8 +21,10 @@ import pytest
 
 from tests.make_checkpoints import load_unet, make_moved, make_run
 from tests.make_dreambench import make_dreambench
+from tests.make_glue import make_glue
 from tests.make_pipeline import make_pipeline, make_scorers
 from tests.make_slurm import make_slurm
+from tests.make_text import make_encoder
 from tests.warm_program import run_warm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +43,7 @@ EXCEPTIONS = (
     (r".*--docs docs/results/", "plan", "hours: what made docs/results"),
     (r".* -m training\.tasks\.fetch_text", "skip", "fetches 84 MB"),
     (r".*--task text", "skip", "of what that fetches; tests/test_text_task.py types it on a small encoder"),
+    (r".*--preset glue --subjects", "plan", "days on a CPU; tests/test_glue.py trains a tiny encoder on a made copy"),
     (r".* -m benchmarks\S*", "parse", "hours, or a GPU"),
     (r".* -m tests\.take_out", "parse", "hours"),
     (r".* -m slurm\.status .*--wait", "parse", "waits for jobs of a real SLURM; tests/test_status_command.py"),
@@ -122,11 +125,13 @@ def fill_placeholders(home: Path, pocket: Path) -> None:
     make_pipeline(home / "PATH_OR_HUB_ID")
     dino, clip = make_scorers(home)
     hub = {"facebook/dino-vits16": dino, "openai/clip-vit-large-patch14": clip,
-           "stable-diffusion-v1-5/stable-diffusion-v1-5": home / "PATH_OR_HUB_ID"}  # fmt: skip
+           "stable-diffusion-v1-5/stable-diffusion-v1-5": home / "PATH_OR_HUB_ID",
+           "FacebookAI/roberta-base": make_encoder(home / "encoder", "roberta", type_vocab_size=1)}  # fmt: skip
     for place, source in hub.items():
         (home / place).parent.mkdir()
         (home / place).symlink_to(source)
     make_dreambench(home / "PATH")
+    make_glue(home / "GLUE_FOLDER")
     example = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "add_a_method.md").read_text(), re.S)
     for name in ("mymethod.py", "wave.py"):
         (home / name).write_text(example[1] if example else "")

@@ -254,6 +254,14 @@ def test_too_little_memory_for_one_run_is_one_line_that_says_what_fits(
     assert second == f"{first}: packs of 1"
 
 
+def test_packs_are_measured_by_this_checkout_installed_or_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`python -m` finds its module in the folder where it starts, whatever the environment holds."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pretend_process(monkeypatch, "ls training/probe.py >&2; exit 1")
+    with pytest.raises(BadInput, match=r"^cannot measure the model's speed: training/probe\.py$"):
+        calibrate.calibrate(SETTING, CELL, "auto")
+
+
 def test_what_goes_wrong_while_packs_are_measured_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for script, words in (

@@ -97,7 +97,7 @@ def test_schedule_is_that_of_diffusers(name: str) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = get_scheduler(name, optimizer, num_warmup_steps=5, num_training_steps=40)
     for step in range(1, 41):
-        ours = schedule_factor("cosine" if name == "cosine" else "constant", step, 40, 5)
+        ours = schedule_factor(name if name in ("cosine", "linear") else "constant", step, 40, 5)
         assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
         optimizer.step()
         theirs.step()

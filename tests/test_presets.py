@@ -11,6 +11,7 @@ from sweeps import lr_robustness, prolonged_training, weight_norms
 from sweeps.options import Options, run_driver
 from sweeps.presets import named, read_presets, start_from
 from sweeps.rates import base_rates, read_rates
+from training.tasks.glue import TABLES
 
 PRESETS = read_presets()
 
@@ -36,10 +37,43 @@ def test_the_papers_numbers_are_those_of_the_protocol() -> None:
     rates = {
         name: base_rates(parse_method("delora"), "any", "", table=start_from(Options, name, Options).rate_table)
         for name in PRESETS
+        if not name.startswith("glue")
     }
     assert rates["paper"].lr == 6e-3
     assert rates["paper-table"].lr == 2e-2
     assert {r.lr_lambda for r in rates.values()} == {1e-3}
+
+
+def test_glue_is_that_of_table_4() -> None:
+    cola = start_from(Options, "glue-cola", Options)
+    assert (cola.task, cola.model, cola.subjects) == ("glue", "FacebookAI/roberta-base", ("cola",))
+    assert (cola.rank, cola.steps, cola.train_batch_size, cola.seeds) == (8, 85_520, 8, (42, 43, 44, 45, 46))
+    qqp = start_from(Options, "glue-qqp", Options)
+    assert qqp.train_batch_size * qqp.gradient_accumulation_steps == 256
+    found = {
+        name: base_rates(parse_method("delora"), "any", "", table=start_from(Options, name, Options).rate_table)
+        for name in PRESETS
+        if name.startswith("glue-")
+    }
+    assert {name.removeprefix("glue-") for name in found} == set(TABLES)
+    assert (found["glue-mrpc"].lr, found["glue-mrpc"].boundary, found["glue-mrpc"].lr_lambda) == (3e-2, 4.0, 1e-2)
+    assert {r.source for r in found.values()} == {"published for GLUE with RoBERTa-base"}
+    for name in found:
+        assert (
+            0.059
+            < start_from(Options, name, Options).lr_warmup_steps / start_from(Options, name, Options).steps
+            < 0.061
+        )
+
+
+def test_the_task_of_a_preset_has_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Options] = []
+    assert run(lr_robustness.RobustnessOptions, "--preset", "glue", seen=seen) == 0
+    assert (seen[0].kind[0].name, seen[0].norms_every) == ("glue", 200)
+    assert run(lr_robustness.RobustnessOptions, "--preset", "glue-rte", "--explain-preset") == 0
+    out = capsys.readouterr().out
+    assert "4, batch 32; LoRA's" in out, "where the authors' script differs"
+    assert "FacebookAI/roberta-base" in out
 
 
 def test_what_is_not_said_is_marked_and_the_rest_is_inherited(capsys: pytest.CaptureFixture[str]) -> None:

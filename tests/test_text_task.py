@@ -56,7 +56,7 @@ def test_the_loss_is_the_cross_entropy_of_the_mean_over_the_tokens(stage: TextSt
     for row, (cell, one) in enumerate(zip(cells, task.sets, strict=True)):
         ids = stage.encoder.tokens([s.text for s in one.train], 16)
         places = alike(cell.seed, "sentence", 4, tuple(map(len, ids)), cell.train_batch_size)
-        weight, bias = (part[row] for part in task.head._split(task.head.values))
+        weight, bias = (part[row] for part in task.head._split(task.head.values)["out_proj"])
         losses = []
         for place in places:
             hidden = stage.model(input_ids=torch.tensor([ids[place]])).last_hidden_state[0]

@@ -69,7 +69,7 @@ class TrainingFlags:
     DeLoRA's lambda keeps AdamW and its own rate; LoRA+'s second rate and --lr-magnitude, which one d cannot give, are refused."""
     d_coef: Annotated[float, Flag(POSITIVE, varies_in_pack=True, added_later=True, curve="d_coef {}")] = 1.0
     """Factor on Prodigy's estimate of d."""
-    lr_scheduler: Annotated[Literal["constant", "cosine"], Flag(curve="{}")] = "constant"
+    lr_scheduler: Annotated[Literal["constant", "cosine", "linear"], Flag(curve="{}")] = "constant"
     """Learning-rate schedule after the warm-up."""
     lr_warmup_steps: Annotated[int, Flag(NOT_NEGATIVE, curve="warm-up {}")] = 0
     """Steps of linear warm-up."""

@@ -24,15 +24,16 @@ STATE = ("flat", "exp_avg", "exp_avg_sq", "counts", "frozen_at")  # what the nex
 def schedule_factor(schedule: str, step: int, steps: int, warmup_steps: int) -> float:
     """The share of the full rate at `step` (1-based).
 
-    Linear warm-up over `warmup_steps`, then "constant" or a "cosine" that reaches zero after the last step, as in
-    diffusers' `get_scheduler`.
+    Linear warm-up over `warmup_steps`, then "constant", or a "cosine" or "linear" that reaches zero after the last step, as
+    in diffusers' `get_scheduler`.
     """
     done = step - 1
     if done < warmup_steps:
         return done / warmup_steps
+    share = (done - warmup_steps) / max(1, steps - warmup_steps)
     if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (done - warmup_steps) / max(1, steps - warmup_steps)))
-    return 1.0
+        return 0.5 * (1 + math.cos(math.pi * share))
+    return 1.0 - share if schedule == "linear" else 1.0
 
 
 class PackedAdamW:

@@ -24,6 +24,7 @@ from pathlib import Path
 from adapters.errors import BadInput
 from slurm.estimate.need import NAME, Estimate
 from slurm.estimate.telling import hear, telling
+from slurm.store.code_version import ROOT
 from slurm.worker.pool import num_workers
 from training.cell import Cell
 from training.demand import Cost, read_costs, shape_of, to_json
@@ -177,13 +178,12 @@ def _measure_elsewhere(setting: Setting, cell: Cell) -> dict[int, Cost]:
     """
     load = Load.of(setting, cell)
     command = [sys.executable, "-m", "training.probe", json.dumps(asdict(load))]
-    root = Path(__file__).resolve().parents[1]
     what = f"measuring the model's speed and memory on {load.device}, once on this machine"
     busy = machine_load()
     with telling() as tell, tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
         tell(what)
         done = subprocess.Popen(
-            command, cwd=root, stdout=subprocess.PIPE, stderr=complaints, encoding="utf-8", errors="replace"
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=complaints, encoding="utf-8", errors="replace"
         )
         said = hear(done, lambda line: tell(f"{what}: {line}"))
         complaints.seek(0)

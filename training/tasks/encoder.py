@@ -1,6 +1,7 @@
-"""Load a pretrained BERT or RoBERTa as a frozen encoder of sentences: mean pooling over the tokens of its last layer.
+"""Load a pretrained BERT or RoBERTa as a frozen encoder of sentences, and of pairs of them.
 
-Not BERT's pooler: what was trained with mean pooling (MiniLM, by sentence-transformers) keeps a pooler that is left over.
+Features are the mean over the tokens of its last layer, or its first token there. Not BERT's pooler: what was trained with mean
+pooling (MiniLM, by sentence-transformers) keeps a pooler that is left over.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ ATTENTION = ("query", "key", "value", "out")
 TARGETS = {"all": tuple(KINDS.values()), "attention": ATTENTION, "qv": ("query", "value")}
 _TARGET = re.compile(r"encoder\.(layer\.\d+)\.(.+)")
 
+Text = str | tuple[str, str]  # what a row says: a sentence, or a pair
+
 
 @dataclass
 class Encoder:
@@ -60,38 +63,58 @@ class Encoder:
         """The token that fills up short rows; a mask hides it."""
         return int(self.tokenizer.pad_token_id or 0)
 
-    def tokens(self, texts: Sequence[str], limit: int) -> list[list[int]]:
+    def tokens(self, texts: Sequence[Text], limit: int) -> list[list[int]]:
         """Token ids of every text with the special ones, not padded, cut after `limit` or `max_tokens`.
+
+        Of a pair the longer half is cut first.
 
         Raises:
             BadInput: the limit leaves no room for a token of the text.
         """
         if limit < SHORTEST:
             raise BadInput(f"texts cut after {limit} tokens; allowed: {SHORTEST} to {self.max_tokens}")
-        found = self.tokenizer(list(texts), truncation=True, max_length=min(limit, self.max_tokens), padding=False)
-        return found["input_ids"]
+        return tokenize(self.tokenizer, texts, truncation=True, max_length=min(limit, self.max_tokens))
 
-    def pooled(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
-        """The mean of the last layer's outputs over each row's tokens, in float32.
+    def pooled(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"], *, first: bool = False) -> Float[Tensor, "n d"]:
+        """The mean of the last layer's outputs over each row's tokens, or the first token's, in float32.
 
         Args:
             ids: of tokens.
             mask: 1 for tokens, 0 for what fills a row up.
+            first: take the first token's output.
         """
         ids, mask = ids.to(self.device), mask.to(self.device)
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        more = {"token_type_ids": self.halves(ids, mask)} if self.model.config.type_vocab_size > 1 else {}
+        hidden = self.model(input_ids=ids, attention_mask=mask, **more).last_hidden_state.float()
+        if first:
+            return hidden[:, 0]
         weight = mask.unsqueeze(-1).float()
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
+    def halves(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Int[Tensor, "n t"]:
+        """Which half of a pair every token is of, as BERT wants to know it: 1 behind the first separator, else 0."""
+        ends = (ids == self.tokenizer.sep_token_id).long()
+        return (ends.cumsum(dim=1) - ends).clamp(max=1) * mask
 
-def count_cut(folder: Path, texts: Sequence[str], limit: int) -> int:
+
+def tokenize(tokenizer: Any, texts: Sequence[Text], **how: Any) -> list[list[int]]:
+    """Token ids of sentences and pairs by a tokenizer of transformers, not padded."""
+    found: dict[Text, list[int]] = {}
+    if alone := [text for text in texts if isinstance(text, str)]:
+        found |= zip(alone, tokenizer(alone, padding=False, **how)["input_ids"], strict=True)
+    if pairs := [text for text in texts if not isinstance(text, str)]:
+        a, b = map(list, zip(*pairs, strict=True))
+        found |= zip(pairs, tokenizer(a, b, padding=False, **how)["input_ids"], strict=True)
+    return [found[text] for text in texts]
+
+
+def count_cut(folder: Path, texts: Sequence[Text], limit: int) -> int:
     """How many of some texts a folder's tokenizer cuts at a limit of tokens; no weight is read."""
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     most = min(limit, tokenizer.model_max_length, count_positions(AutoConfig.from_pretrained(folder)))
-    whole = tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
-    return sum(len(ids) > most for ids in whole)
+    return sum(len(ids) > most for ids in tokenize(tokenizer, texts, truncation=False, verbose=False))
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:

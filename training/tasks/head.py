@@ -23,23 +23,25 @@ FILE = "head.safetensors"
 
 
 class Head(Trained):
-    """Linear classifiers, one a replica, with AdamW of their own.
+    """Classifiers, one a replica, with AdamW of their own: linear ones, or with RoBERTa's layer before (`tanh(W x + b)`).
 
     Args:
         width: of what is classified.
-        classes: how many there are.
+        outputs: how many numbers each replica's head gives; those of the others in a pack that give fewer stay at 0.
         seeds: of the replicas: their starts follow from them.
         rates: learning rate of each replica.
         weight_decay: decoupled weight decay of each.
         device: where they train.
+        dense: put a layer as wide as the features before the classifier.
     """
 
     def __init__(
-        self, width: int, classes: int, seeds: Sequence[int], rates: Sequence[float], weight_decay: Sequence[float],
-        device: torch.device,
+        self, width: int, outputs: Sequence[int], seeds: Sequence[int], rates: Sequence[float],
+        weight_decay: Sequence[float], device: torch.device, *, dense: bool = False,
     ) -> None:  # fmt: skip
-        self.width, self.classes = width, classes
-        starts = torch.stack([_start(seed, width, classes) for seed in seeds]).to(device)
+        self.width, self.outputs, self.dense = width, list(outputs), dense
+        most = max(outputs)
+        starts = torch.stack([_start(s, width, n, most, dense) for s, n in zip(seeds, outputs, strict=True)]).to(device)
         self._start = starts.clone()
         self.values = nn.Parameter(starts)
         self.grad = self.values.grad = torch.zeros_like(starts)
@@ -49,8 +51,12 @@ class Head(Trained):
         )  # fmt: skip
 
     def logits(self, features: Float[Tensor, "k n d"]) -> Float[Tensor, "k n c"]:
-        """Scores of the classes, each replica's features by its own head."""
-        weight, bias = self._split(self.values)
+        """What each replica's own head gives for its features; places beyond a replica's `outputs` mean nothing."""
+        parts = self._split(self.values)
+        if self.dense:
+            weight, bias = parts["dense"]
+            features = torch.baddbmm(bias[:, None], features, weight.mT).tanh()
+        weight, bias = parts["out_proj"]
         return torch.baddbmm(bias[:, None], features, weight.mT)
 
     def zero_grad(self) -> None:
@@ -72,18 +78,34 @@ class Head(Trained):
         return (self.values.detach() - self._start).norm(dim=1)
 
     def save(self, folder: Path, replica: int) -> None:
-        """`head.safetensors`: `classifier.weight` `[c, d]` and `classifier.bias` `[c]`."""
-        weight, bias = (part[replica].detach().cpu().clone() for part in self._split(self.values))
+        """`head.safetensors` with the names of transformers: `classifier.weight` `[o, d]` and `classifier.bias` `[o]`, or, with a
+        dense layer, `classifier.dense.weight`, ... and `classifier.out_proj.weight`, ...
+        """
+        own = {"dense": self.width, "out_proj": self.outputs[replica]}
+        found = {
+            f"classifier.{f'{name}.' if self.dense else ''}{kind}": part[replica, : own[name]].detach().cpu().clone()
+            for name, both in self._split(self.values).items()
+            for kind, part in zip(("weight", "bias"), both, strict=True)
+        }
         with writing(folder / FILE) as aside:
-            save_file({"classifier.weight": weight, "classifier.bias": bias}, aside)
+            save_file(found, aside)
 
-    def _split(self, values: Float[Tensor, "k p"]) -> tuple[Float[Tensor, "k c d"], Float[Tensor, "k c"]]:
-        size = self.classes * self.width
-        return values[:, :size].unflatten(1, (self.classes, self.width)), values[:, size:]
+    def _split(self, values: Float[Tensor, "k p"]) -> dict[str, tuple[Float[Tensor, "k o d"], Float[Tensor, "k o"]]]:
+        """Weight and bias of each layer."""
+        found, start = {}, 0
+        layers = ({"dense": self.width} if self.dense else {}) | {"out_proj": max(self.outputs)}
+        for name, rows in layers.items():
+            middle, end = start + rows * self.width, start + rows * (self.width + 1)
+            found[name] = (values[:, start:middle].unflatten(1, (rows, self.width)), values[:, middle:end])
+            start = end
+        return found
 
 
-def _start(seed: int, width: int, classes: int) -> Float[Tensor, " p"]:
-    """Small random weights, and a bias of zeros."""
+def _start(seed: int, width: int, outputs: int, most: int, dense: bool) -> Float[Tensor, " p"]:
+    """Small random weights, and biases of zeros."""
     generator = torch.Generator().manual_seed(seed_of("head", seed))
-    weight = START_SD * torch.randn(classes * width, generator=generator)
-    return torch.cat([weight, torch.zeros(classes)])
+    parts = []
+    for rows, room in ([(width, width)] if dense else []) + [(outputs, most)]:
+        weight = START_SD * torch.randn(rows * width, generator=generator)
+        parts += [weight, torch.zeros((room - rows) * width + room)]
+    return torch.cat(parts)

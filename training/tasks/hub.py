@@ -9,13 +9,14 @@ VARIANTS = ("*.fp16.*", "*.non_ema.*")  # further copies of the same weights, wh
 GUIDE = "docs/real_runs.md"
 
 
-def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def fetch(name: str, revision: str | None, patterns: Sequence[str], kind: str = "model") -> Path:
     """The folder of a repository in the hub's cache, where what is missing is downloaded first.
 
     Args:
         name: ORG/NAME.
         revision: a branch, a tag or a commit; None for the main branch.
         patterns: files wanted.
+        kind: "model" or "dataset".
 
     Raises:
         Exception: huggingface_hub's own; :func:`explain` puts it in words.
@@ -25,7 +26,7 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
     logging.set_verbosity_error()  # it says every retry, and then the error
     found = huggingface_hub.snapshot_download(
-        name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(VARIANTS)
+        name, revision=revision, repo_type=kind, allow_patterns=list(patterns), ignore_patterns=list(VARIANTS)
     )
     return Path(found)
 
@@ -34,7 +35,7 @@ def explain(what: str, name: str, error: Exception) -> str:
     """One line on why something cannot be had from the hub, and what helps.
 
     Args:
-        what: "model" or "scorer".
+        what: "model", "scorer" or "data set".
         name: as the user called it, ORG/NAME or ORG/NAME@REVISION.
         error: what :func:`fetch` raised.
     """

@@ -113,4 +113,27 @@ TEXT = TaskKind(
     ),
 )
 
-KINDS = (PICTURES, TEXT)
+GLUE = TaskKind(
+    name="glue",
+    title="GLUE: a pretrained encoder learns the benchmark's tasks (DeLoRA, Table 4)",
+    metrics=(
+        Metric("score", "score", "the task's own: Matthews (CoLA), correlation (STS-B), accuracy", *COSINE),
+        Metric(
+            "drift", "drift", "change of other tasks' sentences", 0.0, 1.0, lower_is_better=True, is_side_effect=True
+        ),
+    ),
+    maker="training.tasks.glue_task:MAKER",
+    unit="task",
+    num_units=8,
+    part="encoder",
+    options=MappingProxyType({"tokens": 256, "sentences": 0, "head_lr": 1e-3, "head": "fixed", "targets": "qv"}),
+    choices=TEXT.choices,
+    least=MappingProxyType({"tokens": 3, "sentences": 0, "head_lr": 0.0}),
+    defaults=MappingProxyType(
+        {"model": "FacebookAI/roberta-base", "steps": 2000, "train_batch_size": 32, "norms_every": 200}
+    ),
+    passes=lambda cell: 1000,  # rows to test on are 138 (RTE) to 39,000 (QQP)
+    published_rates="glue",
+)
+
+KINDS = (PICTURES, TEXT, GLUE)

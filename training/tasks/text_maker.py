@@ -21,13 +21,23 @@ from training.tasks import sentences
 from training.tasks.task import Check, Found, MeasuredModel
 from training.tasks.text_task import ROWS, TextTask, find_layers
 
-NAME = "text"
 CONTROLS_KEY = "1"  # of what is measured: another one is measured anew
 TYPICAL_SHARE = 0.5  # of the limit of tokens that a batch's longest sentence has, roughly
 
 
 class TextMaker:
     """The text task, to planning and to workers (`training.tasks.task.TaskMaker`)."""
+
+    name = "text"
+    task = TextTask
+
+    def load(self, folder: Path, name: str, options: Mapping[str, Any]) -> Any:
+        """What a finetune learns: the set of that name.
+
+        Raises:
+            BadInput: for a name or a number of sentences that the folder does not have.
+        """
+        return sentences.load(folder, name, options["sentences"])
 
     def locate(self, model: str) -> Path:
         """The folder of an encoder."""
@@ -47,9 +57,9 @@ class TextMaker:
         Raises:
             BadInput: for anything that is missing or broken.
         """
-        options = read_options(NAME, asked.kind[1])
+        options = read_options(self.name, asked.kind[1])
         model = encoders.locate(asked.model)
-        sets = [sentences.load(folder, name, options["sentences"]) for name in names]
+        sets = [self.load(folder, name, options) for name in names]
         return Found({"model": str(model), "subjects": str(folder)}, {"model_hash": encoders.hash_of(model)}, sets)
 
     def folder(self, asked: Sequence[str]) -> tuple[Path, list[str]]:
@@ -64,7 +74,7 @@ class TextMaker:
 
     def shapes(self, model: str, options: str) -> Mapping[str, tuple[int, int]]:
         """The matrices of an encoder's folder that the option `targets` names."""
-        return encoders.target_shapes(Path(model), read_options(NAME, options)["targets"])
+        return encoders.target_shapes(Path(model), read_options(self.name, options)["targets"])
 
     def make(self, setting: Setting, runs: Sequence[Run]) -> TextTask:
         """Encoder and training sets of a pack.
@@ -75,13 +85,13 @@ class TextMaker:
         encoder = _encoder(setting.model, setting.device, runs[0].cell.mixed_precision)
         if setting.gradient_checkpointing:
             encoder.model.gradient_checkpointing_enable()
-        count = read_options(NAME, runs[0].cell.task_options)["sentences"]
+        options = read_options(self.name, runs[0].cell.task_options)
         place, cells = Path(setting.subjects), [run.cell for run in runs]
-        sets = {cell.subject: sentences.load(place, cell.subject, count) for cell in cells}
+        sets = {name: self.load(place, name, options) for name in dict.fromkeys(cell.subject for cell in cells)}
         for cell in cells:
             if sets[cell.subject].content_hash() != cell.subject_hash:
                 raise BadInput(f"the sentences of {cell.subject} changed since the sweep was planned")
-        return TextTask(encoder, cells, sets)
+        return self.task(encoder, cells, sets)
 
     def leave_controls(
         self, task: TextTask, folders: Sequence[RunFolder | None], may_go_on: Check, before_write: Check
@@ -103,7 +113,7 @@ class TextMaker:
 
     def remarks(self, inputs: Any) -> list[str]:
         """How many sentences are cut at the limit of tokens."""
-        options = read_options(NAME, inputs.shared["task_options"])
+        options = read_options(self.name, inputs.shared["task_options"])
         texts = list(dict.fromkeys(s.text for one in inputs.subjects for s in (*one.train, *one.test)))
         cut = encoders.count_cut(Path(inputs.setting.model), texts, options["tokens"])
         return [f"{cut} of {len(texts):,} sentences are cut at {options['tokens']} tokens"] if cut else []
@@ -117,13 +127,14 @@ class TextModel(MeasuredModel):
     """
 
     def __init__(self, load: Any) -> None:
-        self.load, options = load, read_options(NAME, load.task_options)
+        self.load, options = load, read_options(load.task, load.task_options)
         self._encoder = encoders.load(Path(load.model), torch.device(load.device))
         self.model: nn.Module = self._encoder.model
         self.targets = find_layers(self.model, options["targets"])
         if load.precision == "bf16":
             round_base(self.model, kept=self.targets.keys())
-        self._tokens = max(encoders.SHORTEST, round(TYPICAL_SHARE * options["tokens"]))
+        most = min(options["tokens"], self._encoder.max_tokens)
+        self._tokens = max(encoders.SHORTEST, round(TYPICAL_SHARE * most))
 
     def train(self, rows: int) -> Tensor:
         """Send random tokens through the encoder."""

@@ -2,12 +2,14 @@
 
 Features are the mean of the encoder's last outputs over the tokens; a head of the run's own classifies them. What the base model
 scores is a probe: logistic regression on the frozen encoder's features of the same training sentences. A gain counts from there.
+What another task of an encoder does in its own way are the methods under "What is told".
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -19,16 +21,16 @@ from training.accelerator import autocast
 from training.cell import BASE, Cell
 from training.seeds import seed_of
 from training.task_kinds import read_options
-from training.tasks.encoder import KINDS, TARGETS, Encoder, pad
+from training.tasks.encoder import KINDS, TARGETS, Encoder, Text, pad
 from training.tasks.head import Head
 from training.tasks.order import alike
 from training.tasks.probe_head import predict_by_probe
-from training.tasks.sentences import Sentence, TrainingSet
 from training.tasks.task import Check, Evaluation, TrainingTask
 
 CLASSES = 2
 NUM_SHUFFLES = 5
 ROWS = 128  # of one forward call in an evaluation
+MOST_PROBED = 4096  # sentences that a probe is fitted to
 
 
 class TextTask(TrainingTask):
@@ -37,25 +39,50 @@ class TextTask(TrainingTask):
     Args:
         encoder: the model; it may carry adapters.
         cells: the cells of the pack, in its order.
-        sets: the cells' training sets, by name.
+        sets: what the cells learn (`training.tasks.sentences.TrainingSet`), by name.
     """
 
-    def __init__(self, encoder: Encoder, cells: Sequence[Cell], sets: Mapping[str, TrainingSet]) -> None:
+    dense = False  # whether the head has a layer of its own before the classifier
+    first = False  # whether features are those of the first token, not the mean over all
+
+    def __init__(self, encoder: Encoder, cells: Sequence[Cell], sets: Mapping[str, Any]) -> None:
         self.encoder, self.cells = encoder, list(cells)
         self.options = read_options(self.shared.task, self.shared.task_options)
         self.sets = [sets[cell.subject] for cell in cells]
-        self._tokens: dict[str, list[int]] = {}
+        self._tokens: dict[Text, list[int]] = {}
         self._known_lengths: dict[str, tuple[int, ...]] = {}
-        self._untouched: dict[str, Tensor] = {}
+        self._untouched: dict[Text, Tensor] = {}
         self.head = None if self.shared.method == BASE else self._make_head()
 
     def _make_head(self) -> Head:
         follows, own = self.options["head"] == "follows", self.options["head_lr"]
         return Head(
-            self.encoder.model.config.hidden_size, CLASSES, [cell.seed for cell in self.cells],
-            [cell.lr if follows else own for cell in self.cells], [cell.adam_weight_decay for cell in self.cells],
-            self.device,
+            self.encoder.model.config.hidden_size, [self.outputs(one) for one in self.sets],
+            [cell.seed for cell in self.cells], [cell.lr if follows else own for cell in self.cells],
+            [cell.adam_weight_decay for cell in self.cells], self.device, dense=self.dense,
         )  # fmt: skip
+
+    # What is told
+
+    def outputs(self, one: Any) -> int:
+        """How many numbers the head gives for a sentence of a set."""
+        return CLASSES
+
+    def loss(self, one: Any, given: Float[Tensor, "n o"], labels: Tensor) -> Float[Tensor, ""]:
+        """The loss of a set's micro-batch, from what the head gives."""
+        return F.cross_entropy(given, labels)
+
+    def told(self, one: Any, given: Float[Tensor, "n o"]) -> Tensor:
+        """What the head says of each sentence `[n]`, to be compared with the labels."""
+        return given.argmax(dim=1)
+
+    def probe(self, one: Any, train: Float[Tensor, "n d"], labels: Tensor, test: Float[Tensor, "m d"]) -> Tensor:
+        """What a probe that was fitted to features and labels says of the test sentences `[m]`."""
+        return predict_by_probe(train, labels, test, CLASSES)
+
+    def score(self, step: int, one: Any, labels: Tensor, told: Tensor) -> pd.DataFrame:
+        """Rows step, metric, prompt, value of a set's test sentences."""
+        return score_rows(step, one.cls, labels, told)
 
     # What the loop asks of every task
 
@@ -92,34 +119,34 @@ class TextTask(TrainingTask):
         """The mean cross-entropy of each replica on its micro-batch."""
         assert self.head is not None
         rows = [self._rows(cell, one, step, micro) for cell, one in zip(self.cells, self.sets, strict=True)]
-        labels = torch.tensor([[s.label for s in own] for own in rows], device=self.device)
         features = self._features([s.text for own in rows for s in own])
-        logits = self.head.logits(features.unflatten(0, labels.shape))
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(dim=1)
+        given = self.head.logits(features.unflatten(0, (len(rows), -1)))
+        each = zip(self.sets, given, rows, strict=True)
+        return torch.stack([self.loss(one, own[:, : self.outputs(one)], self._labels(part)) for one, own, part in each])
 
-    def _rows(self, cell: Cell, one: TrainingSet, step: int, micro: int) -> list[Sentence]:
+    def _rows(self, cell: Cell, one: Any, step: int, micro: int) -> list[Any]:
         number = (step - 1) * cell.gradient_accumulation_steps + micro
         places = alike(cell.seed, "sentence", number, self._lengths(one), cell.train_batch_size)
         return [one.train[place] for place in places]
 
-    def _lengths(self, one: TrainingSet) -> tuple[int, ...]:
+    def _lengths(self, one: Any) -> tuple[int, ...]:
         """Tokens of each training sentence."""
         if one.name not in self._known_lengths:
             self._known_lengths[one.name] = tuple(len(ids) for ids in self._ids([s.text for s in one.train]))
         return self._known_lengths[one.name]
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def _ids(self, texts: Sequence[Text]) -> list[list[int]]:
         """Token ids of sentences, from the cache where they are there."""
         if unknown := [text for text in dict.fromkeys(texts) if text not in self._tokens]:
             ids = self.encoder.tokens(unknown, self.options["tokens"])
             self._tokens |= dict(zip(unknown, ids, strict=True))
         return [self._tokens[text] for text in texts]
 
-    def _features(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+    def _features(self, texts: Sequence[Text]) -> Float[Tensor, "n d"]:
         """Features of sentences, one row each, by whatever adapters the rows meet."""
         ids, mask = pad(self._ids(texts), self.encoder.pad_id)
         with self.autocast():
-            return self.encoder.pooled(ids, mask)
+            return self.encoder.pooled(ids, mask, first=self.first)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """bf16 autocast where the pack asks for it."""
@@ -129,22 +156,22 @@ class TextTask(TrainingTask):
 
     @torch.no_grad()
     def evaluate(self, step: int, may_go_on: Check = lambda: None) -> list[Evaluation]:
-        """Balanced accuracy and Matthews' correlation on the set's test sentences, and drift on the other domains'."""
-        test = [[s.text for s in one.test] for one in self.sets]
-        predicted = self._probe(may_go_on) if self.head is None else self._classify(test, may_go_on)
+        """The scores on the set's test sentences, and drift on the other domains'."""
+        told = self._probe(may_go_on) if self.head is None else self._ask(may_go_on)
         scores = [
-            score_rows(step, one.cls, torch.tensor([s.label for s in one.test]), guess.cpu())
-            for one, guess in zip(self.sets, predicted, strict=True)
+            self.score(step, one, torch.tensor([s.label for s in one.test]), said.cpu())
+            for one, said in zip(self.sets, told, strict=True)
         ]
         drift = self._drift(step, may_go_on)
         return [Evaluation(pd.concat(both, ignore_index=True)) for both in zip(scores, drift, strict=True)]
 
-    def _classify(self, texts: Sequence[Sequence[str]], may_go_on: Check) -> list[Int[Tensor, " n"]]:
+    def _ask(self, may_go_on: Check) -> list[Tensor]:
         assert self.head is not None
-        return [logits.argmax(dim=1) for logits in self._each(texts, self.head.logits, may_go_on)]
+        given = self._each([[s.text for s in one.test] for one in self.sets], self.head.logits, may_go_on)
+        return [self.told(one, own[:, : self.outputs(one)]) for one, own in zip(self.sets, given, strict=True)]
 
     def _each(
-        self, texts: Sequence[Sequence[str]], work: Callable[[Tensor], Tensor], may_go_on: Check
+        self, texts: Sequence[Sequence[Text]], work: Callable[[Tensor], Tensor], may_go_on: Check
     ) -> list[Float[Tensor, "n _"]]:
         """What becomes of each replica's texts: `work` takes features `[k, n, d]`.
 
@@ -162,19 +189,21 @@ class TextTask(TrainingTask):
         found = torch.cat(parts, dim=1)
         return [row[: len(order)][torch.tensor(order).argsort()] for row, order in zip(found, orders, strict=True)]
 
-    def _probe(self, may_go_on: Check) -> list[Int[Tensor, " n"]]:
-        """What logistic regression on the untouched encoder says of each set's test sentences."""
+    def _probe(self, may_go_on: Check) -> list[Tensor]:
+        """What a probe on the untouched encoder says of each set's test sentences."""
         found = []
         for one in self.sets:
-            train, test = (self._before([s.text for s in part], may_go_on) for part in (one.train, one.test))
+            learnt = one.train[:MOST_PROBED]
+            train, test = (self._before([s.text for s in part], may_go_on) for part in (learnt, one.test))
             with torch.enable_grad():
-                found.append(predict_by_probe(train, self._labels(one.train), test, CLASSES))
+                found.append(self.probe(one, train, self._labels(learnt), test))
         return found
 
-    def _labels(self, part: Sequence[Sentence]) -> Int[Tensor, " n"]:
+    def _labels(self, part: Sequence[Any]) -> Tensor:
+        """Classes, or numbers, of sentences `[n]`."""
         return torch.tensor([s.label for s in part], device=self.device)
 
-    def _before(self, texts: Sequence[str], may_go_on: Check = lambda: None) -> Float[Tensor, "n d"]:
+    def _before(self, texts: Sequence[Text], may_go_on: Check = lambda: None) -> Float[Tensor, "n d"]:
         """Features of sentences by the encoder before any adapter was in it, each computed once."""
         unknown = [text for text in dict.fromkeys(texts) if text not in self._untouched]
         ordered = [unknown[place] for place in sort_by_length(self._ids(unknown))]
@@ -185,7 +214,7 @@ class TextTask(TrainingTask):
         return torch.stack([self._untouched[text] for text in texts])
 
     @torch.no_grad()
-    def controls(self, one: TrainingSet, may_go_on: Check = lambda: None) -> pd.DataFrame:
+    def controls(self, one: Any, may_go_on: Check = lambda: None) -> pd.DataFrame:
         """The probe of a set beside probes of shuffled labels and the larger class, sentence by sentence.
 
         A right answer counts the more, the fewer sentences there are of its class: the mean is the balanced accuracy.
