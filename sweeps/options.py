@@ -89,13 +89,13 @@ class Question:
 
     preset: str = "none"
     """Defaults of these flags: DeLoRA's figures (`paper`), its tables of pictures (`paper-table`), ETHER's (`ether`), HF's script
-    (`diffusers`), DeLoRA's table of GLUE (`glue`; a single task as there: `glue-cola`, `glue-sst2`, ...)."""
+    (`diffusers`), DeLoRA's tables of GLUE (`glue`; a single task as there: `glue-cola`, ...) and of instructions (`instruct`)."""
     explain_preset: bool = False
     """Print the preset's settings, each with its source, and exit."""
     method: tuple[str, ...] = ("delora",)
     """Methods to train: names, `name:option=value,...`, or `all`. Every one may have `base_lr=...` and `label=...`."""
     task: str = PICTURES
-    """What is learned: `pictures`, `text`, `glue`, or a task of an installed package; `text:key=value,...` sets its options."""
+    """What is learned: `pictures`, `text`, `glue`, `answers`, or a package's own task; `text:key=value,...` sets its options."""
     model: str = "pocket"
     """`pocket`, a diffusers pipeline folder, or a hub id, ORG/NAME or ORG/NAME@REVISION."""
     subjects: tuple[str, ...] = ()

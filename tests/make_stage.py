@@ -134,7 +134,7 @@ class TextStage(Stage):
     def encoder(self) -> encoders.Encoder:
         """The loaded encoder."""
         folder = make_encoder(self.folder / "encoder")
-        return encoders.load(encoders.locate(str(folder)), torch.device("cpu"))
+        return encoders.load(encoders.FAMILY.locate(str(folder)), torch.device("cpu"))
 
     @cached_property
     def sentences(self) -> Path:

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.make_checkpoints import load_unet, make_moved, make_run
+from tests.make_decoder import make_decoder, make_prompts
 from tests.make_dreambench import make_dreambench
 from tests.make_glue import make_glue
 from tests.make_pipeline import make_pipeline, make_scorers
@@ -43,7 +44,7 @@ EXCEPTIONS = (
     (r".*--docs docs/results/", "plan", "hours: what made docs/results"),
     (r".* -m training\.tasks\.fetch_text", "skip", "fetches 84 MB"),
     (r".*--task text", "skip", "of what that fetches; tests/test_text_task.py types it on a small encoder"),
-    (r".*--preset glue --subjects", "plan", "days on a CPU; tests/test_glue.py trains a tiny encoder on a made copy"),
+    (r".*--preset (glue|instruct) .*--subjects", "plan", "days on a CPU; test_glue.py and test_answers.py train tiny ones"),
     (r".* -m benchmarks\S*", "parse", "hours, or a GPU"),
     (r".* -m tests\.take_out", "parse", "hours"),
     (r".* -m slurm\.status .*--wait", "parse", "waits for jobs of a real SLURM; tests/test_status_command.py"),
@@ -132,6 +133,8 @@ def fill_placeholders(home: Path, pocket: Path) -> None:
         (home / place).symlink_to(source)
     make_dreambench(home / "PATH")
     make_glue(home / "GLUE_FOLDER")
+    make_decoder(home / "DECODER")
+    make_prompts(home / "FOLDER", num=2000)
     example = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "add_a_method.md").read_text(), re.S)
     for name in ("mymethod.py", "wave.py"):
         (home / name).write_text(example[1] if example else "")

@@ -14,7 +14,7 @@ import torch
 from adapters import BadInput
 from tests.make_text import VOCABULARY, make_encoder, make_word_tokenizer, pad_all_texts
 from training.tasks import encoder, fetch_text, hub
-from training.tasks.encoder import Encoder, count_cut, load, locate, pad, target_shapes, where
+from training.tasks.encoder import FAMILY, Encoder, count_cut, load, pad
 
 CPU = torch.device("cpu")
 TEXTS = ["the kabo is good", "a very awful and so dull lofu !"]
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tiny(folder: Path) -> Encoder:
     """The tiny BERT, loaded."""
-    return load(locate(str(folder)), CPU)
+    return load(FAMILY.locate(str(folder)), CPU)
 
 
 def refusal(call, *arguments: object) -> str:
@@ -55,7 +55,7 @@ def change(folder: Path, **changes: object) -> Path:
 
 
 def test_all_matrices_are_six_of_each_layer_in_the_models_order(folder: Path, tiny: Encoder) -> None:
-    shapes = target_shapes(folder)
+    shapes = FAMILY.target_shapes(folder)
     modules = dict(tiny.model.named_modules())
     assert {path: tuple(modules[path].weight.shape) for path in shapes} == shapes
     assert list(shapes) == [path for path, module in modules.items() if isinstance(module, torch.nn.Linear)]
@@ -64,7 +64,9 @@ def test_all_matrices_are_six_of_each_layer_in_the_models_order(folder: Path, ti
 
 
 def test_fewer_matrices_are_chosen_by_kind(folder: Path) -> None:
-    kinds = {which: [where(path)["kind"] for path in target_shapes(folder, which)] for which in encoder.TARGETS}
+    kinds = {
+        which: [FAMILY.where(path)["kind"] for path in FAMILY.target_shapes(folder, which)] for which in encoder.TARGETS
+    }
     assert kinds == {
         "all": ["query", "key", "value", "out", "up", "down"] * 2,
         "attention": ["query", "key", "value", "out"] * 2,
@@ -73,8 +75,8 @@ def test_fewer_matrices_are_chosen_by_kind(folder: Path) -> None:
 
 
 def test_layers_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    shapes = target_shapes(make_encoder(tmp_path, num_hidden_layers=11), "qv")
-    assert [where(path)["block"] for path in shapes][::2] == [f"layer.{number}" for number in range(11)]
+    shapes = FAMILY.target_shapes(make_encoder(tmp_path, num_hidden_layers=11), "qv")
+    assert [FAMILY.where(path)["block"] for path in shapes][::2] == [f"layer.{number}" for number in range(11)]
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
@@ -82,10 +84,10 @@ def test_a_finetuned_models_folder_has_the_same_matrices(kind: str, tmp_path: Pa
     made = make_encoder(tmp_path, kind, head=True)
     names = safetensors.torch.load_file(made / "model.safetensors")
     assert f"{kind}.encoder.layer.0.attention.self.query.weight" in names
-    loaded = load(locate(str(made)), CPU)
+    loaded = load(FAMILY.locate(str(made)), CPU)
     modules = dict(loaded.model.named_modules())
-    assert len(target_shapes(made)) == 12
-    for path in target_shapes(made):
+    assert len(FAMILY.target_shapes(made)) == 12
+    for path in FAMILY.target_shapes(made):
         assert modules[path].weight.equal(names[f"{kind}.{path}.weight"])
 
 
@@ -99,12 +101,14 @@ def test_a_finetuned_models_folder_has_the_same_matrices(kind: str, tmp_path: Pa
     ],
 )
 def test_where_a_matrix_stands(path: str, found: dict[str, str]) -> None:
-    assert where(path) == found
+    assert FAMILY.where(path) == found
 
 
 def test_what_is_no_target_is_refused(folder: Path) -> None:
-    assert refusal(where, "pooler.dense").startswith("'pooler.dense' is no matrix of an encoder's layer; allowed in ")
-    assert refusal(target_shapes, folder, "mlp") == "unknown targets 'mlp'; allowed: all, attention, qv"
+    assert refusal(FAMILY.where, "pooler.dense").startswith(
+        "'pooler.dense' is no matrix of an encoder's layer; allowed in "
+    )
+    assert refusal(FAMILY.target_shapes, folder, "mlp") == "unknown targets 'mlp'; allowed: all, attention, qv"
 
 
 # Tokens and pooling.
@@ -135,7 +139,7 @@ def test_a_limit_without_room_is_refused(tiny: Encoder) -> None:
 
 
 def test_robertas_positions_begin_behind_its_padding(tmp_path: Path) -> None:
-    roberta = load(locate(str(make_encoder(tmp_path, "roberta"))), CPU)
+    roberta = load(FAMILY.locate(str(make_encoder(tmp_path, "roberta"))), CPU)
     assert (roberta.max_tokens, roberta.pad_id) == (64, 1)
     rows = roberta.tokens(["good " * 200, *TEXTS], 512)
     assert len(rows[0]) == 64
@@ -198,43 +202,46 @@ def test_another_kind_of_model_is_refused(folder: Path, tmp_path: Path) -> None:
         ]
     ):
         made = change(make_encoder(tmp_path / str(number)), **changes)
-        assert refusal(locate, str(made)) == f"encoder folder {made} {said}"
+        assert refusal(FAMILY.locate, str(made)) == f"encoder folder {made} {said}"
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    assert refusal(locate, str(tmp_path)) == (
+    assert refusal(FAMILY.locate, str(tmp_path)) == (
         f"encoder folder {tmp_path} has no config.json; give a folder as transformers saves it"
     )
     made = make_encoder(tmp_path / "made")
     (made / "tokenizer.json").unlink()
     assert (
-        refusal(locate, str(made)) == f"encoder folder {made} has no tokenizer (tokenizer.json, vocab.txt, vocab.json)"
+        refusal(FAMILY.locate, str(made))
+        == f"encoder folder {made} has no tokenizer (tokenizer.json, vocab.txt, vocab.json)"
     )
     (made / "model.safetensors").rename(made / "pytorch_model.bin")
-    assert refusal(locate, str(made)) == f"encoder folder {made} has no *.safetensors; only safetensors are read"
+    assert refusal(FAMILY.locate, str(made)) == f"encoder folder {made} has no *.safetensors; only safetensors are read"
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     made = make_encoder(tmp_path)
     (made / "tokenizer.json").write_text("{", encoding="utf-8")
-    assert refusal(locate, str(made)).startswith(f"{made / 'tokenizer.json'} cannot be read: ")
+    assert refusal(FAMILY.locate, str(made)).startswith(f"{made / 'tokenizer.json'} cannot be read: ")
     (made / "model.safetensors").write_bytes(b"no tensors")
-    assert refusal(locate, str(made)).startswith(f"{made / 'model.safetensors'} is damaged or no safetensors file: ")
+    assert refusal(FAMILY.locate, str(made)).startswith(
+        f"{made / 'model.safetensors'} is damaged or no safetensors file: "
+    )
     (made / "config.json").write_text("[]", encoding="utf-8")
-    assert refusal(locate, str(made)) == f"{made / 'config.json'} is damaged: it holds no JSON object"
+    assert refusal(FAMILY.locate, str(made)) == f"{made / 'config.json'} is damaged: it holds no JSON object"
 
 
 def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:
     made, more = make_encoder(tmp_path), [*VOCABULARY, "surplus", "words"]
     make_word_tokenizer(made, more)
     said = f"the tokenizer knows {len(more)} tokens, the model embeds {len(VOCABULARY)}; it is another model's"
-    assert refusal(locate, str(made)) == f"encoder folder {made}: {said}"
+    assert refusal(FAMILY.locate, str(made)) == f"encoder folder {made}: {said}"
     (made / "tokenizer.json").unlink()
     (made / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
-    assert locate(str(made)) == made
+    assert FAMILY.locate(str(made)) == made
     (made / "vocab.txt").rename(made / "vocab.json")
     (made / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(more)}), encoding="utf-8")
-    assert f"knows {len(more)} tokens" in refusal(locate, str(made))
+    assert f"knows {len(more)} tokens" in refusal(FAMILY.locate, str(made))
 
 
 def test_weights_that_are_not_whole_are_refused(tmp_path: Path) -> None:
@@ -242,19 +249,19 @@ def test_weights_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     weights = safetensors.torch.load_file(made / "model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
     safetensors.torch.save_file(weights, made / "model.safetensors", {"format": "pt"})
-    assert refusal(load, locate(str(made)), CPU) == (
+    assert refusal(load, FAMILY.locate(str(made)), CPU) == (
         f"the weights in {made} have no encoder.layer.1.output.dense.weight: they are not whole, or another model's"
     )
     safetensors.torch.save_file({"wte.weight": torch.zeros(3, 2)}, made / "model.safetensors", {"format": "pt"})
     said = f"the weights in {made} have no embeddings.word_embeddings; allowed: the encoders bert, roberta"
-    assert refusal(locate, str(made)) == said
+    assert refusal(FAMILY.locate, str(made)) == said
 
 
 def test_unknown_names_say_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("nothing", "./org/name"):
         said = f"no encoder folder {name!r}; give 'minilm', a folder, or a hub id ORG/NAME or ORG/NAME@REVISION"
-        assert refusal(locate, name) == said
-    assert refusal(locate, "org/absent@v1").startswith(
+        assert refusal(FAMILY.locate, name) == said
+    assert refusal(FAMILY.locate, "org/absent@v1").startswith(
         "model 'org/absent@v1' is no folder, and not whole in the hub's cache"
     )
 
@@ -268,7 +275,7 @@ def test_hub_ids_are_fetched_without_what_nobody_reads(folder: Path, monkeypatch
         return folder
 
     monkeypatch.setattr(hub, "fetch", fetch)
-    assert locate("org/name") == locate("org/name@v2") == folder
+    assert FAMILY.locate("org/name") == FAMILY.locate("org/name@v2") == folder
     assert asked == [("org/name", None), ("org/name", "v2")]
 
 
@@ -289,14 +296,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_package_is_found_and_not_imported(package: Path) -> None:
-    assert locate("minilm") == package
+    assert FAMILY.locate("minilm") == package
 
 
 def test_package_with_other_weights_is_refused(package: Path) -> None:
     wanted = fetch_text.WEIGHTS_SHA256
     make_encoder(package, seed=1)
     found = hashlib.sha256((package / "model.safetensors").read_bytes()).hexdigest()
-    assert refusal(locate, "minilm") == (
+    assert refusal(FAMILY.locate, "minilm") == (
         f"{package / 'model.safetensors'} is another file than it should be: its SHA-256 is {found}, not {wanted}; "
         f"remove its package, then {COMMAND}"
     )
@@ -304,7 +311,7 @@ def test_package_with_other_weights_is_refused(package: Path) -> None:
 
 def test_absent_package_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch_text, "ENCODER_FOLDERS", {"not_there": "x"})
-    assert refusal(locate, "minilm") == f"the encoder 'minilm' is in no package that is installed; {COMMAND}"
+    assert refusal(FAMILY.locate, "minilm") == f"the encoder 'minilm' is in no package that is installed; {COMMAND}"
 
 
 # The real MiniLM.
@@ -315,16 +322,18 @@ def minilm() -> Path:
     """The encoder that `make text` has installed."""
     if not any(importlib.util.find_spec(name) for name in fetch_text.ENCODER_FOLDERS):
         pytest.skip(f"no package with MiniLM is installed; {COMMAND}")
-    return locate("minilm")
+    return FAMILY.locate("minilm")
 
 
 def test_minilm_has_36_matrices(minilm: Path) -> None:
-    assert {which: len(target_shapes(minilm, which)) for which in encoder.TARGETS} == {
+    assert {which: len(FAMILY.target_shapes(minilm, which)) for which in encoder.TARGETS} == {
         "all": 36,
         "attention": 24,
         "qv": 12,
     }
-    assert sum(8 * sum(shape) for shape in target_shapes(minilm).values()) == 331_776, "LoRA's parameters at rank 8"
+    assert sum(8 * sum(shape) for shape in FAMILY.target_shapes(minilm).values()) == 331_776, (
+        "LoRA's parameters at rank 8"
+    )
 
 
 def test_minilm_pools_as_by_hand(minilm: Path) -> None:

@@ -52,7 +52,7 @@ def make_task(copy: Path, encoder: Path, *units: str, **changes: object) -> Glue
     }  # fmt: skip
     cells = [Cell(**{**fields, "subject": unit, **changes}) for unit in units]
     sets = {unit: glue.load(copy, unit) for unit in units}
-    return GlueTask(encoders.load(encoders.locate(str(encoder)), torch.device("cpu")), cells, sets)
+    return GlueTask(encoders.load(encoders.FAMILY.locate(str(encoder)), torch.device("cpu")), cells, sets)
 
 
 def test_a_task_is_read_as_the_hub_lays_it_out(copy: Path) -> None:
@@ -110,7 +110,7 @@ def test_the_probe_of_numbers_is_least_squares_with_a_ridge() -> None:
 def test_pairs_are_read_as_transformers_reads_them(kind: str, copy: Path, tmp_path: Path) -> None:
     """BERT is told which half a token is of; RoBERTa is not."""
     folder = make_encoder(tmp_path / kind, kind, type_vocab_size=2 if kind == "bert" else 1)
-    encoder = encoders.load(encoders.locate(str(folder)), torch.device("cpu"))
+    encoder = encoders.load(encoders.FAMILY.locate(str(folder)), torch.device("cpu"))
     pairs = [row.text for row in glue.load(copy, "mrpc").train[:3]]
     both = map(list, zip(*pairs, strict=True))
     inputs = encoder.tokenizer(*both, padding=True, return_tensors="pt", return_token_type_ids=True)

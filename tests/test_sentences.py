@@ -14,8 +14,9 @@ import pytest
 
 from adapters import BadInput
 from tests.make_text import BAD, GOOD, make_archive, make_domains
-from training.tasks import fetch_text, sentences
-from training.tasks.sentences import PARTS, Sentence, divide, find_part, load, locate, names, read
+from training.tasks import fetch_text, sentences, training_sets
+from training.tasks.sentences import Sentence, divide, load, locate, names, read
+from training.tasks.training_sets import PARTS, find_part
 
 COMMAND = "`make text` (python -m training.tasks.fetch_text) fetches it"
 ROLES = [(split, role) for _, split, role in PARTS]
@@ -174,7 +175,7 @@ def test_hash_is_of_texts_and_labels(folder: Path) -> None:
     }
     assert len(hashes) == 3
     turned = one.test[0]._replace(label=1 - one.test[0].label)
-    changed = sentences.TrainingSet(one.name, one.cls, one.split, one.train, (turned, *one.test[1:]), one.others)
+    changed = training_sets.TrainingSet(one.name, one.cls, one.split, one.train, (turned, *one.test[1:]), one.others)
     assert changed.content_hash() not in hashes
 
 

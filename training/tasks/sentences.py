@@ -5,32 +5,28 @@ reviews, each rated by at least 20 people from -4 to 4 (Hutto & Gilbert, ICWSM-1
 fetched it (`training.tasks.fetch_text`): nothing is unpacked, and no code of the package runs. A sentence whose mean rating is
 near zero has no label and is left out.
 
-What an interval over these training sets generalises to: other training sets of these four domains, not other domains. The
-sets of a domain are drawn from one pool: two of them share a third of their sentences (a tenth of the movies', four fifths of
-most tuning sets'), and all are tested on the same sentences.
+Two sets of a domain share a third of their sentences (a tenth of the movies', four fifths of most tuning sets').
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import html
 import io
-import itertools
-import json
 import math
 import os
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from adapters.errors import BadInput
 from adapters.words import counted
+from training.tasks import training_sets
+from training.tasks.training_sets import TrainingSet, decode, read_bytes
 
 ARCHIVE = "vaderSentiment-2.5.tar.gz"
 SHA256 = "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84"
@@ -45,14 +41,9 @@ TABLES = {
 """By domain: how its file's name begins, and the file's SHA-256."""
 FETCH = "`make text` (python -m training.tasks.fetch_text) fetches it"
 COLUMNS = "id, mean rating, text"
+TABLE_FILES = "*.tsv"  # of a folder of one's own
 NEUTRAL = 0.5  # of the rating's absolute value: less than this is no opinion
-NUM_SETS = {"evidence": 10, "tuning": 3}  # of each domain
-MARKS = {"evidence": "", "tuning": "t"}  # before the number, in a set's name
-PARTS = (
-    (0.15, "tuning", "test"), (0.35, "tuning", "train"), (0.55, "evidence", "test"), (1.0, "evidence", "train"),
-)  # fmt: skip
-"""Where each part of the documents ends, as a share of all hash values."""
-NUM_TRAIN, MOST_TEST, MOST_OTHERS = 512, 300, 32  # sentences; the last of each other domain
+NUM_TRAIN = 512  # sentences
 
 
 class Sentence(NamedTuple):
@@ -76,41 +67,6 @@ class Sentence(NamedTuple):
 
 
 Domains = Mapping[str, tuple[Sentence, ...]]
-Parts = Mapping[tuple[str, str, str], tuple[Sentence, ...]]
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """Sentences that one finetune learns from, and those that it is tested on.
-
-    Attributes:
-        name: "tweets-1"; "tweets-t1" for tuning.
-        cls: the domain.
-        split: "evidence" or "tuning", which share no document.
-        train: the sentences that are learned, in the order in which they were drawn.
-        test: the sentences that scores are taken on, the same for every set of the domain and split.
-        others: test sentences of the other domains, by which drift is measured; empty where there is one domain alone.
-    """
-
-    name: str
-    cls: str
-    split: str
-    train: tuple[Sentence, ...]
-    test: tuple[Sentence, ...]
-    others: tuple[Sentence, ...] = ()
-
-    @property
-    def picture(self) -> None:
-        """None: a set of sentences has no picture."""
-
-    def fields(self, cell: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of its cells that it decides."""
-        return {"subject": self.name, "subject_hash": self.content_hash()}
-
-    def content_hash(self) -> str:
-        """SHA-256 of all texts and labels, cut to 16 hex digits."""
-        said = [[(one.text, one.label) for one in part] for part in (self.train, self.test, self.others)]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
 def default_archive() -> Path:
@@ -153,19 +109,7 @@ def names(archive: Path, split: str | None = None) -> list[str]:
     Raises:
         BadInput: an unknown split, or as `locate`.
     """
-    if split is not None and split not in NUM_SETS:
-        raise BadInput(f"unknown split {split!r}; allowed: {', '.join(NUM_SETS)}")
-    wanted = NUM_SETS if split is None else [split]
-    return [name for each in wanted for name in _addresses(read(archive), each)]
-
-
-def _addresses(domains: Iterable[str], split: str) -> dict[str, tuple[str, str, int]]:
-    """(domain, split, number) of every training set of a split by its name, in order."""
-    numbers = range(1, NUM_SETS[split] + 1)
-    return {
-        f"{domain}-{MARKS[split]}{number}": (domain, split, number)
-        for number, domain in itertools.product(numbers, list(domains))
-    }
+    return training_sets.set_names(read(archive), split)
 
 
 def load(archive: Path, name: str, count: int = NUM_TRAIN) -> TrainingSet:
@@ -179,36 +123,7 @@ def load(archive: Path, name: str, count: int = NUM_TRAIN) -> TrainingSet:
     Raises:
         BadInput: unknown name (with near matches), fewer sentences than `count`, one class only, or as `locate`.
     """
-    domain, split, number = _find_address(archive, name)
-    parts = divide(archive)
-    pool = parts[domain, split, "train"]
-    if not 2 <= count <= len(pool):
-        raise BadInput(
-            f"{name}: {count} sentences to learn from; allowed: 2 to {len(pool)}, which {domain} has for {split} in {archive}"
-        )
-    train = sorted(pool, key=lambda one: _digest(f"{domain}:{split}:{number}:{one.id}"))[:count]
-    tests = {other: by_id(parts[other, split, "test"]) for other in read(archive)}
-    test = tests.pop(domain)[:MOST_TEST]
-    for part, what in ((train, "to learn from"), (test, "to test on")):
-        check_classes(part, f"{name}: the sentences {what}")
-    others = [one for other in tests.values() for one in other[:MOST_OTHERS]]
-    return TrainingSet(name, domain, split, tuple(train), tuple(test), tuple(others))
-
-
-def _find_address(archive: Path, name: str) -> tuple[str, str, int]:
-    domains = read(archive)
-    known = {key: found for split in NUM_SETS for key, found in _addresses(domains, split).items()}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        ranges = " and ".join(f"DOMAIN-{MARKS[split]}1 to -{MARKS[split]}{most}" for split, most in NUM_SETS.items())
-        raise BadInput(f"unknown training set {name!r}: {hint}sets are {ranges}; domains are {', '.join(domains)}")
-    return known[name]
-
-
-def by_id(sentences: Iterable[Sentence]) -> list[Sentence]:
-    """Sentences in the order of their ids' hashes, which is nobody's choice."""
-    return sorted(sentences, key=lambda one: _digest(one.id))
+    return training_sets.draw(divide(archive), archive, name, count, "sentences", check_classes)
 
 
 def check_classes(sentences: Sequence[Sentence], what: str) -> None:
@@ -232,33 +147,18 @@ def check_classes(sentences: Sequence[Sentence], what: str) -> None:
 # Which part a sentence belongs to.
 
 
-def divide(archive: Path) -> Parts:
+def divide(archive: Path) -> training_sets.Parts:
     """All sentences by (domain, "evidence" or "tuning", "train" or "test"); no two parts share a document.
 
     Raises:
         BadInput: as `locate`.
     """
-    return _divide(archive, _stamp(archive))
+    return _divide(archive, training_sets.stamp(archive, TABLE_FILES))
 
 
 @functools.cache
-def _divide(archive: Path, stamp: tuple) -> Parts:
-    parts: dict[tuple[str, str, str], list[Sentence]] = {}
-    for domain, sentences in _read(archive, stamp).items():
-        parts |= {(domain, split, role): [] for _, split, role in PARTS}
-        for one in sentences:
-            parts[domain, *find_part(domain, one.document)].append(one)
-    return {key: tuple(part) for key, part in parts.items()}
-
-
-def find_part(domain: str, document: str) -> tuple[str, str]:
-    """The split and role of a document, by its hash alone: other documents never move it."""
-    share = int(_digest(f"{domain}:{document}")[:13], 16) / 16**13  # 52 bits, which a float holds
-    return next((split, role) for end, split, role in PARTS if share < end)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _divide(archive: Path, stamp: tuple) -> training_sets.Parts:
+    return training_sets.divide(_read(archive, stamp))
 
 
 # Reading.
@@ -270,7 +170,7 @@ def read(archive: Path) -> Domains:
     Raises:
         BadInput: as `locate`.
     """
-    return _read(archive, _stamp(archive))
+    return _read(archive, training_sets.stamp(archive, TABLE_FILES))
 
 
 @functools.cache
@@ -283,30 +183,15 @@ def _read(archive: Path, stamp: tuple) -> Domains:
     return found
 
 
-def _stamp(archive: Path) -> tuple[tuple[str, int, int], ...]:
-    """What tells that a file has changed."""
-    stats = [(path.name, path.stat()) for path in (_list_tables(archive) if archive.is_dir() else [archive])]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
-
-
-def _list_tables(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.tsv") if not path.name.startswith("."))
-
-
 def _read_folder(folder: Path) -> dict[str, tuple[str, bytes]]:
     """(path, content) of every domain's file."""
-    tables = _list_tables(folder)
-    if not tables:
-        raise BadInput(f"no sentences in {folder}; expected files <domain>.tsv ({COLUMNS})")
-    for path in tables:
-        if not re.fullmatch(r"[\w.-]+", path.stem):
-            raise BadInput(f"{path}: {path.stem!r} is no name of a domain; allowed: letters, digits, _, . and -")
-    return {path.stem: (str(path), _read_bytes(path)) for path in tables}
+    tables = training_sets.list_domains(folder, ".tsv", "sentences", COLUMNS)
+    return {path.stem: (str(path), read_bytes(path)) for path in tables}
 
 
 def _read_archive(archive: Path) -> dict[str, tuple[str, bytes]]:
     """(place, content) of every domain's file in the inner archive; both archives stay in memory."""
-    content = _read_bytes(archive)
+    content = read_bytes(archive)
     check_hash(str(archive), content, SHA256)
     paths = {domain: f"{FOLDER}/{stem}_GroundTruth.txt" for domain, (stem, _) in TABLES.items()}
     members = _extract(_extract(content, [INNER])[INNER], list(paths.values()))
@@ -319,13 +204,6 @@ def _extract(content: bytes, wanted: list[str]) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
         files = {name: tar.extractfile(name) for name in wanted}
         return {name: file.read() for name, file in files.items() if file is not None}
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}") from None
 
 
 def check_hash(where: str, content: bytes, wanted: str) -> None:
@@ -341,7 +219,7 @@ def check_hash(where: str, content: bytes, wanted: str) -> None:
 def _parse(domain: str, where: str, content: bytes) -> list[Sentence]:
     """Sentences with a label, in the file's order."""
     found, seen = [], set[str]()
-    for number, line in enumerate(_decode(where, content).split("\n"), 1):
+    for number, line in enumerate(decode(where, content).split("\n"), 1):
         if line.strip():
             one = _parse_row(domain, f"{where}, line {number}", line)
             if one.id in seen:
@@ -349,14 +227,6 @@ def _parse(domain: str, where: str, content: bytes) -> list[Sentence]:
             seen.add(one.id)
             found.append(one)
     return [one for one in found if abs(one.rating) >= NEUTRAL]
-
-
-def _decode(where: str, content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise BadInput(f"{where}, line {line}: not UTF-8; save it as such") from None
 
 
 def _parse_row(domain: str, where: str, line: str) -> Sentence:

@@ -41,15 +41,15 @@ class TextMaker:
 
     def locate(self, model: str) -> Path:
         """The folder of an encoder."""
-        return encoders.locate(model)
+        return encoders.FAMILY.locate(model)
 
     def where(self, path: str) -> Mapping[str, str]:
         """Layer and kind of a matrix, from its path."""
-        return encoders.where(path)
+        return encoders.FAMILY.where(path)
 
     def weights(self, model: str, options: str) -> Iterator[tuple[str, Tensor]]:
         """The matrices that the option `targets` names, with their paths."""
-        return encoders.read_weights(Path(model), self.shapes(model, options))
+        return encoders.FAMILY.read_weights(Path(model), self.shapes(model, options))
 
     def find(self, asked: Any, names: Sequence[str], folder: Path) -> Found:
         """Locate and check the encoder, and load the training sets.
@@ -58,9 +58,11 @@ class TextMaker:
             BadInput: for anything that is missing or broken.
         """
         options = read_options(self.name, asked.kind[1])
-        model = encoders.locate(asked.model)
+        model = encoders.FAMILY.locate(asked.model)
         sets = [self.load(folder, name, options) for name in names]
-        return Found({"model": str(model), "subjects": str(folder)}, {"model_hash": encoders.hash_of(model)}, sets)
+        return Found(
+            {"model": str(model), "subjects": str(folder)}, {"model_hash": encoders.FAMILY.hash_of(model)}, sets
+        )
 
     def folder(self, asked: Sequence[str]) -> tuple[Path, list[str]]:
         """The archive or folder of sentences that the words begin with, or the default archive; and the rest of the words."""
@@ -74,7 +76,7 @@ class TextMaker:
 
     def shapes(self, model: str, options: str) -> Mapping[str, tuple[int, int]]:
         """The matrices of an encoder's folder that the option `targets` names."""
-        return encoders.target_shapes(Path(model), read_options(self.name, options)["targets"])
+        return encoders.FAMILY.target_shapes(Path(model), read_options(self.name, options)["targets"])
 
     def make(self, setting: Setting, runs: Sequence[Run]) -> TextTask:
         """Encoder and training sets of a pack.

@@ -21,9 +21,10 @@ from training.accelerator import autocast
 from training.cell import BASE, Cell
 from training.seeds import seed_of
 from training.task_kinds import read_options
-from training.tasks.encoder import KINDS, TARGETS, Encoder, Text, pad
+from training.tasks.encoder import FAMILY, Encoder, pad
 from training.tasks.head import Head
 from training.tasks.order import alike
+from training.tasks.pretrained import Text
 from training.tasks.probe_head import predict_by_probe
 from training.tasks.task import Check, Evaluation, TrainingTask
 
@@ -39,7 +40,7 @@ class TextTask(TrainingTask):
     Args:
         encoder: the model; it may carry adapters.
         cells: the cells of the pack, in its order.
-        sets: what the cells learn (`training.tasks.sentences.TrainingSet`), by name.
+        sets: what the cells learn (`training.tasks.training_sets.TrainingSet`), by name.
     """
 
     dense = False  # whether the head has a layer of its own before the classifier
@@ -269,10 +270,8 @@ def sort_by_length(rows: Sequence[Sequence[int]]) -> list[int]:
 
 
 def find_layers(model: nn.Module, which: str) -> dict[str, nn.Linear]:
-    """The linear layers of an encoder that `which` of `training.tasks.encoder.TARGETS` names, by path, in its order."""
-    ends = {end for end, kind in KINDS.items() if kind in TARGETS[which]}
-    named = ((path, module) for path, module in model.named_modules() if path.startswith("encoder.layer."))
-    return {p: m for p, m in named if isinstance(m, nn.Linear) and p.split(".", 3)[-1] in ends}
+    """The linear layers of an encoder that a set of `training.tasks.encoder.TARGETS` names, by path, in its order."""
+    return {p: m for p, m in model.named_modules() if isinstance(m, nn.Linear) and FAMILY.is_target(p, which)}
 
 
 def score_rows(step: int, asked: str, labels: Int[Tensor, " n"], guesses: Int[Tensor, " n"]) -> pd.DataFrame:
