@@ -43,6 +43,7 @@ EXCEPTIONS = (
     (r".*--results docs/results/lr_robustness", "skip", "of the first edition, until results of the second stand there"),
     (r".*--docs docs/results/", "plan", "hours: what made docs/results"),
     (r".* -m training\.tasks\.fetch_text", "skip", "fetches 84 MB"),
+    (r".* -m analysis\.carry_over", "parse", "of results on text, which fetch that; tests/test_carry_over.py"),
     (r".*--task text", "skip", "of what that fetches; tests/test_text_task.py types it on a small encoder"),
     (r".*--preset (glue|instruct) .*--subjects", "plan", "days on a CPU; test_glue.py and test_answers.py train tiny ones"),
     (r".* -m benchmarks\S*", "parse", "hours, or a GPU"),

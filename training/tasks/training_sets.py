@@ -29,7 +29,7 @@ MOST_TEST, MOST_OTHERS = 300, 32  # rows to test on; the last of each other doma
 
 
 @runtime_checkable
-class Row(Protocol):
+class DrawnRow(Protocol):
     """One row of a domain."""
 
     @property
@@ -53,7 +53,7 @@ class Row(Protocol):
         """What is to be told."""
 
 
-AnyRow = TypeVar("AnyRow", bound=Row)
+AnyRow = TypeVar("AnyRow", bound=DrawnRow)
 Domains = Mapping[str, tuple[AnyRow, ...]]
 Parts = dict[tuple[str, str, str], tuple[AnyRow, ...]]
 
