@@ -321,6 +321,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
     "docs/results/README.md",
+    "docs/pilot/README.md",
 ]
 
 

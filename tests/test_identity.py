@@ -71,9 +71,7 @@ def test_cells_keep_their_hashes() -> None:
     assert {name: cell.identity()[:16] for name, cell in changed.items()} == {name: CHANGED[name][1] for name in FIELDS}
 
 
-@pytest.mark.parametrize(
-    "runs", sorted((ROOT / "docs" / "results").glob("*/runs.parquet")), ids=lambda path: path.parent.name
-)
+@pytest.mark.parametrize("runs", sorted((ROOT / "docs").glob("*/*/runs.parquet")), ids=lambda path: path.parent.name)
 def test_the_names_of_the_evidence_follow_from_its_fields(runs: Path) -> None:
     for row in pd.read_parquet(runs).to_dict("records"):
         cell = Cell(**{name: plain(name, row[name]) for name in FIELDS if name in row and is_there(row[name])})
