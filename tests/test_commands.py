@@ -135,7 +135,7 @@ def fill_placeholders(home: Path, pocket: Path) -> None:
     make_dreambench(home / "PATH")
     make_glue(home / "GLUE_FOLDER")
     make_decoder(home / "DECODER")
-    make_prompts(home / "FOLDER", num=2000)
+    make_prompts(home / "PROMPTS", num=2000)
     example = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "add_a_method.md").read_text(), re.S)
     for name in ("mymethod.py", "wave.py"):
         (home / name).write_text(example[1] if example else "")
