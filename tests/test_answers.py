@@ -226,7 +226,7 @@ def test_folders_that_cannot_be_used_are_one_line(llama: Path, folder: Path, tmp
 def test_the_front_door_draws_a_score_of_which_less_is_better(llama: Path, folder: Path, tmp_path: Path) -> None:
     words = [
         "driver", "--task", "answers:tokens=16,rows=40", "--method", "lora", "--model", str(llama), "--subjects", str(folder),
-        "2", "--multipliers", "1", "4", "--base-lr", "1e-3", "--steps", "4", "--rank", "2", "--norms-every", "4",
+        "2", "--multipliers", "1", "4", "--steps", "4", "--rank", "2", "--norms-every", "4",
         "--runs", str(tmp_path),
     ]  # fmt: skip
     driven = drive_here(lr_robustness, words, tmp_path)

@@ -119,7 +119,7 @@ def test_it_is_judged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--task", "tyo"], "error: unknown task 'tyo'; allowed: pictures, text, toy"),
+        (["--task", "tyo"], "error: unknown task 'tyo'; allowed: pictures, text, glue, answers, toy"),
         (["--task", "toy:depth=3"], "error: --task toy has no option 'depth=3'; allowed: width=16"),
         (["--task", "toy:width=many"], "error: --task toy: width is many; allowed: a whole number"),
         (
