@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from adapters.errors import BadInput
+from adapters.words import counted
 from training.accelerator import autocast, round_base
 from training.cell import BASE, Cell
 from training.run import Run
@@ -261,7 +262,8 @@ class AnswerMaker:
         rows = list(dict.fromkeys(row for one in inputs.subjects for row in (*one.train, *one.test)))
         ids = tokenizer([f"{row.text}{row.label}" for row in rows], verbose=False)["input_ids"]
         if cut := sum(len(own) + 1 > min(limit, most) for own in ids):
-            yield f"{cut} of {len(rows):,} prompts with their answers are cut at {min(limit, most)} tokens"
+            all_rows = counted(len(rows), "prompt")
+            yield f"{cut} of {all_rows} with their answers are cut at {counted(min(limit, most), 'token')}"
 
 
 class DecoderModel(MeasuredModel):
