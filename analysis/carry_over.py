@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 
 from adapters.errors import BadInput
 from adapters.words import counted
-from analysis.comparisons import half_widths
+from analysis.comparisons import half_widths, of_subjects
 from analysis.curves import in_order, subject_scores
 from analysis.grid import Grid, subject_grid
 from analysis.load import load
@@ -118,7 +118,7 @@ def _on_common_ground(grids: list[Grid]) -> list[Grid]:
         common = common.intersection(grid.scores.index)
     if common.empty:
         raise BadInput("no subject has all of the methods")
-    return [g._replace(scores=g.scores.loc[common], base=g.base[g.scores.index.get_indexer(common)]) for g in grids]
+    return [of_subjects(grid, common) for grid in grids]
 
 
 def _measure(grids: list[Grid], counts: Floats) -> dict[str, Floats]:

@@ -144,7 +144,7 @@ def half_width_difference(a: Grid, b: Grid, num_draws: int = 4000) -> dict[str, 
     from scipy.special import stdtr
 
     both = a.scores.index.intersection(b.scores.index)
-    first, second = (_of_subjects(grid, both) for grid in (a, b))
+    first, second = (of_subjects(grid, both) for grid in (a, b))
     n, drawn = len(both), []
 
     def difference(draws: Ints) -> Floats:
@@ -164,7 +164,8 @@ def half_width_difference(a: Grid, b: Grid, num_draws: int = 4000) -> dict[str, 
     }  # fmt: skip
 
 
-def _of_subjects(grid: Grid, subjects: pd.Index) -> Grid:
+def of_subjects(grid: Grid, subjects: pd.Index) -> Grid:
+    """The grid of some of its subjects, in their order."""
     return grid._replace(scores=grid.scores.loc[subjects], base=grid.base[grid.scores.index.get_indexer(subjects)])
 
 

@@ -18,24 +18,20 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from adapters.errors import BadInput
 from adapters.words import counted
-from training.accelerator import autocast, round_base
+from training.accelerator import autocast
 from training.cell import BASE, Cell
-from training.run import Run
 from training.setting import Setting
-from training.store import RunFolder
 from training.task_kinds import read_options
 from training.tasks import decoder as decoders
 from training.tasks import prompts
 from training.tasks.decoder import FAMILY, Decoder, pad_left
+from training.tasks.language_maker import LanguageMaker, LanguageModel, round_opened
 from training.tasks.order import alike
-from training.tasks.task import Check, Evaluation, Found, MeasuredModel, TrainingTask
+from training.tasks.task import Check, Evaluation, TrainingTask
 from training.tasks.training_sets import TrainingSet
 
-NAME = "answers"
 ROWS = 16  # of one forward call in an evaluation
-TYPICAL_SHARE = 0.5  # of the limit of tokens that a batch's longest row has, roughly
 
 Coded = tuple[list[int], int]  # token ids of a row, and how many of them, at its end, are the answer's
 
@@ -54,6 +50,7 @@ class AnswerTask(TrainingTask):
         self.options = read_options(self.shared.task, self.shared.task_options)
         self.sets = [sets[cell.subject] for cell in cells]
         self._coded: dict[prompts.Exchange, Coded] = {}
+        self._known_lengths: dict[str, tuple[int, ...]] = {}
         self._untouched: dict[prompts.Exchange, Tensor] = {}
 
     # What the loop asks of every task
@@ -67,7 +64,7 @@ class AnswerTask(TrainingTask):
     @property
     def targets(self) -> dict[str, nn.Linear]:
         """The matrices that the option `targets` names."""
-        return find_layers(self.model, self.options["targets"])
+        return FAMILY.find_layers(self.model, self.options["targets"])
 
     @property
     def device(self) -> torch.device:
@@ -94,8 +91,14 @@ class AnswerTask(TrainingTask):
 
     def _rows(self, cell: Cell, one: TrainingSet, step: int, micro: int) -> list[prompts.Exchange]:
         number = (step - 1) * cell.gradient_accumulation_steps + micro
-        lengths = tuple(len(ids) for ids, _ in map(self._code, one.train))
-        return [one.train[place] for place in alike(cell.seed, "row", number, lengths, cell.train_batch_size)]
+        places = alike(cell.seed, "row", number, self._lengths(one), cell.train_batch_size)
+        return [one.train[place] for place in places]
+
+    def _lengths(self, one: TrainingSet) -> tuple[int, ...]:
+        """Tokens of each row to learn from, counted once."""
+        if one.name not in self._known_lengths:
+            self._known_lengths[one.name] = tuple(len(ids) for ids, _ in map(self._code, one.train))
+        return self._known_lengths[one.name]
 
     def _code(self, row: prompts.Exchange) -> Coded:
         """Token ids of a row, computed once."""
@@ -120,10 +123,9 @@ class AnswerTask(TrainingTask):
     def _last(self, rows: Sequence[prompts.Exchange]) -> Float[Tensor, "n d"]:
         """What the decoder makes of each prompt: the last layer's output at its last token."""
         most = min(self.options["tokens"], self.decoder.max_tokens)
+        ids = [self.decoder.prompt(row.text)[-most:] for row in rows]
         with self.autocast():
-            return self.decoder.hidden(*pad_left([self.decoder.prompt(row.text)[-most:] for row in rows]))[
-                :, -1
-            ].float()
+            return self.decoder.hidden(*pad_left(ids))[:, -1].float()
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """bf16 autocast where the pack asks for it."""
@@ -181,39 +183,22 @@ class AnswerTask(TrainingTask):
         ]
 
 
-def find_layers(model: nn.Module, which: str) -> dict[str, nn.Linear]:
-    """The linear layers of a decoder that a set of `training.tasks.decoder.FAMILY.sets` names, by path, in its order."""
-    return {p: m for p, m in model.named_modules() if isinstance(m, nn.Linear) and FAMILY.is_target(p, which)}
+class AnswerMaker(LanguageMaker):
+    """Instruction tuning, to planning and to workers."""
 
+    name, family, rows, task = "answers", FAMILY, "rows", AnswerTask
 
-class AnswerMaker:
-    """Instruction tuning, to planning and to workers (`training.tasks.task.TaskMaker`)."""
-
-    def locate(self, model: str) -> Path:
-        """The folder of a decoder."""
-        return FAMILY.locate(model)
-
-    def where(self, path: str) -> Mapping[str, str]:
-        """Layer and kind of a matrix, from its path."""
-        return FAMILY.where(path)
-
-    def weights(self, model: str, options: str) -> Iterator[tuple[str, Tensor]]:
-        """The matrices that the option `targets` names, with their paths."""
-        return FAMILY.read_weights(Path(model), self.shapes(model, options))
-
-    def shapes(self, model: str, options: str) -> Mapping[str, tuple[int, int]]:
-        """The matrices of a decoder's folder that the option `targets` names."""
-        return FAMILY.target_shapes(Path(model), read_options(NAME, options)["targets"])
-
-    def find(self, asked: Any, names: Sequence[str], folder: Path) -> Found:
-        """Locate and check the decoder, and load the training sets.
+    def load(self, folder: Path, name: str, options: Mapping[str, Any]) -> TrainingSet:
+        """A training set.
 
         Raises:
-            BadInput: for anything that is missing or broken.
+            BadInput: for a name or a number of rows that the folder does not have.
         """
-        model, count = FAMILY.locate(asked.model), read_options(NAME, asked.kind[1])["rows"]
-        sets = [prompts.load(folder, name, count) for name in names]
-        return Found({"model": str(model), "subjects": str(folder)}, {"model_hash": FAMILY.hash_of(model)}, sets)
+        return prompts.load(folder, name, options["rows"])
+
+    def open(self, setting: Setting, mixed_precision: str) -> Decoder:
+        """The decoder."""
+        return _decoder(setting.model, setting.device, mixed_precision)
 
     def folder(self, asked: Sequence[str]) -> tuple[Path, list[str]]:
         """The folder of prompts that the words begin with, and the rest of the words."""
@@ -224,39 +209,24 @@ class AnswerMaker:
         """Training sets of a split, the domains in turns."""
         return prompts.names(folder, split), f" of split {split!r}"
 
-    def make(self, setting: Setting, runs: Sequence[Run]) -> AnswerTask:
-        """Decoder and training sets of a pack.
-
-        Raises:
-            BadInput: if the decoder cannot be loaded, or rows have changed.
-        """
-        decoder = _decoder(setting.model, setting.device, runs[0].cell.mixed_precision)
-        count = read_options(NAME, runs[0].cell.task_options)["rows"]
-        place, cells = Path(setting.subjects), [run.cell for run in runs]
-        sets = {name: prompts.load(place, name, count) for name in dict.fromkeys(cell.subject for cell in cells)}
-        for cell in cells:
-            if sets[cell.subject].content_hash() != cell.subject_hash:
-                raise BadInput(f"the rows of {cell.subject} changed since the sweep was planned")
-        return AnswerTask(decoder, cells, sets)
-
-    def leave_controls(
-        self, task: AnswerTask, folders: Sequence[RunFolder | None], may_go_on: Check, before_write: Check
-    ) -> None:
-        """Nothing: a likelihood needs no scorer."""
-
     def forget(self) -> None:
         """Load the decoder anew next time."""
         _decoder.cache_clear()
 
-    def bench(self, load: Any) -> DecoderModel:
-        """The frozen decoder on random tokens."""
-        return DecoderModel(load)
+    def bench(self, load: Any) -> LanguageModel:
+        """The frozen decoder on random tokens, the second half of whose outputs go through its head."""
+
+        def features(decoder: Decoder, ids: Tensor, mask: Tensor) -> Tensor:
+            return decoder.logits(decoder.hidden(ids, mask)[:, ids.shape[1] // 2 :])
+
+        decoder = decoders.load(Path(load.model), torch.device(load.device))
+        return LanguageModel(load, decoder, self.family, features, ROWS)
 
     def remarks(self, inputs: Any) -> Iterator[str]:
         """How many rows are cut at the limit of tokens."""
         from transformers import AutoConfig, AutoTokenizer
 
-        model, limit = Path(inputs.setting.model), read_options(NAME, inputs.shared["task_options"])["tokens"]
+        model, limit = Path(inputs.setting.model), read_options(self.name, inputs.shared["task_options"])["tokens"]
         tokenizer = AutoTokenizer.from_pretrained(model)
         most = min(int(AutoConfig.from_pretrained(model).max_position_embeddings), tokenizer.model_max_length)
         rows = list(dict.fromkeys(row for one in inputs.subjects for row in (*one.train, *one.test)))
@@ -266,43 +236,9 @@ class AnswerMaker:
             yield f"{cut} of {all_rows} with their answers are cut at {counted(min(limit, most), 'token')}"
 
 
-class DecoderModel(MeasuredModel):
-    """A decoder on which packs are measured.
-
-    Args:
-        load: a `training.probe.Load`.
-    """
-
-    def __init__(self, load: Any) -> None:
-        self.load, options = load, read_options(load.task, load.task_options)
-        self._decoder = decoders.load(Path(load.model), torch.device(load.device))
-        self.model: nn.Module = self._decoder.model
-        self.targets = find_layers(self.model, options["targets"])
-        if load.precision == "bf16":
-            round_base(self.model, kept=self.targets.keys())
-        most = min(options["tokens"], self._decoder.max_tokens)
-        self._tokens = max(decoders.SHORTEST, round(TYPICAL_SHARE * most))
-
-    def train(self, rows: int) -> Tensor:
-        """Send random tokens through the decoder, and half of its outputs through its head."""
-        size = (rows, self._tokens)
-        ids = torch.randint(0, self._decoder.model.config.vocab_size, size, device=self._decoder.device)
-        with autocast(self._decoder.device, self.load.precision):
-            hidden = self._decoder.hidden(ids, torch.ones_like(ids))
-            return self._decoder.logits(hidden[:, self._tokens // 2 :])
-
-    @torch.no_grad()
-    def evaluate(self, size: int, row_s: float) -> None:
-        """One forward call as large as those of an evaluation."""
-        self.train(max(size, ROWS))
-
-
 @functools.cache
 def _decoder(model: str, device: str, mixed_precision: str) -> Decoder:
-    decoder = decoders.load(Path(model), torch.device(device))
-    if mixed_precision == "bf16":
-        round_base(decoder.model, kept=find_layers(decoder.model, "all").keys())
-    return decoder
+    return round_opened(decoders.load(Path(model), torch.device(device)), FAMILY, mixed_precision)
 
 
 MAKER = AnswerMaker()

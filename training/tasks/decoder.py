@@ -35,7 +35,6 @@ FAMILY = Family(
     sets={"qv": ("query", "value"), "attention": ATTENTION, "all": tuple(MATRICES.values())},
     example="layers.0.self_attn.q_proj",
 )  # fmt: skip
-SHORTEST = 3  # tokens: one of a prompt, one of its answer, and the end
 
 
 @dataclass

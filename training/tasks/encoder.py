@@ -18,9 +18,8 @@ from torch import Tensor
 from adapters.errors import BadInput
 from training.tasks import fetch_text, sentences
 from training.tasks.pipeline import file_hash
-from training.tasks.pretrained import Family, Text, tokenize
+from training.tasks.pretrained import SHORTEST, Family, Text, tokenize
 
-SHORTEST = 3  # tokens: the two special ones and one of the text
 KINDS = {
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
     "attention.output.dense": "out", "intermediate.dense": "up", "output.dense": "down",

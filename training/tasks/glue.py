@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
-import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +22,8 @@ import pandas as pd
 
 from adapters.errors import BadInput
 from adapters.words import counted
-from training.tasks import hub
+from training.tasks import hub, training_sets
+from training.tasks.training_sets import TrainingSet
 
 HUB = "nyu-mll/glue"
 PATTERNS = ("*/train-*.parquet", "*/validation*.parquet")
@@ -81,40 +80,14 @@ class GlueRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GlueSet:
-    """What a finetune learns of a task, and what it is tested on.
+class GlueSet(TrainingSet):
+    """What a finetune learns of a task, and what it is tested on; `name` is "cola", or "cola-tuning" for the part to select by.
 
     Attributes:
-        name: "cola"; "cola-tuning" where it is scored on the part to select by.
-        cls: the task.
-        split: "evidence" or "tuning".
-        table: its layout.
-        train, test: rows.
-        others: test rows of the other tasks that the folder holds, by which drift is measured.
+        table: the task's layout.
     """
 
-    name: str
-    cls: str
-    split: str
-    table: GlueTable
-    train: tuple[GlueRow, ...]
-    test: tuple[GlueRow, ...]
-    others: tuple[GlueRow, ...] = ()
-
-    @property
-    def picture(self) -> None:
-        """None: a task has no picture."""
-
-    def fields(self, cell: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of its cells that it decides."""
-        return {"subject": self.name, "subject_hash": self.content_hash()}
-
-    def content_hash(self) -> str:
-        """SHA-256 of all texts and labels, cut to 16 hex digits."""
-        digest = hashlib.sha256()
-        for part in (self.train, self.test, self.others):
-            digest.update(json.dumps([(row.text, row.label) for row in part]).encode())
-        return digest.hexdigest()[:16]
+    table: GlueTable = field(kw_only=True)
 
 
 def locate(name: str) -> Path:
@@ -180,7 +153,7 @@ def load(folder: Path, name: str, count: int = 0) -> GlueSet:
             :MOST_OTHERS
         ]
     ]
-    return GlueSet(name, task, split, TABLES[task], learnt, test, tuple(others))
+    return GlueSet(name, task, split, learnt, test, tuple(others), table=TABLES[task])
 
 
 def divide(rows: Sequence[GlueRow]) -> dict[str, tuple[GlueRow, ...]]:
@@ -191,7 +164,7 @@ def divide(rows: Sequence[GlueRow]) -> dict[str, tuple[GlueRow, ...]]:
 
 
 def _order(row: GlueRow) -> str:
-    return hashlib.sha256(f"{row.domain}:{row.id}".encode()).hexdigest()
+    return training_sets.digest(f"{row.domain}:{row.id}")
 
 
 def _check_classes(rows: Sequence[GlueRow], table: GlueTable, what: str) -> None:
@@ -209,10 +182,9 @@ def _files(folder: Path, task: str, part: str) -> list[Path]:
     return sorted((folder / task).glob(f"{part}-*.parquet"))
 
 
-def _stamp(folder: Path, task: str) -> tuple[tuple[str, int, int], ...]:
+def _stamp(folder: Path, task: str) -> tuple:
     """What tells that a file has changed."""
-    files = sorted((folder / task).glob("*.parquet"))
-    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    return training_sets.stamp(folder / task, "*.parquet")
 
 
 @functools.cache

@@ -80,8 +80,7 @@ MEASURES = {"accuracy": accuracy, "matthews": pearson, "correlation": correlatio
 class GlueMaker(TextMaker):
     """GLUE, to planning and to workers (`training.tasks.task.TaskMaker`)."""
 
-    name = "glue"
-    task = GlueTask
+    name, task = "glue", GlueTask
 
     def load(self, folder: Path, name: str, options: Mapping[str, Any]) -> glue.GlueSet:
         """One task of GLUE.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.documents import COUNT, read_json
 from adapters.errors import BadInput
@@ -24,6 +24,7 @@ from training.tasks.model_kind import read_config
 from training.tasks.pipeline import file_hash
 
 PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.model")
+SHORTEST = 3  # tokens: of a text with the two special ones; of a prompt, its answer and the end
 Text = str | tuple[str, str]  # what a row says: a text, or a pair
 
 
@@ -167,10 +168,14 @@ class Family:
             "block": f"layer.{number}", "kind": kind, "attention": "self-attention" if kind in self.attention else "MLP"
         }  # fmt: skip
 
-    def is_target(self, path: str, which: str) -> bool:
-        """Whether a set names the layer of that path."""
-        match = self._split(path)
-        return match is not None and match[1] in self.sets[which]
+    def find_layers(self, model: nn.Module, which: str) -> dict[str, nn.Linear]:
+        """The linear layers of a model that one of `sets` names, by path, in its order."""
+
+        def is_named(path: str) -> bool:
+            match = self._split(path)
+            return match is not None and match[1] in self.sets[which]
+
+        return {p: m for p, m in model.named_modules() if isinstance(m, nn.Linear) and is_named(p)}
 
     def _split(self, path: str) -> tuple[int, str] | None:
         """Number of the layer and kind of a matrix."""

@@ -96,7 +96,7 @@ class TextTask(TrainingTask):
     @property
     def targets(self) -> dict[str, nn.Linear]:
         """The matrices that the option `targets` names."""
-        return find_layers(self.model, self.options["targets"])
+        return FAMILY.find_layers(self.model, self.options["targets"])
 
     @property
     def device(self) -> torch.device:
@@ -267,11 +267,6 @@ def _shuffle(size: int, name: str, number: int) -> Int[Tensor, " n"]:
 def sort_by_length(rows: Sequence[Sequence[int]]) -> list[int]:
     """Places of rows, the shortest first."""
     return sorted(range(len(rows)), key=lambda place: len(rows[place]))
-
-
-def find_layers(model: nn.Module, which: str) -> dict[str, nn.Linear]:
-    """The linear layers of an encoder that a set of `training.tasks.encoder.TARGETS` names, by path, in its order."""
-    return {p: m for p, m in model.named_modules() if isinstance(m, nn.Linear) and FAMILY.is_target(p, which)}
 
 
 def score_rows(step: int, asked: str, labels: Int[Tensor, " n"], guesses: Int[Tensor, " n"]) -> pd.DataFrame:

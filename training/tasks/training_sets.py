@@ -8,6 +8,7 @@ other training sets of these domains, not other domains. Imports no torch.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import itertools
 import json
@@ -87,7 +88,11 @@ class TrainingSet:
         return {"subject": self.name, "subject_hash": self.content_hash()}
 
     def content_hash(self) -> str:
-        """SHA-256 of all texts and labels, cut to 16 hex digits."""
+        """SHA-256 of all texts and labels, cut to 16 hex digits; computed once."""
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> str:
         said = [[(one.text, one.label) for one in part] for part in (self.train, self.test, self.others)]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
