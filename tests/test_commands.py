@@ -49,7 +49,7 @@ EXCEPTIONS = (
     (r".* -m benchmarks\S*", "parse", "hours, or a GPU"),
     (r".* -m tests\.take_out", "parse", "hours"),
     (r".* -m slurm\.status .*--wait", "parse", "waits for jobs of a real SLURM; tests/test_status_command.py"),
-    (r"\S+ -m (figures|analysis\.compact|sweeps\.report_to)$", "words", "named in a sentence, needs more words"),
+    (r"\S+ -m (figures|analysis\.(compact|picture_export)|sweeps\.report_to)$", "words", "named in a sentence, needs more words"),
     (r'.*"SELECT \.\.\."', "words", "the query is left to the user; tests/test_api.py runs whole ones"),
     (r".* adapters\.check NAME", "words", "any method's name; tests/test_check.py"),
 )  # fmt: skip

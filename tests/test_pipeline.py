@@ -17,7 +17,10 @@ def test_a_revision_of_the_hub_is_asked_for(
 ) -> None:
     seen = []
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+    def download(
+        name: str, *, revision: str | None, repo_type: str, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
+        assert repo_type == "model"
         seen.append((name, revision))
         assert not any(pattern.endswith((".bin", ".ckpt", ".pt")) for pattern in allow_patterns), "only safetensors"
         return str(POCKET_MODEL)
