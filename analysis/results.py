@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,10 +55,12 @@ class Results:
             num_parameters, seconds, commit; a planned run without a folder has the status "gone" or "not run". The column
             `series`, the name under which the run is drawn, is worked out here from the others.
         sources: where the other frames are read from, each at its first use.
+        prompts: the only ones whose scores count; None for all.
     """
 
     all_runs: pd.DataFrame
     sources: tuple[Source, ...]
+    prompts: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "all_runs", _named(self.all_runs))
@@ -95,12 +97,12 @@ class Results:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Rows run_id, step, metric, prompt, value of the runs."""
-        return self._gather(lambda source, _: source.scores(), self.runs)
+        return self._scores(self.runs)
 
     @cached_property
     def base(self) -> pd.DataFrame:
         """Rows run_id, metric, prompt, value of the base model, with the fields that say what it belongs to."""
-        scores = self._gather(lambda source, _: source.scores(), self.base_runs).drop(columns="step")
+        scores = self._scores(self.base_runs).drop(columns="step")
         return scores.merge(self.base_runs[["run_id", *BASE_KEY]], on="run_id")
 
     @cached_property
@@ -125,7 +127,7 @@ class Results:
             and seed are missing), method, multiplier, subject, seed, step, metric, value (the mean over its pictures), run_id.
             A run that goes by several names or multipliers has rows for each.
         """
-        scores = self._gather(lambda source, _: source.scores(), self.all_runs)
+        scores = self._scores(self.all_runs)
         keys = ["run_id", "step", "metric"]
         values = scores.groupby(keys, sort=False, observed=True)["value"].mean().reset_index()
         runs = self.all_runs[~is_absent(self.all_runs)]
@@ -218,13 +220,27 @@ class Results:
             raise BadInput(
                 f"no run matches {asked}; there are {counted(len(self.runs), 'run')} of {listed(self.runs['series'])}"
             )
-        return Results(self.all_runs[kept | wanted], self.sources)
+        return replace(self, all_runs=self.all_runs[kept | wanted])
+
+    def at_prompts(self, prompts: Collection[str]) -> Results:
+        """The same runs, scored by these prompts alone.
+
+        Raises:
+            BadInput: if one of them was not asked of these runs.
+        """
+        if missing := sorted(set(prompts) - set(self.scores["prompt"])):
+            raise BadInput(f"no picture of these runs was asked for {missing[0]!r}")
+        return replace(self, prompts=frozenset(prompts))
 
     def _matches(self, name: str, value: Any) -> pd.Series:
         if name not in self.all_runs:
             raise BadInput(f"unknown field {name!r} of a run; known: {', '.join(self.all_runs.columns)}")
         allowed = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
         return self.all_runs[name].isin(allowed)
+
+    def _scores(self, runs: pd.DataFrame) -> pd.DataFrame:
+        found = self._gather(lambda source, _: source.scores(), runs)
+        return found if self.prompts is None else found[found["prompt"].isin(self.prompts)].reset_index(drop=True)
 
     def _gather(self, read: Callable[[Source, set[str]], pd.DataFrame], runs: pd.DataFrame) -> pd.DataFrame:
         """Read from every source the rows of those runs that it owns."""

@@ -83,7 +83,10 @@ def say_plateaus(plateaus: pd.DataFrame, results: Results) -> None:
 
 
 def evidence(folder: Path | None, results: Results) -> Results | None:
-    """The committed results of other methods on the same subjects, if model, length of training and optimiser are the same."""
+    """The committed results of other methods on the same subjects and prompts; None where there are no such results.
+
+    Model, length of training, optimiser and the multipliers' meaning must be the same.
+    """
     if folder is None or not (folder / "runs.parquet").exists():
         return None
     found = load(folder)
@@ -92,7 +95,8 @@ def evidence(folder: Path | None, results: Results) -> Results | None:
     subjects = set(results.runs["subject"])
     if not all(alike) or not subjects <= set(found.runs["subject"]):
         return None
-    return found.select(subject=sorted(subjects))
+    found, asked = found.select(subject=sorted(subjects)), set(results.scores["prompt"])
+    return found.at_prompts(asked) if asked <= set(found.scores["prompt"]) else None
 
 
 def report_prolonged(outcome: SweepOutcome, docs: Path | None) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pandas as pd
+import pytest
+
+from adapters import BadInput
 from analysis import load
 from sweeps.report import evidence
 
@@ -29,3 +33,27 @@ def test_evidence_is_of_the_subjects_that_were_run_and_of_no_others() -> None:
 
 def test_nothing_stands_behind_where_there_is_no_evidence(tmp_path: Path) -> None:
     assert evidence(tmp_path, load(EVIDENCE)) is None
+
+
+def test_evidence_is_scored_by_the_prompts_that_were_asked_for() -> None:
+    own = load(EVIDENCE)
+    asked = set(sorted(set(own.scores["prompt"]))[::2])
+    behind = evidence(EVIDENCE, own.at_prompts(asked))
+    assert behind is not None
+    assert set(behind.scores["prompt"]) == set(behind.base["prompt"]) == asked
+    whole, few = (r.table().groupby(["run_id", "metric"])["value"].first() for r in (own, behind))
+    name = "dino"
+    wanted = (
+        own.scores[own.scores["prompt"].isin(asked) & (own.scores["metric"] == name)].groupby("run_id")["value"].mean()
+    )
+    pd.testing.assert_series_equal(few.xs(name, level="metric")[wanted.index], wanted, check_names=False)
+    assert (few != whole).any()
+
+
+def test_nothing_stands_behind_prompts_that_the_evidence_was_not_asked_for() -> None:
+    own = load(EVIDENCE)
+    others = own.at_prompts(set(own.scores["prompt"]))
+    others.__dict__["scores"] = own.scores.assign(prompt=own.scores["prompt"].astype(str) + "!")
+    assert evidence(EVIDENCE, others) is None
+    with pytest.raises(BadInput, match="no picture of these runs was asked for 'a flying fox'"):
+        own.at_prompts({"a flying fox"})
