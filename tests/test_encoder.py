@@ -14,7 +14,8 @@ import torch
 from adapters import BadInput
 from tests.make_text import VOCABULARY, make_encoder, make_word_tokenizer, pad_all_texts
 from training.tasks import encoder, fetch_text, hub
-from training.tasks.encoder import FAMILY, Encoder, count_cut, load, pad
+from training.tasks.encoder import FAMILY, Encoder, load, pad
+from training.tasks.pretrained import count_cut
 
 CPU = torch.device("cpu")
 TEXTS = ["the kabo is good", "a very awful and so dull lofu !"]
@@ -123,14 +124,15 @@ def test_texts_have_a_token_for_each_word_and_no_padding(tiny: Encoder) -> None:
 def test_long_texts_are_cut_and_counted(tiny: Encoder, folder: Path) -> None:
     assert [len(row) for row in tiny.tokens(TEXTS, 8)] == [6, 8]
     assert VOCABULARY[tiny.tokens(TEXTS, 8)[1][-1]] == "[SEP]"
-    assert [count_cut(folder, TEXTS, limit) for limit in (5, 8, 10)] == [2, 1, 0]
+    assert [count_cut(folder, TEXTS, limit) for limit in (5, 8, 10)] == [(2, 5), (1, 8), (0, 10)]
+    assert [count_cut(folder, TEXTS, 6, ending=ending) for ending in (0, 1)] == [(1, 6), (2, 6)]
 
 
 def test_no_text_is_longer_than_the_model(tiny: Encoder, folder: Path) -> None:
     assert tiny.max_tokens == 66
     (row,) = tiny.tokens(["good " * 200], 512)
     assert len(row) == 66
-    assert count_cut(folder, ["good " * 200, "good " * 64], 512) == 1
+    assert count_cut(folder, ["good " * 200, "good " * 64], 512) == (1, 66)
     assert tiny.pooled(*pad([row], tiny.pad_id)).isfinite().all()
 
 

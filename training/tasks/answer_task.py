@@ -28,6 +28,7 @@ from training.tasks import prompts
 from training.tasks.decoder import FAMILY, Decoder, pad_left
 from training.tasks.language_maker import LanguageMaker, LanguageModel, round_opened
 from training.tasks.order import alike
+from training.tasks.pretrained import count_cut
 from training.tasks.task import Check, Evaluation, TrainingTask
 from training.tasks.training_sets import TrainingSet
 
@@ -224,16 +225,11 @@ class AnswerMaker(LanguageMaker):
 
     def remarks(self, inputs: Any) -> Iterator[str]:
         """How many rows are cut at the limit of tokens."""
-        from transformers import AutoConfig, AutoTokenizer
-
-        model, limit = Path(inputs.setting.model), read_options(self.name, inputs.shared["task_options"])["tokens"]
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        most = min(int(AutoConfig.from_pretrained(model).max_position_embeddings), tokenizer.model_max_length)
         rows = list(dict.fromkeys(row for one in inputs.subjects for row in (*one.train, *one.test)))
-        ids = tokenizer([f"{row.text}{row.label}" for row in rows], verbose=False)["input_ids"]
-        if cut := sum(len(own) + 1 > min(limit, most) for own in ids):
-            all_rows = counted(len(rows), "prompt")
-            yield f"{cut} of {all_rows} with their answers are cut at {counted(min(limit, most), 'token')}"
+        limit = read_options(self.name, inputs.shared["task_options"])["tokens"]
+        cut, most = count_cut(Path(inputs.setting.model), [f"{row.text}{row.label}" for row in rows], limit, ending=1)
+        if cut:
+            yield f"{cut} of {counted(len(rows), 'prompt')} with their answers are cut at {counted(most, 'token')}"
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from torch import Tensor
 from adapters.errors import BadInput
 from training.tasks import fetch_text, sentences
 from training.tasks.pipeline import file_hash
-from training.tasks.pretrained import SHORTEST, Family, Text, tokenize
+from training.tasks.pretrained import SHORTEST, Family, Text, count_positions, tokenize
 
 KINDS = {
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
@@ -82,15 +82,6 @@ class Encoder:
         """Which half of a pair every token is of, as BERT wants to know it: 1 behind the first separator, else 0."""
         ends = (ids == self.tokenizer.sep_token_id).long()
         return (ends.cumsum(dim=1) - ends).clamp(max=1) * mask
-
-
-def count_cut(folder: Path, texts: Sequence[Text], limit: int) -> int:
-    """How many of some texts a folder's tokenizer cuts at a limit of tokens; no weight is read."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    most = min(limit, tokenizer.model_max_length, count_positions(AutoConfig.from_pretrained(folder)))
-    return sum(len(ids) > most for ids in tokenize(tokenizer, texts, truncation=False, verbose=False))
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:
@@ -157,9 +148,3 @@ def load(folder: Path, device: torch.device) -> Encoder:
         raise BadInput(f"the weights in {folder} have no {missing[0]}: they are not whole, or another model's")
     most = min(count_positions(model.config), tokenizer.model_max_length)
     return Encoder(model.to(device).eval().requires_grad_(False), tokenizer, most, device)
-
-
-def count_positions(config: Any) -> int:
-    """Tokens that a model has positions for: RoBERTa counts them from behind its padding token's number."""
-    taken = config.pad_token_id + 1 if config.model_type == "roberta" else 0
-    return int(config.max_position_embeddings) - taken

@@ -253,3 +253,29 @@ def tokenize(tokenizer: Any, texts: Sequence[Text], **how: Any) -> list[list[int
         a, b = map(list, zip(*pairs, strict=True))
         found |= zip(pairs, tokenizer(a, b, padding=False, **how)["input_ids"], strict=True)
     return [found[text] for text in texts]
+
+
+def count_positions(config: Any) -> int:
+    """Tokens that a model has positions for: RoBERTa counts them from behind its padding token's number."""
+    taken = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+    return int(config.max_position_embeddings) - taken
+
+
+def count_cut(folder: Path, texts: Sequence[Text], limit: int, ending: int = 0) -> tuple[int, int]:
+    """How many texts are cut; no weight is read.
+
+    Args:
+        folder: of the model.
+        texts: as they are given to its tokenizer.
+        limit: the largest number of tokens that is asked for.
+        ending: tokens that are put behind each text.
+
+    Returns:
+        How many are longer than the limit, the tokenizer or the model's positions allow, and what these allow, in tokens.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    most = min(limit, tokenizer.model_max_length, count_positions(AutoConfig.from_pretrained(folder)))
+    ids = tokenize(tokenizer, texts, truncation=False, verbose=False)
+    return sum(len(own) + ending > most for own in ids), most

@@ -15,6 +15,7 @@ from training.task_kinds import read_options
 from training.tasks import encoder as encoders
 from training.tasks import sentences
 from training.tasks.language_maker import LanguageMaker, LanguageModel, round_opened
+from training.tasks.pretrained import count_cut
 from training.tasks.task import Check
 from training.tasks.text_task import ROWS, TextTask
 
@@ -74,8 +75,8 @@ class TextMaker(LanguageMaker):
         """How many sentences are cut at the limit of tokens."""
         options = read_options(self.name, inputs.shared["task_options"])
         texts = list(dict.fromkeys(s.text for one in inputs.subjects for s in (*one.train, *one.test)))
-        cut = encoders.count_cut(Path(inputs.setting.model), texts, options["tokens"])
-        return [f"{cut} of {len(texts):,} sentences are cut at {options['tokens']} tokens"] if cut else []
+        cut, most = count_cut(Path(inputs.setting.model), texts, options["tokens"])
+        return [f"{cut} of {len(texts):,} sentences are cut at {most} tokens"] if cut else []
 
 
 @functools.cache
