@@ -275,7 +275,14 @@ def describe_controls(results: Results) -> str:
     if unmeasured := unmeasured_subjects(results):
         said.append(f"were not measured on: {', '.join(unmeasured)}")
     passed = f"pass on {counted(table['subject'].nunique(), results.kind.unit)}, all that there are"
-    return f"Controls of the scorers {'; '.join(said) if said else passed}."
+    return f"Controls of the scorers {'; '.join(said) if said else passed}{_lacking(results)}."
+
+
+def _lacking(results: Results) -> str:
+    """The controls that nothing was measured of on any subject, in brackets."""
+    controls, measured = results.kind.controls, set(results.controls["kind"])
+    lacking = [controls.kinds[kind] for kind in controls.apart if kind not in measured] if controls else []
+    return f" (not measured: {', '.join(lacking)})" if lacking else ""
 
 
 def unmeasured_subjects(results: Results) -> list[str]:

@@ -2,7 +2,7 @@
 
 The first trials of LoRA, DoRA and ETHER+ are eight rates, those of DeLoRA four rates of B and A times two starts of lambda, whose
 rate is that of B and A. Then every method gets four more a round: beyond the edge of its grid where its best lies there, else
-closer around its best; until no best lies at an edge.
+closer around its best; until no best lies at an edge, or for `--rounds` rounds.
 
 By the default rule the best has the highest mean of DINO + CLIP-I + CLIP-T, the protocol's three scores, over the tuning subjects
 at the last step; a setting at which any run diverged is out. DINO alone would choose rates at which the prompt is forgotten,

@@ -325,6 +325,8 @@ def test_the_subjects_are_named_in_words(root: Path, capsys: pytest.CaptureFixtu
     assert describe_controls(results.select(subject="owl")) == ""
     passes = "Controls of the scorers pass on 1 subject, all that there are."
     assert describe_controls(results.select(subject="cat")) == passes
+    alone = made_results(root.parent / "no_class", {"cat": {k: v for k, v in GOOD.items() if k != "same_class"}})
+    assert describe_controls(alone) == f"{passes[:-1]} (not measured: same class)."
     of_evidence = Results(results.all_runs.assign(split="evidence"), results.sources)
     say_plateaus(robustness(results).plateaus, of_evidence)
     sentences = capsys.readouterr().out.splitlines()

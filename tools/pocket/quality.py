@@ -34,6 +34,7 @@ from tools.pocket.studio import Studio, open_studio
 from tools.pocket.subjects import PHOTOGRAPHS, photograph_class
 from tools.pocket.tokenizer import encode
 from tools.pocket.vae import round_trip
+from tools.pocket.vae_quality import SHOWN, draw_sheet
 from training.command_line import end_well
 from training.read_picture import read_picture
 from training.tasks.pipeline import POCKET
@@ -190,6 +191,8 @@ def main() -> int:
     (POCKET / "qualities.json").write_text(text + "\n", encoding="utf-8")
     save_sheet(to_bytes(photographs), 4 * PHOTOGRAPHS, arguments.docs / "subjects.png")
     save_sheet(side_by_side(photographs[::PHOTOGRAPHS], decoded[::PHOTOGRAPHS]), 12, arguments.docs / "vae.png")
+    few = slice(None, None, len(photographs) // SHOWN)
+    draw_sheet(photographs[few][:SHOWN], decoded[few][:SHOWN], arguments.docs / "vae_4x.png")
     save_sheet(to_bytes(images), 16, arguments.docs / "compositions.png")
     draw_class_sheet(arguments.docs)
     return 0
