@@ -99,6 +99,8 @@ def _share_limits(axes: list[Axes], frame: pd.DataFrame) -> None:
         if len(above) and (ends >= 0).all() and above.max() > LOG_FROM * above.min():
             plain_log_axis(ax, above)
         limit_to_means(ax, [frame])
+        if (frame["quantity"] == "lambda").all() and ax.get_yscale() == "linear":
+            ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))  # what hardly moves is to look so
 
 
 def _name_axes(ax: Axes, label: str, *, is_first: bool, is_last: bool) -> None:

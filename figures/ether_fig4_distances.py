@@ -17,6 +17,7 @@ from figures.panels import draw_curves, draw_legend, limit_to_means, plain_log_a
 from figures.style import multiplier_axis, new_figure, num_beside, styled
 
 WIDTH_IN = 8.6
+FLAT = 2.0  # ratio of the ends of curves below which an axis is linear, from 0
 TITLES = {
     "transform": "transformation ‖H − I‖",
     "distance": "weights ‖Wₜ − W₀‖ / ‖W₀‖",
@@ -25,7 +26,9 @@ TITLES = {
 
 @styled
 def draw(transform: pd.DataFrame, distance: pd.DataFrame, xlabel: str = BASE_AXIS) -> Figure:
-    """The distance of the transformation from the identity on the left, of the weights on the right, log axes.
+    """The distance of the transformation from the identity on the left, of the weights on the right.
+
+    Axes are logarithmic, and those of flat curves linear, from 0.
 
     Args:
         transform: `analysis.distance_curve(results, gauge="transform_distance")`.
@@ -46,9 +49,13 @@ def draw(transform: pd.DataFrame, distance: pd.DataFrame, xlabel: str = BASE_AXI
     for place, (name, curves) in enumerate({"transform": transform, "distance": shown}.items()):
         ax = figure.add_subplot(*((1, 2) if beside else (2, 1)), place + 1, label=name)
         multiplier_axis(ax, curves["multiplier"], xlabel)
-        plain_log_axis(ax, curves["mean"])
+        is_flat = curves["mean"].max() < FLAT * curves["mean"].min()
+        if not is_flat:
+            plain_log_axis(ax, curves["mean"])
         draw_curves(ax, curves, "multiplier", styles)
         limit_to_means(ax, [curves], np.nan)
+        if is_flat:
+            ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
         ax.set_title(TITLES[name])
     draw_legend(figure, transform, styles, base=False)
     last = shown.sort_values("multiplier").groupby("series", sort=False).tail(1)

@@ -58,14 +58,16 @@ def draw(data: MatchedPrompt) -> Figure:
     rows = [names[start : start + beside] for start in range(0, len(names), beside)]
     heights = [bars_in if set(row) <= set(BARS) else 2.9 for row in rows]
     figure = new_figure(WIDTH_IN, 0.6 + sum(heights), wspace=0.05)
-    grid = figure.add_gridspec(len(rows), beside, height_ratios=heights)
-    for place, name in enumerate(names):
-        wide = place == len(names) - 1  # the last one takes what is left of its row
-        columns = slice(place % beside, beside if wide else place % beside + 1)
-        label = side_effect_of(data) if name == SIDE_EFFECT else name
-        ax = figure.add_subplot(grid[place // beside, columns], label=label)
-        ax.set_title(titles[name])
-        DRAWN[name](ax, data, styles)
+    grid = figure.add_gridspec(len(rows), 1, height_ratios=heights)
+    for down, row in enumerate(rows):
+        panels = grid[down].subgridspec(
+            1, len(row)
+        )  # of its own, so that numbers beside bars take no room from other rows
+        for place, name in enumerate(row):
+            label = side_effect_of(data) if name == SIDE_EFFECT else name
+            ax = figure.add_subplot(panels[place], label=label)
+            ax.set_title(titles[name])
+            DRAWN[name](ax, data, styles)
     base = Line2D([], [], ls="none", marker="o", ms=pt(7), mfc="white", mec=INK, label=BASE_MODEL)
     draw_legend(figure, data.paths, styles, marks=[base], base=False, title=interval_text(data))
     fit_text(figure)
@@ -98,7 +100,10 @@ def _prompt(data: MatchedPrompt) -> str:
 def _titles(data: MatchedPrompt) -> dict[str, str]:
     """The panels that there is something for, with their titles."""
     other = side_effect_of(data)
-    titles = {"loss": f"{_headline(data)} and the loss of {_prompt(data)}", "front": "gain at no more than a loss"}
+    titles = {
+        "loss": f"{_headline(data)} and the loss of {_prompt(data)}",
+        "front": f"best gain by loss of {_prompt(data)}",
+    }
     titles |= {SIDE_EFFECT: f"{_headline(data)} and {title_of(other)}"} if other else {}
     titles |= {"gain": "mean gain over the front"}
     return titles | ({} if data.differences.empty else {"difference": f"difference of mean gains, paired by {unit()}"})
@@ -172,7 +177,14 @@ def _draw_fronts(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None
             low, high = (front[end].to_numpy(dtype=float) for end in ("low", "high"))
             ax.fill_between(x, low, high, color=look.color, alpha=0.16, lw=0, zorder=2, label=f"_band {series}")
     ax.set(xlabel=_loss_label(data), ylabel=f"gain in {_headline(data)} over the base", xlim=(0, 100 * _largest(data)))
-    add_subtitle(ax, "dotted: before the first and beyond the last loss that a tried rate has")
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    none = tried["least_tried"].min() > _largest(data)
+    add_subtitle(
+        ax,
+        f"no rate lost so little: straight lines to the first that was tried ({100 * tried['least_tried'].min():.0f} %)"
+        if none
+        else "dotted: before the first and beyond the last loss that a tried rate has",
+    )
 
 
 def _draw_gains(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None:

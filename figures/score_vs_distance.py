@@ -80,6 +80,9 @@ def _draw_panel(ax: Axes, data: ScoreVsDistance, metric: str, axis: str, styles:
     curve = data.common[(data.common["metric"] == metric) & (data.common["axis"] == axis)]
     ax.plot(curve["x"], curve["value"], color=INK, ls=COMMON_DASHES, lw=pt(2), zorder=2.8, label="_common")
     limit_to_means(ax, [scores], float(data.curves.base.set_index("metric")["mean"].get(metric, np.nan)))
+    low, high = ax.get_ylim()
+    shown = pd.concat([runs["value"], curve["value"]])
+    ax.set_ylim(min(low, shown.min()), max(high, shown.max()))
     found = data.coincidences[(data.coincidences["metric"] == metric) & (data.coincidences["axis"] == axis)]
     ax.set_title(f"{title_of(metric)} {AXES[axis]}")
     add_subtitle(ax, residual_text(found.iloc[0]))
@@ -96,5 +99,5 @@ def residual_text(row: pd.Series) -> str:
     """What the curves leave on subjects that they have not seen, and how it compares with the learning rate's common curve."""
     text = f"left-out residual: {row['common']:.3f} with one curve, {row['separate']:.3f} with one a method\n"
     if np.isfinite(row["ratio_low"]):
-        text += f"one curve's variance over the rate's: {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+        text += f"variance left, over the rate's: {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
     return text

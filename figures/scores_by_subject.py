@@ -46,7 +46,7 @@ def draw(scores: pd.DataFrame, metric: str | None = None) -> Figure:
     means = rows.groupby("row", sort=False)["value"].mean()
     ax.plot(means, means.index, ls="none", marker="|", ms=pt(17), mew=pt(2), color=INK, zorder=5, label="_means")
     ax.set_ylim(len(names) - 0.5, -0.5)  # as much room at both ends as between rows
-    ax.set(xlabel=f"{title_of(metric)} at the best multiplier; bar: mean", ylabel="")
+    ax.set(xlabel=f"{title_of(metric)} at the best multiplier; bar: mean, line: median, box: quartiles", ylabel="")
     ax.set_title(f"Every point is a {unit()}")
     fit_text(figure)
     return figure
