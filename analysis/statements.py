@@ -50,6 +50,6 @@ def _controls(row: pd.Series) -> str:
 
 
 def with_interval(row: pd.Series) -> str:
-    """A mean with its interval, two decimals, three of what is small."""
-    digits = 2 if abs(row["mean"]) >= 0.1 else 3
+    """A mean with its interval: two decimals, three of what is small, none of what is large."""
+    digits = 0 if abs(row["mean"]) >= 100 else 2 if abs(row["mean"]) >= 0.1 else 3
     return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(row["mean"], row["low"], row["high"], d=digits)

@@ -6,16 +6,18 @@ python -m analysis.verdicts --results docs/results --claims docs/claims.toml doc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
 
-from adapters.documents import COUNT, NAME, REAL, TEXT, Form, check_form, read_toml
+from adapters.documents import COUNT, NAME, NUMBER, OBJECT, PLACE, REAL, TEXT, Form, check_form, read_toml
 from adapters.errors import BadInput
 from adapters.words import counted
 from analysis.control_verdicts import failing_words
@@ -31,10 +33,12 @@ from training.store import writing
 TIME = Form(
     "a time with its zone, such as 2026-11-24T20:45:53Z", lambda t: isinstance(t, datetime) and t.tzinfo is not None
 )
+FROM_0 = Form("a whole number from 0 on", lambda value: COUNT.fits(value) and value >= 0)
 FORM = {
-    "id": NAME, "source": TEXT, "claim": TEXT, "sweep": NAME, "measure": NAME, "arguments": {}, "low": REAL, "high": REAL,
-    "fixed": TIME, "data": TIME, "num_subjects": COUNT,
+    "id": NAME, "source": TEXT, "claim": TEXT, "sweep": PLACE, "measure": NAME, "arguments": {}, "low": REAL, "high": REAL,
+    "fixed": TIME, "data": TIME, "num_subjects": FROM_0,
 }  # fmt: skip
+TABLES = {"claim!": [FORM], "dropped": [OBJECT]}  # of a file; those that are dropped are kept with their reason
 AGREES, CONTRADICTS, OPEN = "agrees", "contradicts", "cannot be told"
 
 
@@ -77,13 +81,15 @@ def read_claims(path: Path) -> list[Claim]:
     """The claims of a file, `[[claim]]` each.
 
     Raises:
-        BadInput: if the file is no TOML, a key or measure is unknown or missing, a range is empty or holds everything, or no
-            outcome of that many subjects could meet a criterion.
+        BadInput: if the file is no TOML or holds no claim, a key, measure or argument is unknown, missing or of a wrong type, a
+            range is empty or holds everything, or no outcome of that many subjects could meet a criterion.
     """
     try:
         tables = read_toml(path)[0]
-        check_form(tables, {"claim": [FORM]}, str(path))
-        claims = [Claim(**row) for row in tables.get("claim", [])]
+        if unknown := sorted(tables.keys() - {"claim", "dropped"}):
+            raise BadInput(f"{path}: unknown table {unknown[0]!r}; allowed: [[claim]] and [[dropped]]")
+        check_form(tables, TABLES, str(path))
+        claims = [Claim(**row) for row in tables["claim"]]
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from None
     except TypeError as error:
@@ -92,11 +98,34 @@ def read_claims(path: Path) -> list[Claim]:
     for claim in claims:
         if claim.measure not in MEASURES:
             raise BadInput(f"{path}: unknown measure {claim.measure!r} of {claim.id}; allowed: {', '.join(MEASURES)}")
+        _check_arguments(claim, path)
         if not claim.low < claim.high or (claim.low, claim.high) == (-np.inf, np.inf):
             raise BadInput(f"{path}: {claim.id} needs a low below its high, or one of them")
         if unmet := unreachable(claim, claim.num_subjects):
             raise BadInput(f"{path}: {claim.id}: {unmet}")
     return claims
+
+
+def _check_arguments(claim: Claim, path: Path) -> None:
+    """Hold the arguments of a claim to its measure's.
+
+    Raises:
+        BadInput: one is unknown, missing or of a wrong type.
+    """
+    measure = MEASURES[claim.measure]
+    known = {name: kind for name, kind in get_type_hints(measure).items() if name not in ("results", "return")}
+    said = f"{path}: {claim.id}: {claim.measure}"
+    if unknown := sorted(claim.arguments.keys() - known.keys()):
+        raise BadInput(f"{said} has no argument {unknown[0]!r}; allowed: {', '.join(known)}")
+    for name, parameter in signature(measure).parameters.items():
+        if name == "results":
+            continue
+        if name not in claim.arguments:
+            if parameter.default is parameter.empty:
+                raise BadInput(f"{said} lacks the argument {name!r}")
+            continue
+        wanted = TEXT if str in (known[name], *get_args(known[name])) else NUMBER
+        check_form(claim.arguments[name], wanted, f"{said}, argument {name}")
 
 
 def unreachable(claim: Claim, num_subjects: int, unit: str = UNIT) -> str:
@@ -130,8 +159,15 @@ def judge_claims(folder: Path, claims: list[Claim]) -> pd.DataFrame:
         Rows id, source, claim, sweep, measure, mean, low, high, num_subjects, range_low, range_high, verdict; note: what is
         missing where nothing could be measured, or on which subjects the scorers' controls fail; criterion, its date;
         exploratory, whether the data came first.
+
+    Raises:
+        BadInput: if there is no such folder, or two claims have one id.
     """
-    loaded: dict[str, Results | BadInput] = {}
+    if not folder.is_dir():
+        raise BadInput(f"no folder of results {folder}")
+    if twice := [name for name, count in Counter(claim.id for claim in claims).items() if count > 1]:
+        raise BadInput(f"two claims have the id {twice[0]!r}")
+    loaded: dict[Path, Results | BadInput] = {}
     return pd.DataFrame([_judge_one(claim, _load(folder / claim.sweep, loaded)) for claim in claims])
 
 
@@ -144,13 +180,14 @@ def judge(found: Interval, low: float, high: float) -> str:
     return CONTRADICTS if found.high < low or found.low > high else OPEN
 
 
-def _load(folder: Path, loaded: dict[str, Results | BadInput]) -> Results | BadInput:
-    if folder.name not in loaded:
+def _load(folder: Path, loaded: dict[Path, Results | BadInput]) -> Results | BadInput:
+    if folder not in loaded:
         try:
-            loaded[folder.name] = load(folder)
-        except BadInput:
-            loaded[folder.name] = BadInput(f"no results in {folder}: run python sweeps/{folder.name}.py")
-    return loaded[folder.name]
+            loaded[folder] = load(folder)
+        except BadInput as error:
+            missing = BadInput(f"no results in {folder}: run python sweeps/{folder.name}.py")
+            loaded[folder] = error if folder.exists() else missing
+    return loaded[folder]
 
 
 def _judge_one(claim: Claim, results: Results | BadInput) -> dict[str, Any]:
@@ -194,7 +231,11 @@ def main(options: Options) -> int:
         BadInput: for a file of claims that cannot be used, or a sentence that does not hold.
     """
     verdicts = judge_claims(options.results, [claim for path in options.claims for claim in read_claims(path)])
-    filled = {page: fill(page.read_text(encoding="utf-8"), verdicts, str(page)) for page in options.pages}
+    try:
+        pages = {page: page.read_text(encoding="utf-8") for page in options.pages}
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"a page of --pages cannot be read: {error}") from None
+    filled = {page: fill(text, verdicts, str(page)) for page, text in pages.items()}
     for page, text in filled.items():
         with writing(page) as aside:
             aside.write_text(text, encoding="utf-8")

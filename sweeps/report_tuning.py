@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from adapters import parse_method
 from adapters.errors import BadInput
 from analysis import best_settings, tried_settings
-from analysis.best_settings import describe_rule, trial_columns
+from analysis.best_settings import SETTING, describe_rule, trial_columns
 from analysis.metrics import score_names, title_of
 from sweeps.driver import SweepOutcome
 from sweeps.grid import ResolvedInputs
@@ -18,6 +19,7 @@ from sweeps.rates import write_rates
 from sweeps.report import command, keep_tables, processor, show
 from sweeps.search import rates_of
 from sweeps.trials import find_edges, find_trial
+from training.states import ENDED, RunStatus
 from training.store import writing
 from training.task_kinds import PICTURES, TaskKind, kind_of
 
@@ -44,8 +46,7 @@ def report_tuning(
         with writing(folder / TRIALS) as aside:
             scores.astype({"status": str}).to_parquet(aside, index=False)
     if write:
-        name = Path(inputs.setting.model).name if "/" in inputs.model_name else inputs.model_name
-        write_rates(name, _table(inputs, best, scores, describe_rule(rule, kind=inputs.kind)))
+        write_rates(inputs.model_name, _table(inputs, best, scores, describe_rule(rule, kind=inputs.kind)))
 
 
 def show_choice(tried: pd.DataFrame, rule: str, kind: TaskKind) -> pd.DataFrame:
@@ -57,6 +58,11 @@ def show_choice(tried: pd.DataFrame, rule: str, kind: TaskKind) -> pd.DataFrame:
         own = tried[(tried["method"] == row["method"]) & (tried["options"] == row["options"])]
         scores = ", ".join(f"{title_of(name)} {row[name]:.3f}" for name in score_names(kind))
         print(f"{row['method']}: lr {row['lr']:g}{_boundary(row)}, {scores}, {len(own)} trials{edge(row, own)}")
+    for name, own in tried.groupby("method", sort=False):
+        if name not in set(best["method"]):
+            print(
+                f"{name}: no setting may be chosen, of {len(own)} trials, of which {(own['diverged'] > 0).sum()} diverged"
+            )
     return best
 
 
@@ -64,7 +70,8 @@ def read_trials(path: Path, kind: TaskKind | None = None) -> pd.DataFrame:
     """A table of trials that a search has left.
 
     Raises:
-        BadInput: if the file is missing, is no Parquet, or lacks a column.
+        BadInput: if the file is missing, is no Parquet, lacks a column, has text where numbers belong, a run that has not ended
+            or has no score, or settings of a method that were not tried on the same subjects.
     """
     try:
         found = pd.read_parquet(path)
@@ -74,7 +81,35 @@ def read_trials(path: Path, kind: TaskKind | None = None) -> pd.DataFrame:
         ) from None
     if missing := [name for name in trial_columns(kind or kind_of(PICTURES)) if name not in found]:
         raise BadInput(f"--trials is {path}, without the column {missing[0]}; allowed: a {TRIALS} of base_lr.py")
+    _check_trials(path, found, score_names(kind or kind_of(PICTURES)))
     return found
+
+
+def _check_trials(path: Path, trials: pd.DataFrame, scores: list[str]) -> None:
+    """Refuse trials that no rule can choose from.
+
+    Raises:
+        BadInput: naming the first of them.
+    """
+    for name in ("lr", "boundary", *scores):
+        if not pd.api.types.is_numeric_dtype(trials[name]) and trials[name].notna().any():
+            raise BadInput(f"--trials is {path}, whose column {name} is no number")
+    is_scored = np.isfinite(trials[scores].astype(float)).all(axis=1) | (trials["status"] == RunStatus.DIVERGED)
+    ended = trials["status"].isin(ENDED) & is_scored
+    for _, row in trials[~ended].iterrows():
+        values = ", ".join(f"{name} {row[name]}" for name in scores)
+        raise BadInput(
+            f"--trials is {path}, where {row['method']} at lr {row['lr']:g} is {row['status']} with {values}"
+        )
+    for method, own in trials.groupby("method", sort=False):
+        tried = own.groupby(list(SETTING), dropna=False, sort=False)[["subject", "seed"]].agg(
+            lambda col: tuple(sorted(col))
+        )
+        if len(odd := tried.value_counts(sort=True)) > 1:
+            few = tried.index[(tried == list(odd.index[-1])).all(axis=1)][0]
+            raise BadInput(
+                f"--trials is {path}, where {method} at lr {few[2]:g} was tried on other subjects than at its other settings"
+            )
 
 
 def edge(best: pd.Series, tried: pd.DataFrame) -> str:

@@ -145,11 +145,12 @@ def search(options: SearchOptions, inputs: ResolvedInputs, name: str) -> tuple[S
     ) is not None:
         scores = trial_scores(outcome.results)
         best = best_settings(tried_settings(scores), options.rule).set_index(["method", "options"])
-        at = {i: find_trial(best.loc[key]) for i, s in enumerate(specs) if (key := (s.name, s.canonical)) in best.index}
+        keys = [(spec.name, spec.canonical) for spec in specs]
+        at = {i: find_trial(best.loc[key]) if key in best.index else min(trials[i]) for i, key in enumerate(keys)}
         edges = [specs[i].label for i, trial in at.items() if find_edges(trials[i], trial)]
         if number == options.rounds or (number and not edges):
             return outcome, scores
         number += 1
         print(f"round {number}: four more trials of each; at an edge of its grid: {', '.join(edges) or 'none'}")
-        trials = [[*tried, *next_trials(tried, at[i])] if i in at else tried for i, tried in enumerate(trials)]
+        trials = [[*tried, *next_trials(tried, at[i])] for i, tried in enumerate(trials)]
     return None

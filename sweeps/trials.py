@@ -13,6 +13,8 @@ import pandas as pd
 
 PER_ROUND = 4  # trials of every method after the first round
 DIGITS = 3  # of a rate
+OCTAVES = (1.0, 0.5, 0.25, 0.125, *(k / 16 for k in (12, 6, 2, 3, 5, 7, 9, 10, 11, 13, 14, 15, 1)))
+"""How far neighbours of the best lie: closer and closer, then what is left of the octave, enough for any number of rounds."""
 
 
 class Trial(NamedTuple):
@@ -91,7 +93,7 @@ def _nearest(values: Iterable[float | None], best: float | None, count: int) -> 
 def _around(best: Trial) -> Iterator[Trial]:
     """Neighbours of a trial in the rate and, where it has one, in lambda's start; closer and closer."""
     start = best.boundary
-    for octaves in (1.0, 0.5, 0.25, 0.125):
+    for octaves in OCTAVES:
         down, up = 2**-octaves, 2**octaves
         yield from (best._replace(lr=_rounded(best.lr * by)) for by in (down, up))
         if start is not None:

@@ -98,6 +98,30 @@ def test_tuning_one_method_keeps_the_others_of_the_same_model(tables: Path) -> N
     assert kept == {"lora": {"lr": 1e-3}}, "rates of other weights say nothing"
 
 
+@pytest.mark.parametrize("model", ["/models/sd15", "/models/untuned", "/models/pocket", "me/glue"])
+def test_a_model_that_is_called_as_a_table_is_leaves_it_alone(model: str, tmp_path: Path) -> None:
+    path = tmp_path / "rates.toml"
+    path.write_text(RATES.read_text())
+    before = tomllib.loads(path.read_text())
+    rows = {"lora": {"lr": 0.123}}
+    name = write_rates(model, {"model_hash": "0123456789abcdef", "methods": rows}, path)
+    after = tomllib.loads(path.read_text())
+    assert after.pop(name)["methods"] == rows
+    assert after == before
+    assert base_rates(parse_method("lora"), model, "0123456789abcdef", path).lr == 0.123
+    assert write_rates(model, {"model_hash": "0123456789abcdef", "methods": rows}, path) == name
+    assert write_rates(model, {"model_hash": "fedcba9876543210", "methods": rows}, path) != name
+
+
+@pytest.mark.parametrize("model", ["Qwen2.5-0.5B", "my model", "naïve", 'a"quote', "tab\there"])
+def test_any_name_of_a_model_names_a_table(model: str, tables: Path) -> None:
+    before = tomllib.loads(tables.read_text(encoding="utf-8"))
+    rows = {"lora": {"lr": 0.5}, "peft:hra:r=8": {"lr": 0.25}}
+    assert write_rates(model, {"model_hash": "h1", "methods": rows}, tables) == model
+    assert base_rates(parse_method("lora"), model, "h1", tables).lr == 0.5
+    assert tomllib.loads(tables.read_text(encoding="utf-8")) == before | {model: {"model_hash": "h1", "methods": rows}}
+
+
 def tuned(method: str) -> dict[str, Any]:
     """What the data file has for a method on the pocket."""
     row: dict[str, Any] = read_rates()["pocket"]["methods"][method]

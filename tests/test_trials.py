@@ -11,7 +11,7 @@ from adapters import BadInput
 from analysis import best_settings, tried_settings
 from analysis.best_settings import trial_columns
 from sweeps import base_lr
-from sweeps.report_tuning import read_trials
+from sweeps.report_tuning import read_trials, show_choice
 from sweeps.trials import PER_ROUND, Trial, find_edges, next_trials
 from tests.make_driver import drive_studio
 from tests.make_studio import Studio
@@ -52,6 +52,15 @@ def test_every_round_has_as_many_new_trials_wherever_the_best_lies(tried: list[T
         assert find_edges(tried, best) or all(0.4 < trial.lr / best.lr < 2.1 for trial in new)
 
 
+def test_rounds_go_on_having_trials_while_the_best_stays() -> None:
+    tried, best = [*RATES], RATES[1]
+    for _ in range(7):
+        new = next_trials(tried, best)
+        assert len(new) == PER_ROUND
+        tried += new
+    assert len({*tried}) == len(tried)
+
+
 def table(**columns: list) -> pd.DataFrame:
     """Trials of LoRA at three rates on one subject."""
     count = len(columns["lr"])
@@ -80,6 +89,31 @@ def test_a_file_that_is_no_table_of_trials_is_refused(tmp_path: Path) -> None:
     for name, said in (("a", "cannot be read"), ("b", "without the column dino"), ("c", "cannot be read")):
         with pytest.raises(BadInput, match=f"--trials is .*{name}, .*{said}"):
             read_trials(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"dino": ["high", "0.5", "0.5"]}, "whose column dino is no number"),
+        ({"status": ["finished", "failed", "finished"]}, "where lora at lr 2 is failed with dino 0.5"),
+        ({"dino": [0.5, 0.5, float("nan")]}, "where lora at lr 4 is finished with dino nan"),
+        ({"dino": [float("inf"), 0.5, 0.5]}, "where lora at lr 1 is finished with dino inf"),
+        (
+            {"lr": [1.0, 1.0, 4.0], "subject": ["cat", "dog", "cat"]},
+            "where lora at lr 4 was tried on other subjects than",
+        ),
+    ],
+)
+def test_trials_that_no_rule_can_choose_from_are_refused(changed: dict, said: str, tmp_path: Path) -> None:
+    table(**{"lr": [1.0, 2.0, 4.0]} | changed).to_parquet(tmp_path / "trials.parquet")
+    with pytest.raises(BadInput, match=said):
+        read_trials(tmp_path / "trials.parquet")
+
+
+def test_a_method_whose_every_setting_diverged_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    lost = table(lr=[1.0, 2.0]).assign(method="dora", status="diverged")
+    show_choice(tried_settings(pd.concat([table(lr=[1.0, 2.0]), lost])), "sum", PICTURES)
+    assert "dora: no setting may be chosen, of 2 trials, of which 2 diverged" in capsys.readouterr().out
 
 
 def test_the_search_leaves_trials_from_which_another_rule_chooses(studio: Studio, tmp_path: Path) -> None:

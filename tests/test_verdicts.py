@@ -163,26 +163,43 @@ def test_claims_are_judged_from_the_command_line(
     assert "run python sweeps/design_ablation.py" in (tmp_path / "verdicts.csv").read_text()
 
 
+LOSS = '[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep="s"\nmeasure="loss_at"\nlow=0.0'
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("claim = [", "cannot be read"),
         ('[[claim]]\nid = "x"\nvalue = 3', "unexpected keyword argument 'value'; keys are id, source"),
         ('[[claim]]\nid = "x"', "missing 4 required"),
-        ('[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep=""\nmeasure="luck"\nlow=0.0', "unknown measure 'luck' of x"),
-        ('[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep=""\nmeasure="diverged"', "x needs a low below its high"),
+        ('[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep="s"\nmeasure="luck"\nlow=0.0', "unknown measure 'luck' of x"),
+        ('[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep="s"\nmeasure="diverged"', "x needs a low below its high"),
         (
-            '[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep=""\nmeasure="diverged"\nhigh=0.25\nnum_subjects=8',
+            '[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep="s"\nmeasure="diverged"\nhigh=0.25\nnum_subjects=8',
             "no outcome of 8 subjects can meet its criterion; 12 can",
         ),
         (
-            '[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep=""\nmeasure="diverged"\nhigh=0.25\nfixed="yesterday"',
+            '[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep="s"\nmeasure="diverged"\nhigh=0.25\nfixed="yesterday"',
             "fixed is 'yesterday', not a time with its zone",
         ),
         (
-            '[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep=""\nmeasure="diverged"\nlow=1.0\nhigh=0.0',
+            '[[claim]]\nid="x"\nsource=""\nclaim=""\nsweep="s"\nmeasure="diverged"\nlow=1.0\nhigh=0.0',
             "needs a low below",
         ),
+        ("", "claim is missing"),
+        ('[[claims]]\nid="x"', "unknown table 'claims'; allowed: \\[\\[claim\\]\\] and \\[\\[dropped\\]\\]"),
+        (
+            f"{LOSS}\narguments={{series='LoRA', multiplier=4.0, of='area'}}",
+            "loss_at has no argument 'of'; allowed: series,",
+        ),
+        (f"{LOSS}\narguments={{series='LoRA'}}", "loss_at lacks the argument 'multiplier'"),
+        (
+            f"{LOSS}\narguments={{series='LoRA', multiplier='one'}}",
+            "argument multiplier: it is 'one', not a finite number",
+        ),
+        (f"{LOSS}\narguments={{series=[1], multiplier=4.0}}", "argument series: it is \\[1\\], not text"),
+        (f"{LOSS}\nnum_subjects=-5", "num_subjects is -5, not a whole number from 0 on"),
+        (LOSS.replace('"s"', '"../../etc"'), "sweep is '../../etc', not a path that stays inside its folder"),
     ],
 )
 def test_claims_that_cannot_be_are_refused(text: str, said: str, tmp_path: Path) -> None:
@@ -190,6 +207,25 @@ def test_claims_that_cannot_be_are_refused(text: str, said: str, tmp_path: Path)
     path.write_text(text)
     with pytest.raises(BadInput, match=said):
         read_claims(path)
+
+
+def test_sweeps_of_one_name_are_told_apart_and_damage_is_named(folder: Path, tmp_path: Path) -> None:
+    fewer = make_runs(
+        tmp_path / "other" / "lr_robustness", shapes=SHAPES, multipliers=(1.0, 4.0), subjects=SUBJECTS[:3]
+    )
+    (tmp_path / "first").symlink_to(folder)
+    arguments = {"series": "LoRA", "multiplier": 4.0}
+    claims = [Claim(name, "", "", f"{name}/lr_robustness", "score", arguments, 0.0) for name in ("first", "other")]
+    assert list(judge_claims(tmp_path, claims)["num_subjects"]) == [len(SUBJECTS), 3]
+    next(fewer.rglob("run.json")).write_text("no")
+    (row,) = judge_claims(tmp_path, claims[1:]).to_dict("records")
+    assert "run.json" in row["note"]
+    with pytest.raises(BadInput, match="no folder of results .*nowhere"):
+        judge_claims(tmp_path / "nowhere", claims)
+    with pytest.raises(BadInput, match="two claims have the id 'first'"):
+        judge_claims(tmp_path, [claims[0], claims[0]])
+    with pytest.raises(BadInput, match="a page of --pages cannot be read: .*nowhere.md"):
+        main(Options(folder, (ROOT / "docs" / "claims.toml",), pages=(tmp_path / "nowhere.md",)))
 
 
 def test_a_sentence_holds_what_is_measured_or_is_refused(folder: Path) -> None:
