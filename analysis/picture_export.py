@@ -48,7 +48,7 @@ class ExportOptions:
 def picture_table(
     results: Results, methods: Sequence[str], num_subjects: int | None, num_prompts: int | None
 ) -> pd.DataFrame:
-    """The chosen pictures at the last step of every run of the first seed.
+    """The chosen pictures at the last step of every run of its series' first seed, of the subjects that have pictures.
 
     Returns:
         Rows of `KEY` and png (bytes of a PNG).
@@ -59,14 +59,20 @@ def picture_table(
     if missing := [name for name in methods if name not in set(results.runs["method"])]:
         raise BadInput(f"--method has {missing[0]}, of which there are no runs")
     chosen = results.select(method=list(methods)) if methods else results
-    subjects = sorted(chosen.runs["subject"].unique())
+    if not results.kind.has_pictures:
+        raise BadInput(f"the task {results.kind.name!r} draws no pictures")
+    images = chosen.images().astype({"run_id": str})
+    subjects = sorted(chosen.runs.loc[chosen.runs["run_id"].isin(set(images["run_id"])), "subject"].unique())
+    if not subjects:
+        raise BadInput("no pictures lie in these results: give the runs folder itself")
     if num_subjects is not None and not 1 <= num_subjects <= len(subjects):
-        raise BadInput(f"--subjects is {num_subjects}; allowed: 1 to {len(subjects)}, that of these methods' subjects")
+        raise BadInput(f"--subjects is {num_subjects}; allowed: 1 to {len(subjects)}, of which there are pictures")
     if num_prompts is not None and num_prompts < 1:
         raise BadInput(f"--prompts is {num_prompts}; allowed: numbers from 1 on")
-    subjects = subjects[:num_subjects]
-    chosen = chosen.select(subject=subjects, seed=int(chosen.runs["seed"].min()))
-    images = chosen.images()
+    subjects, runs = subjects[:num_subjects], chosen.runs
+    is_first = runs["seed"] == runs.groupby("series")["seed"].transform("min")
+    chosen = chosen.select(run_ids=runs.loc[is_first, "run_id"], subject=subjects)
+    images = images[images["run_id"].isin(set(chosen.all_runs["run_id"]))]
     if num_prompts is None:
         drawn = images.groupby(["run_id", "step"], observed=True)["prompt"].nunique()
         num_prompts = int(drawn.min()) if len(drawn) else 1
@@ -105,7 +111,10 @@ def write_shards(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 def run(options: ExportOptions) -> int:
     """Export, and say how much."""
-    table = picture_table(load(options.results), options.method, options.subjects, options.prompts)
+    results = load(options.results)
+    table = picture_table(results, options.method, options.subjects, options.prompts)
+    if options.subjects is None and (lacking := sorted(set(results.runs["subject"]) - set(table["subject"]))):
+        print(f"without pictures here: {', '.join(lacking)}", file=sys.stderr)
     files = write_shards(table, options.out)
     size = sum(file.stat().st_size for file in files) / 2**20
     ours = counted(int((table["method"] != BASE).sum()), "picture")

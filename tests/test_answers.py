@@ -25,7 +25,7 @@ from training.tasks import decoder as decoders
 from training.tasks import prompts
 from training.tasks.answer_task import AnswerTask
 from training.tasks.decoder import FAMILY, pad_left
-from training.tasks.training_sets import divide
+from training.tasks.training_sets import divide, left_out
 
 OPTIONS = parse_task("answers:tokens=16,rows=40")[1]
 CPU = torch.device("cpu")
@@ -102,9 +102,18 @@ def test_long_rows_lose_the_beginning_of_their_prompt(llama: Path) -> None:
     decoder = decoders.load(FAMILY.locate(str(llama)), CPU)
     ids, number = decoder.exchange("the kabo is good", "bad kabo", 64)
     assert (len(ids), number, ids[-1]) == (8, 3, 3)
-    assert decoder.exchange("the kabo is good", "bad kabo", 5)[0] == ids[-5:]
+    assert decoder.exchange("the kabo is good", "bad kabo", 5)[0] == [ids[0], *ids[-4:]], "what begins a text stays"
+    assert decoder.prompt("the kabo is good", 3) == [ids[0], *ids[3:5]]
+    assert decoder.prompt("the kabo is good", 1) == ids[4:5], "a token of the prompt comes before what begins a text"
     cut, number = decoder.exchange("the kabo is good", "bad kabo the a is", 4)
     assert (len(cut), number) == (4, 3), "a token of the prompt stays, from which the answer begins"
+
+
+def test_the_token_that_ends_texts_stands_where_it_was_written(llama: Path) -> None:
+    decoder = decoders.load(FAMILY.locate(str(llama)), CPU)
+    end = decoder.tokenizer.eos_token
+    assert decoder.prompt(f"the kabo {end}") == [*decoder.prompt("the kabo"), decoder.end_id]
+    assert decoder.exchange("the", f"bad {end}", 64) == decoder.exchange("the", "bad", 64)
 
 
 def test_scores_are_over_all_tokens_of_the_held_out_answers(llama: Path, folder: Path) -> None:
@@ -188,6 +197,12 @@ def test_rows_of_a_document_stay_together(folder: Path) -> None:
         ("[1]", r"line 301: list; expected one JSON object a line"),
         ('{"prompt": "a", "answer": "b", "id": "0_0"}', r"line 301: id '0_0' stands there twice"),
         ('{"prompt": "a", "answer": "b", "id": [0]}', r"line 301: id \[0\]; allowed: text or a whole number"),
+        ("[" * 100_000, r"line 301: no JSON; expected .*: lists or tables in each other, more than 100 deep"),
+        (
+            r'{"prompt": "a\ud800", "answer": "b"}',
+            r"line 301: prompt has half of a character, '\\ud800'; write it whole",
+        ),
+        (r'{"prompt": "a", "answer": "b", "id": "\ud800"}', r"line 301: id has half of a character"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_one_line(line: str, said: str, tmp_path: Path) -> None:
@@ -196,6 +211,20 @@ def test_a_row_that_cannot_be_used_is_one_line(line: str, said: str, tmp_path: P
         file.write(line + "\n")
     with pytest.raises(BadInput, match=said):
         prompts.locate(str(made))
+
+
+def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path) -> None:
+    made = make_prompts(tmp_path / "mine", ("books",))
+    (made / "books.jsonl").rename(made / "books.JSONL")
+    (made / "games.csv").write_text("prompt,answer\n")
+    rows = len(prompts.read(made)["books"])
+    assert left_out(made, prompts.ENDING) == [f"left out of {made}: games.csv; read are files <domain>.jsonl"]
+    with (made / "books.JSONL").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "again", "answer": "b"}\n' * 2 + '{"prompt": "again", "answer": "c"}\n')
+    assert (len(prompts.read(made)["books"]), prompts.count_repeated(made)) == (rows + 1, 1)
+    (made / "books.jsonl").symlink_to(made / "nowhere")
+    with pytest.raises(BadInput, match=r"books.jsonl cannot be read: No such file"):
+        prompts.read(made)
 
 
 def test_folders_that_cannot_be_used_are_one_line(llama: Path, folder: Path, tmp_path: Path) -> None:

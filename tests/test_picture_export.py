@@ -84,6 +84,15 @@ def test_without_a_number_all_prompts_and_subjects_are_taken(runs: Path, tmp_pat
     assert table["prompt"].nunique() == images["prompt"].nunique()
 
 
+def test_every_series_is_exported_at_its_own_first_seed(tmp_path: Path) -> None:
+    shared = {"multipliers": (1.0,), "pictures": True, "dynamics": False}
+    make_runs(tmp_path / "runs", shapes={"lora": Shape()}, seeds=(0, 1), **shared)
+    make_runs(tmp_path / "runs", shapes={"delora": Shape()}, seeds=(1,), **shared)
+    assert export(tmp_path / "runs", tmp_path / "out") == 0
+    table = read(tmp_path / "out").query("method != 'base'")
+    assert set(zip(table["method"], table["seed"])) == {("lora", 0), ("delora", 1)}
+
+
 def test_a_picture_that_is_gone_is_named(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in runs.rglob("*.png"):
         path.unlink()

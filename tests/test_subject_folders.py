@@ -183,3 +183,12 @@ def test_a_picture_that_is_broken_stops_everything(own: Path) -> None:
     (own / "cup" / "b.png").write_bytes(b"no picture")
     with pytest.raises(BadInput, match=r"cup/b.png is broken or not a picture"):
         load_own(own, "cup")
+
+
+@pytest.mark.parametrize("name", ["1", "001", "1_2"])
+def test_a_folder_whose_name_says_no_class_is_refused(name: str, own: Path) -> None:
+    (own / "cup").rename(own / name)
+    with pytest.raises(BadInput, match=rf"subject '{name}': its name says no class; call the folder as in dog_{name}"):
+        load_own(own, name)
+    (own / "subjects.csv").write_text(f"subject,class,kind,split\n{name},cup,object,evidence\n")
+    assert load_own(own, name).cls == "cup"

@@ -24,7 +24,7 @@ from training.cell import BASE, Cell
 from training.setting import Setting
 from training.task_kinds import read_options
 from training.tasks import decoder as decoders
-from training.tasks import prompts
+from training.tasks import prompts, training_sets
 from training.tasks.decoder import FAMILY, Decoder, pad_left
 from training.tasks.language_maker import LanguageMaker, LanguageModel, round_opened
 from training.tasks.order import alike
@@ -124,7 +124,7 @@ class AnswerTask(TrainingTask):
     def _last(self, rows: Sequence[prompts.Exchange]) -> Float[Tensor, "n d"]:
         """What the decoder makes of each prompt: the last layer's output at its last token."""
         most = min(self.options["tokens"], self.decoder.max_tokens)
-        ids = [self.decoder.prompt(row.text)[-most:] for row in rows]
+        ids = [self.decoder.prompt(row.text, most) for row in rows]
         with self.autocast():
             return self.decoder.hidden(*pad_left(ids))[:, -1].float()
 
@@ -224,7 +224,11 @@ class AnswerMaker(LanguageMaker):
         return LanguageModel(load, decoder, self.family, features, ROWS)
 
     def remarks(self, inputs: Any) -> Iterator[str]:
-        """How many rows are cut at the limit of tokens."""
+        """What is left out of the folder, and how many rows are cut at the limit of tokens."""
+        folder = Path(inputs.setting.subjects)
+        yield from training_sets.left_out(folder, prompts.ENDING)
+        if repeated := prompts.count_repeated(folder):
+            yield f"{counted(repeated, 'row')} left out: the prompt stands before in its file, and the first answer is learned"
         rows = list(dict.fromkeys(row for one in inputs.subjects for row in (*one.train, *one.test)))
         limit = read_options(self.name, inputs.shared["task_options"])["tokens"]
         cut, most = count_cut(Path(inputs.setting.model), [f"{row.text}{row.label}" for row in rows], limit, ending=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,17 +59,35 @@ class Decoder:
     def exchange(self, prompt: str, answer: str, limit: int) -> tuple[list[int], int]:
         """Token ids of a prompt and its answer with the token that ends texts, and how many of them are the answer's.
 
-        What is too long loses the beginning of its prompt, and the end of an answer that is too long by itself.
+        What is too long loses the beginning of its prompt, and the end of an answer that is too long by itself. An answer that
+        ends with the token itself gets no second one.
         """
         most = min(limit, self.max_tokens)
-        begin, end = self.prompt(prompt), self.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        end = [*end, self.end_id][: most - 1]
-        return [*begin[len(begin) - min(len(begin), most - len(end)) :], *end], len(end)
+        end = list(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        end = [*end, *([] if end[-1:] == [self.end_id] else [self.end_id])][: most - 1]
+        return [*self.prompt(prompt, most - len(end)), *end], len(end)
 
-    def prompt(self, text: str) -> list[int]:
-        """Token ids of a prompt, with what the tokenizer puts before a text and without what it puts behind one."""
+    def prompt(self, text: str, limit: int | None = None) -> list[int]:
+        """Token ids of a prompt, with what the tokenizer puts before a text and without what it puts behind one.
+
+        What is longer than the limit loses its beginning, but not what the tokenizer puts before it, if anything else fits too.
+        """
+        before, behind = self._added
         ids = list(self.tokenizer(text)["input_ids"])
-        return ids[:-1] if len(ids) > 1 and ids[-1] == self.end_id else ids
+        ids = ids[: len(ids) - behind]
+        if limit is None or len(ids) <= limit:
+            return ids
+        kept = ids[:before] if limit > before else []
+        return [*kept, *ids[len(ids) - limit + len(kept) :]]
+
+    @functools.cached_property
+    def _added(self) -> tuple[int, int]:
+        """How many tokens the tokenizer puts before a text, and how many behind it."""
+        whole, plain = (self.tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
+        for before in range(len(whole) - len(plain) + 1):
+            if whole[before : before + len(plain)] == plain:
+                return before, len(whole) - before - len(plain)
+        return 0, 0
 
     @property
     def end_id(self) -> int:

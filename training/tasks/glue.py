@@ -141,7 +141,7 @@ def load(folder: Path, name: str, count: int = 0) -> GlueSet:
     train = _read(folder, task, "train", _stamp(folder, task))
     if count and not 2 <= count <= len(train):
         raise BadInput(f"{name}: {count} rows to learn from; allowed: 0 for all, or 2 to {len(train)}")
-    learnt = tuple(sorted(train, key=_order)[:count]) if count else train
+    learnt = tuple(sorted(train, key=order)[:count]) if count else train
     test = divide(_read(folder, task, TABLES[task].validation, _stamp(folder, task)))[split]
     for part, what in ((learnt, "to learn from"), (test, "to test on")):
         _check_classes(part, TABLES[task], f"{name}: the rows {what}")
@@ -158,12 +158,12 @@ def load(folder: Path, name: str, count: int = 0) -> GlueSet:
 
 def divide(rows: Sequence[GlueRow]) -> dict[str, tuple[GlueRow, ...]]:
     """A validation set in two: "tuning" to select by, "evidence" to test on, each row where its hash puts it."""
-    ordered = sorted(rows, key=_order)
+    ordered = sorted(rows, key=order)
     cut = MOST_TUNING if len(ordered) > LARGE else math.ceil(len(ordered) / 2)
     return {"tuning": tuple(ordered[:cut]), "evidence": tuple(ordered[cut:])}
 
 
-def _order(row: GlueRow) -> str:
+def order(row: GlueRow) -> str:
     return training_sets.digest(f"{row.domain}:{row.id}")
 
 
@@ -184,7 +184,7 @@ def _files(folder: Path, task: str, part: str) -> list[Path]:
 
 def _stamp(folder: Path, task: str) -> tuple:
     """What tells that a file has changed."""
-    return training_sets.stamp(folder / task, "*.parquet")
+    return training_sets.stamp(folder / task, ".parquet")
 
 
 @functools.cache

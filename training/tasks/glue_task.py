@@ -21,7 +21,7 @@ from training.tasks import glue
 from training.tasks.probe_head import predict_by_probe, predict_by_regression
 from training.tasks.task import Check
 from training.tasks.text_maker import TextMaker
-from training.tasks.text_task import TextTask
+from training.tasks.text_task import MOST_PROBED, TextTask
 
 
 class GlueTask(TextTask):
@@ -49,6 +49,10 @@ class GlueTask(TextTask):
         if one.table.classes == 1:
             return predict_by_regression(train, labels, test)
         return predict_by_probe(train, labels, test, one.table.classes)
+
+    def probed(self, one: glue.GlueSet) -> Sequence[glue.GlueRow]:
+        """The rows that a probe is fitted to: those whose hashes come first, since a file may be sorted by labels."""
+        return one.train if len(one.train) <= MOST_PROBED else sorted(one.train, key=glue.order)[:MOST_PROBED]
 
     def score(self, step: int, one: glue.GlueSet, labels: Tensor, told: Tensor) -> pd.DataFrame:
         """One row: the task's own measure."""
@@ -95,6 +99,10 @@ class GlueMaker(TextMaker):
         rest = list(asked)
         named = rest.pop(0) if rest and ("/" in rest[0] or Path(rest[0]).is_dir()) else ""
         return glue.locate(named), rest
+
+    def left_out(self, folder: Path) -> list[str]:
+        """Nothing: the hub's copy has more than its tasks."""
+        return []
 
     def leave_controls(
         self, task: TextTask, folders: Sequence[RunFolder | None], may_go_on: Check, before_write: Check

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adapters.documents import parse_json
 from adapters.errors import BadInput
 from training.tasks import training_sets
 from training.tasks.training_sets import TrainingSet, decode, read_bytes
@@ -94,16 +95,31 @@ def read(folder: Path) -> Mapping[str, tuple[Exchange, ...]]:
     Raises:
         BadInput: as `locate`.
     """
-    return _read(folder, training_sets.stamp(folder, f"*{ENDING}"))
+    return _read(folder, training_sets.stamp(folder, ENDING))
 
 
 @functools.cache
 def _read(folder: Path, stamp: tuple) -> dict[str, tuple[Exchange, ...]]:
     files = training_sets.list_domains(folder, ENDING, "prompts", ROW)
-    return {path.stem: tuple(_parse(path)) for path in files}
+    return {path.stem: tuple(_once(_parse(path))) for path in files}
+
+
+def _once(rows: Sequence[Exchange]) -> list[Exchange]:
+    """The rows whose prompt does not stand before them."""
+    found: dict[str, Exchange] = {}
+    for one in rows:
+        found.setdefault(one.text, one)
+    return list(found.values())
+
+
+def count_repeated(folder: Path) -> int:
+    """How many rows are left out because their prompt stands before them in their file, with another answer or another id."""
+    files = training_sets.list_domains(folder, ENDING, "prompts", ROW)
+    return sum(len(_parse(path)) for path in files) - sum(map(len, read(folder).values()))
 
 
 def _parse(path: Path) -> list[Exchange]:
+    """All rows of a file, but those that stand there twice as they are."""
     found: dict[str, Exchange] = {}
     for number, line in enumerate(decode(str(path), read_bytes(path)).split("\n"), 1):
         if line.strip():
@@ -111,17 +127,23 @@ def _parse(path: Path) -> list[Exchange]:
             if one.id in found and found[one.id] != one:
                 raise BadInput(f"{path}, line {number}: id {one.id!r} stands there twice")
             found.setdefault(one.id, one)
-    kept: dict[str, Exchange] = {}
-    for one in found.values():
-        kept.setdefault(one.text, one)
-    return list(kept.values())
+    return list(found.values())
+
+
+def check_characters(text: str, where: str) -> None:
+    """Refuse half of a character, which JSON can write and UTF-8 cannot.
+
+    Raises:
+        BadInput: there is one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{where} has half of a character, {text[error.start]!r}; write it whole") from None
 
 
 def _parse_row(domain: str, where: str, line: str) -> Exchange:
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise BadInput(f"{where}: no JSON ({error}); expected {ROW}") from None
+    row: Any = parse_json(line, f"{where}: no JSON; expected {ROW}")
     if not isinstance(row, dict):
         raise BadInput(f"{where}: {type(row).__name__}; expected {ROW}")
     for name in FIELDS:
@@ -129,10 +151,12 @@ def _parse_row(domain: str, where: str, line: str) -> Exchange:
             raise BadInput(f"{where}: no {name!r}; expected {ROW}")
         if not isinstance(row[name], str) or not row[name].strip():
             raise BadInput(f"{where}: {name} is {row[name]!r}; allowed: text that is not empty")
+        check_characters(row[name], f"{where}: {name}")
     id_ = row.get("id")
     if id_ is None:
         id_ = training_sets.digest(json.dumps([row[name] for name in FIELDS]))[:16]
     if not isinstance(id_, str | int):
         raise BadInput(f"{where}: id {id_!r}; allowed: text or a whole number")
+    check_characters(str(id_), f"{where}: id")
     document = match[1] if (match := re.fullmatch(r"(\d+)_\d+", str(id_))) else str(id_)
     return Exchange(domain, str(id_), document, row["prompt"], row["answer"])

@@ -41,7 +41,7 @@ TABLES = {
 """By domain: how its file's name begins, and the file's SHA-256."""
 FETCH = "`make text` (python -m training.tasks.fetch_text) fetches it"
 COLUMNS = "id, mean rating, text"
-TABLE_FILES = "*.tsv"  # of a folder of one's own
+ENDING = ".tsv"  # of the files of a folder of one's own
 NEUTRAL = 0.5  # of the rating's absolute value: less than this is no opinion
 NUM_TRAIN = 512  # sentences
 
@@ -153,7 +153,7 @@ def divide(archive: Path) -> training_sets.Parts:
     Raises:
         BadInput: as `locate`.
     """
-    return _divide(archive, training_sets.stamp(archive, TABLE_FILES))
+    return _divide(archive, training_sets.stamp(archive, ENDING))
 
 
 @functools.cache
@@ -170,7 +170,7 @@ def read(archive: Path) -> Domains:
     Raises:
         BadInput: as `locate`.
     """
-    return _read(archive, training_sets.stamp(archive, TABLE_FILES))
+    return _read(archive, training_sets.stamp(archive, ENDING))
 
 
 @functools.cache
@@ -185,7 +185,7 @@ def _read(archive: Path, stamp: tuple) -> Domains:
 
 def _read_folder(folder: Path) -> dict[str, tuple[str, bytes]]:
     """(path, content) of every domain's file."""
-    tables = training_sets.list_domains(folder, ".tsv", "sentences", COLUMNS)
+    tables = training_sets.list_domains(folder, ENDING, "sentences", COLUMNS)
     return {path.stem: (str(path), read_bytes(path)) for path in tables}
 
 

@@ -112,8 +112,17 @@ def in_order(found: Sequence[str], folder: Path) -> list[str]:
 
 
 def class_of(name: str, row: Mapping[str, str]) -> str:
-    """A subject's class in words: as its row of the table says, else its name without digits."""
-    return row.get("class") or re.sub(r"[\d_]+", " ", name).strip()
+    """A subject's class in words: as its row of the table says, else its name without digits.
+
+    Raises:
+        BadInput: if neither has one.
+    """
+    found = row.get("class") or re.sub(r"[\d_]+", " ", name).strip()
+    if not found:
+        raise BadInput(
+            f"subject {name!r}: its name says no class; call the folder as in dog_{name}, or give a class in subjects.csv"
+        )
+    return found
 
 
 def load(folder: Path, name: str, *, token: str, instance_prompt: str) -> Subject:

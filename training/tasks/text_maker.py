@@ -13,7 +13,7 @@ from training.setting import Setting
 from training.store import RunFolder
 from training.task_kinds import read_options
 from training.tasks import encoder as encoders
-from training.tasks import sentences
+from training.tasks import sentences, training_sets
 from training.tasks.language_maker import LanguageMaker, LanguageModel, round_opened
 from training.tasks.pretrained import count_cut
 from training.tasks.task import Check
@@ -72,11 +72,16 @@ class TextMaker(LanguageMaker):
         return LanguageModel(load, encoder, self.family, encoders.Encoder.pooled, ROWS)
 
     def remarks(self, inputs: Any) -> list[str]:
-        """How many sentences are cut at the limit of tokens."""
+        """What is left out of a folder, and how many sentences are cut at the limit of tokens."""
         options = read_options(self.name, inputs.shared["task_options"])
         texts = list(dict.fromkeys(s.text for one in inputs.subjects for s in (*one.train, *one.test)))
         cut, most = count_cut(Path(inputs.setting.model), texts, options["tokens"])
-        return [f"{cut} of {len(texts):,} sentences are cut at {most} tokens"] if cut else []
+        said = [f"{cut} of {len(texts):,} sentences are cut at {most} tokens"] if cut else []
+        return [*self.left_out(Path(inputs.setting.subjects)), *said]
+
+    def left_out(self, folder: Path) -> list[str]:
+        """What is not read of a folder of one's own."""
+        return training_sets.left_out(folder, sentences.ENDING)
 
 
 @functools.cache

@@ -81,6 +81,11 @@ class TextTask(TrainingTask):
         """What a probe that was fitted to features and labels says of the test sentences `[m]`."""
         return predict_by_probe(train, labels, test, CLASSES)
 
+    def probed(self, one: Any) -> Sequence[Any]:
+        """The rows that a probe is fitted to: those of a training set stand in nobody's order."""
+        rows: Sequence[Any] = one.train[:MOST_PROBED]
+        return rows
+
     def score(self, step: int, one: Any, labels: Tensor, told: Tensor) -> pd.DataFrame:
         """Rows step, metric, prompt, value of a set's test sentences."""
         return score_rows(step, one.cls, labels, told)
@@ -194,7 +199,7 @@ class TextTask(TrainingTask):
         """What a probe on the untouched encoder says of each set's test sentences."""
         found = []
         for one in self.sets:
-            learnt = one.train[:MOST_PROBED]
+            learnt = self.probed(one)
             train, test = (self._before([s.text for s in part], may_go_on) for part in (learnt, one.test))
             with torch.enable_grad():
                 found.append(self.probe(one, train, self._labels(learnt), test))

@@ -142,9 +142,8 @@ def draw(
     domain, split, number = _find_address(domains, name)
     pool = parts[domain, split, "train"]
     if not 2 <= count <= len(pool):
-        raise BadInput(
-            f"{name}: {count} {what} to learn from; allowed: 2 to {len(pool)}, which {domain} has for {split} in {place}"
-        )
+        allowed = f"allowed: 2 to {len(pool)}, which" if len(pool) > 1 else f"too few, {len(pool)}, are what"
+        raise BadInput(f"{name}: {count} {what} to learn from; {allowed} {domain} has for {split} in {place}")
     train = sorted(pool, key=lambda one: digest(f"{domain}:{split}:{number}:{one.id}"))[:count]
     tests = {other: by_id(parts[other, split, "test"]) for other in domains}
     test = tests.pop(domain)[:MOST_TEST]
@@ -190,15 +189,34 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def stamp(place: Path, pattern: str = "") -> tuple[tuple[str, int, int], ...]:
-    """What tells that a file, or one of a folder's files, has changed."""
-    stats = [(path.name, path.stat()) for path in (list_files(place, pattern) if place.is_dir() else [place])]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+def stamp(place: Path, ending: str = "") -> tuple[tuple[str, int, int], ...]:
+    """What tells that a file, or one of a folder's files with an ending, has changed.
+
+    Raises:
+        BadInput: one cannot be looked at.
+    """
+    found = []
+    for path in list_files(place, ending) if place.is_dir() else [place]:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise BadInput(f"{path} cannot be read: {error.strerror}") from None
+        found.append((path.name, stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
 
 
-def list_files(folder: Path, pattern: str) -> list[Path]:
-    """Files of a folder but the hidden ones, in order."""
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+def list_files(folder: Path, ending: str = "") -> list[Path]:
+    """What a folder holds with an ending in any case, but for what is hidden, in order."""
+    return sorted(path for path in folder.iterdir() if path.name[0] != "." and path.name.lower().endswith(ending))
+
+
+def left_out(folder: Path, ending: str) -> list[str]:
+    """A line that names what a folder holds beside the files with an ending; none where there is nothing."""
+    if not folder.is_dir():
+        return []
+    taken = set(list_files(folder, ending))
+    names = [path.name for path in list_files(folder) if path not in taken]
+    return [f"left out of {folder}: {', '.join(names)}; read are files <domain>{ending}"] if names else []
 
 
 def list_domains(folder: Path, ending: str, what: str, holds: str) -> list[Path]:
@@ -213,9 +231,12 @@ def list_domains(folder: Path, ending: str, what: str, holds: str) -> list[Path]
     Raises:
         BadInput: there is none, or one whose name is none of a domain.
     """
-    files = list_files(folder, f"*{ending}")
+    files = list_files(folder, ending)
     if not files:
         raise BadInput(f"no {what} in {folder}; expected files <domain>{ending} ({holds})")
+    stems = [path.stem for path in files]
+    if twice := [stem for stem in stems if stems.count(stem) > 1]:
+        raise BadInput(f"{folder}: two files are of the domain {twice[0]!r}")
     for path in files:
         if not re.fullmatch(r"[\w.-]+", path.stem):
             raise BadInput(f"{path}: {path.stem!r} is no name of a domain; allowed: letters, digits, _, . and -")
