@@ -164,6 +164,7 @@ def divide(rows: Sequence[GlueRow]) -> dict[str, tuple[GlueRow, ...]]:
 
 
 def order(row: GlueRow) -> str:
+    """What rows are sorted by to stand in nobody's order."""
     return training_sets.digest(f"{row.domain}:{row.id}")
 
 
