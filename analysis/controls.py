@@ -41,6 +41,8 @@ def run(options: Options) -> int:
     """
     results = load(*options.results)
     table = judge_controls(results)
+    if results.kind.controls is None:
+        raise BadInput(f"the task {results.kind.name!r} has no controls of its scores")
     if table.empty:
         raise BadInput(
             f"no controls in {options.results[0]}, which was scored before there were any: python -m training.controls "

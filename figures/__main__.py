@@ -35,6 +35,7 @@ from training.store import writing
 ALL = "all"
 PLACE = ("<!-- verdicts -->", "<!-- end of verdicts -->")  # between these a README.md has the table of verdicts
 NORMS = "weight_norms.csv"  # of a base model, which has no runs
+NORM_COLUMNS = ("block", "attention", "kind", "mean", "sd", "series", "method")
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,9 +128,25 @@ def draw_one(name: str, folder: Path) -> FigureSet:
     """
     name = driver_of(name) or name
     if name == "weight_norms" and (folder / NORMS).is_file() and not _has_runs(folder):
-        return draw_norms(pd.read_csv(folder / NORMS))
+        return draw_norms(_read_norms(folder / NORMS))
     draw: Callable[[Results], FigureSet] = GALLERY[name]
     return draw(load(folder))
+
+
+def _read_norms(path: Path) -> pd.DataFrame:
+    """The norms of a base model.
+
+    Raises:
+        BadInput: if the file is damaged.
+    """
+    try:
+        found = pd.read_csv(path)
+        missing = [name for name in NORM_COLUMNS if name not in found]
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read: {str(error).strip().splitlines()[0]}") from None
+    if missing:
+        raise BadInput(f"{path} is damaged: it has no column {missing[0]!r}")
+    return found
 
 
 def write_verdicts(out: Path, verdicts: pd.DataFrame) -> None:

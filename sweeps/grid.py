@@ -122,6 +122,8 @@ def open_start(options: Options, model: Path) -> Checkpoint:
             does not fit is named.
     """
     assert options.init_adapter is not None
+    if not (model / "model_index.json").is_file():
+        raise BadInput(f"--init-adapter reads adapters of a diffusers pipeline's U-Net; {model} is none")
     opened = open_adapter(options.init_adapter, str(model))
     part = opened.checkpoint.of_unet().check_finite()
     if len(part.shapes) < len(opened.checkpoint.shapes):

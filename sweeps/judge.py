@@ -51,7 +51,7 @@ def drive(options: JudgeOptions) -> int:
     spec = check_question(options)
     name = f"{NAME}-{spec.name.partition('@')[0].replace(':', '-')}"
     others = tuple(other for other in options.against if other != options.method[0])
-    options = with_defaults(options, against=others, sweep=options.sweep or name)
+    options = with_defaults(options, against=others, sweep=options.sweep or options.kind[0].sweep_name(name))
     check_contract(spec, options)
     options = add_evidence(options, EVIDENCE)
     options = fit_budget(options, spec)

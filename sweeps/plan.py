@@ -42,6 +42,7 @@ from training.store import (
 from training.whole_files import create_json, sign
 
 SCHEMA = 1
+HASHES = ("model_hash", "scorer_hash")  # what all runs of a sweep share
 BASE_PACK = 8  # subjects of the base model that are scored together
 
 
@@ -266,8 +267,13 @@ def even_chunks(cells: Sequence[Cell], size: int, workers: int) -> list[Sequence
     return [cells[a:b] for a, b in zip(bounds, bounds[1:])]
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether a sweep's folder has neither packs nor runs."""
+    return next((folder / "packs").iterdir(), None) is None and not find_runs(folder)
+
+
 def open_sweep(runs: Path, sweep: str, inputs: ResolvedInputs) -> Path:
-    """Make or check a sweep's folder.
+    """Make or check a sweep's folder; one in which nothing was planned, as a dry run leaves it, belongs to nobody.
 
     Raises:
         BadInput: if it cannot be written, is no folder, or belongs to another model or other scorers.
@@ -282,6 +288,10 @@ def open_sweep(runs: Path, sweep: str, inputs: ResolvedInputs) -> Path:
             create_json(path, sign({"schema": SCHEMA} | own))
         remedy = f"remove it if the runs are of {inputs.model_name!r}, and it is written anew"
         stored = read_json(path, forms.SWEEP, f"it says which model the runs are of: {remedy}")
+        if any(stored.get(name) != own[name] for name in HASHES) and is_empty(folder):
+            path.unlink(missing_ok=True)
+            create_json(path, sign({"schema": SCHEMA} | own))
+            stored = read_json(path, forms.SWEEP, remedy)
     except OSError as error:
         raise store_error(error, folder) from None
     if stored.get("model_hash") != inputs.model_hash:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from adapters.errors import BadInput
 from analysis import load
 from sweeps.grid import ResolvedInputs
-from training.cell import Cell
+from training.cell import BASE, Cell, TrainingFlags
 from training.states import ENDED
 
 
@@ -20,10 +23,12 @@ class EarlierResults:
     Attributes:
         folders: where they lie.
         by_end: their names, by the end of the name, which stands for everything that decides the result.
+        values: what they have of each setting that all runs of a sweep share.
     """
 
     folders: tuple[Path, ...] = ()
     by_end: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, frozenset[Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folders: Sequence[Path], inputs: ResolvedInputs) -> EarlierResults:
@@ -33,6 +38,7 @@ class EarlierResults:
             BadInput: for a folder without results, or with those of another model or other scorers.
         """
         found: dict[str, str] = {}
+        values: dict[str, set[Any]] = {}
         for folder in folders:
             runs = load(folder).all_runs
             if others := set(runs["model_hash"]) - {inputs.model_hash}:
@@ -47,11 +53,34 @@ class EarlierResults:
                 )
             names = runs.loc[runs["status"].isin(ENDED), "run_id"]
             found |= {_end(name): name for name in names if _end(name) not in found}
-        return cls(tuple(folders), found)
+            trained = runs[runs["method"] != BASE]
+            for name in (each.name for each in fields(TrainingFlags) if each.name in trained):
+                values.setdefault(name, set()).update(_hashable(value) for value in trained[name].dropna())
+        return cls(tuple(folders), found, {name: frozenset(own) for name, own in values.items()})
 
     def find(self, cell: Cell) -> str | None:
         """The name of a cell's run; None if none of the folders holds it."""
         return self.by_end.get(_end(cell.run_id("")))
+
+    def describe_unlike(self, cell: Cell) -> str:
+        """A line that says that none of the runs is one of those that are asked for, and by which settings they differ."""
+        asked = {name: _hashable(getattr(cell, name)) for name in self.values}
+        unlike = [
+            f"{name} is {_said(known)} there, {asked[name]} here"
+            for name, known in self.values.items()
+            if known and asked[name] not in known
+        ]
+        why = "; ".join(unlike) or "other methods, rates or subjects"
+        return f"--results {' '.join(map(str, self.folders))} holds none of these runs: {why}"
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple | np.ndarray) else value
+
+
+def _said(values: Iterable[Any]) -> str:
+    known = sorted(map(str, values))
+    return known[0] if len(known) == 1 else f"one of {', '.join(known)}"
 
 
 def _end(run_id: str) -> str:

@@ -109,6 +109,8 @@ def resolve(options: Options, inputs: ResolvedInputs, planned: Sequence[Labelled
     cells = list({p.cell.identity(): p for p in asked}.values())
     plan, earlier = Plan.read(folder), EarlierResults.read(options.results, inputs)
     ours = [p for p in cells if earlier.find(p.cell) is None]
+    if options.results and not any(earlier.find(p.cell) for p in planned):
+        print(earlier.describe_unlike(planned[0].cell), file=sys.stderr)
     return Sweep(options, inputs, folder, asked, cells, ours, plan, earlier)
 
 

@@ -273,8 +273,9 @@ def test_runs_folder_that_cannot_be_written(refused: Front) -> None:
 
 def test_runs_folder_of_another_model(studio: Studio, tmp_path: Path, refused: Front) -> None:
     sweep = tmp_path / "runs" / "lr_robustness"
-    sweep.mkdir(parents=True)
+    (sweep / "packs").mkdir(parents=True)
     (sweep / "sweep.json").write_text(json.dumps({"schema": 1, "model": "another", "model_hash": "0123"}))
+    (sweep / "packs" / "p.json").write_text("{}")
     line = refused()
     assert "belongs to model 'another' (0123)" in line
     assert str(studio.folder / "pipeline") in line

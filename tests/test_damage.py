@@ -388,6 +388,19 @@ def test_damaged_file_of_a_plan_says_what_to_do(tmp_path: Path) -> None:
         open_sweep(made.path.parent, made.path.name, scene)
 
 
+def test_folder_in_which_nothing_was_planned_belongs_to_nobody(tmp_path: Path) -> None:
+    """As a dry run leaves it."""
+    first, second = (
+        Mock(spec=ResolvedInputs, model_name=name, model_hash=name, scorers={"scorer_hash": name}) for name in "ab"
+    )
+    folder = open_sweep(tmp_path, "mine", first)
+    assert open_sweep(tmp_path, "mine", second) == folder
+    assert read_json(folder / "sweep.json")["model"] == "b"
+    Sweep(folder).pack("p")
+    with pytest.raises(BadInput, match="belongs to model 'b'"):
+        open_sweep(tmp_path, "mine", first)
+
+
 def test_file_in_place_of_the_packs_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = Sweep(tmp_path / "runs" / "lr_robustness")
     made.pack("p")

@@ -57,6 +57,9 @@ def test_all_that_is_asked_for_may_be_there(studio: Studio, copy: Path, tmp_path
 def test_other_settings_are_trained_whatever_the_copy_holds(studio: Studio, copy: Path, tmp_path: Path) -> None:
     driven = drive(studio, tmp_path, "--method", "lora", "--seeds", "1", "--results", str(copy), "--dry-run")
     assert "4 cells: 0 done, 4 to train" in driven.out
+    unlike = drive(studio, tmp_path, "--method", "lora", "--steps", "7", "--results", str(copy), "--dry-run")
+    assert f"--results {copy} holds none of these runs: steps is " in unlike.err
+    assert "there, 7 here" in unlike.err
 
 
 def test_results_of_another_model_or_of_none_are_one_line(studio: Studio, copy: Path, tmp_path: Path) -> None:

@@ -154,8 +154,9 @@ def odd_resolution(account: Account, patch: pytest.MonkeyPatch) -> str:
 
 def another_model(account: Account, patch: pytest.MonkeyPatch) -> str:
     folder = account.folder / "runs" / "lr_robustness"
-    folder.mkdir(parents=True)
+    (folder / "packs").mkdir(parents=True)
     (folder / "sweep.json").write_text(json.dumps({"schema": 1, "model": "another", "model_hash": "0123"}))
+    (folder / "packs" / "p.json").write_text("{}")
     return account.plan()
 
 
