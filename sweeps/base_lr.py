@@ -33,7 +33,7 @@ class TuningOptions(SearchOptions):
     method: tuple[str, ...] = ("lora", "dora", "delora", "etherplus")
     """Methods to tune: names, `name:option=value,...`, or `all`."""
     trials: Path | None = None
-    """Choose from this table of trials, print, write no rates and train nothing."""
+    """Choose for the methods from this table of trials, print, write no rates and train nothing."""
     write: bool = True
     """Write the rates found to `sweeps/base_rates.toml`."""
 
@@ -48,7 +48,8 @@ def drive(options: TuningOptions) -> int:
     if options.trials is not None:
         check_rule(options)
         kind = options.kind[0]
-        show_choice(tried_settings(read_trials(options.trials, kind)), options.rule, kind)
+        trials = read_trials(options.trials, kind, [spec.name for spec in options.specs()])
+        show_choice(tried_settings(trials), options.rule, kind)
         return 0
     check(options)
     inputs = resolve_inputs(options, num_subjects=12, split="tuning")

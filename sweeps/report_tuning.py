@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +68,13 @@ def show_choice(tried: pd.DataFrame, rule: str, kind: TaskKind) -> pd.DataFrame:
     return best
 
 
-def read_trials(path: Path, kind: TaskKind | None = None) -> pd.DataFrame:
+def read_trials(path: Path, kind: TaskKind | None = None, methods: Sequence[str] = ()) -> pd.DataFrame:
     """A table of trials that a search has left.
+
+    Args:
+        path: of the table.
+        kind: the task; None: that of cells which name none.
+        methods: whose trials are wanted; none: all. A line says which others there are.
 
     Raises:
         BadInput: if the file is missing, is no Parquet, lacks a column, has text where numbers belong, a run that has not ended
@@ -82,7 +89,13 @@ def read_trials(path: Path, kind: TaskKind | None = None) -> pd.DataFrame:
     if missing := [name for name in trial_columns(kind or kind_of(PICTURES)) if name not in found]:
         raise BadInput(f"--trials is {path}, without the column {missing[0]}; allowed: a {TRIALS} of base_lr.py")
     _check_trials(path, found, score_names(kind or kind_of(PICTURES)))
-    return found
+    known = list(found["method"].unique())
+    wanted = [name for name in known if name in methods] if methods else known
+    if not wanted:
+        raise BadInput(f"--trials is {path}, which has {', '.join(known) or 'no trials'}, and none of --method")
+    if others := [name for name in known if name not in wanted]:
+        print(f"--trials has {', '.join(others)} too: name them by --method", file=sys.stderr)
+    return found[found["method"].isin(wanted)]
 
 
 def _check_trials(path: Path, trials: pd.DataFrame, scores: list[str]) -> None:

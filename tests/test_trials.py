@@ -110,6 +110,16 @@ def test_trials_that_no_rule_can_choose_from_are_refused(changed: dict, said: st
         read_trials(tmp_path / "trials.parquet")
 
 
+def test_trials_of_the_named_methods_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = pd.concat([table(lr=[1.0, 2.0]), table(lr=[1.0]).assign(method="dora")])
+    both.to_parquet(tmp_path / "trials.parquet")
+    assert set(read_trials(tmp_path / "trials.parquet")["method"]) == {"lora", "dora"}
+    assert set(read_trials(tmp_path / "trials.parquet", methods=["dora", "oft"])["method"]) == {"dora"}
+    assert capsys.readouterr().err == "--trials has lora too: name them by --method\n"
+    with pytest.raises(BadInput, match="which has lora, dora, and none of --method"):
+        read_trials(tmp_path / "trials.parquet", methods=["oft"])
+
+
 def test_a_method_whose_every_setting_diverged_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     lost = table(lr=[1.0, 2.0]).assign(method="dora", status="diverged")
     show_choice(tried_settings(pd.concat([table(lr=[1.0, 2.0]), lost])), "sum", PICTURES)
