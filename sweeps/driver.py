@@ -116,14 +116,15 @@ def collect(sweep: Sweep, trained: int, subjects: Sequence[str] | None = None) -
     """Load what was asked for, each run under every name that it goes by; of some subjects, or of all."""
     ids = sweep.plan.run_ids()
     labels: dict[str, list[dict]] = {}
-    for p in sweep.asked:
-        if subjects is not None and p.cell.subject not in subjects:
-            continue
+    asked = [p for p in sweep.asked if subjects is None or p.cell.subject in subjects]
+    for p in asked:
         labels.setdefault(sweep.earlier.find(p.cell) or ids[p.cell.identity()], []).append(p.labels)
     results = load(*([sweep.folder] if sweep.plan.packs else []), *sweep.earlier.folders)
     results = results.select(list(labels))
-    if subjects is not None:  # of the others the base model's runs would count as missing
-        results = dataclasses.replace(results, all_runs=results.all_runs[results.all_runs["subject"].isin(subjects)])
+    of = {
+        p.cell.subject for p in asked
+    }  # the base model's runs of others, which another call planned, would count as missing
+    results = dataclasses.replace(results, all_runs=results.all_runs[results.all_runs["subject"].isin(of)])
     return SweepOutcome(relabel(results, labels), sweep.folder, trained)
 
 
@@ -139,7 +140,7 @@ def relabel(results: Results, labels: Mapping[str, Sequence[Mapping]]) -> Result
     names = [
         (place, *(own.get(name) for name in renamed))
         for place, run_id in enumerate(runs["run_id"])
-        for own in labels.get(run_id, ({},))  # the base model of subjects that this call leaves out
+        for own in labels.get(run_id, ({},))  # the base model under other flags
     ]
     places, *columns = zip(*dict.fromkeys(names))
     given = {name: pd.array(values, dtype="object") for name, values in zip(renamed, columns, strict=True)}

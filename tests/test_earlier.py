@@ -82,3 +82,17 @@ def test_the_record_names_what_all_runs_were_trained_with(studio: Studio, copy: 
     driven = drive(studio, tmp_path / "runs", "--method", "lora", "--results", str(copy), "--docs", str(docs))
     assert driven.code == 0, driven.err
     assert f"trained at commit {runs['commit'].iloc[0]}; drawn on" in (docs / "RECORD.md").read_text()
+
+
+def test_of_the_base_model_only_the_subjects_that_are_asked_for_are_taken(
+    studio: Studio, copy: Path, tmp_path: Path
+) -> None:
+    """Else those that another call planned in the same sweep count as missing."""
+    one = sorted(load(copy).runs["subject"].unique())[0]
+    subjects = ("--subjects", str(studio.folder / "subjects"), one)
+    driven = drive(
+        studio, tmp_path, "--method", "lora", "--results", str(copy), *subjects, "--docs", str(tmp_path / "docs")
+    )
+    assert driven.code == 0, driven.err
+    found = load(tmp_path / "docs")
+    assert set(found.runs["subject"]) == set(found.base_runs["subject"]) == {one}
