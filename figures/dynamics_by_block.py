@@ -100,7 +100,8 @@ def _share_limits(axes: list[Axes], frame: pd.DataFrame) -> None:
             plain_log_axis(ax, above)
         limit_to_means(ax, [frame])
         if (frame["quantity"] == "lambda").all() and ax.get_yscale() == "linear":
-            ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))  # what hardly moves is to look so
+            low, high = ax.get_ylim()
+            ax.set_ylim(min(0, low), 1.08 * high)  # what hardly moves is to look so
 
 
 def _name_axes(ax: Axes, label: str, *, is_first: bool, is_last: bool) -> None:
