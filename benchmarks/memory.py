@@ -16,7 +16,7 @@ import psutil  # type: ignore[import-untyped]
 from benchmarks.rows import Row
 from benchmarks.scene import Effort, Place
 from benchmarks.timing import mean_of, once
-from sweeps.rates import read_rates
+from sweeps.rate_file import read_rates
 from training.stop import describe_exit
 from training.tasks.pipeline import POCKET
 

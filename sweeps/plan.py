@@ -13,12 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from adapters.errors import BadInput
-from adapters.own_method import source
 from adapters.peft_types import packs
-from adapters.starting_point import to_bytes
 from adapters.words import counted
-from analysis.compact_copy import to_png
-from analysis.folders import OWN_PICTURES
 from slurm.store.layout import PackFiles, SweepFolder, spec_id
 from slurm.store.leases import exclusive
 from slurm.worker.run import Setting
@@ -32,12 +28,9 @@ from training.store import (
     RunFolder,
     find_runs,
     join_inside,
-    method_file,
     read_json,
-    start_file,
     store_error,
     write_signed,
-    writing,
 )
 from training.whole_files import create_json, sign
 
@@ -230,31 +223,6 @@ def _work(cell: dict) -> float:
 def is_packable(method: str) -> bool:
     """Whether runs of a method may share a pack; some of PEFT's layers can be called for one set of parameters only."""
     return packs(method)
-
-
-def keep_method_files(folder: Path, methods: Iterable[str]) -> None:
-    """Copy the files of users' own methods into a sweep's folder: workers and later readers use the copies."""
-    for method in set(methods):
-        if "@" in method and not (path := method_file(folder, method)).exists():
-            with writing(path) as aside:
-                aside.write_bytes(source(method).read_bytes())
-
-
-def keep_start(folder: Path, inputs: ResolvedInputs) -> None:
-    """Write the adapter that cells start from into a sweep's folder: workers and resumes use the copy."""
-    if inputs.start is None or (path := start_file(folder, inputs.shared["init_adapter"])).exists():
-        return
-    with writing(path) as aside:
-        aside.write_bytes(to_bytes(inputs.start))
-
-
-def keep_own_pictures(folder: Path, inputs: ResolvedInputs) -> None:
-    """Put a photograph of each subject into a sweep's folder, small, for the sheets of pictures."""
-    for subject in inputs.subjects:
-        path = folder / OWN_PICTURES / f"{subject.name}.png"
-        if subject.picture is not None and (subject.is_read_anew or not path.exists()):
-            with writing(path) as aside:
-                aside.write_bytes(to_png(subject.picture))
 
 
 def even_chunks(cells: Sequence[Cell], size: int, workers: int) -> list[Sequence[Cell]]:

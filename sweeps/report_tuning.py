@@ -17,7 +17,7 @@ from analysis.best_settings import SETTING, describe_rule, trial_columns
 from analysis.metrics import score_names, title_of
 from sweeps.driver import SweepOutcome
 from sweeps.grid import ResolvedInputs
-from sweeps.rates import write_rates
+from sweeps.rate_file import write_rates
 from sweeps.report import command, keep_tables, processor, show
 from sweeps.search import rates_of
 from sweeps.trials import find_edges, find_trial

@@ -16,8 +16,9 @@ from slurm.worker import pool
 from slurm.worker.run import Setting
 from sweeps.grid import LabelledCell, ResolvedInputs, base_cells
 from sweeps.jobs import Sender
+from sweeps.kept_inputs import keep_method_files, keep_own_pictures, keep_start
 from sweeps.options import Options
-from sweeps.plan import Plan, keep_method_files, keep_own_pictures, keep_start, name_pack, open_sweep
+from sweeps.plan import Plan, name_pack, open_sweep
 from sweeps.progress import PlanProgress, check_ended
 from sweeps.reuse import EarlierResults
 from training.demand import Valued, state_mib

@@ -28,7 +28,7 @@ from slurm.estimate import calibrate
 from slurm.store.layout import PackFiles, read_contents, sweep_of
 from slurm.store.outcome import write_ended
 from slurm.worker import pool
-from sweeps import rates
+from sweeps import rate_file
 from tests.make_controls import GOOD, make_control_rows
 from tests.make_runs import BASE_SCORE, GAIN, MATRICES, PROMPTS, matrix_names, norms_columns, steps_columns
 from training import command_line, step_price
@@ -54,7 +54,7 @@ def stand_in(only: str = "", draws: bool = False) -> None:
     """
     os.fsync = lambda _: None  # type: ignore[assignment]
     calibrate._measure_elsewhere = lambda setting, cell: {n: Cost(0.01, 500.0) for n in (1, 16)}  # type: ignore[assignment]
-    rates.write_rates.__defaults__ = (Path("base_rates.toml").absolute(),)  # not into the checkout
+    rate_file.write_rates.__defaults__ = (Path("base_rates.toml").absolute(),)  # not into the checkout
     step_price.price = lambda load, method, rank: step_price.StepPrice(1.0, 0.9, 1.1, 3, 600.0, 500.0)  # type: ignore[assignment]
     pool.run_inline = stop if only == "plan" else make_results  # type: ignore[assignment]
     if not draws:

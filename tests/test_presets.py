@@ -10,7 +10,8 @@ from adapters import METHODS, BadInput, parse_method
 from sweeps import lr_robustness, prolonged_training, weight_norms
 from sweeps.options import Options, run_driver
 from sweeps.presets import named, read_presets, start_from
-from sweeps.rates import base_rates, read_rates
+from sweeps.rate_file import read_rates
+from sweeps.rates import base_rates
 from training.tasks.glue import TABLES
 
 PRESETS = read_presets()

@@ -20,7 +20,8 @@ from analysis.series import base_rates, name_multipliers, name_series
 from benchmarks.waiting import count_waits
 from sweeps import base_lr, lr_robustness
 from sweeps.options import Options
-from sweeps.rates import PRODIGY, check_base_lr, choose_rates, describe_borrowed, read_rates, scaled
+from sweeps.rate_file import read_rates
+from sweeps.rates import PRODIGY, check_base_lr, choose_rates, describe_borrowed, scaled
 from tests.compare_runs import assert_same
 from tests.make_driver import drive_studio
 from tests.make_studio import Studio

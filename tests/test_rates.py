@@ -11,15 +11,13 @@ import pytest
 from adapters import METHODS, BadInput, get_class, parse_method
 from sweeps import base_lr, grid
 from sweeps.options import Options
+from sweeps.rate_file import RATES, read_rates, write_rates
 from sweeps.rates import (
-    RATES,
     Rates,
     base_rates,
     check_base_lr,
     choose_rates,
     describe_borrowed,
-    read_rates,
-    write_rates,
 )
 from tests.rounds import told
 
