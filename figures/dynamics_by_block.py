@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from adapters.errors import BadInput
 from analysis.norms import block_order
 from figures.fig4_weight_norms import short_block
-from figures.labels import fit_text
+from figures.labels import fit_text, from_zero
 from figures.looks import Look, looks, shades
 from figures.panels import draw_curves, draw_legend, limit_to_means, plain_log_axis
 from figures.style import multiplier_text, new_figure, num_beside, styled
@@ -100,8 +100,7 @@ def _share_limits(axes: list[Axes], frame: pd.DataFrame) -> None:
             plain_log_axis(ax, above)
         limit_to_means(ax, [frame])
         if (frame["quantity"] == "lambda").all() and ax.get_yscale() == "linear":
-            low, high = ax.get_ylim()
-            ax.set_ylim(min(0, low), 1.08 * high)  # what hardly moves is to look so
+            from_zero(ax)
 
 
 def _name_axes(ax: Axes, label: str, *, is_first: bool, is_last: bool) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from adapters.errors import BadInput
 from analysis.series import BASE_AXIS
-from figures.labels import fit_text
+from figures.labels import fit_text, from_zero
 from figures.looks import looks
 from figures.panels import draw_curves, draw_legend, limit_to_means, plain_log_axis
 from figures.style import multiplier_axis, new_figure, num_beside, styled
@@ -55,7 +55,7 @@ def draw(transform: pd.DataFrame, distance: pd.DataFrame, xlabel: str = BASE_AXI
         draw_curves(ax, curves, "multiplier", styles)
         limit_to_means(ax, [curves], np.nan)
         if is_flat:
-            ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
+            from_zero(ax)
         ax.set_title(TITLES[name])
     draw_legend(figure, transform, styles, base=False)
     last = shown.sort_values("multiplier").groupby("series", sort=False).tail(1)

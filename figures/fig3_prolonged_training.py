@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from adapters.errors import BadInput
 from analysis.metrics import describe_metric, main_scores, sign_of, title_of
-from figures.labels import End, fit_text
+from figures.labels import End, fit_text, from_zero
 from figures.looks import Look, looks
 from figures.panels import draw_base_line, draw_curves, draw_legend, limit_to_means
 from figures.style import MUTED, new_figure, pt, room_in, styled
@@ -67,6 +67,7 @@ def draw(
     if lambdas is not None and has_lambda:
         gauges[figure.add_subplot(places["lambda"], label="lambda")] = lambdas
         _draw_gauge(figure.axes[-1], lambdas, styles, f"λ, {matrix}")
+        from_zero(figure.axes[-1])
     last = float(max(scores["step"].max(), distances["step"].max() if len(distances) else 0))
     for ax in figure.axes:
         ax.set_xlim(-0.02 * last, 1.02 * last)

@@ -207,3 +207,9 @@ def _stand_apart(centres: Sequence[float], halves: Sequence[float]) -> bool:
     rights = [centre + half for centre, half in zip(centres, halves, strict=True)]
     lefts = [centre - half for centre, half in zip(centres, halves, strict=True)]
     return all(right <= left for right, left in zip(rights, lefts[1:], strict=False))
+
+
+def from_zero(ax: Axes) -> None:
+    """Let a y axis begin at 0 where it is above: what hardly moves is to look so."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(0, low), high + 0.08 * abs(high))
