@@ -33,7 +33,7 @@ help: ## list these targets
 	@echo '  TORCH_SPEC=...   install this torch instead (default $(TORCH_DEFAULT), a CPU build); TORCH_ARGS=... for pip'
 
 quick: $(VENV)/.plateau-run ## a first look: DeLoRA at four learning rates on one subject; `make run` goes on from there
-	$(BIN)/python sweeps/lr_robustness.py --method delora --subjects 1 --multipliers 0.25 1 4 16 $(ARGS)
+	$(BIN)/python sweeps/lr_robustness.py --method delora --subjects rocket --multipliers 0.25 1 4 16 $(ARGS)
 
 run: $(VENV)/.plateau-run ## the main job: DeLoRA over learning rates on the pocket pipeline, minutes on a CPU
 	$(BIN)/python sweeps/lr_robustness.py --method delora $(ARGS)
