@@ -60,9 +60,7 @@ def draw(data: MatchedPrompt) -> Figure:
     figure = new_figure(WIDTH_IN, 0.6 + sum(heights), wspace=0.05)
     grid = figure.add_gridspec(len(rows), 1, height_ratios=heights)
     for down, row in enumerate(rows):
-        panels = grid[down].subgridspec(
-            1, len(row)
-        )  # of its own, so that numbers beside bars take no room from other rows
+        panels = grid[down].subgridspec(1, len(row))  # numbers beside bars take no room from other rows
         for place, name in enumerate(row):
             label = side_effect_of(data) if name == SIDE_EFFECT else name
             ax = figure.add_subplot(panels[place], label=label)
@@ -178,13 +176,10 @@ def _draw_fronts(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None
             ax.fill_between(x, low, high, color=look.color, alpha=0.16, lw=0, zorder=2, label=f"_band {series}")
     ax.set(xlabel=_loss_label(data), ylabel=f"gain in {_headline(data)} over the base", xlim=(0, 100 * _largest(data)))
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    none = tried["least_tried"].min() > _largest(data)
-    add_subtitle(
-        ax,
-        f"no rate lost so little: straight lines to the first that was tried ({100 * tried['least_tried'].min():.0f} %)"
-        if none
-        else "dotted: before the first and beyond the last loss that a tried rate has",
-    )
+    said, first = "dotted: before the first and beyond the last loss that a tried rate has", tried["least_tried"].min()
+    if first > _largest(data):
+        said = f"no rate lost so little: straight lines to the first that was tried ({100 * first:.0f} %)"
+    add_subtitle(ax, said)
 
 
 def _draw_gains(ax: Axes, data: MatchedPrompt, styles: dict[str, Look]) -> None:

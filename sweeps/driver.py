@@ -121,9 +121,7 @@ def collect(sweep: Sweep, trained: int, subjects: Sequence[str] | None = None) -
         labels.setdefault(sweep.earlier.find(p.cell) or ids[p.cell.identity()], []).append(p.labels)
     results = load(*([sweep.folder] if sweep.plan.packs else []), *sweep.earlier.folders)
     results = results.select(list(labels))
-    of = {
-        p.cell.subject for p in asked
-    }  # the base model's runs of others, which another call planned, would count as missing
+    of = {p.cell.subject for p in asked}  # the base model's runs of others would count as missing
     results = dataclasses.replace(results, all_runs=results.all_runs[results.all_runs["subject"].isin(of)])
     return SweepOutcome(relabel(results, labels), sweep.folder, trained)
 

@@ -59,9 +59,10 @@ def _table_name(model: str, model_hash: str, tables: Mapping[str, dict]) -> str:
     """The table of these weights; else one called by the model, and by its weights too where that name is taken."""
     own = [name for name, table in tables.items() if table.get("model_hash") == model_hash]
     name = Path(model).name
-    if own or name not in tables or (model == name and "model_hash" in tables[name]):
-        return own[0] if own else name
-    return f"{name}-{model_hash[:8]}"
+    if own:
+        return own[0]
+    is_free = name not in tables or (model == name and "model_hash" in tables[name])
+    return name if is_free else f"{name}-{model_hash[:8]}"
 
 
 def _toml_key(key: str) -> str:

@@ -86,9 +86,10 @@ def read_trials(path: Path, kind: TaskKind | None = None, methods: Sequence[str]
         raise BadInput(
             f"--trials is {path}, which cannot be read: {error}; allowed: a {TRIALS} of base_lr.py"
         ) from None
-    if missing := [name for name in trial_columns(kind or kind_of(PICTURES)) if name not in found]:
+    kind = kind or kind_of(PICTURES)
+    if missing := [name for name in trial_columns(kind) if name not in found]:
         raise BadInput(f"--trials is {path}, without the column {missing[0]}; allowed: a {TRIALS} of base_lr.py")
-    _check_trials(path, found, score_names(kind or kind_of(PICTURES)))
+    _check_trials(path, found, score_names(kind))
     known = list(found["method"].unique())
     wanted = [name for name in known if name in methods] if methods else known
     if not wanted:
@@ -115,11 +116,10 @@ def _check_trials(path: Path, trials: pd.DataFrame, scores: list[str]) -> None:
             f"--trials is {path}, where {row['method']} at lr {row['lr']:g} is {row['status']} with {values}"
         )
     for method, own in trials.groupby("method", sort=False):
-        tried = own.groupby(list(SETTING), dropna=False, sort=False)[["subject", "seed"]].agg(
-            lambda col: tuple(sorted(col))
-        )
-        if len(odd := tried.value_counts(sort=True)) > 1:
-            few = tried.index[(tried == list(odd.index[-1])).all(axis=1)][0]
+        settings = own.groupby(list(SETTING), dropna=False, sort=False)
+        units = {setting: sorted(zip(rows["subject"], rows["seed"], strict=True)) for setting, rows in settings}
+        most = max(units.values(), key=len)
+        if few := next((setting for setting, found in units.items() if found != most), None):
             raise BadInput(
                 f"--trials is {path}, where {method} at lr {few[2]:g} was tried on other subjects than at its other settings"
             )

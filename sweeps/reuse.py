@@ -12,7 +12,7 @@ import numpy as np
 from adapters.errors import BadInput
 from analysis import load
 from sweeps.grid import ResolvedInputs
-from training.cell import BASE, Cell, TrainingFlags
+from training.cell import Cell, TrainingFlags
 from training.states import ENDED
 
 
@@ -23,12 +23,10 @@ class EarlierResults:
     Attributes:
         folders: where they lie.
         by_end: their names, by the end of the name, which stands for everything that decides the result.
-        values: what they have of each setting that all runs of a sweep share.
     """
 
     folders: tuple[Path, ...] = ()
     by_end: Mapping[str, str] = field(default_factory=dict)
-    values: Mapping[str, frozenset[Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folders: Sequence[Path], inputs: ResolvedInputs) -> EarlierResults:
@@ -38,7 +36,6 @@ class EarlierResults:
             BadInput: for a folder without results, or with those of another model or other scorers.
         """
         found: dict[str, str] = {}
-        values: dict[str, set[Any]] = {}
         for folder in folders:
             runs = load(folder).all_runs
             if others := set(runs["model_hash"]) - {inputs.model_hash}:
@@ -53,10 +50,7 @@ class EarlierResults:
                 )
             names = runs.loc[runs["status"].isin(ENDED), "run_id"]
             found |= {_end(name): name for name in names if _end(name) not in found}
-            trained = runs[runs["method"] != BASE]
-            for name in (each.name for each in fields(TrainingFlags) if each.name in trained):
-                values.setdefault(name, set()).update(_hashable(value) for value in trained[name].dropna())
-        return cls(tuple(folders), found, {name: frozenset(own) for name, own in values.items()})
+        return cls(tuple(folders), found)
 
     def find(self, cell: Cell) -> str | None:
         """The name of a cell's run; None if none of the folders holds it."""
@@ -64,12 +58,12 @@ class EarlierResults:
 
     def describe_unlike(self, cell: Cell) -> str:
         """A line that says that none of the runs is one of those that are asked for, and by which settings they differ."""
-        asked = {name: _hashable(getattr(cell, name)) for name in self.values}
-        unlike = [
-            f"{name} is {_said(known)} there, {asked[name]} here"
-            for name, known in self.values.items()
-            if known and asked[name] not in known
-        ]
+        runs, unlike = [load(folder).runs for folder in self.folders], []
+        for name in (each.name for each in fields(TrainingFlags)):
+            known = {_hashable(value) for found in runs if name in found for value in found[name].dropna()}
+            asked = _hashable(getattr(cell, name))
+            if known and asked not in known:
+                unlike.append(f"{name} is {_said(known)} there, {asked} here")
         why = "; ".join(unlike) or "other methods, rates or subjects"
         return f"--results {' '.join(map(str, self.folders))} holds none of these runs: {why}"
 

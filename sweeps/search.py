@@ -146,11 +146,13 @@ def search(options: SearchOptions, inputs: ResolvedInputs, name: str) -> tuple[S
         scores = trial_scores(outcome.results)
         best = best_settings(tried_settings(scores), options.rule).set_index(["method", "options"])
         keys = [(spec.name, spec.canonical) for spec in specs]
-        at = {i: find_trial(best.loc[key]) if key in best.index else min(trials[i]) for i, key in enumerate(keys)}
-        edges = [specs[i].label for i, trial in at.items() if find_edges(trials[i], trial)]
+        at = [
+            find_trial(best.loc[key]) if key in best.index else min(own) for key, own in zip(keys, trials, strict=True)
+        ]
+        edges = [spec.label for spec, own, trial in zip(specs, trials, at, strict=True) if find_edges(own, trial)]
         if number == options.rounds or (number and not edges):
             return outcome, scores
         number += 1
         print(f"round {number}: four more trials of each; at an edge of its grid: {', '.join(edges) or 'none'}")
-        trials = [[*tried, *next_trials(tried, at[i])] for i, tried in enumerate(trials)]
+        trials = [[*own, *next_trials(own, trial)] for own, trial in zip(trials, at, strict=True)]
     return None

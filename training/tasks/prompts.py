@@ -95,13 +95,15 @@ def read(folder: Path) -> Mapping[str, tuple[Exchange, ...]]:
     Raises:
         BadInput: as `locate`.
     """
-    return _read(folder, training_sets.stamp(folder, ENDING))
+    return _read(folder, training_sets.stamp(folder, ENDING))[0]
 
 
 @functools.cache
-def _read(folder: Path, stamp: tuple) -> dict[str, tuple[Exchange, ...]]:
-    files = training_sets.list_domains(folder, ENDING, "prompts", ROW)
-    return {path.stem: tuple(_once(_parse(path))) for path in files}
+def _read(folder: Path, stamp: tuple) -> tuple[dict[str, tuple[Exchange, ...]], int]:
+    """All rows by domain, each prompt once, and how many rows that leaves out."""
+    rows = {path.stem: _parse(path) for path in training_sets.list_domains(folder, ENDING, "prompts", ROW)}
+    once = {domain: tuple(_once(own)) for domain, own in rows.items()}
+    return once, sum(map(len, rows.values())) - sum(map(len, once.values()))
 
 
 def _once(rows: Sequence[Exchange]) -> list[Exchange]:
@@ -114,8 +116,7 @@ def _once(rows: Sequence[Exchange]) -> list[Exchange]:
 
 def count_repeated(folder: Path) -> int:
     """How many rows are left out because their prompt stands before them in their file, with another answer or another id."""
-    files = training_sets.list_domains(folder, ENDING, "prompts", ROW)
-    return sum(len(_parse(path)) for path in files) - sum(map(len, read(folder).values()))
+    return _read(folder, training_sets.stamp(folder, ENDING))[1]
 
 
 def _parse(path: Path) -> list[Exchange]:
