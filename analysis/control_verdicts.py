@@ -211,12 +211,19 @@ def mean_scores(rows: pd.DataFrame, kinds: Sequence[str], weights: Floats) -> tu
 
 def _square(rows: pd.DataFrame, names: Sequence[str]) -> Floats:
     """Scores `[photograph, against]` of what is made of photographs, 0 on the diagonal; of others `[1, against]`, means."""
-    wide = rows.astype({"picture": str, "against": str}).pivot_table("value", "picture", "against", aggfunc="mean")
-    if set(wide.index) <= set(names):
-        found: Floats = wide.reindex(index=names, columns=names).fillna(0.0).to_numpy(dtype=float)
-        return found
-    mean: Floats = wide.mean()[names].to_numpy(dtype=float)[None]
-    return mean
+    rows = rows[rows["value"].notna()]
+    pictures = sorted(rows["picture"].astype(str).unique())
+    of_photographs = set(pictures) <= set(names)
+    down, across = (
+        pd.Index(places).get_indexer(pd.Index(rows[column].astype(str)))
+        for places, column in ((names if of_photographs else pictures, "picture"), (names, "against"))
+    )
+    shape = (len(names) if of_photographs else len(pictures), len(names))
+    counts, sums = np.zeros(shape), np.zeros(shape)
+    np.add.at(counts, (down, across), 1)
+    np.add.at(sums, (down, across), rows["value"].to_numpy(dtype=float))
+    scores: Floats = np.divide(sums, counts, out=np.full(shape, np.nan), where=counts > 0)
+    return np.nan_to_num(scores, nan=0.0) if of_photographs else np.nanmean(scores, axis=0, keepdims=True)
 
 
 def _mean(score: Floats, counts: Floats) -> Floats:

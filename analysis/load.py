@@ -8,7 +8,8 @@ import pandas as pd
 
 from adapters.errors import BadInput
 from adapters.words import counted
-from analysis.compact_copy import CompactSource, is_compact
+from analysis.compact_source import CompactSource, is_compact
+from analysis.copy_parts import parts
 from analysis.folders import FolderSource
 from analysis.results import BASE, Results, Source, is_absent, listed, stack
 from training.cell import NEWER, NUMBERS
@@ -26,7 +27,7 @@ def load(*roots: Path | str, model: str | None = None) -> Results:
         BadInput: if a folder is missing, holds no runs, or holds runs of more than one model or scored by different
             scorers (both are named), or if a file is damaged.
     """
-    sources = tuple(_source(Path(root)) for root in roots)
+    sources = tuple(source for root in roots for source in _sources(Path(root)))
     if not sources:
         raise BadInput("no results folder given; allowed: one or more runs folders")
     runs = _with_defaults(stack([source.runs.assign(source=number) for number, source in enumerate(sources)]))
@@ -47,10 +48,10 @@ def _with_defaults(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(**filled)
 
 
-def _source(root: Path) -> Source:
+def _sources(root: Path) -> list[Source]:
     if not root.is_dir():
         raise BadInput(f"no results folder {root}: give a folder that a sweep has written, such as runs/")
-    return CompactSource(root) if is_compact(root) else FolderSource(root)
+    return [CompactSource(part) for part in parts(root)] if is_compact(root) else [FolderSource(root)]
 
 
 def _one_model(runs: pd.DataFrame, model: str | None) -> pd.DataFrame:

@@ -23,7 +23,7 @@ import pandas as pd
 import tyro
 
 from adapters.errors import BadInput, printable
-from analysis.compact_copy import CompactSource
+from analysis.compact_source import CompactSource
 from analysis.folders import NUM_READERS, FolderSource
 from analysis.load import load
 from analysis.results import Results

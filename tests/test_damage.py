@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from adapters import BadInput
 from analysis import Results, export_compact, load
-from analysis.compact_copy import TABLES
+from analysis.compact_source import TABLES
 from analysis.query import main as ask
 from figures.__main__ import draw_all
 from slurm.status.__main__ import Options
