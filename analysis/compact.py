@@ -1,9 +1,10 @@
-"""A compact, shareable copy of a results folder: what figures and tables need, in seven Parquet files.
+"""A compact, shareable copy of a results folder: what figures and tables need, in a few Parquet files.
 
     python -m analysis.compact runs/lr_robustness --out shared/lr_robustness
 
 `analysis.load`, `python -m figures` and `python -m analysis.query` read the copy like the folder itself. Pictures,
 adapters and losses stay behind; of the dynamics the last step of every matrix and the thinned means over all matrices go along.
+Repeat the command when there are more runs: what is copied stays as it is, and they come in a part of the copy.
 """
 
 from __future__ import annotations
