@@ -67,7 +67,7 @@ def coincidence(
     Args:
         runs: what `run_ends` returned.
         axes: its columns to try, the first one as the reference.
-        num_knots: of the splines, evenly spaced along log2 of the axis.
+        num_knots: of the splines, at quantiles of log2 of the axis: where runs lie, not where one that diverges has gone.
         unit: what `subject` stands for (`Results.kind.unit`), for errors.
 
     Returns:
@@ -93,12 +93,11 @@ def common_curve(runs: pd.DataFrame, axis: str, num_knots: int = NUM_KNOTS, num_
     """The one curve of all series over an axis, fitted to all subjects, at their mean offset: rows axis, x, value."""
     runs = runs[runs[axis] > 0]
     place = np.log2(runs[axis].to_numpy(dtype=float))
-    knots = np.linspace(place.min(), place.max(), num_knots)
-    offsets = pd.get_dummies(runs["subject"]).to_numpy(dtype=float)
-    full = np.hstack([natural_spline(place, knots), offsets])
-    coefficients = np.linalg.lstsq(full, runs["value"].to_numpy(dtype=float), rcond=1e-9)[0]
+    knots = _knots(place, num_knots)
+    curve, offsets = natural_spline(place, knots), pd.get_dummies(runs["subject"]).to_numpy(dtype=float)
+    found = np.linalg.lstsq(np.hstack([curve, offsets]), runs["value"].to_numpy(dtype=float), rcond=1e-9)[0]
     shown = np.linspace(place.min(), place.max(), num_points)
-    value = natural_spline(shown, knots) @ coefficients[: num_knots - 1] + coefficients[num_knots - 1 :].mean()
+    value = natural_spline(shown, knots) @ found[: curve.shape[1]] + found[curve.shape[1] :].mean()
     return pd.DataFrame({"axis": axis, "x": np.exp2(shown), "value": value})
 
 
@@ -141,7 +140,7 @@ def left_out_variance(runs: pd.DataFrame, axis: str, num_knots: int = NUM_KNOTS)
     """
     runs = runs[runs[axis] > 0]
     place, y = np.log2(runs[axis].to_numpy(dtype=float)), runs["value"].to_numpy(dtype=float)
-    common = natural_spline(place, np.linspace(place.min(), place.max(), num_knots))
+    common = natural_spline(place, _knots(place, num_knots))
     one = pd.get_dummies(runs["series"]).to_numpy(dtype=float)
     separate = (one[:, :, None] * np.concatenate([np.ones((len(y), 1)), common], axis=1)[:, None]).reshape(len(y), -1)
     offsets = pd.get_dummies(runs["subject"]).to_numpy(dtype=float)
@@ -161,10 +160,16 @@ def _predict(design: Floats, offsets: Floats, y: Floats, out: np.ndarray) -> Flo
     return result
 
 
+def _knots(place: Floats, num_knots: int) -> Floats:
+    """Quantiles of where runs lie, each once."""
+    found: Floats = np.unique(np.quantile(place, np.linspace(0, 1, num_knots)))
+    return found
+
+
 def natural_spline(x: Floats, knots: Floats) -> Floats:
-    """The basis `[point, knot - 1]` of natural cubic splines without the constant (Hastie et al. 2009, Eq. 5.4 and 5.5)."""
-    unit = (x - knots[0]) / max(knots[-1] - knots[0], 1e-12)
-    at = np.linspace(0, 1, len(knots))
+    """The basis `[point, max(1, knots - 1)]` of natural cubic splines without the constant (Hastie et al. 2009, Eq. 5.4, 5.5)."""
+    span = max(knots[-1] - knots[0], 1e-12)
+    unit, at = (x - knots[0]) / span, (knots - knots[0]) / span
     cubes = np.maximum(unit[:, None] - at, 0) ** 3
     d = (cubes[:, :-1] - cubes[:, -1:]) / (1 - at[:-1])
     result: Floats = np.column_stack([unit, *(d[:, k] - d[:, -1] for k in range(len(knots) - 2))])

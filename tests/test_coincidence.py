@@ -43,8 +43,11 @@ def make_ends(explains: str, subjects: int = 6, noise: float = 0.01) -> pd.DataF
 @given(st.integers(3, 8), st.integers(0, 1000))
 def test_basis_is_that_of_natural_cubic_splines(num_knots: int, seed: int) -> None:
     """Any natural cubic spline, scipy's included, is a constant and a sum of the basis' columns."""
-    knots = np.linspace(-3.0, 4.0, num_knots)
-    spline = CubicSpline(knots, np.random.default_rng(seed).normal(0, 1, num_knots), bc_type="natural")
+    draw = np.random.default_rng(seed)
+    knots = np.concatenate(
+        [[-3.0], np.sort(draw.uniform(-2.5, 3.5, num_knots - 2)) + np.arange(num_knots - 2) * 0.05, [4.0]]
+    )
+    spline = CubicSpline(knots, draw.normal(0, 1, num_knots), bc_type="natural")
     x = np.linspace(-3, 4, 50)
     design = np.column_stack([np.ones(50), natural_spline(x, knots)])
     fit = design @ np.linalg.lstsq(design, spline(x), rcond=None)[0]
@@ -62,6 +65,28 @@ def test_curves_coincide_over_the_axis_that_explains_them() -> None:
     by_rate = coincidence(make_ends("multiplier")).set_index("axis")
     assert by_rate.loc["distance_rel", "ratio_low"] > 3
     assert np.isnan(by_rate.loc["multiplier", "p"]), "the reference is not compared with itself"
+
+
+def test_runs_that_went_far_do_not_bend_the_curve_where_the_others_are() -> None:
+    """Most runs lie within an octave, where scores fall; a few far off score nothing: the curve keeps between the scores."""
+    draw, rows = np.random.default_rng(0), []
+    for subject in range(6):
+        for place in (*np.linspace(-1, 0, 40), 4.0, 6.0, 8.0):
+            value = 0.6 / (1 + np.exp(20 * (place + 0.5))) + draw.normal(0, 0.01)
+            rows.append({"series": "LoRA", "subject": subject, "distance_rel": 2.0**place, "value": value})
+    value = common_curve(pd.DataFrame(rows), "distance_rel")["value"]
+    assert -0.1 < value.min() < value.max() < 0.7
+
+
+def test_few_different_rates_need_no_more_knots() -> None:
+    runs = make_ends("multiplier")
+    for most in (0.25, 0.5, 1.0):
+        kept = runs[runs["multiplier"] <= most]
+        found = coincidence(kept, ("multiplier",)).iloc[0]
+        assert np.isfinite([found["common"], found["separate"]]).all()
+        level = kept.groupby("multiplier")["value"].mean()
+        curve = common_curve(kept, "multiplier")
+        assert np.interp(level.index, curve["x"], curve["value"]) == pytest.approx(level.to_numpy(), abs=1e-4)
 
 
 def test_a_subject_is_judged_by_a_curve_that_has_not_seen_it() -> None:
