@@ -5,10 +5,11 @@ all methods. So one curve, common to all series, is fitted over each axis, and j
 
     score[run of subject i] = offset_i + common(log2 axis) + residual.
 
-The offset is the subject's own and is given to it; `common` is a natural cubic spline (Hastie et al. 2009, The Elements of
-Statistical Learning, Eq. 5.4-5.5) fitted to the other subjects. The residual is compared with that of `separate`, one such
-spline for every series: the same freedom that a curve for each method has. Both over the multiplier and over the distance
-`separate` fits about alike, so what `common` loses against it is what the curves do not share.
+The offset is the subject's own and is given to it; `common` is linear between knots at quantiles of the axis (Hastie et al.
+2009, The Elements of Statistical Learning, Sec. 5.2), fitted to the other subjects: a cubic one swings between knots where
+scores collapse. The residual is compared with that of `separate`, one such curve for every series: the same freedom that a curve
+for each method has. Both over the multiplier and over the distance `separate` fits about alike, so what `common` loses
+against it is what the curves do not share.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from analysis.statistics import Floats, Interval, log_interval, t_interval
 from analysis.summary import Robustness, robustness
 
 AXES = ("multiplier", "lr", "distance_rel")
-NUM_KNOTS = 5
+NUM_KNOTS = 7
 
 
 def run_ends(results: Results, metric: str | None = None, matrix: str = "mean") -> pd.DataFrame:
@@ -94,10 +95,10 @@ def common_curve(runs: pd.DataFrame, axis: str, num_knots: int = NUM_KNOTS, num_
     runs = runs[runs[axis] > 0]
     place = np.log2(runs[axis].to_numpy(dtype=float))
     knots = _knots(place, num_knots)
-    curve, offsets = natural_spline(place, knots), pd.get_dummies(runs["subject"]).to_numpy(dtype=float)
+    curve, offsets = linear_spline(place, knots), pd.get_dummies(runs["subject"]).to_numpy(dtype=float)
     found = np.linalg.lstsq(np.hstack([curve, offsets]), runs["value"].to_numpy(dtype=float), rcond=1e-9)[0]
     shown = np.linspace(place.min(), place.max(), num_points)
-    value = natural_spline(shown, knots) @ found[: curve.shape[1]] + found[curve.shape[1] :].mean()
+    value = linear_spline(shown, knots) @ found[: curve.shape[1]] + found[curve.shape[1] :].mean()
     return pd.DataFrame({"axis": axis, "x": np.exp2(shown), "value": value})
 
 
@@ -139,8 +140,9 @@ def left_out_variance(runs: pd.DataFrame, axis: str, num_knots: int = NUM_KNOTS)
     Runs at a distance of zero, which has no logarithm, are left out.
     """
     runs = runs[runs[axis] > 0]
-    place, y = np.log2(runs[axis].to_numpy(dtype=float)), runs["value"].to_numpy(dtype=float)
-    common = natural_spline(place, _knots(place, num_knots))
+    place = np.log2(runs[axis].to_numpy(dtype=float))
+    y = (runs["value"] - runs.groupby("subject")["value"].transform("mean")).to_numpy(dtype=float)
+    common = linear_spline(place, _knots(place, num_knots))
     one = pd.get_dummies(runs["series"]).to_numpy(dtype=float)
     separate = (one[:, :, None] * np.concatenate([np.ones((len(y), 1)), common], axis=1)[:, None]).reshape(len(y), -1)
     offsets = pd.get_dummies(runs["subject"]).to_numpy(dtype=float)
@@ -166,13 +168,10 @@ def _knots(place: Floats, num_knots: int) -> Floats:
     return found
 
 
-def natural_spline(x: Floats, knots: Floats) -> Floats:
-    """The basis `[point, max(1, knots - 1)]` of natural cubic splines without the constant (Hastie et al. 2009, Eq. 5.4, 5.5)."""
-    span = max(knots[-1] - knots[0], 1e-12)
-    unit, at = (x - knots[0]) / span, (knots - knots[0]) / span
-    cubes = np.maximum(unit[:, None] - at, 0) ** 3
-    d = (cubes[:, :-1] - cubes[:, -1:]) / (1 - at[:-1])
-    result: Floats = np.column_stack([unit, *(d[:, k] - d[:, -1] for k in range(len(knots) - 2))])
+def linear_spline(x: Floats, knots: Floats) -> Floats:
+    """The basis `[point, max(1, knots - 1)]` of what is linear between knots, without the constant."""
+    hats = [np.interp(x, knots, one) for one in np.eye(len(knots))]
+    result: Floats = np.column_stack(hats[1:] or [np.zeros(len(x))])
     return result
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.interpolate import CubicSpline
 
 import figures
 from adapters import BadInput
@@ -18,7 +17,7 @@ from analysis.distance_collapse import (
     coincidence,
     common_curve,
     left_out_variance,
-    natural_spline,
+    linear_spline,
     run_ends,
     score_vs_distance,
 )
@@ -40,18 +39,14 @@ def make_ends(explains: str, subjects: int = 6, noise: float = 0.01) -> pd.DataF
 
 
 @settings(deadline=None)
-@given(st.integers(3, 8), st.integers(0, 1000))
-def test_basis_is_that_of_natural_cubic_splines(num_knots: int, seed: int) -> None:
-    """Any natural cubic spline, scipy's included, is a constant and a sum of the basis' columns."""
+@given(st.integers(2, 8), st.integers(0, 1000))
+def test_basis_is_that_of_what_is_linear_between_knots(num_knots: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
-    knots = np.concatenate(
-        [[-3.0], np.sort(draw.uniform(-2.5, 3.5, num_knots - 2)) + np.arange(num_knots - 2) * 0.05, [4.0]]
-    )
-    spline = CubicSpline(knots, draw.normal(0, 1, num_knots), bc_type="natural")
-    x = np.linspace(-3, 4, 50)
-    design = np.column_stack([np.ones(50), natural_spline(x, knots)])
-    fit = design @ np.linalg.lstsq(design, spline(x), rcond=None)[0]
-    np.testing.assert_allclose(fit, spline(x), atol=1e-8)
+    knots, x = np.cumsum(draw.uniform(0.1, 2, num_knots)), np.linspace(0, 20, 50)
+    wanted = np.interp(x, knots, draw.normal(0, 1, num_knots))
+    design = np.column_stack([np.ones(50), linear_spline(x, knots)])
+    assert design.shape == (50, num_knots)
+    np.testing.assert_allclose(design @ np.linalg.lstsq(design, wanted, rcond=None)[0], wanted, atol=1e-8)
 
 
 def test_curves_coincide_over_the_axis_that_explains_them() -> None:
@@ -75,7 +70,7 @@ def test_runs_that_went_far_do_not_bend_the_curve_where_the_others_are() -> None
             value = 0.6 / (1 + np.exp(20 * (place + 0.5))) + draw.normal(0, 0.01)
             rows.append({"series": "LoRA", "subject": subject, "distance_rel": 2.0**place, "value": value})
     value = common_curve(pd.DataFrame(rows), "distance_rel")["value"]
-    assert -0.1 < value.min() < value.max() < 0.7
+    assert -0.05 < value.min() < value.max() < 0.65
 
 
 def test_few_different_rates_need_no_more_knots() -> None:
@@ -86,7 +81,7 @@ def test_few_different_rates_need_no_more_knots() -> None:
         assert np.isfinite([found["common"], found["separate"]]).all()
         level = kept.groupby("multiplier")["value"].mean()
         curve = common_curve(kept, "multiplier")
-        assert np.interp(level.index, curve["x"], curve["value"]) == pytest.approx(level.to_numpy(), abs=1e-4)
+        assert np.interp(level.index, curve["x"], curve["value"]) == pytest.approx(level.to_numpy(), abs=1e-3)
 
 
 def test_a_subject_is_judged_by_a_curve_that_has_not_seen_it() -> None:
