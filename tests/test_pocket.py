@@ -223,3 +223,13 @@ def test_vae_keeps_a_photograph_as_the_card_says(pocket: Path) -> None:
     photographs, _ = subject_photographs()
     said = json.loads((pocket / "qualities.json").read_text())["vae"]["psnr_db"]
     assert measure_vae(vae, photographs[::5])[0]["psnr_db"] == pytest.approx(said, abs=1.5)
+
+
+def test_the_sheet_of_finetunes_shows_the_committed_pictures() -> None:
+    from tools.pocket.finetunes import METHODS, SHEET, rows
+    from tools.pocket.sheets import make_sheet
+
+    root = Path(__file__).resolve().parents[1]
+    pictures = rows(root / "docs" / "results")
+    wanted = make_sheet(np.stack(pictures), 1 + 2 * (1 + len(METHODS))).quantize(256, dither=Image.Dither.NONE)
+    np.testing.assert_array_equal(np.asarray(Image.open(root / SHEET).convert("RGB")), np.asarray(wanted.convert("RGB")))
