@@ -12,7 +12,7 @@ import pandas as pd
 from adapters.errors import BadInput
 from adapters.words import counted, plural
 from analysis.comparisons import compare, power_sentence
-from analysis.control_verdicts import describe_controls, with_controls
+from analysis.control_words import describe_controls, with_controls
 from analysis.curves import subject_scores
 from analysis.matched_prompt import MatchedPrompt, try_matched_prompt
 from analysis.metrics import side_effect_names, sign_of, title_of

@@ -17,7 +17,8 @@ from typing import Annotated
 import tyro
 
 from adapters.errors import BadInput
-from analysis.control_verdicts import control_gaps, describe_controls, judge_controls
+from analysis.control_verdicts import control_gaps, judge_controls
+from analysis.control_words import describe_controls
 from analysis.load import load
 from analysis.tables import to_markdown, write_tables
 from training.command_line import run_program

@@ -7,7 +7,7 @@ from collections import Counter
 import pandas as pd
 
 from adapters.method_words import clean
-from analysis.control_verdicts import describe_controls
+from analysis.control_words import describe_controls
 from analysis.results import Results
 from analysis.series import base_rates, name_methods
 from training.states import RunStatus

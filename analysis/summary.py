@@ -11,7 +11,7 @@ import pandas as pd
 from adapters.method_words import BASE_MODEL
 from adapters.words import counted
 from analysis.comparisons import compare
-from analysis.control_verdicts import unreliable, with_controls
+from analysis.control_words import unreliable, with_controls
 from analysis.curves import base_line, score_curve, subject_scores
 from analysis.distances import distance_curve
 from analysis.metrics import UNIT, in_table_order, sign_of, title_of
@@ -90,7 +90,7 @@ def plateau_sentence(
         row: of `plateau`.
         tolerance: the share of the gain that may be lost on the plateau.
         unfit: the subjects of `unfit_subjects`.
-        failing: those on which the score takes something else for the subject (`control_verdicts.unreliable`).
+        failing: those on which the score takes something else for the subject (`control_words.unreliable`).
         unit: what intervals generalise over (`Results.kind.unit`).
     """
     name, metric, n = row["series"], title_of(row["metric"]), int(row["num_subjects"])

@@ -20,7 +20,7 @@ import pandas as pd
 from adapters.documents import COUNT, NAME, NUMBER, OBJECT, PLACE, REAL, TEXT, Form, check_form, read_toml
 from adapters.errors import BadInput
 from adapters.words import counted
-from analysis.control_verdicts import failing_words
+from analysis.control_words import failing_words
 from analysis.load import load
 from analysis.measures import MEASURES
 from analysis.metrics import UNIT

@@ -26,7 +26,8 @@ from analysis import (
     write_tables,
 )
 from analysis.block_means import QUANTITIES, STORED
-from analysis.control_verdicts import control_scores, control_tables, failing_words
+from analysis.control_verdicts import control_scores, control_tables
+from analysis.control_words import failing_words
 from analysis.notes import notes
 from analysis.series import BASE_AXIS, name_multipliers
 from analysis.tables import rounded

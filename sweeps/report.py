@@ -23,7 +23,7 @@ from analysis import (
     power_sentence,
     write_tables,
 )
-from analysis.control_verdicts import unmeasured_subjects, with_controls
+from analysis.control_words import unmeasured_subjects, with_controls
 from analysis.series import name_multipliers
 from analysis.summary import plateau_sentences
 from figures.figure_set import FigureSet, add_curves, of_first_subject, sheet_pictures

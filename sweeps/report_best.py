@@ -10,7 +10,7 @@ import pandas as pd
 from adapters.words import plural
 from analysis import best_settings, power_sentence, tried_settings
 from analysis.best_settings import describe_rule
-from analysis.control_verdicts import with_controls
+from analysis.control_words import with_controls
 from figures.registry import draw_best_of_grid
 from sweeps.driver import SweepOutcome
 from sweeps.grid import LabelledCell, ResolvedInputs, plan_cell

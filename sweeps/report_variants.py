@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adapters import MethodSpec
 from analysis import Results, power_sentence
-from analysis.control_verdicts import with_controls
+from analysis.control_words import with_controls
 from figures.figure_set import FigureSet
 from figures.registry import (
     draw_boundary_and_angle,

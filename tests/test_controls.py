@@ -19,12 +19,8 @@ import figures
 from adapters import BadInput
 from analysis import controls as command
 from analysis import export_compact, judge_controls, load, plateau_sentence, robustness
-from analysis.control_verdicts import (
-    FAILS,
-    OPEN,
-    PASSES,
-    control_gaps,
-    control_scores,
+from analysis.control_verdicts import FAILS, OPEN, PASSES, control_gaps, control_scores
+from analysis.control_words import (
     describe_controls,
     failing,
     failing_words,

@@ -232,4 +232,6 @@ def test_the_sheet_of_finetunes_shows_the_committed_pictures() -> None:
     root = Path(__file__).resolve().parents[1]
     pictures = rows(root / "docs" / "results")
     wanted = make_sheet(np.stack(pictures), 1 + 2 * (1 + len(METHODS))).quantize(256, dither=Image.Dither.NONE)
-    np.testing.assert_array_equal(np.asarray(Image.open(root / SHEET).convert("RGB")), np.asarray(wanted.convert("RGB")))
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(root / SHEET).convert("RGB")), np.asarray(wanted.convert("RGB"))
+    )
