@@ -68,23 +68,25 @@ docs: $(VENV)/.plateau-docs ## the documentation as a site, build/docs/index.htm
 EVIDENCE = $(BIN)/python sweeps/$(1).py --sweep evidence --num-prompts 12 --num-images 1 --docs docs/results/$(2) $(3) $(ARGS)
 FOUR := --method lora dora delora etherplus
 EIGHT_RATES := --multipliers 0.25 0.5 1 2 4 8 16 32
+LOW_RATES := --multipliers 0.0625 0.125 $(wordlist 2,9,$(EIGHT_RATES))
 FOUR_RATES := --multipliers 0.25 1 4 16
 LAST_LOOK := backpack bear camera cat cup donut panda penguin rabbit snowman sunflower tulip turtle
-LONG := --steps 2600 --eval-steps 200 600 1000 1400 1800 2200
+LONG := --steps 2600
 evidence: $(VENV)/.plateau-run ## docs/results: every driver on the pocket, hours on two cores; goes on where it stopped
 	$(call EVIDENCE,lr_robustness,lr_robustness,--method lora dora dora-fixed delora etherplus ether oft nblora singlora \
 		$(EIGHT_RATES) --subjects 40)
-	$(call EVIDENCE,prolonged_training,prolonged_training,$(FOUR) $(LONG) --subjects 40)
+	$(call EVIDENCE,prolonged_training,prolonged_training,$(FOUR) nblora singlora $(LONG) --subjects 40)
 	$(call EVIDENCE,dora_magnitude,dora_magnitude,$(EIGHT_RATES) --subjects 40)
 	$(call EVIDENCE,design_ablation,design_ablation,$(FOUR_RATES) --subjects 40)
 	$(call EVIDENCE,best_of_grid,best_of_grid,--choosing-subjects 12 --subjects 40)
 	$(call EVIDENCE,lr_robustness,lr_robustness-seeds,$(FOUR) $(FOUR_RATES) --subjects 16 --seeds 0 1 2)
 	$(call EVIDENCE,boundary_and_angle,boundary_and_angle,$(EIGHT_RATES) --subjects 24)
+	$(call EVIDENCE,lr_robustness,lr_robustness-low,$(FOUR) nblora $(LOW_RATES) --subjects 12)
 	$(call EVIDENCE,setting_robustness,setting_robustness-lambda,--method delora --boundaries 1 4 16 64 256 \
 		$(EIGHT_RATES) --weight-decays --instance-images --prior-weights --subjects 12 --spectra)
 	$(call EVIDENCE,rank_robustness,rank_robustness,$(FOUR_RATES) --subjects 12 --spectra)
 	$(call EVIDENCE,prolonged_training,prolonged_training-rates,--method lora dora delora etherplus nblora $(LONG) \
-		--multipliers 1 4 16 --subjects 12)
+		--multipliers 0.25 1 4 --subjects 12)
 	$(call EVIDENCE,start_robustness,start_robustness,--subjects 12)
 	$(call EVIDENCE,setting_robustness,setting_robustness,--subjects 12)
 	$(call EVIDENCE,weight_norms,weight_norms,$(FOUR) --subjects 16)
