@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from adapters.errors import BadInput, printable
 from adapters.option_values import Options, OptionValue, describe_allowed, format_value, parse_number
@@ -28,6 +28,7 @@ __all__ = [
     "METHODS",
     "PEFT",
     "BadInput",
+    "Marker",
     "Method",
     "MethodSpec",
     "counted",
@@ -37,6 +38,8 @@ __all__ = [
     "plural",
     "printable",
 ]
+
+Marker: TypeAlias = str | tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Method:
         label: Name in tables and figures.
         color: Hex colour in figures (Okabe and Ito's palette, safe for colour-blind readers).
         line_style: Matplotlib line style.
-        marker: Matplotlib marker.
+        marker: Matplotlib marker; three numbers are a star: its points, 1, its angle in degrees.
         options: Allowed values of each option, the default first. A type among them (``float``, ``int``) allows
             every positive number of that type.
     """
@@ -59,7 +62,7 @@ class Method:
     label: str
     color: str
     line_style: str
-    marker: str
+    marker: Marker
     options: Options = field(default_factory=dict)
 
     @property
@@ -129,7 +132,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "NB-LoRA",
             "#56B4E9",
             "-",
-            "$\\spadesuit$",
+            "P",
             {"strength": ("constant", "learned")},
         ),
         "singlora": Method(
@@ -138,7 +141,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "SingLoRA",
             "#CC3311",
             "--",
-            "$\\heartsuit$",
+            "X",
             {"alpha": ("r", float), "init": ("paper", "released"), "ramp": ("1%", int)},
         ),
         "full": Method("adapters.full", "Full", "full finetuning", "#666666", "-.", "d"),
@@ -148,11 +151,11 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "LoRA + boundary",
             "#44AA99",
             "--",
-            "P",
+            (4, 1, 0),
             {"start": ("eq9", "live", "zero_b")},
         ),
         "ablation-relaxed": Method(
-            "adapters.ablations", "Relaxed", "ETHER+ with boundary, rank, relaxed", "#B8A200", "-.", "X"
+            "adapters.ablations", "Relaxed", "ETHER+ with boundary, rank, relaxed", "#B8A200", "-.", (6, 1, 0)
         ),
         "ablation-highrank": Method(
             "adapters.ablations", "HighRank", "ETHER+ with boundary, rank", "#117733", "-", "*"
@@ -163,7 +166,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "ETHER+ with boundary",
             "#CC6677",
             ":",
-            "$\\clubsuit$",
+            (8, 1, 0),
             {"scale": ("half", "whole")},
         ),
     }

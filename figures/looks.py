@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgb
 
-from adapters import METHODS
+from adapters import METHODS, Marker
 
 LINE_STYLES = ("-", "--", "-.", ":")
 SPARE_COLORS = ("#56B4E9", "#000000", "#8C6D31", "#7A5195", "#999933")
-SPARE_MARKERS = ("P", "X", "h", "*", "p")
+SPARE_MARKERS: tuple[Marker, ...] = ("P", "X", "h", "*", "p")
 VARIANT_COLORS = ("#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#009E73")
 
 
@@ -23,7 +23,7 @@ class Look(NamedTuple):
 
     color: str
     line_style: str
-    marker: str
+    marker: Marker
     face: str  # marker's face: the colour, or white for a method's further variants
 
     def marks(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _tint(color: str, share: float) -> str:
     return to_hex([1 - (1 - part) * (1 - 0.7 * share) for part in to_rgb(color)])
 
 
-def _method_look(method: str, number: int) -> tuple[str, str, str]:
+def _method_look(method: str, number: int) -> tuple[str, str, Marker]:
     """Colour, line style and marker of a method; a spare set, by its number, for one that is not registered."""
     if method in METHODS:
         registered = METHODS[method]

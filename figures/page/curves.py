@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from adapters import Marker
 from analysis import Robustness
 from analysis.metrics import describe_metric, in_table_order
 from figures.looks import Look
@@ -16,10 +17,11 @@ from training.task_kinds import Metric, metrics
 
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 # plotly's marks that come nearest to matplotlib's; what is not here is a circle.
-SYMBOLS = {
+SYMBOLS: dict[Marker, str] = {
     "s": "square", "^": "triangle-up", "v": "triangle-down", "D": "diamond", "d": "diamond-tall", "P": "cross", "X": "x",
     "p": "pentagon", "h": "hexagon", "*": "star", "<": "triangle-left", ">": "triangle-right", "8": "octagon",
     "H": "hexagon2", "x": "x-thin", ".": "circle-open",
+    (4, 1, 0): "star-diamond", (6, 1, 0): "hexagram", (8, 1, 0): "star",
 }  # fmt: skip
 DISTANCE, DISTANCE_TITLE = "distance", "Distance ‖Wₜ − W₀‖ / ‖W₀‖: how far the weights moved"
 
