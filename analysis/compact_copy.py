@@ -31,7 +31,7 @@ from analysis.copy_parts import new_runs, next_part, parts, remove_parts, same_r
 from analysis.results import Results, stack
 from training.store import SCHEMA, write_table
 
-MAX_POINTS = 200  # steps of a run that a trajectory keeps
+MAX_POINTS = 50  # steps of a run that a trajectory keeps
 THUMBNAIL_PX = 128
 
 
