@@ -125,18 +125,30 @@ def make_card(results: Results, name: str, others: Sequence[str]) -> Card:
     matched, why_not = try_matched_prompt(scores[scores["series"].isin((name, *there))])
     facts = _facts(results, curves, matched, (name, *there))
     differences = _differences(scores, matched, name, there, results.kind.headline.name)
+    open_ended = [one for one in (name, *there) if _is_open(curves, one, results.kind.headline.name)]
     return Card(
         name,
         there,
         facts,
         differences,
-        tuple(_verdict(results, name, facts.iloc[0], differences)),
+        tuple(_verdict(results, name, facts.iloc[0], differences, name in open_ended)),
         (
+            *(
+                [f"Half-gain widths of {', '.join(open_ended)} are lower bounds: the grid ends first."]
+                if open_ended
+                else []
+            ),
             *_caveats(results, name, differences, [other for other in others if other not in known]),
             *filter(None, [why_not]),
         ),
         results.kind,
     )
+
+
+def _is_open(curves: Robustness, name: str, metric: str) -> bool:
+    """Whether a series keeps half of its best gain at an end of the grid: its half-gain width is a lower bound then."""
+    own = curves.plateaus[(curves.plateaus["series"] == name) & (curves.plateaus["metric"] == metric)].iloc[0]
+    return bool(own["half_open_low"]) or bool(own["half_open_high"])
 
 
 def _facts(results: Results, curves: Robustness, matched: MatchedPrompt | None, names: Sequence[str]) -> pd.DataFrame:
@@ -198,7 +210,7 @@ def _differences(
     return pd.concat([by_measure, pd.DataFrame(rows)], ignore_index=True).reindex(columns=columns)
 
 
-def _verdict(results: Results, name: str, facts: pd.Series, differences: pd.DataFrame) -> list[str]:
+def _verdict(results: Results, name: str, facts: pd.Series, differences: pd.DataFrame, is_open: bool) -> list[str]:
     """What can be said, at the level of 5 % after Holm's correction, and what cannot."""
     n, headline, unit = int(facts["num_subjects"]), results.kind.headline, results.kind.unit
     if n < LEAST_SUBJECTS:
@@ -206,7 +218,7 @@ def _verdict(results: Results, name: str, facts: pd.Series, differences: pd.Data
         return [f"No verdict on {name} from {who}: at least {LEAST_SUBJECTS} are needed."]
     said = [
         f"{name} gains {_number(facts, 'area')} in {headline.title} over the base model on average over the grid, and keeps half "
-        f"of its best gain on {_number(facts, 'half_width')} octaves (n = {counted(n, unit)})."
+        f"of its best gain on {'at least ' * is_open}{_number(facts, 'half_width')} octaves (n = {counted(n, unit)})."
     ]
     for measure, text in MEASURES.items():
         words = text.format(headline.title)

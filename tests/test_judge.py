@@ -181,6 +181,16 @@ def test_the_verdict_says_which_it_is_above_and_which_it_cannot_be_told_from(res
     pd.testing.assert_series_equal(mirrored, -own, check_names=False, rtol=1e-9)
 
 
+def test_widths_that_the_grid_cuts_are_said_to_be_bounds(results: Path) -> None:
+    """DeLoRA keeps half of its gain at the smallest rate, LoRA at neither end."""
+    card = make_card(load(results), "DeLoRA", ["LoRA"])
+    assert "keeps half of its best gain on at least " in card.verdict[0]
+    assert card.caveats[0] == "Half-gain widths of DeLoRA are lower bounds: the grid ends first."
+    other = make_card(load(results), "LoRA", [])
+    assert "at least" not in other.verdict[0]
+    assert not any("lower bounds" in text for text in other.caveats)
+
+
 def test_no_verdict_from_two_subjects(results: Path) -> None:
     card = make_card(load(results).select(subject=list(SUBJECTS[:2])), "DeLoRA", ["LoRA"])
     assert card.verdict == ("No verdict on DeLoRA from 2 subjects: at least 3 are needed.",)
