@@ -66,8 +66,8 @@ def export_compact(
     folder, made = Path(folder), f"norms={num_norms} {' '.join(kept_matrices)}".rstrip()
     lacking = _lacking(results, folder, made, shown)
     if lacking is None:
-        remove_parts(folder)
         _write_part(results, folder, made, kept_matrices, num_norms, shown)
+        remove_parts(folder)  # only now: results may be read from them
     elif lacking:
         rest = replace(results, all_runs=results.all_runs[results.all_runs["run_id"].isin(lacking)])
         rows = None if shown is None else shown[shown["run_id"].astype(str).isin(lacking)]
@@ -86,9 +86,8 @@ def _lacking(results: Results, folder: Path, made: str, shown: pd.DataFrame | No
         if lacking is None or {source.made for source in sources} != {made}:
             return None
         known = set(there["run_id"].astype(str))
-        base = results.base[["run_id", "metric", "prompt", "value"]].assign(step=0)
         same = (
-            same_rows(stack([source.scores() for source in sources]), pd.concat([results.scores, base]), known),
+            same_rows(stack([source.scores() for source in sources]), _scores(results), known),
             same_rows(stack([source.controls(known) for source in sources]), results.controls, known),
             same_rows(stack([source.sharpness(known) for source in sources]), results.sharpness(), known),
         )
@@ -109,10 +108,9 @@ def _write_part(
     shown: pd.DataFrame | None,
 ) -> None:
     """Write the tables of a copy, or of a part of it; the runs, by which it is known, last."""
-    base = results.base[["run_id", "metric", "prompt", "value"]].assign(step=0)
     shapes = [results.trajectories(name).assign(matrix=name) for name in ("mean", *kept_matrices)]
     tables = {
-        "scores": pd.concat([results.scores, base], ignore_index=True),
+        "scores": _scores(results),
         "matrices": results.matrices,
         "dynamics_final": results.final_dynamics,
         "trajectories": thin(pd.concat(shapes, ignore_index=True)),
@@ -132,6 +130,12 @@ def _write_part(
     copy = hashlib.sha256(" ".join(sorted(results.all_runs["run_id"])).encode()).hexdigest()[:16]
     for name, frame in tables.items():
         _write(folder / f"{name}.parquet", frame, {COPY: copy, MADE: made})
+
+
+def _scores(results: Results) -> pd.DataFrame:
+    """The scores of the runs, and of the base model at step 0."""
+    base = results.base[["run_id", "metric", "prompt", "value"]].assign(step=0)
+    return pd.concat([results.scores, base], ignore_index=True)
 
 
 def _thumbnails(shown: pd.DataFrame, results: Results) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from analysis.results import Results
 from figures.registry import draw_lr_robustness
 from tests.make_controls import GOOD, write_controls
 from tests.make_runs import Shape, make_runs
+from tests.test_gallery import contents
 
 SHAPES: Mapping[str, Shape] = {"delora": Shape(), "lora": Shape(high=0.0)}
 
@@ -27,11 +28,6 @@ def results(tmp_path: Path) -> Results:
     )
     write_controls(root, dict.fromkeys(("cat", "dog", "owl"), GOOD))
     return load(root)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def frames(results: Results) -> dict[str, pd.DataFrame]:
@@ -121,6 +117,17 @@ def test_what_does_not_stay_true_is_written_anew(results: Results, tmp_path: Pat
     other = make_runs(tmp_path / "other", shapes=SHAPES, multipliers=(0.5, 1.0, 2.0), subject_sd=0.05)
     export_compact(load(other), copy)
     assert len(parts(copy)) == 1, "the same runs with other scores"
+
+
+def test_a_grown_copy_can_be_written_anew_from_itself(results: Results, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    export_compact(results.select(method="lora"), copy)
+    export_compact(results, copy)
+    before = frames(load(copy))
+    export_compact(load(copy), copy, num_norms=3)
+    assert len(parts(copy)) == 1
+    for name, frame in frames(load(copy)).items():
+        pd.testing.assert_frame_equal(frame, before[name], obj=name)
 
 
 def test_a_part_that_was_not_finished_is_none(results: Results, tmp_path: Path) -> None:
