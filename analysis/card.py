@@ -125,30 +125,21 @@ def make_card(results: Results, name: str, others: Sequence[str]) -> Card:
     matched, why_not = try_matched_prompt(scores[scores["series"].isin((name, *there))])
     facts = _facts(results, curves, matched, (name, *there))
     differences = _differences(scores, matched, name, there, results.kind.headline.name)
-    open_ended = [one for one in (name, *there) if _is_open(curves, one, results.kind.headline.name)]
+    cut = curves.plateaus[curves.plateaus["half_open_low"] | curves.plateaus["half_open_high"]]
+    cut_names = set(cut.loc[cut["metric"] == results.kind.headline.name, "series"])
+    bounds = [one for one in (name, *there) if one in cut_names]
     return Card(
         name,
         there,
         facts,
         differences,
-        tuple(_verdict(results, name, facts.iloc[0], differences, name in open_ended)),
+        tuple(_verdict(results, name, facts.iloc[0], differences, name in bounds)),
         (
-            *(
-                [f"Half-gain widths of {', '.join(open_ended)} are lower bounds: the grid ends first."]
-                if open_ended
-                else []
-            ),
-            *_caveats(results, name, differences, [other for other in others if other not in known]),
+            *_caveats(results, name, differences, [other for other in others if other not in known], bounds),
             *filter(None, [why_not]),
         ),
         results.kind,
     )
-
-
-def _is_open(curves: Robustness, name: str, metric: str) -> bool:
-    """Whether a series keeps half of its best gain at an end of the grid: its half-gain width is a lower bound then."""
-    own = curves.plateaus[(curves.plateaus["series"] == name) & (curves.plateaus["metric"] == metric)].iloc[0]
-    return bool(own["half_open_low"]) or bool(own["half_open_high"])
 
 
 def _facts(results: Results, curves: Robustness, matched: MatchedPrompt | None, names: Sequence[str]) -> pd.DataFrame:
@@ -252,9 +243,12 @@ def _number(row: pd.Series | Mapping[str, Any], key: str) -> str:
     return f"{row[key]:.2g} [{row[low]:.2g}, {row[high]:.2g}]"
 
 
-def _caveats(results: Results, name: str, differences: pd.DataFrame, lacking: Sequence[str]) -> list[str]:
+def _caveats(
+    results: Results, name: str, differences: pd.DataFrame, lacking: Sequence[str], bounds: Sequence[str]
+) -> list[str]:
     controls = describe_controls(results)
-    said = [text for text in notes(results) if text != controls]
+    said = [f"Half-gain widths of {', '.join(bounds)} are lower bounds: the grid ends first."] if bounds else []
+    said += [text for text in notes(results) if text != controls]
     if len(differences):
         said.append(power_sentence(differences, "area", results.kind.unit))
     if controls or results.kind.controls:

@@ -14,7 +14,7 @@ from adapters import METHODS, Marker
 
 LINE_STYLES = ("-", "--", "-.", ":")
 SPARE_COLORS = ("#56B4E9", "#000000", "#8C6D31", "#7A5195", "#999933")
-SPARE_MARKERS: tuple[Marker, ...] = ("P", "X", "h", "*", "p")
+SPARE_MARKERS: tuple[Marker, ...] = ((5, 1, 180), (3, 1, 0), "h", "*", "p")
 VARIANT_COLORS = ("#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#009E73")
 
 

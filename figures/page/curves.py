@@ -22,6 +22,7 @@ SYMBOLS: dict[Marker, str] = {
     "p": "pentagon", "h": "hexagon", "*": "star", "<": "triangle-left", ">": "triangle-right", "8": "octagon",
     "H": "hexagon2", "x": "x-thin", ".": "circle-open",
     (4, 1, 0): "star-diamond", (6, 1, 0): "hexagram", (8, 1, 0): "star",
+    (5, 1, 180): "star-triangle-down", (3, 1, 0): "star-triangle-up",
 }  # fmt: skip
 DISTANCE, DISTANCE_TITLE = "distance", "Distance ‖Wₜ − W₀‖ / ‖W₀‖: how far the weights moved"
 

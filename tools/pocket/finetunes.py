@@ -8,15 +8,14 @@ mean DINO is highest.
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from tools.pocket.sheets import save_sheet
+from training.read_picture import read_picture
 from training.tasks.pipeline import POCKET_SUBJECTS
 
 METHODS = ("lora", "dora", "delora", "etherplus")
@@ -26,7 +25,7 @@ SHEET = Path("docs/pocket/finetunes.png")
 
 def read(png: bytes | Path) -> np.ndarray:
     """A picture as uint8 `[h, w, 3]`."""
-    return np.asarray(Image.open(io.BytesIO(png) if isinstance(png, bytes) else png).convert("RGB"))
+    return np.asarray(read_picture(png).image)
 
 
 def best_multipliers(results: Path) -> dict[str, float]:
@@ -41,13 +40,11 @@ def rows(results: Path) -> list[np.ndarray]:
     for path in sorted((results / "pictures").glob("base-*.parquet")):
         subject = path.stem.removeprefix("base-")
         base = pd.read_parquet(path)
+        drawn = [pd.read_parquet(results / "pictures" / f"{method}-{subject}.parquet") for method in METHODS]
+        at_best = [frame[frame["multiplier"] == frame["series"].map(best)] for frame in drawn]
         found.append(read(sorted((POCKET_SUBJECTS / subject).glob("*.png"))[0]))
         for prompt in base["prompt"].unique()[list(PROMPTS)]:
-            found.append(read(base.set_index("prompt").loc[prompt, "png"]))
-            for method in METHODS:
-                drawn = pd.read_parquet(results / "pictures" / f"{method}-{subject}.parquet")
-                at = drawn[(drawn["prompt"] == prompt) & (drawn["multiplier"] == drawn["series"].map(best))]
-                found.append(read(at["png"].iloc[0]))
+            found += [read(frame.set_index("prompt").loc[prompt, "png"]) for frame in (base, *at_best)]
     return found
 
 
