@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from adapters.ending import end_well
 from tools.pocket.sheets import save_sheet
 from training.read_picture import read_picture
 from training.tasks.pipeline import POCKET_SUBJECTS
@@ -57,4 +58,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end_well(main))
