@@ -19,14 +19,14 @@ FIGURES = (
 
 
 def save(figure: Figure, stem: Path | str, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
-    """Write `<stem>.png`, `<stem>.pdf` and so on (see `figures.style.save`)."""
-    from figures.style import save as save_figure
+    """Write `<stem>.png`, `<stem>.pdf` and so on (see `figures.saving.save`)."""
+    from figures.saving import save as save_figure
 
     return save_figure(figure, stem, formats)
 
 
 def __getattr__(name: str) -> Any:
     """Import a figure's module at its first use: `figures.fig2_lr_robustness.draw(...)`."""
-    if name in (*FIGURES, "style", "panels", "registry"):
+    if name in (*FIGURES, "saving", "style", "panels", "registry"):
         return importlib.import_module(f"figures.{name}")
     raise AttributeError(f"module 'figures' has no attribute {name!r}; figures: {', '.join(FIGURES)}")

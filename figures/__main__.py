@@ -15,10 +15,14 @@ Each driver's figures go into a folder of its name, the data of each beside it a
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import pandas as pd
 
@@ -28,7 +32,8 @@ from analysis.verdicts import judge_claims, read_claims
 from figures.figure_set import MISSING, FigureSet
 from figures.page import write_page
 from figures.registry import GALLERY, draw_norms, driver_of
-from figures.style import METADATA, STYLES, use_style
+from figures.saving import METADATA
+from figures.style import STYLES, use_style
 from training.command_line import end_well
 from training.store import writing
 
@@ -80,14 +85,30 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return read
 
 
-def draw_all(names: Sequence[str], results: Path, out: Path, formats: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Draw what the named drivers have left, in the style in use.
+class Look(NamedTuple):
+    """How figures are drawn: style, width in inches (None: the style's), formats."""
+
+    style: str = "screen"
+    width: float | None = None
+    formats: Sequence[str] = ("png", "pdf")
+
+
+class Drawn(NamedTuple):
+    """What became of one folder: the figures' files, notes where planned runs have no result, or why nothing was drawn."""
+
+    paths: Sequence[Path] = ()
+    notes: Sequence[str] = ()
+    refusal: str = ""
+
+
+def draw_all(names: Sequence[str], results: Path, out: Path, look: Look) -> tuple[list[Path], list[str]]:
+    """Draw what the named drivers have left, several folders at once.
 
     Args:
         names: drivers; "all" stands for every one.
         results: folder of sweeps, or one sweep.
         out: gets a folder for each driver.
-        formats: of the figures.
+        look: of the figures.
 
     Returns:
         The figures' files, and a line on everything that could not be drawn, with the command that makes it.
@@ -102,22 +123,35 @@ def draw_all(names: Sequence[str], results: Path, out: Path, formats: Sequence[s
     if not is_single:
         wanted = [folder for name in wanted for folder in (name, *_further(results, name))]
     lines = [] if is_single else [_hint(folder) for folder in sorted(results.iterdir()) if _is_other_sweep(folder)]
-    paths, broken, count = [], list[str](), 0
+    folders = {name: results if is_single else results / name for name in wanted}
+    there = {name: folder for name, folder in folders.items() if folder.is_dir()}
+    drawn = dict(zip(there, _draw_folders(there, out, look), strict=True))
     for name in wanted:
-        folder = results if is_single else results / name
+        found = drawn.get(name, Drawn(refusal=f"no results; python sweeps/{name}.py makes them"))
+        lines += [f"{name}: {line}" for line in (*found.notes, *filter(None, [found.refusal]))]
+    if all(found.refusal for found in drawn.values()):
+        broken = [f"{name}: {found.refusal}" for name, found in drawn.items()]
+        raise BadInput(f"nothing to draw in {results}: {'; '.join(broken or lines[-1:])}")
+    return [path for found in drawn.values() for path in found.paths], lines
+
+
+def _draw_folders(folders: Mapping[str, Path], out: Path, look: Look) -> list[Drawn]:
+    """Draw each folder, in as many processes as there are cores; a single one here."""
+    draw = partial(_draw_folder, out=out, look=look)
+    if len(folders) < 2:
+        return [draw(*pair) for pair in folders.items()]
+    with ProcessPoolExecutor(min(len(folders), len(os.sched_getaffinity(0))), get_context("spawn")) as pool:
+        return list(pool.map(draw, folders.keys(), folders.values()))
+
+
+def _draw_folder(name: str, folder: Path, out: Path, look: Look) -> Drawn:
+    """Draw one driver's results into `out`'s folder of its name."""
+    with use_style(look.style, look.width):
         try:
             drawn = draw_one(name, folder)
         except BadInput as error:
-            if folder.is_dir():
-                broken.append(f"{name}: {error}")
-            lines.append(broken[-1] if folder.is_dir() else f"{name}: no results; python sweeps/{name}.py makes them")
-            continue
-        lines += [f"{name}: {note}" for note in drawn.notes if MISSING in drawn.tables]
-        paths += drawn.save(out / name, formats)
-        count += 1
-    if not count:
-        raise BadInput(f"nothing to draw in {results}: {'; '.join(broken or lines[-1:])}")
-    return paths, lines
+            return Drawn(refusal=str(error))
+        return Drawn(drawn.save(out / name, look.formats), drawn.notes if MISSING in drawn.tables else ())
 
 
 def draw_one(name: str, folder: Path) -> FigureSet:
@@ -233,9 +267,8 @@ def _draw(arguments: Sequence[str] | None) -> int:
     if words[:1] == ["page"]:
         return _make_page(words[1:])
     read = read_arguments(arguments)
-    with use_style(read.style, read.width):
-        claims = read_claims(read.claims) if read.claims else []
-        paths, lines = draw_all(read.names, read.results, read.out, read.format)
+    claims = read_claims(read.claims) if read.claims else []
+    paths, lines = draw_all(read.names, read.results, read.out, Look(read.style, read.width, read.format))
     if claims:
         write_verdicts(read.out, judge_claims(read.results, claims))
     for path in paths:

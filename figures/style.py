@@ -1,9 +1,7 @@
-"""One style for all figures: seaborn's theme, sizes for screen, paper and slides, axes of multipliers, saving."""
+"""One style for all figures: seaborn's theme, sizes for screen, paper and slides, axes of multipliers."""
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,7 +16,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import get_registered_canvas_class
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
@@ -26,7 +23,6 @@ from matplotlib.transforms import Bbox
 from adapters.errors import BadInput
 from analysis.series import BASE_AXIS
 from analysis.tables import rounded
-from training.store import writing
 
 INK = "#262626"  # the theme's
 MUTED = "#6b6b6b"
@@ -245,58 +241,3 @@ def count_text(frame: pd.DataFrame) -> str:
 def text_color(background: Sequence[float]) -> str:
     """Black or white, whichever reads better on an RGB colour."""
     return "white" if float(np.dot(background[:3], (0.299, 0.587, 0.114))) < 0.55 else INK
-
-
-METADATA: dict[str, dict[str, str | None]] = {
-    "png": {"Software": "Plateau"},
-    "pdf": {"Creator": "Plateau", "CreationDate": None},
-    "svg": {"Creator": "Plateau", "Date": None},
-}
-
-
-def save(figure: Figure, stem: Path | str, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
-    """Write `<stem>.png` and so on, each whole or not at all, with the same bytes whenever the figure is the same.
-
-    Args:
-        figure: the figure.
-        stem: path without the suffix.
-        formats: of png, pdf, svg.
-
-    Returns:
-        The paths, in the order of the formats.
-
-    Raises:
-        BadInput: for another format.
-        StoreError: if the folder cannot be written.
-    """
-    if unknown := [name for name in formats if name not in METADATA]:
-        raise BadInput(f"unknown format {unknown[0]!r} of figures; allowed: {', '.join(METADATA)}")
-    with drawing():
-        contents = render(figure, formats)
-    paths = []
-    for suffix, content in contents.items():
-        path = Path(f"{os.fspath(stem)}.{suffix}")
-        with writing(path) as aside:
-            aside.write_bytes(content)
-        paths.append(path)
-    return paths
-
-
-def render(figure: Figure, formats: Sequence[str]) -> dict[str, bytes]:
-    """A figure's files by format: laid out once, then drawn; `Figure.savefig` lays out, and draws twice, for each format."""
-    own_dpi, engine = figure.dpi, figure.get_layout_engine()
-    contents = {}
-    try:
-        figure.dpi = DPI
-        get_registered_canvas_class("png")(figure)
-        lay_out(figure)
-        figure.set_layout_engine("none")
-        for suffix in formats:
-            written = io.BytesIO()
-            print_figure = getattr(get_registered_canvas_class(suffix)(figure), f"print_{suffix}")
-            print_figure(written, metadata=METADATA[suffix])
-            contents[suffix] = written.getvalue()
-    finally:
-        figure.dpi = own_dpi
-        figure.set_layout_engine(engine)
-    return contents

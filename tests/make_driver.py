@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import figures
-from figures import style
+from figures import saving
 from slurm.worker import pool
 from slurm.worker import run as job
 from sweeps.options import Options, run_driver
@@ -60,7 +60,7 @@ def drive_here(module: ModuleType, arguments: Sequence[str], runs: Path, formats
         mock.patch.object(sys, "argv", list(arguments)),
         mock.patch.object(pool, "run_inline", run_here),
         mock.patch.object(figures, "save", keep(driven.drawn, figures.save)),
-        mock.patch.object(style, "render", render_only(formats)),
+        mock.patch.object(saving, "render", render_only(formats)),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -85,8 +85,8 @@ def keep(drawn: dict[str, Figure], save: Callable[..., list[Path]]) -> Callable[
 
 
 def render_only(wanted: Sequence[str]) -> Callable[..., dict[str, bytes]]:
-    """`style.render` of some formats: to lay out and draw a figure takes longer than all else that a driver says."""
-    render = style.render
+    """`saving.render` of some formats: to lay out and draw a figure takes longer than all else that a driver says."""
+    render = saving.render
 
     def render_wanted(figure: Figure, formats: Sequence[str]) -> dict[str, bytes]:
         shown = [name for name in formats if name in wanted]

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from figures import style
+from figures import saving, style
 from slurm.estimate import calibrate
 from slurm.store.layout import PackFiles, read_contents, sweep_of
 from slurm.store.outcome import write_ended
@@ -58,7 +58,7 @@ def stand_in(only: str = "", draws: bool = False) -> None:
     step_price.price = lambda load, method, rank: step_price.StepPrice(1.0, 0.9, 1.1, 3, 600.0, 500.0)  # type: ignore[assignment]
     pool.run_inline = stop if only == "plan" else make_results  # type: ignore[assignment]
     if not draws:
-        style.render = lambda figure, formats: dict.fromkeys(formats, b"drawn")  # type: ignore[assignment]
+        saving.render = lambda figure, formats: dict.fromkeys(formats, b"drawn")  # type: ignore[assignment]
     if only == "parse":
         command_line.run_program = parse_only  # type: ignore[assignment]
 

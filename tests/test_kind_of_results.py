@@ -34,7 +34,7 @@ from analysis.metrics import headline_of, in_table_order, kind_with, main_scores
 from analysis.summary import leading_sentence, plateau_sentences, unfit_subjects
 from figures.page import make_page
 from figures.registry import draw_best_of_grid, draw_lr_robustness, draw_prolonged_training, draw_rank_robustness
-from figures.style import render
+from figures.saving import render
 from figures.task_in_use import unit, use_task
 from tests.make_runs import Shape, make_runs
 from tests.make_tasks import as_text, installed, make_down, turn
