@@ -14,6 +14,7 @@ from analysis.results import Results
 from analysis.statements import fill
 from analysis.statistics import Interval, t_interval
 from analysis.verdicts import MEASURES, Claim, Options, judge, judge_claims, main, read_claims
+from figures.registry import GALLERY, driver_of
 from tests.make_runs import Shape, make_runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,9 +143,16 @@ def test_claims_of_the_papers_can_be_read_and_name_drivers(folder: Path) -> None
     assert len({claim.id for claim in [*claims, *found]}) == len(claims) + len(found)
     assert all(claim.is_exploratory for claim in found)
     for claim in claims:
-        assert (ROOT / "sweeps" / f"{claim.sweep}.py").is_file()
+        assert (ROOT / "sweeps" / f"{driver_of(claim.sweep)}.py").is_file()
         assert claim.source
         assert claim.claim.endswith(".")
+
+
+def test_claims_on_text_were_written_down_before_their_runs() -> None:
+    claims = read_claims(ROOT / "docs" / "text_claims.toml")
+    assert not any(claim.is_exploratory for claim in claims)
+    assert {driver_of(claim.sweep) for claim in claims} <= set(GALLERY)
+    assert all(claim.source and claim.claim.endswith(".") for claim in claims)
 
 
 def test_every_measure_has_a_claim_and_the_pilots_of_fig_2_are_exploratory() -> None:
