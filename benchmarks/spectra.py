@@ -46,11 +46,11 @@ def measure(place: Place, device: str, effort: Effort) -> list[Row]:
 
 def measure_method(attached: Attached, where: str, rounds: int) -> list[Row]:
     """The rows of one method."""
-    dynamics = Dynamics(attached)
+    without, with_spectra = Dynamics(attached), Dynamics(attached, spectra=True)
     adapters = [stack.adapter for stack in attached.stacks]
     work: dict[str, Callable[[], object]] = {
-        "snapshot of the norms alone": lambda: dynamics.snapshot(1),
-        "snapshot with the updates' spectra": lambda: dynamics.snapshot(1, with_spectra=True),
+        "snapshot of the norms alone": lambda: without.snapshot(1),
+        "snapshot with the updates' spectra": lambda: with_spectra.snapshot(1),
         "intruder dimensions, once a run": lambda: [spectra.count_intruders(adapter) for adapter in adapters],
     }
     rows = []

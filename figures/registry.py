@@ -231,7 +231,7 @@ def _variants(results: Results, name: str, order: Sequence[str], pair: Callable[
 
 @of_its_task
 def draw_rank_robustness(results: Results) -> FigureSet:
-    """Curves at every rank, and the plateau against the rank."""
+    """Curves at every rank, the plateau against the rank, and the updates' spectra where runs have some."""
     drawn = FigureSet.of(results)
     add_curves(drawn, results, "rank_robustness")
     settings = {"rank": sorted(results.runs["rank"].unique())}
@@ -239,17 +239,21 @@ def draw_rank_robustness(results: Results) -> FigureSet:
     drawn.add("plateau_vs_rank", figures.plateau_vs_setting.draw(ranks), ranks)
     drawn.add("rate_by_rank", figures.rate_by_setting.draw(rates, xlabel=name_multipliers(results.runs)), rates)
     drawn.tables["plateau_vs_rank"] = ranks
+    add_spectra(drawn, results)
+    add_blocks(drawn, results)
     return drawn
 
 
 @of_its_task
 def draw_setting_robustness(results: Results) -> FigureSet:
-    """The plateau against every setting that was varied."""
+    """The plateau against every setting that was varied, and the updates' spectra where runs have some."""
     drawn, defaults = FigureSet.of(results), find_defaults(results)
     frame, rates = plateau_by_setting(results, defaults), scores_by_setting(results, defaults)
     drawn.add("plateau_vs_setting", figures.plateau_vs_setting.draw(frame), frame)
     drawn.add("rate_by_setting", figures.rate_by_setting.draw(rates, xlabel=name_multipliers(results.runs)), rates)
     drawn.tables["plateau_vs_setting"] = frame
+    add_spectra(drawn, results)
+    add_blocks(drawn, results)
     return drawn
 
 

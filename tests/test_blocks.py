@@ -15,7 +15,12 @@ from analysis.block_means import QUANTITIES, few_steps
 from analysis.results import Results
 from figures.figure_set import FigureSet, add_blocks
 from figures.looks import shades
-from figures.registry import draw_lr_robustness, draw_prolonged_training, draw_weight_norms
+from figures.registry import (
+    draw_lr_robustness,
+    draw_prolonged_training,
+    draw_rank_robustness,
+    draw_weight_norms,
+)
 from tests.make_runs import Shape, assert_drawn, make_runs
 from tests.test_figures import axes_of, line_of, words_of
 from training.store import SPECTRA
@@ -154,6 +159,7 @@ def test_drivers_draw_spectra_where_there_are_some(spectral: Results, results: R
     assert [ax.get_label() for ax in drawn.figures["spectra_by_block"].axes] == [
         f"{name} {block}" for name in SPECTRA for block in BLOCKS
     ]
+    assert names <= set(draw_rank_robustness(spectral).figures)
     assert "spectra_by_block" in draw_prolonged_training(spectral.select(multiplier=1.0)).figures
     assert not names & set(draw_lr_robustness(results).figures)
 

@@ -49,9 +49,9 @@ def test_spectra_in_a_pack_are_those_alone_and_none_at_the_start(method: str) ->
 
 def test_snapshots_hold_them_and_the_last_one_intruders(tmp_path: Path) -> None:
     _, attached = make_pack("lora", (5,), moved=0.1)
-    dynamics, folder = Dynamics(attached), RunFolder(tmp_path / "run")
-    dynamics.snapshot(0, with_spectra=True)
-    dynamics.snapshot(4, with_spectra=True, with_intruders=True)
+    dynamics, folder = Dynamics(attached, spectra=True), RunFolder(tmp_path / "run")
+    dynamics.snapshot(0)
+    dynamics.snapshot(4, is_last=True)
     dynamics.flush([folder], 4)
     norms = folder.read_norms()
     assert norms[list(SPECTRA[:-1])].notna().all(axis=None)

@@ -29,12 +29,13 @@ class Dynamics:
 
     Args:
         attached: the pack's adapters.
+        spectra: whether snapshots hold the updates' spectra, and the last one intruder dimensions.
     """
 
     columns = tuple(name for name in COLUMNS["dynamics"] if name not in ("step", "matrix"))
 
-    def __init__(self, attached: Attached) -> None:
-        self.attached = attached
+    def __init__(self, attached: Attached, *, spectra: bool = False) -> None:
+        self.attached, self.spectra = attached, spectra
         self.paths = [path for stack in attached.stacks for path in stack.paths]
         self._rows: list[tuple[int, dict[str, Tensor]]] = []
         self._snapshots: list[tuple[int, dict[str, Tensor]]] = []
@@ -76,17 +77,15 @@ class Dynamics:
         return values
 
     @torch.no_grad()
-    def snapshot(self, step: int, *, with_spectra: bool = False, with_intruders: bool = False) -> None:
-        """Read the weight norms of every matrix, and how far magnitudes and directions have moved (DoRA's analysis); the
-        spectra of the updates and intruder dimensions where asked for.
-        """
+    def snapshot(self, step: int, *, is_last: bool = False) -> None:
+        """Read the weight norms of every matrix, and how far magnitudes and directions have moved (DoRA's analysis)."""
         blocks = []
         for adapter in (stack.adapter for stack in self.attached.stacks):
             block = norm_statistics(adapter)
-            if with_spectra:
+            if self.spectra:
                 block |= update_spectra(adapter)
                 unknown = torch.full_like(block["effective_rank"], torch.nan)
-                block["intruders"] = count_intruders(adapter).to(unknown) if with_intruders else unknown
+                block["intruders"] = count_intruders(adapter).to(unknown) if is_last else unknown
             blocks.append(block)
         self._snapshots.append((step, {name: torch.cat([b[name] for b in blocks], dim=1) for name in blocks[0]}))
 

@@ -94,7 +94,7 @@ def train_pack(
             report(Progress(pack, "done", 0, 0, [], [], 0))
             return
         optimizer = _make_optimizer([run.cell for run in runs], attached, task)
-        dynamics, log = Dynamics(attached), StepLog(len(runs))
+        dynamics, log = Dynamics(attached, spectra=spectra), StepLog(len(runs))
 
         # Take up where it was left.
         resumed_at = resume(runs, optimizer)
@@ -141,7 +141,7 @@ def train_pack(
                 if step % shared.gauge_every == 0 or step == shared.steps:
                     dynamics.record(step)
                 if step % shared.norms_every == 0 or step == shared.steps:
-                    dynamics.snapshot(step, with_spectra=spectra, with_intruders=spectra and step == shared.steps)
+                    dynamics.snapshot(step, is_last=step == shared.steps)
                 seconds = time.perf_counter() - started
                 log.record(step, losses, norms, optimizer, factor, seconds, sharp, task.beside)
 
