@@ -85,7 +85,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return read
 
 
-class Look(NamedTuple):
+class Manner(NamedTuple):
     """How figures are drawn: style, width in inches (None: the style's), formats."""
 
     style: str = "screen"
@@ -101,14 +101,14 @@ class Drawn(NamedTuple):
     refusal: str = ""
 
 
-def draw_all(names: Sequence[str], results: Path, out: Path, look: Look) -> tuple[list[Path], list[str]]:
+def draw_all(names: Sequence[str], results: Path, out: Path, manner: Manner) -> tuple[list[Path], list[str]]:
     """Draw what the named drivers have left, several folders at once.
 
     Args:
         names: drivers; "all" stands for every one.
         results: folder of sweeps, or one sweep.
         out: gets a folder for each driver.
-        look: of the figures.
+        manner: of the figures.
 
     Returns:
         The figures' files, and a line on everything that could not be drawn, with the command that makes it.
@@ -125,7 +125,7 @@ def draw_all(names: Sequence[str], results: Path, out: Path, look: Look) -> tupl
     lines = [] if is_single else [_hint(folder) for folder in sorted(results.iterdir()) if _is_other_sweep(folder)]
     folders = {name: results if is_single else results / name for name in wanted}
     there = {name: folder for name, folder in folders.items() if folder.is_dir()}
-    drawn = dict(zip(there, _draw_folders(there, out, look), strict=True))
+    drawn = dict(zip(there, _draw_folders(there, out, manner), strict=True))
     for name in wanted:
         found = drawn.get(name, Drawn(refusal=f"no results; python sweeps/{name}.py makes them"))
         lines += [f"{name}: {line}" for line in (*found.notes, *filter(None, [found.refusal]))]
@@ -135,23 +135,23 @@ def draw_all(names: Sequence[str], results: Path, out: Path, look: Look) -> tupl
     return [path for found in drawn.values() for path in found.paths], lines
 
 
-def _draw_folders(folders: Mapping[str, Path], out: Path, look: Look) -> list[Drawn]:
+def _draw_folders(folders: Mapping[str, Path], out: Path, manner: Manner) -> list[Drawn]:
     """Draw each folder, in as many processes as there are cores; a single one here."""
-    draw = partial(_draw_folder, out=out, look=look)
+    draw = partial(_draw_folder, out=out, manner=manner)
     if len(folders) < 2:
         return [draw(*pair) for pair in folders.items()]
     with ProcessPoolExecutor(min(len(folders), len(os.sched_getaffinity(0))), get_context("spawn")) as pool:
         return list(pool.map(draw, folders.keys(), folders.values()))
 
 
-def _draw_folder(name: str, folder: Path, out: Path, look: Look) -> Drawn:
+def _draw_folder(name: str, folder: Path, out: Path, manner: Manner) -> Drawn:
     """Draw one driver's results into `out`'s folder of its name."""
-    with use_style(look.style, look.width):
+    with use_style(manner.style, manner.width):
         try:
             drawn = draw_one(name, folder)
         except BadInput as error:
             return Drawn(refusal=str(error))
-        return Drawn(drawn.save(out / name, look.formats), drawn.notes if MISSING in drawn.tables else ())
+        return Drawn(drawn.save(out / name, manner.formats), drawn.notes if MISSING in drawn.tables else ())
 
 
 def draw_one(name: str, folder: Path) -> FigureSet:
@@ -268,7 +268,7 @@ def _draw(arguments: Sequence[str] | None) -> int:
         return _make_page(words[1:])
     read = read_arguments(arguments)
     claims = read_claims(read.claims) if read.claims else []
-    paths, lines = draw_all(read.names, read.results, read.out, Look(read.style, read.width, read.format))
+    paths, lines = draw_all(read.names, read.results, read.out, Manner(read.style, read.width, read.format))
     if claims:
         write_verdicts(read.out, judge_claims(read.results, claims))
     for path in paths:

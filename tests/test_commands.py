@@ -126,7 +126,7 @@ def fill_placeholders(home: Path, pocket: Path) -> None:
     """What the documents leave to the user: FILE, PATH, RUN, a method of one's own, weights from the hub, a cluster."""
     make_pipeline(home / "PATH_OR_HUB_ID")
     dino, clip = make_scorers(home)
-    hub = {"facebook/dino-vits16": dino, "openai/clip-vit-large-patch14": clip,
+    hub = {"models/dino": dino, "openai/clip-vit-large-patch14": clip,
            "stable-diffusion-v1-5/stable-diffusion-v1-5": home / "PATH_OR_HUB_ID",
            "FacebookAI/roberta-base": make_encoder(home / "encoder", "roberta", type_vocab_size=1)}  # fmt: skip
     for place, source in hub.items():

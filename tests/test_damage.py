@@ -29,7 +29,7 @@ from adapters import BadInput
 from analysis import Results, export_compact, load
 from analysis.compact_source import TABLES
 from analysis.query import main as ask
-from figures.__main__ import Look, draw_all
+from figures.__main__ import Manner, draw_all
 from slurm.status.__main__ import Options
 from slurm.status.__main__ import main as status
 from slurm.store.layout import SweepFolder
@@ -215,7 +215,7 @@ def test_what_a_killed_writer_left_is_no_file(runs: Path, sweep: Path) -> None:
 def test_figures_name_what_is_damaged_and_not_what_is_not_there(runs: Path, tmp_path: Path) -> None:
     one = find_runs(runs / "lr_robustness")[1].path / "scores.parquet"
     with harmed(one, one, "cut", 0.5), pytest.raises(BadInput, match=f"lr_robustness: damaged file {one}"):
-        draw_all(["lr_robustness", "best_of_grid"], runs, tmp_path, Look(formats=["svg"]))
+        draw_all(["lr_robustness", "best_of_grid"], runs, tmp_path, Manner(formats=["svg"]))
 
 
 def test_verify_finds_one_bit_anywhere(runs: Path) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tools.pocket.likeness import Likeness
 
 STAGES = ("pictures", "vae", "clip", "dino", "unet", "clip_vision", "subjects", "export")
-NUM_STEPS = {"vae": 8_000, "clip": 2_200, "dino": 7_500, "unet": 10_000, "clip_vision": 2_000}
+NUM_STEPS = {"vae": 8_000, "clip": 2_200, "dino": 7_600, "unet": 10_000, "clip_vision": 2_000}
 
 
 def parse_arguments() -> argparse.Namespace:

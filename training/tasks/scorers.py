@@ -50,7 +50,9 @@ def locate(name: str, pocket: Path) -> str:
     if path.exists():
         return str(_with_weights(path, f"scorer folder {path}").resolve())
     if name == "pocket" or name.count("/") != 1:
-        raise BadInput(f"no scorer {name!r}; give 'pocket', a folder, or a hub id such as facebook/dino-vits16")
+        raise BadInput(
+            f"no scorer {name!r}; give 'pocket', a folder, or a hub id such as openai/clip-vit-large-patch14"
+        )
     repository, _, revision = name.partition("@")
     try:
         folder = hub.fetch(repository, revision or None, ("*.json", "*.txt", "*.safetensors"))
