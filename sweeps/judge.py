@@ -1,6 +1,6 @@
 """Is a method any good, at a fair rate? Tunes its rate, runs the grid, compares it by pairs, and writes a method card.
 
-The rate is searched for as the committed ones were: on the tuning subjects, by the same number of trials and the same rule. Then
+The rate is searched for on the tuning subjects, by the rule of the committed ones, with eight trials or more. Then
 the grid runs on subjects that chose nothing. What LoRA, DoRA and DeLoRA do there comes from earlier results where these hold the
 very same runs (model, scorers, subjects, seeds, prompts, steps), and is trained where they do not.
 
