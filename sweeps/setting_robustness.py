@@ -13,10 +13,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from adapters.errors import BadInput  # noqa: E402
 from sweeps.options import Options, run_driver  # noqa: E402
 
 NAME = "setting_robustness"
 NUM_SUBJECTS = 4
+FLAGS = ("--boundaries", "--weight-decays", "--instance-images", "--prior-weights", "--d-coefs")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,10 @@ def drive(options: SettingOptions) -> int:
     for change in changes:
         with_defaults(options, **change).check()
     inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
-    outcome = run_sweep(options, inputs, expand_each(options, inputs, [{}, *changes]), NAME)
+    planned = expand_each(options, inputs, [{}, *changes])
+    if len({p.cell.identity() for p in planned}) == len(planned) // (1 + len(changes)):
+        raise BadInput(f"nothing is varied: give {', '.join(FLAGS)} a value that is not the default")
+    outcome = run_sweep(options, inputs, planned, NAME)
     if outcome is not None:
         report_settings(outcome, options.docs)
     return 0

@@ -19,6 +19,7 @@ from figures.registry import (
     draw_lr_robustness,
     draw_prolonged_training,
     draw_rank_robustness,
+    draw_setting_robustness,
     draw_weight_norms,
 )
 from tests.make_runs import Shape, assert_drawn, make_runs
@@ -160,6 +161,8 @@ def test_drivers_draw_spectra_where_there_are_some(spectral: Results, results: R
         f"{name} {block}" for name in SPECTRA for block in BLOCKS
     ]
     assert names <= set(draw_rank_robustness(spectral).figures)
+    with pytest.raises(BadInput, match="no setting was varied"):
+        draw_setting_robustness(spectral)
     assert "spectra_by_block" in draw_prolonged_training(spectral.select(multiplier=1.0)).figures
     assert not names & set(draw_lr_robustness(results).figures)
 

@@ -121,6 +121,14 @@ def test_settings_are_varied_one_at_a_time(studio: Studio, tmp_path: Path) -> No
     assert last[0] != last[1], "another number of pictures is another training"
 
 
+@pytest.mark.parametrize("decays", [(), ("0.01",)], ids=["no value", "the default's"])
+def test_settings_that_vary_nothing_are_refused(decays: tuple[str, ...], studio: Studio, tmp_path: Path) -> None:
+    nothing = ("--boundaries", "--weight-decays", *decays, "--instance-images", "--prior-weights")
+    driven = drive_studio(studio, setting_robustness, tmp_path, "--method", "lora", *nothing)
+    assert (driven.code, driven.out) == (2, "")
+    assert driven.err.startswith("error: nothing is varied: give --boundaries, --weight-decays,")
+
+
 def test_all_pictures_are_no_setting() -> None:
     """Runs from before the field existed keep their names."""
     cell = Cell(method="lora", options="", rank=4, subject="dog", seed=0, steps=10, lr=1e-3)
