@@ -97,7 +97,7 @@ def test_all_draws_what_is_there_and_says_what_is_not(runs: Path, front: Run, tm
         "lr_robustness/dynamics_by_block.png",
         "lr_robustness/scores_by_subject.png", "lr_robustness/pictures_by_method.png", "rank_robustness/rank_robustness.png",
         "rank_robustness/plateau_vs_rank.png",
-        "rank_robustness/rate_by_rank.png",
+        "rank_robustness/rate_by_rank.png", "rank_robustness/dynamics_by_block.png",
     }  # fmt: skip
     for path in drawn:
         assert path.stat().st_size > 5_000
