@@ -29,7 +29,7 @@ from adapters import BadInput
 from analysis import Results, export_compact, load
 from analysis.compact_source import TABLES
 from analysis.query import main as ask
-from figures.__main__ import Manner, draw_all
+from figures.draw_all import Manner, draw_all
 from slurm.status.__main__ import Options
 from slurm.status.__main__ import main as status
 from slurm.store.layout import SweepFolder

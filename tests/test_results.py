@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis import load, summary, to_markdown
+from analysis.control_words import failing_words
 from analysis.statements import MARKER, fill
 from analysis.summary import robustness
 from analysis.tables import rounded
@@ -109,7 +110,10 @@ def test_tables_are_those_of_the_data_beside_them(folder: Path) -> None:
     results = load(folder)
     if folder.name == "dora_magnitude":
         results = results.select(method=["dora", "dora-fixed"])
-    rows = set(to_markdown(rounded(summary(robustness(results)))).splitlines())
+    table = summary(robustness(results))
+    if failing := failing_words(results):
+        table = table.assign(controls_fail=failing.partition(": ")[2])
+    rows = set(to_markdown(rounded(table)).splitlines())
     assert rows == set((folder / "summary.md").read_text().splitlines())
     assert results.runs["status"].isin(["finished", "diverged"]).all()
 
