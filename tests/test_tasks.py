@@ -172,12 +172,14 @@ def test_divergence_is_a_result_and_leaves_neighbours_alone(stage: Stage, tmp_pa
         assert_same(left, right)
 
 
-def test_every_snapshot_after_the_start_has_its_spectrum(stage: Stage, tmp_path: Path) -> None:
-    folder = stage.train(tmp_path, [stage.cell()], spectra=True)[0]
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_every_snapshot_after_the_start_has_its_spectrum(method: str, stage: Stage, tmp_path: Path) -> None:
+    folder = stage.train(tmp_path, [stage.cell(method)], spectra=True)[0]
     norms = folder.read_norms().set_index("step")
     assert len(list(folder.path.glob("norms/*.parquet"))) == 1, "the first part holds the start too"
     assert norms.loc[[3, 6], list(SPECTRA[:-1])].notna().all(axis=None)
     assert norms.loc[6, SPECTRA[-1]].notna().all()
+    assert norms.loc[0, list(SPECTRA)].isna().all(axis=None), "rounding is no update"
 
 
 def test_runs_of_one_seed_see_the_same_batches(stage: Stage) -> None:

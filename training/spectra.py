@@ -29,7 +29,7 @@ from adapters.exact import exactly
 SHARES = (1, 2, 4)  # numbers of leading directions
 NUM_LEADING = 10  # singular vectors of W_t that are looked at
 THRESHOLD = 0.5  # cosine below which one of them is an intruder
-UNMOVED = 1e-9  # ||W_t - W_0|| / ||W_0|| up to which there is only rounding
+UNMOVED = 1e-7  # ||W_t - W_0|| / ||W_0|| up to which there is only rounding: DoRA's float32 magnitudes are 3e-8 off at the start
 ROUNDED = 1e-6  # the same in the single precision of PEFT's tuners
 _kept: OrderedDict[str, Tensor] = OrderedDict()  # left singular vectors of W_0, by the content of W_0
 MOST_KEPT = 1024  # matrices; a U-Net has 128
