@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from adapters.errors import BadInput
 from analysis.curves import score_curve, subject_scores
 from analysis.metrics import is_side_effect, signs_of
 from analysis.plateau import TOLERANCE, plateau
@@ -37,7 +38,7 @@ def plateau_by_setting(
         A method that lacks a setting has no rows of it.
 
     Raises:
-        BadInput: as `plateau`, or if no run has all other settings at their defaults.
+        BadInput: as `plateau`, if no setting was varied, or if no run has all other settings at their defaults.
     """
     return _by_setting(results, defaults, lambda kept: plateau(subject_scores(kept), tolerance))
 
@@ -85,7 +86,13 @@ def _beside_best(rows: pd.DataFrame) -> pd.DataFrame:
 def _by_setting(
     results: Results, defaults: Mapping[str, Sequence[Any]], measure: Callable[[Results], pd.DataFrame]
 ) -> pd.DataFrame:
-    """A measure of the runs that have all other settings at their defaults, for every setting."""
+    """A measure of the runs that have all other settings at their defaults, for every setting.
+
+    Raises:
+        BadInput: if there is no setting.
+    """
+    if not defaults:
+        raise BadInput("no setting was varied in these runs")
     frames = []
     for setting in defaults:
         others = {name: _as_stored(values) for name, values in defaults.items() if name != setting}

@@ -18,7 +18,13 @@ from sweeps.options import Options, run_driver  # noqa: E402
 
 NAME = "setting_robustness"
 NUM_SUBJECTS = 4
-FLAGS = ("--boundaries", "--weight-decays", "--instance-images", "--prior-weights", "--d-coefs")
+LISTS = {  # of each setting's values, as the options name them
+    "boundary": "boundaries",
+    "adam_weight_decay": "weight_decays",
+    "num_instance_images": "instance_images",
+    "prior_loss_weight": "prior_weights",
+    "d_coef": "d_coefs",
+}
 
 
 @dataclass(frozen=True)
@@ -48,20 +54,14 @@ def drive(options: SettingOptions) -> int:
     from sweeps.options import with_defaults
     from sweeps.report_variants import report_settings
 
-    settings = {
-        "boundary": options.boundaries,
-        "adam_weight_decay": options.weight_decays,
-        "num_instance_images": options.instance_images,
-        "prior_loss_weight": options.prior_weights,
-        "d_coef": options.d_coefs,
-    }
-    changes = [{name: value} for name, values in settings.items() for value in values]
+    changes = [{setting: value} for setting, values in LISTS.items() for value in getattr(options, values)]
     for change in changes:
         with_defaults(options, **change).check()
     inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
     planned = expand_each(options, inputs, [{}, *changes])
     if len({p.cell.identity() for p in planned}) == len(planned) // (1 + len(changes)):
-        raise BadInput(f"nothing is varied: give {', '.join(FLAGS)} a value that is not the default")
+        flags = ", ".join(f"--{values.replace('_', '-')}" for values in LISTS.values())
+        raise BadInput(f"nothing is varied: give {flags} a value that is not the default")
     outcome = run_sweep(options, inputs, planned, NAME)
     if outcome is not None:
         report_settings(outcome, options.docs)
