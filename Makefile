@@ -98,9 +98,7 @@ evidence: $(VENV)/.plateau-run ## docs/results: every driver on the pocket, hour
 DRAWN_BY := $(if $(filter environment command,$(word 1,$(origin PYTHON))),given,)
 figures: $(if $(DRAWN_BY),,$(VENV)/.plateau-run) ## draw docs/results again from its data (PYTHON=NAME: by that one, torch or not)
 	$(if $(DRAWN_BY),$(PYTHON),$(BIN)/python) -m figures all --results docs/results --out docs/results --format png \
-		--claims docs/claims.toml $(ARGS)
-	$(if $(DRAWN_BY),$(PYTHON),$(BIN)/python) -m analysis.verdicts --results docs/results \
-		--claims docs/claims.toml docs/findings.toml --pages README.md docs/results/README.md > /dev/null
+		--claims docs/claims.toml docs/findings.toml --pages README.md docs/results/README.md $(ARGS)
 
 # The whole way through a cluster, as root: docs/cluster.md walks through it. The cluster goes down however it ends.
 DEMO_FOLDER ?= /var/lib/plateau-slurm

@@ -142,7 +142,8 @@ def _judge_rows(results: Scored) -> Iterator[tuple[dict[str, Any], list[dict[str
     if controls is None:
         return
     for (subject, metric), rows in results.controls.groupby(["subject", "metric"], observed=True, sort=False):
-        kinds = [kind for kind in controls.kinds if kind in set(rows["kind"])]
+        there = set(rows["kind"].unique())
+        kinds = [kind for kind in controls.kinds if kind in there]
         asked = criteria(kinds, controls)
         weights = np.array([*np.eye(len(kinds)), *([c.weights.get(kind, 0.0) for kind in kinds] for c in asked)])
         means, low, high = mean_scores(rows, kinds, weights)
@@ -195,8 +196,14 @@ def mean_scores(rows: pd.DataFrame, kinds: Sequence[str], weights: Floats) -> tu
     Returns:
         The numbers, their low and their high ends; NaN where there are too few photographs.
     """
-    names = sorted(rows["against"].astype(str).unique())
-    scores = [_square(rows[rows["kind"] == kind], names) for kind in kinds]
+    across, names = pd.factorize(rows["against"].astype(str), sort=True)
+    down, pictures = pd.factorize(rows["picture"].astype(str), sort=True)
+    photographs = names.get_indexer(pictures)  # -1: none
+    kind_of, values = rows["kind"].to_numpy(dtype=object), rows["value"].to_numpy(dtype=float)
+    scores = []
+    for kind in kinds:
+        own = (kind_of == kind) & ~np.isnan(values)
+        scores.append(_square(down[own], across[own], values[own], photographs, len(names)))
 
     def numbers(draws: Ints) -> Floats:
         counts = count_draws(draws, len(names))
@@ -208,19 +215,22 @@ def mean_scores(rows: pd.DataFrame, kinds: Sequence[str], weights: Floats) -> tu
     return means, *subject_bootstrap(numbers, len(names))
 
 
-def _square(rows: pd.DataFrame, names: Sequence[str]) -> Floats:
-    """Scores `[photograph, against]` of what is made of photographs, 0 on the diagonal; of others `[1, against]`, means."""
-    rows = rows[rows["value"].notna()]
-    pictures = sorted(rows["picture"].astype(str).unique())
-    of_photographs = set(pictures) <= set(names)
-    down, across = (
-        pd.Index(places).get_indexer(pd.Index(rows[column].astype(str)))
-        for places, column in ((names if of_photographs else pictures, "picture"), (names, "against"))
-    )
-    shape = (len(names) if of_photographs else len(pictures), len(names))
+def _square(down: Ints, across: Ints, values: Floats, photographs: Ints, num_names: int) -> Floats:
+    """Scores `[photograph, against]` of what is made of photographs, 0 on the diagonal; of others `[1, against]`, means.
+
+    Args:
+        down: of each score its picture's place in `photographs`.
+        across: of each score the place of what it is scored against.
+        values: the scores.
+        photographs: of each picture its place among those that are scored against; -1 where it is none of them.
+        num_names: how many are scored against.
+    """
+    of_photographs = bool((photographs[down] >= 0).all())
+    down = photographs[down] if of_photographs else np.unique(down, return_inverse=True)[1]
+    shape = (num_names if of_photographs else int(down.max()) + 1, num_names)
     counts, sums = np.zeros(shape), np.zeros(shape)
     np.add.at(counts, (down, across), 1)
-    np.add.at(sums, (down, across), rows["value"].to_numpy(dtype=float))
+    np.add.at(sums, (down, across), values)
     scores: Floats = np.divide(sums, counts, out=np.full(shape, np.nan), where=counts > 0)
     return np.nan_to_num(scores, nan=0.0) if of_photographs else np.nanmean(scores, axis=0, keepdims=True)
 

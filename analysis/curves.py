@@ -7,6 +7,7 @@ base model scores on that subject. It is never dropped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -63,6 +64,12 @@ def run_scores(results: Results, x: str = "multiplier") -> pd.DataFrame:
     Raises:
         BadInput: as `subject_scores`.
     """
+    return _run_scores(results, x).copy()
+
+
+@lru_cache(maxsize=2)
+def _run_scores(results: Results, x: str) -> pd.DataFrame:
+    """What most tables and figures start from, made once for those that are drawn of the same runs."""
     runs = ended_runs(results, x)
     scores = results.scores.groupby(["run_id", "step", "metric"], observed=True)["value"].mean().reset_index()
     names = score_names(results.kind)

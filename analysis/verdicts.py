@@ -1,7 +1,6 @@
 """What became of the papers' claims: each has a measure and a range, and its 95 % interval lies inside, outside, or neither.
 
 python -m analysis.verdicts --results runs --claims docs/claims.toml
-python -m analysis.verdicts --results docs/results --claims docs/claims.toml docs/findings.toml --pages README.md
 """
 
 from __future__ import annotations
@@ -25,10 +24,8 @@ from analysis.load import load
 from analysis.measures import MEASURES
 from analysis.metrics import UNIT
 from analysis.results import Results
-from analysis.statements import fill
 from analysis.statistics import Interval, rate_interval
 from analysis.tables import to_markdown, write_tables
-from training.store import writing
 
 TIME = Form(
     "a time with its zone, such as 2026-11-24T20:45:53Z", lambda t: isinstance(t, datetime) and t.tzinfo is not None
@@ -220,25 +217,15 @@ class Options:
     """The files of claims."""
     out: Path | None = None
     """Folder for the table."""
-    pages: tuple[Path, ...] = ()
-    """Markdown whose numbers are written anew (`analysis.statements`); a sentence that no longer holds ends in an error."""
 
 
 def main(options: Options) -> int:
-    """Print the verdicts, and write them if a folder is given, and into pages.
+    """Print the verdicts, and write them if a folder is given.
 
     Raises:
-        BadInput: for a file of claims that cannot be used, or a sentence that does not hold.
+        BadInput: for a file of claims that cannot be used.
     """
     verdicts = judge_claims(options.results, [claim for path in options.claims for claim in read_claims(path)])
-    try:
-        pages = {page: page.read_text(encoding="utf-8") for page in options.pages}
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"a page of --pages cannot be read: {error}") from None
-    filled = {page: fill(text, verdicts, str(page)) for page, text in pages.items()}
-    for page, text in filled.items():
-        with writing(page) as aside:
-            aside.write_text(text, encoding="utf-8")
     shown = ["id", "claim", "mean", "low", "high", "range_low", "range_high", "num_subjects", "verdict", "note"]
     print(to_markdown(verdicts[shown]))
     if options.out is not None:

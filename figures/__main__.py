@@ -3,6 +3,7 @@
     python -m figures all --results runs --out drawn --style paper --format pdf
     python -m figures lr_robustness --results docs/results --out slides --style slides --format png svg
     python -m figures all --results runs --out drawn --claims docs/claims.toml
+    python -m figures all --results docs/results --out docs/results --claims docs/claims.toml docs/findings.toml --pages README.md
     python -m figures page runs/lr_robustness                                      # runs/lr_robustness/report.html
 
 `page` makes the page of one sweep, an HTML file that opens from disk: curves, pictures, blocks, subjects, data.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +26,7 @@ import pandas as pd
 
 from adapters.errors import BadInput
 from analysis import load, to_markdown, write_tables
+from analysis.statements import fill
 from analysis.verdicts import judge_claims, read_claims
 from figures.draw_all import ALL, Manner, draw_all
 from figures.page import write_page
@@ -63,8 +66,13 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--style", default="screen", help=f"one of: {', '.join(STYLES)}")
     parser.add_argument("--width", type=float, help="of every figure, in inches; panels then stand below each other")
     parser.add_argument(
-        "--claims", type=Path, help="file of claims to judge: the verdicts go into OUT/verdicts.md, .tex, .csv"
-    )
+        "--claims", type=Path, nargs="+", default=[], metavar="FILE",
+        help="claims to judge: the verdicts on the first file's go into OUT/verdicts.md, .tex, .csv",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pages", type=Path, nargs="+", default=[], metavar="FILE",
+        help="Markdown whose numbers are written anew from all claims; a sentence that no longer holds is an error",
+    )  # fmt: skip
     parser.add_argument("--format", nargs="+", default=["png", "pdf"], help=f"any of: {', '.join(METADATA)}")
     read = parser.parse_args(arguments)
     if unknown := [name for name in read.names if name not in (ALL, *GALLERY)]:
@@ -75,6 +83,8 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise BadInput(f"unknown style {read.style!r}; allowed: {', '.join(STYLES)}")
     if not read.results.is_dir():
         raise BadInput(f"no results folder {read.results}: give a folder that a sweep has written, such as runs/")
+    if read.pages and not read.claims:
+        raise BadInput("--pages needs --claims: the files of what stands in them")
     return read
 
 
@@ -95,6 +105,23 @@ def write_verdicts(out: Path, verdicts: pd.DataFrame) -> None:
         table = to_markdown(shown.assign(criterion=[_range(row) for row in verdicts.itertuples()], fixed=when))
         with writing(page) as aside:
             aside.write_text(f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+
+
+def write_pages(pages: Sequence[Path], verdicts: pd.DataFrame) -> None:
+    """Write the numbers of pages anew; none is written if one of them cannot be.
+
+    Raises:
+        BadInput: for a page that cannot be read, or a sentence in it that does not hold.
+        StoreError: if one cannot be written.
+    """
+    try:
+        texts = {page: page.read_text(encoding="utf-8") for page in pages}
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"a page of --pages cannot be read: {error}") from None
+    filled = {page: fill(text, verdicts, str(page)) for page, text in texts.items()}
+    for page, text in filled.items():
+        with writing(page) as aside:
+            aside.write_text(text, encoding="utf-8")
 
 
 def _range(row: Any) -> str:
@@ -138,10 +165,13 @@ def _draw(arguments: Sequence[str] | None) -> int:
     if words[:1] == ["page"]:
         return _make_page(words[1:])
     read = read_arguments(arguments)
-    claims = read_claims(read.claims) if read.claims else []
-    paths, lines = draw_all(read.names, read.results, read.out, Manner(read.style, read.width, read.format))
+    claims = [read_claims(path) for path in read.claims]
+    with ThreadPoolExecutor(1) as beside:  # the folders are drawn in processes of their own
+        judged = beside.submit(judge_claims, read.results, sum(claims, []))
+        paths, lines = draw_all(read.names, read.results, read.out, Manner(read.style, read.width, read.format))
     if claims:
-        write_verdicts(read.out, judge_claims(read.results, claims))
+        write_verdicts(read.out, judged.result().head(len(claims[0])))
+        write_pages(read.pages, judged.result())
     for path in paths:
         print(path)
     for line in lines:

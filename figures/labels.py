@@ -83,15 +83,16 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def width_pt(text: str, size_pt: float, *, bold: bool = False) -> float:
-    """How wide a line of text is, in points."""
-    return HINTING * size_pt * _width_em(text, bold)
+    """How wide a line of text is, in points: its words and the spaces between."""
+    words = text.split(" ")
+    return HINTING * size_pt * (sum(_width_em(word, bold) for word in words) + (len(words) - 1) * _width_em(" ", bold))
 
 
 @lru_cache(2**16)
-def _width_em(text: str, bold: bool) -> float:
+def _width_em(word: str, bold: bool) -> float:
     font = font_manager.get_font(_font(bold))
     font.set_size(100, 72)
-    font.set_text(text, 0.0)
+    font.set_text(word, 0.0)
     return float(font.get_width_height()[0]) / 64 / 100
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -268,6 +269,14 @@ low = 0.0
     assert verdict in line
     assert front(*words)[0] == 0
     assert page.read_text() == text
+    sentence = tmp_path / "sentence.md"
+    sentence.write_text(f"It holds: <!-- one: {verdict} -->?<!-- end -->.")
+    assert front(*words, "--pages", sentence)[0] == 0
+    assert re.fullmatch(r"It holds: <!-- .* -->-?[\d.]+ \[.*\]<!-- end -->\.", sentence.read_text())
+    assert "a page of --pages cannot be read" in front(*words, "--pages", tmp_path / "nowhere.md")[2]
+    assert "--pages needs --claims" in front(*words[:-2], "--pages", sentence)[2]
+    sentence.write_text("It holds: <!-- one: nonsense -->?<!-- end -->.")
+    assert "the sentence says 'nonsense'" in front(*words, "--pages", sentence)[2]
     claims.write_text("[[claim]]")
     assert front(*words)[0] == 2
 

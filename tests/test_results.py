@@ -83,7 +83,7 @@ def sentences(page: str, start: str, end: str) -> list[str]:
 )
 def test_sentences_say_what_the_data_carry(edition: Path, page: str, start: str, end: str) -> None:
     text = (ROOT / page).read_text()
-    assert fill(text, verdicts(edition), page) == text, "python -m analysis.verdicts --pages writes the numbers anew"
+    assert fill(text, verdicts(edition), page) == text, "make figures writes the numbers anew"
     for sentence in sentences(text, start, end):
         plain = MARKER.sub("", sentence)
         if DIRECTION.search(plain) and not any(words in plain for words in NOT_OF_THE_DATA):

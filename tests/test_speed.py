@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adapters import BadInput
-from benchmarks import forecast, peak, price, speed
+from benchmarks import first_answer, forecast, peak, price, speed
 from benchmarks.forecast import Foreseen
 from benchmarks.page import list_parts, write_part
 from benchmarks.price import CellWork, PricedPreset
@@ -21,7 +21,7 @@ PAGE = ROOT / "docs" / "speed.md"
 
 
 def test_page_has_a_place_for_every_table() -> None:
-    assert list_parts(PAGE) == [*speed.TABLES, "forecast", "price"]
+    assert list_parts(PAGE) == ["first-answer", "first-answer-avx2", *speed.TABLES, "forecast", "price"]
     assert "## On a GPU" in PAGE.read_text()
 
 
@@ -141,3 +141,35 @@ def test_sweeps_of_the_forecast_are_valid(name: str) -> None:
     options = parse(RobustnessOptions, "", list(words))
     options.check()
     assert len(options.specs()) == len(options.method)
+
+
+STAND_IN = """
+import pathlib, sys, time
+runs = pathlib.Path(sys.argv[sys.argv.index("--runs") + 1]) / "lr_robustness"
+if runs.exists():
+    sys.exit()
+print("2 packs of up to 4, 2 workers on cpu: about 1 s")
+runs.mkdir(parents=True)
+if "--fails" in sys.argv:
+    sys.exit("no such subject")
+(runs / "fig2_lr_robustness.png").touch()
+time.sleep(0.5)
+"""
+
+
+def test_a_first_answer_is_timed_as_its_user_waits_for_it(tmp_path: Path) -> None:
+    script, waited = tmp_path / "stand_in.py", first_answer.Waited()
+    script.write_text(STAND_IN)
+    first_answer.wait_for([str(script)], {}, waited)
+    assert 0 < waited.plan[0] < waited.whole[0] - 0.5
+    assert waited.first[0] < 0.4, "it is there while the command goes on"
+    assert waited.again[0] < waited.whole[0] - 0.4
+    assert "| 1 |" in first_answer.to_markdown({"run": waited}, "AVX2")
+    with pytest.raises(BadInput, match="ended with 1: no such subject"):
+        first_answer.wait_for([str(script), "--fails"], {}, waited)
+
+
+def test_first_answers_are_those_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for words in first_answer.COMMANDS.values():
+        assert f"$(BIN)/python {' '.join(words)} $(ARGS)" in makefile

@@ -232,8 +232,6 @@ def test_sweeps_of_one_name_are_told_apart_and_damage_is_named(folder: Path, tmp
         judge_claims(tmp_path / "nowhere", claims)
     with pytest.raises(BadInput, match="two claims have the id 'first'"):
         judge_claims(tmp_path, [claims[0], claims[0]])
-    with pytest.raises(BadInput, match="a page of --pages cannot be read: .*nowhere.md"):
-        main(Options(folder, (ROOT / "docs" / "claims.toml",), pages=(tmp_path / "nowhere.md",)))
 
 
 def test_a_sentence_holds_what_is_measured_or_is_refused(folder: Path) -> None:

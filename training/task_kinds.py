@@ -102,7 +102,7 @@ class TaskKind:
     maker: str
     prompt_metric: str = ""
     unit: str = "subject"
-    num_units: int = 6
+    num_units: int = 4
     part: str = "model"
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
