@@ -83,7 +83,7 @@ def wait_for(words: Sequence[str], more: Mapping[str, str], waited: Waited) -> N
         began = time.perf_counter()
         with subprocess.Popen(
             [sys.executable, *words, "--runs", str(runs)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=there,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", env=there,
         ) as process:  # fmt: skip
             drawn = threading.Thread(target=_watch, args=(runs / FIGURE, process, first))
             drawn.start()

@@ -15,16 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters import get_class, parse_method
-from adapters.inject import attach, find_targets
+from adapters.inject import find_targets
 from benchmarks.rows import Row
 from benchmarks.scene import Effort, Place, Scene
 from benchmarks.timing import interleave, ratio_of, ratio_of_means
 from training.accelerator import autocast
-from training.optimizer import PackedAdamW
+from training.step_price import make_step
 from training.tasks.task import share
 
-RANK, RATE, CLIP, STEPS = 8, 1e-4, 1.0, 1000
+RANK, RATE, CLIP = 8, 1e-4, 1.0
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # PEFT's target_modules; the same layers as `adapters.inject` finds
 
 Step = Callable[[], object]
@@ -103,22 +102,7 @@ def base_step(unet: nn.Module, batch: Batch) -> Step:
 
 def our_step(unet: nn.Module, batch: Batch, method: str, size: int = 1) -> Step:
     """A step of a pack of one of our methods; the batch has as many rows as the pack has replicas."""
-    spec = parse_method(method)
-    boundary = [1.0] * size if get_class(spec.name).uses_boundary else None
-    pack = attach(unet, spec, seeds=range(size), rank=RANK, boundary=boundary)
-    optimizer = PackedAdamW(
-        pack.flat, pack.grad, pack.segments, rates=dict.fromkeys(pack.segments, [RATE] * size),
-        weight_decay=[0.01] * size, clip=[CLIP] * size,
-    )  # fmt: skip
-
-    def step() -> None:
-        pack.zero_grad()
-        pack.advance(STEPS)
-        loss = batch.loss(unet) * size  # the sum of the replicas' means
-        loss.backward()
-        optimizer.step(loss.detach().expand(size))
-
-    return step
+    return make_step(unet, method, RANK, lambda: batch.loss(unet), size=size)
 
 
 def peft_step(

@@ -86,6 +86,6 @@ def save_png(canvas: FigureCanvasAgg, written: io.BytesIO) -> None:
     if any(ax.images for ax in canvas.figure.axes):
         strategy = zlib.Z_RLE  # of pictures as small as any, in a third of the time
     else:
-        picture = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        picture = picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         strategy = zlib.Z_DEFAULT_STRATEGY
     picture.save(written, "PNG", compress_type=strategy, dpi=(DPI, DPI), pnginfo=texts)

@@ -13,10 +13,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from adapters import get_class, parse_method
 from adapters.inject import attach
@@ -94,7 +96,10 @@ def measure(load: Load, methods: Sequence[str], rank: int, laps: int = LAPS) -> 
     clock = time.perf_counter if on_gpu else time.process_time
     model = kind_of(load.task).open().bench(load)
     models = [model, *(model.twin() for _ in methods[1:])]
-    steps = [_step(own, method, rank, load.rows) for own, method in zip(models, methods, strict=True)]
+    steps = [
+        make_step(own.model, method, rank, partial(_loss, own, load.rows), targets=own.targets)
+        for own, method in zip(models, methods, strict=True)
+    ]
     found: list[list[float]] = [[] for _ in methods]
     for _ in range(WARMUP + laps):
         for own, step in zip(found, steps, strict=True):
@@ -107,22 +112,43 @@ def measure(load: Load, methods: Sequence[str], rank: int, laps: int = LAPS) -> 
     return {"laps": [own[WARMUP:] for own in found], "peak_mib": peak}
 
 
-def _step(model: MeasuredModel, method: str, rank: int, rows: int) -> Callable[[], object]:
-    """Forward, backward, clipping and AdamW of a pack of one."""
+def _loss(model: MeasuredModel, rows: int) -> Tensor:
+    return model.train(rows).square().mean()
+
+
+def make_step(
+    model: nn.Module,
+    method: str,
+    rank: int,
+    loss: Callable[[], Tensor],
+    *,
+    size: int = 1,
+    targets: Mapping[str, nn.Linear] | None = None,
+) -> Callable[[], object]:
+    """Attach a pack; the step that is returned is forward, backward, clipping and AdamW of it.
+
+    Args:
+        model: what is finetuned.
+        method: as the command line names it.
+        rank: of every replica.
+        loss: the mean loss of one batch, with as many rows for each replica.
+        size: replicas in the pack.
+        targets: the matrices; None for attention's of a U-Net.
+    """
     spec = parse_method(method)
-    boundary = [1.0] if get_class(spec.name).uses_boundary else None
-    pack = attach(model.model, spec, seeds=[0], rank=rank, boundary=boundary, targets=model.targets)
+    boundary = [1.0] * size if get_class(spec.name).uses_boundary else None
+    pack = attach(model, spec, seeds=range(size), rank=rank, boundary=boundary, targets=targets)
     optimizer = PackedAdamW(
-        pack.flat, pack.grad, pack.segments, rates=dict.fromkeys(pack.segments, [1e-4]), weight_decay=[0.01], clip=[1.0],
-        advancing=pack.advancing(),
+        pack.flat, pack.grad, pack.segments, rates=dict.fromkeys(pack.segments, [1e-4] * size),
+        weight_decay=[0.01] * size, clip=[1.0] * size, advancing=pack.advancing(),
     )  # fmt: skip
 
     def step() -> None:
         pack.zero_grad()
         pack.advance(STEPS)
-        loss = model.train(rows).square().mean()
-        loss.backward()
-        optimizer.step(loss.detach()[None])
+        mean = loss() * size  # the sum of the replicas' means
+        mean.backward()
+        optimizer.step(mean.detach().expand(size))
 
     return step
 
