@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quick run text run-text test lint types check format docs figures evidence pocket slurm-demo
+.PHONY: help quick run text run-text test lint types check format docs figures evidence evidence-text pocket slurm-demo
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -93,6 +93,14 @@ evidence: $(VENV)/.plateau-run ## docs/results: every driver on the pocket, hour
 	$(call EVIDENCE,lr_robustness,lr_robustness-last-look,--method lora dora delora etherplus nblora $(FOUR_RATES) \
 		--subjects $(LAST_LOOK))
 	$(MAKE) figures
+
+# The same on text, in the order of docs/text.md.
+EVIDENCE_TEXT = $(BIN)/python sweeps/$(1).py --task text --sweep evidence-text --docs docs/results/text/$(1) $(2) $(ARGS)
+EIGHT := --method lora dora dora-fixed delora etherplus oft nblora full
+evidence-text: text ## docs/results/text: the same questions on text, hours on two cores; goes on where it stopped
+	$(call EVIDENCE_TEXT,lr_robustness,$(EIGHT) $(EIGHT_RATES) --subjects 16)
+	$(call EVIDENCE_TEXT,prolonged_training,$(FOUR) nblora --steps 480 --subjects 8)
+	$(call EVIDENCE_TEXT,rank_robustness,$(FOUR_RATES) --subjects 8)
 
 # PYTHON=... uses that interpreter as it is; it needs no torch: pandas, pyarrow, matplotlib, seaborn, scipy and duckdb are enough.
 DRAWN_BY := $(if $(filter environment command,$(word 1,$(origin PYTHON))),given,)

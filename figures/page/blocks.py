@@ -100,9 +100,10 @@ def _matrices(results: Results, names: Sequence[str], rates: Sequence[float]) ->
 
 
 def final_table(results: Results) -> pd.DataFrame:
-    """The same matrices as rows, to be downloaded: series, multiplier, subject, matrix, distance_rel."""
-    keys = ["series", "multiplier", "subject", "matrix"]
-    return _final(results).groupby(keys, sort=False)["distance_rel"].mean().reset_index()
+    """The same distances to be downloaded: a row a series, multiplier and subject, a column a matrix."""
+    keys, found = ["series", "multiplier", "subject", "matrix"], _final(results)
+    wide = found.groupby(keys, observed=True)["distance_rel"].mean().unstack("matrix")
+    return wide[list(dict.fromkeys(found["matrix"]))].reset_index()
 
 
 def _final(results: Results) -> pd.DataFrame:
