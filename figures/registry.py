@@ -64,15 +64,19 @@ GAUGES = ("lambda", "saturation", "distance_rel")
 
 
 @of_its_task
-def draw_lr_robustness(results: Results, behind: Results | None = None) -> FigureSet:
+def draw_lr_robustness(
+    results: Results, behind: Results | None = None, look: Callable[[FigureSet], None] = lambda drawn: None
+) -> FigureSet:
     """Fig. 2, scores over the distance and at matched prompt, what separates the methods, and sheets of pictures.
 
     Args:
         results: runs over learning rates.
         behind: other methods' runs, drawn behind in grey.
+        look: called with what there is once Fig. 2 and its tables are drawn.
     """
     drawn = FigureSet.of(results)
     curves = add_curves(drawn, results, "fig2_lr_robustness", behind)
+    look(drawn)
     scores = subject_scores(results)
     drawn.add("scores_by_subject", figures.scores_by_subject.draw(scores), scores)
     several, subjects = results.runs["series"].nunique() > 1, results.runs["subject"].nunique()

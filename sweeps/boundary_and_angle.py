@@ -37,7 +37,6 @@ def drive(options: BoundaryOptions) -> int:
     from adapters.errors import BadInput
     from sweeps.driver import run_sweep
     from sweeps.grid import expand_each, resolve_inputs
-    from sweeps.report_variants import report_boundary
 
     if without := [s.name for s in options.specs() if not get_class(s.name).has_role("lambda", s.options)]:
         raise BadInput(f"--method has {without[0]}, which trains no lambda; allowed: delora and the ablations with one")
@@ -50,6 +49,8 @@ def drive(options: BoundaryOptions) -> int:
     changes = [{"scale": scale, "boundary": start} for start in starts for scale in options.scales]
     outcome = run_sweep(options, inputs, expand_each(options, inputs, changes), NAME)
     if outcome is not None:
+        from sweeps.report_variants import report_boundary
+
         report_boundary(outcome, options.docs)
     return 0
 

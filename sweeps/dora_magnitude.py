@@ -35,7 +35,6 @@ def drive(options: MagnitudeOptions) -> int:
     from adapters.errors import BadInput
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, resolve_inputs
-    from sweeps.report import report_magnitude
 
     if [spec.name for spec in options.specs()] != ["dora", "dora-fixed"]:
         raise BadInput(f"--method is {' '.join(options.method)}; this comparison takes dora dora-fixed, with options")
@@ -45,6 +44,8 @@ def drive(options: MagnitudeOptions) -> int:
         planned += expand(with_defaults(options, method=options.beside, multipliers=(1.0,)), inputs)
     outcome = run_sweep(options, inputs, planned, NAME)
     if outcome is not None:
+        from sweeps.report import report_magnitude
+
         report_magnitude(outcome, docs=options.docs)
     return 0
 

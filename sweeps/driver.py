@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ from sweeps.work import Sweep, Work, look, plan_work, resolve
 from training.states import RunStatus
 
 PAGE = "report.html"
+LOAD_S = 20.0  # after which the figures' libraries are loaded: workers have started by then
 DrawEarly = Callable[["SweepOutcome", str], Path]
 RENAMED = ("multiplier", "scale", "label", "rate_source")  # what a run goes by in a call, whatever it was trained as
 
@@ -192,7 +196,11 @@ def _run(plan: Plan, packs: Sequence[str], work: Work, early: EarlyAnswers | Non
                 screen.say(early.look(sum(p.state == PackStatus.ENDED for state in states for p in state.packs)))
 
         workers = min(work.workers, len(packs))
+        loading = threading.Timer(LOAD_S, _load_figures)
+        loading.daemon = True
+        loading.start()
         outcome = pool.run_inline(specs, workers=workers, device=work.setting.device, look=look)
+        loading.cancel()
         if early is not None:
             early.close()
     if outcome == Outcome.STOPPED:
@@ -201,6 +209,12 @@ def _run(plan: Plan, packs: Sequence[str], work: Work, early: EarlyAnswers | Non
             "stopped; everything computed is checkpointed: the same command goes on from here"
             + (drawn and f"; {drawn}")
         )
+
+
+def _load_figures() -> None:
+    """Load what the report needs while workers train, once they have started: seconds less to wait for at the end."""
+    with contextlib.suppress(ImportError):  # the report will say so
+        importlib.import_module("figures.registry")
 
 
 def _report_failures(plan: Plan, packs: Sequence[str]) -> None:

@@ -46,7 +46,6 @@ def drive(options: JudgeOptions) -> int:
     from sweeps.choosing import split_subjects
     from sweeps.driver import run_sweep
     from sweeps.judging import add_evidence, check_contract, check_question, fit_budget, plan_grid, tune
-    from sweeps.report_card import report_card
 
     spec = check_question(options)
     name = f"{NAME}-{spec.name.partition('@')[0].replace(':', '-')}"
@@ -61,6 +60,8 @@ def drive(options: JudgeOptions) -> int:
         return 0
     outcome = run_sweep(options, many, plan_grid(options, tuned, many), NAME)
     if outcome is not None:
+        from sweeps.report_card import report_card
+
         report_card(outcome, options, tuned, many.setting)
     return 0
 

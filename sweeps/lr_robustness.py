@@ -11,10 +11,14 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from sweeps.options import Options, run_driver, with_defaults  # noqa: E402
+
+if TYPE_CHECKING:
+    from sweeps.driver import SweepOutcome
 
 NAME = "lr_robustness"
 EVIDENCE = Path(__file__).resolve().parents[1] / "docs" / "results" / "lr_robustness"
@@ -35,7 +39,6 @@ def drive(options: RobustnessOptions) -> int:
     from adapters.errors import BadInput
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, resolve_inputs
-    from sweeps.report import draw_early, report_robustness
 
     inputs = resolve_inputs(options, num_subjects=options.kind[0].num_units)
     planned = expand(options, inputs)
@@ -45,10 +48,18 @@ def drive(options: RobustnessOptions) -> int:
             raise BadInput(f"--split-subjects is {options.split_subjects}; allowed: {few}")
         some = dataclasses.replace(inputs, subjects=inputs.subjects[: options.split_subjects])
         planned += expand(with_defaults(options, seeds=options.split_seeds), some, quiet=True)
-    outcome = run_sweep(options, inputs, planned, NAME, draw_early=draw_early)
+    outcome = run_sweep(options, inputs, planned, NAME, draw_early=_draw_early)
     if outcome is not None:
+        from sweeps.report import report_robustness
+
         report_robustness(outcome, background=EVIDENCE, docs=options.docs)
     return 0
+
+
+def _draw_early(outcome: SweepOutcome, said: str) -> Path:
+    from sweeps.report import draw_early  # what figures need is loaded while workers train
+
+    return draw_early(outcome, said)
 
 
 if __name__ == "__main__":

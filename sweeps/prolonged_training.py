@@ -36,7 +36,6 @@ def drive(options: ProlongedOptions) -> int:
     """Train long, score on the way, draw score, distance and lambda against the steps."""
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, resolve_inputs
-    from sweeps.report import report_prolonged
 
     if not options.eval_steps:
         count = min(NUM_EVALUATIONS, options.steps)
@@ -44,6 +43,8 @@ def drive(options: ProlongedOptions) -> int:
     inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
     outcome = run_sweep(options, inputs, expand(options, inputs), NAME)
     if outcome is not None:
+        from sweeps.report import report_prolonged
+
         report_prolonged(outcome, docs=options.docs)
     return 0
 

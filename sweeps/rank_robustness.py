@@ -37,7 +37,6 @@ def drive(options: RankOptions) -> int:
     from adapters.errors import BadInput
     from sweeps.driver import run_sweep
     from sweeps.grid import expand_each, resolve_inputs
-    from sweeps.report_variants import report_ranks
 
     if not options.ranks or min(options.ranks) < 1:
         raise BadInput(f"--ranks is {' '.join(map(str, options.ranks)) or 'empty'}; allowed: whole numbers from 1 on")
@@ -47,6 +46,8 @@ def drive(options: RankOptions) -> int:
     planned = expand_each(options, inputs, [{"rank": rank} for rank in options.ranks])
     outcome = run_sweep(options, inputs, planned, NAME)
     if outcome is not None:
+        from sweeps.report_variants import report_ranks
+
         report_ranks(outcome, options.docs)
     return 0
 

@@ -58,9 +58,13 @@ def show(frame: pd.DataFrame) -> None:
 def report_robustness(outcome: SweepOutcome, background: Path | None, docs: Path | None) -> None:
     """Fig. 2: the table by multiplier, the plateau in a sentence, the figure and the sheets of pictures."""
     behind = evidence(background, outcome.results) if docs is None else None
-    drawn = draw_lr_robustness(outcome.results, behind)
-    show(drawn.tables["summary"])
-    say_plateaus(drawn.tables["plateau"], outcome.results)
+
+    def look(drawn: FigureSet) -> None:
+        drawn.save(outcome.folder, ("png",))
+        show(drawn.tables["summary"])
+        say_plateaus(drawn.tables["plateau"], outcome.results)
+
+    drawn = draw_lr_robustness(outcome.results, behind, look)
     if "comparisons" in drawn.tables:
         print(
             with_controls(power_sentence(drawn.tables["comparisons"], unit=outcome.results.kind.unit), outcome.results)

@@ -52,7 +52,6 @@ def drive(options: SettingOptions) -> int:
     from sweeps.driver import run_sweep
     from sweeps.grid import expand_each, resolve_inputs
     from sweeps.options import with_defaults
-    from sweeps.report_variants import report_settings
 
     changes = [{setting: value} for setting, values in LISTS.items() for value in getattr(options, values)]
     for change in changes:
@@ -64,6 +63,8 @@ def drive(options: SettingOptions) -> int:
         raise BadInput(f"nothing is varied: give {flags} a value that is not the default")
     outcome = run_sweep(options, inputs, planned, NAME)
     if outcome is not None:
+        from sweeps.report_variants import report_settings
+
         report_settings(outcome, options.docs)
     return 0
 
