@@ -20,6 +20,7 @@ MOST_LETTERS, LEAST_LETTERS = 24, 12
 HINTING = 1.05  # what rounding to pixels may add to a width
 MOST_ROUNDS = 4  # of laying a figure out; two are enough but where a broken line moves others
 SUBTITLE = "subtitle"  # what marks it
+SPARE = 0.8  # of a panel's height may be the label at its side, for one title more to change nothing
 SHARE = 0.3  # of a figure's width that names at its right may take
 
 End = tuple[float, float, str, str]  # of a curve: x, y, name, colour
@@ -151,13 +152,24 @@ def fit_text(figure: Figure, ends: Mapping[Axes, Sequence[End]] | None = None) -
             for text in _subtitles(ax):
                 ax.set_title(ax.get_title("left"), pad=pt(6) + text.get_window_extent().height * 72 / figure.dpi)
             _thin_ticks(ax, 72 / figure.dpi)
-        if before == (now := [text.get_text() for text in written]):
+        now = [text.get_text() for text in written]
+        if before == now or (not ends and now == [*written.values()] and _have_room(figure)):
             break
         before = now
     for mark in named:
         mark.remove()
     for ax, own in (ends or {}).items():
         label_ends(ax, own)  # again, where the curves end now: the names left the layout as it is
+
+
+def _have_room(figure: Figure) -> bool:
+    """Whether panels that lose a line to their titles still have room for the labels at their sides."""
+    labels = {ax: ax.yaxis.label for ax in figure.axes}
+    return all(
+        width_pt(line, float(label.get_fontsize())) < SPARE * ax.get_window_extent().height * 72 / figure.dpi
+        for ax, label in labels.items()
+        for line in label.get_text().split("\n")
+    )
 
 
 def _titles(ax: Axes) -> list[Text]:
