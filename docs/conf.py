@@ -45,7 +45,7 @@ PAGES = {
         f"docs/{name}" for name in ("figures", "judge", "options", "models", "text", "real_runs", "cluster", "api")
     ],
     "Methods": ["docs/methods", "docs/add_a_method", "docs/add_a_task", "docs/statistics"],
-    "Results": ["docs/results/README", "docs/pilot/README", "training/pocket/MODEL_CARD"],
+    "Results": ["docs/results/README", "docs/hira", "docs/pilot/README", "training/pocket/MODEL_CARD"],
     "Cost and reliability": [
         "docs/speed",
         "Packs, methods and HF PEFT on a CPU <docs/benchmarks>",
