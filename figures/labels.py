@@ -164,11 +164,10 @@ def fit_text(figure: Figure, ends: Mapping[Axes, Sequence[End]] | None = None) -
 
 def _have_room(figure: Figure) -> bool:
     """Whether panels that lose a line to their titles still have room for the labels at their sides."""
-    labels = {ax: ax.yaxis.label for ax in figure.axes}
     return all(
-        width_pt(line, float(label.get_fontsize())) < SPARE * ax.get_window_extent().height * 72 / figure.dpi
-        for ax, label in labels.items()
-        for line in label.get_text().split("\n")
+        width_pt(line, float(ax.yaxis.label.get_fontsize())) < SPARE * ax.get_window_extent().height * 72 / figure.dpi
+        for ax in figure.axes
+        for line in ax.yaxis.label.get_text().split("\n")
     )
 
 

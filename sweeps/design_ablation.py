@@ -32,14 +32,15 @@ class AblationOptions(Options):
 
 def drive(options: AblationOptions) -> int:
     """Run every row over the grid; print the table and what each step changes, draw scores and distances."""
-    from figures.registry import draw_design_ablation
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, resolve_inputs
-    from sweeps.report_variants import report_variants
 
     inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
     outcome = run_sweep(options, inputs, expand(options, inputs), NAME)
     if outcome is not None:
+        from figures.registry import draw_design_ablation
+        from sweeps.report_variants import report_variants
+
         report_variants(outcome, draw_design_ablation, options.specs(), options.docs)
     return 0
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,11 +196,8 @@ def _run(plan: Plan, packs: Sequence[str], work: Work, early: EarlyAnswers | Non
                 screen.say(early.look(sum(p.state == PackStatus.ENDED for state in states for p in state.packs)))
 
         workers = min(work.workers, len(packs))
-        loading = threading.Timer(LOAD_S, _load_figures)
-        loading.daemon = True
-        loading.start()
-        outcome = pool.run_inline(specs, workers=workers, device=work.setting.device, look=look)
-        loading.cancel()
+        with _figures_loading():
+            outcome = pool.run_inline(specs, workers=workers, device=work.setting.device, look=look)
         if early is not None:
             early.close()
     if outcome == Outcome.STOPPED:
@@ -211,8 +208,19 @@ def _run(plan: Plan, packs: Sequence[str], work: Work, early: EarlyAnswers | Non
         )
 
 
-def _load_figures() -> None:
+@contextlib.contextmanager
+def _figures_loading() -> Iterator[None]:
     """Load what the report needs while workers train, once they have started: seconds less to wait for at the end."""
+    loading = threading.Timer(LOAD_S, _load_figures)
+    loading.daemon = True
+    loading.start()
+    try:
+        yield
+    finally:
+        loading.cancel()
+
+
+def _load_figures() -> None:
     with contextlib.suppress(ImportError):  # the report will say so
         importlib.import_module("figures.registry")
 

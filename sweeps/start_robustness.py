@@ -33,14 +33,15 @@ class StartOptions(Options):
 
 def drive(options: StartOptions) -> int:
     """Run every variant over the grid; print the table and how each differs from the first, draw scores and distances."""
-    from figures.registry import draw_start_robustness
     from sweeps.driver import run_sweep
     from sweeps.grid import expand, resolve_inputs
-    from sweeps.report_variants import report_variants
 
     inputs = resolve_inputs(options, num_subjects=NUM_SUBJECTS)
     outcome = run_sweep(options, inputs, expand(options, inputs), NAME)
     if outcome is not None:
+        from figures.registry import draw_start_robustness
+        from sweeps.report_variants import report_variants
+
         report_variants(outcome, draw_start_robustness, options.specs(), options.docs)
     return 0
 
